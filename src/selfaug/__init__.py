@@ -1,0 +1,34 @@
+"""Fine-tune language models on RAG data without losing what they could already do."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig as SelfAugConfig
+    from selfaug.data.prompts import Renderer as Renderer
+    from selfaug.data.record import Document as Document
+    from selfaug.data.record import Record as Record
+    from selfaug.errors import UserError as UserError
+    from selfaug.trainer import SelfAugTrainer as SelfAugTrainer
+
+__version__ = "0.1.0.dev0"
+
+# Loaded on first use: `selfaug --help` must not pay for torch and transformers.
+_PUBLIC = {
+    "Document": "selfaug.data.record",
+    "Record": "selfaug.data.record",
+    "Renderer": "selfaug.data.prompts",
+    "SelfAugConfig": "selfaug.config",
+    "SelfAugTrainer": "selfaug.trainer",
+    "UserError": "selfaug.errors",
+}
+
+__all__ = ["Document", "Record", "Renderer", "SelfAugConfig", "SelfAugTrainer", "UserError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

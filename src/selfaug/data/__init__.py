@@ -1,0 +1,1 @@
+"""From a row of any supported format to token ids and labels."""

@@ -1,0 +1,39 @@
+"""Which errors are the user's to mend, and how are they said?"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["ConfigError", "DataError", "UserError", "nearest"]
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: what was wrong, and what to do about it.
+
+    The command line prints ``error: {message}``, a blank line and ``hint: {hint}`` on stderr and exits with 2, without
+    a traceback. In Python it is an ordinary ``ValueError`` whose text holds both parts.
+
+    Args:
+        message: Which setting or file, what was received, why it matters.
+        hint: What to do.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message}\n\nhint: {hint}")
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(UserError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(UserError):
+    """A data file or row that cannot be used."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The text ``" Did you mean 'x'?"`` with the known name closest to ``name``, or an empty text."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""

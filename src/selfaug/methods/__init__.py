@@ -1,0 +1,1 @@
+"""Ways of fine-tuning that may keep more; a registry by name."""

@@ -1,0 +1,1 @@
+"""From hidden states to one loss and one hidden-state gradient, without ever holding full logits."""

@@ -1,0 +1,1 @@
+"""Where the base's outputs come from during training."""
