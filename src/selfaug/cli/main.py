@@ -1,0 +1,119 @@
+"""Which verb is meant, and how do its mistakes and signals reach the user?"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from selfaug import __version__
+from selfaug.cli.terminal import coloured
+from selfaug.errors import ConfigError, UserError, nearest
+
+__all__ = ["VERBS", "Parser", "Verb", "main"]
+
+USER_MISTAKE = 2
+"""Exit code of an error that the user can mend."""
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, and its line in the help."""
+
+    module: str
+    help: str
+
+
+# Only names: a verb's module is imported when it is asked for, so `selfaug --help` never pays for torch.
+VERBS = {
+    "train": Verb("selfaug.cli.train", "fine-tune a model on RAG data and keep what it could already do"),
+    "prepare": Verb("selfaug.cli.prepare", "check and convert data, retrieve documents, hold out a split"),
+    "merge": Verb("selfaug.cli.merge", "fold a run's adapter into its base model"),
+    "chat": Verb("selfaug.cli.chat", "talk to a run's model, with or without its adapter"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are ``ConfigError``s with a hint, and which never guesses an abbreviation."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs["allow_abbrev"] = False
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise ConfigError(message, f"`{self.prog} --help` lists every option and its values.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``selfaug VERB ...`` and return its exit code.
+
+    0 done, 2 a mistake that the user can mend (``error:``, blank line, ``hint:`` on stderr), 130 and 143 stopped by
+    SIGINT and SIGTERM, 141 the reader of our output went away. Any other exception is a defect of ours and keeps its
+    traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        _print_error(error)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit; without this it would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except SystemExit as stop:
+        if isinstance(stop.code, int) or stop.code is None:
+            return stop.code or 0  # argparse after --help or --version
+        raise
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb = arguments[0] if arguments else None
+    parser = Parser(prog="selfaug", description="Fine-tune language models on RAG data without forgetting.")
+    parser.add_argument("--version", action="version", version=f"selfaug {__version__}")
+    subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB")
+    if verb in VERBS:
+        module = importlib.import_module(VERBS[verb].module)
+        module.add_parser(subparsers)
+        known, unknown = parser.parse_known_args(arguments)
+        # `train` reads its own words: it has options of three libraries and a file of settings to weigh.
+        known.argv = arguments[1:]
+        if unknown and not getattr(module, "READS_ITS_OWN_ARGUMENTS", False):
+            _refuse_unknown(verb, unknown, subparsers.choices[verb])
+        return int(module.run(known))
+    if verb is not None and not verb.startswith("-"):
+        raise ConfigError(
+            f"{verb!r} is not a verb of selfaug.{nearest(verb, VERBS)}",
+            f"the verbs are {', '.join(VERBS)}; `selfaug VERB --help` explains one.",
+        )
+    for name, entry in VERBS.items():
+        subparsers.add_parser(name, help=entry.help)
+    parser.parse_args(arguments)
+    parser.print_help()
+    return 0
+
+
+def _refuse_unknown(verb: str, unknown: list[str], parser: argparse.ArgumentParser) -> NoReturn:
+    name = unknown[0].split("=")[0]
+    close = nearest(name, parser._option_string_actions)
+    raise ConfigError(f"`selfaug {verb}` does not know {name!r}.{close}", f"`selfaug {verb} --help` lists its options.")
+
+
+def _print_error(error: UserError) -> None:
+    rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f" (rank {rank})"
+    red, cyan, plain = ("\033[1;31m", "\033[1;36m", "\033[0m") if coloured() else ("", "", "")
+    sys.stderr.write(f"{red}error{where}:{plain} {error.message}\n\n{cyan}hint:{plain} {error.hint}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

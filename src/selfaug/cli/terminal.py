@@ -1,0 +1,26 @@
+"""Talk goes to stderr, data to stdout: who writes what?"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["coloured", "emit", "say"]
+
+
+def say(text: str = "") -> None:
+    """Tell the person at the terminal something: a line on stderr, from the first process of a distributed run."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def emit(text: str) -> None:
+    """Write a line of data to stdout, for the next program in a pipe."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def coloured() -> bool:
+    """Whether stderr shows colours: a terminal, and the user has not refused them with ``NO_COLOR``."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
