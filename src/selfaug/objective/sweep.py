@@ -1,0 +1,231 @@
+"""The objective in row blocks: one pass forms the value and the hidden-state gradient, and full logits never exist.
+
+A block of rows is projected (tuned and, where a term asks, reference), its terms give value and gradient with respect
+to the logits, and the gradient is projected back at once: 3 products of N·V·H an aligned row with a frozen head, 4 with
+a trained one, where autograd over stored logits or a recomputing kernel takes 5. The backward pass only scales.
+
+Shapes: T hidden states (flattened), N rows of a group, n rows of a block, V vocabulary, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from selfaug.objective.head import LMHead
+from selfaug.objective.rows import Objective, Rows, check_rows
+
+__all__ = ["default_block_bytes", "sweep"]
+
+# On a CPU the elementwise work runs on slices that stay in a core's cache; on a GPU a launch costs more than a trip
+# to memory, so there a slice is the whole block.
+_CPU_SLICE_ELEMENTS = 2**18
+# float32 copies of a row alive at once inside a term, worst case (JSD).
+_TERM_COPIES = 6
+
+
+def default_block_bytes(device: torch.device) -> int:
+    """Memory that the sweep may hold beside its inputs, in bytes: 96 MiB on a CPU, 512 MiB elsewhere."""
+    return (96 if device.type == "cpu" else 512) * 2**20
+
+
+def sweep(
+    hidden_TH: Tensor,
+    head: LMHead,
+    groups: Sequence[Rows],
+    reference_head: LMHead | None = None,
+    *,
+    block_bytes: int | None = None,
+) -> Objective:
+    """``Σ_groups Σ_terms Σ_n weight · term(head(hidden_n), reference_head(reference_n), label_n)`` in row blocks.
+
+    Equals :func:`selfaug.objective.plain.plain` to rounding. Products run in the autocast dtype where autocast is on,
+    else in the head's; everything on logits in float32 (float64 for float64 heads).
+
+    Args:
+        hidden_TH: Final hidden states of the tuned model; gradients flow here.
+        head: Projection of the tuned model; its weight and bias get gradients where they require them.
+        groups: Which rows meet which terms; no row is in two groups.
+        reference_head: The base's projection; ``None`` where both share one.
+        block_bytes: Bound on the memory held beside inputs and gradients; ``None`` for the device's default. At least
+            one row is taken at a time.
+
+    Returns:
+        The loss, float32 (float64 for float64 heads): with no rows it is 0 and still has a graph, so a rank with
+        nothing to do takes part in the backward collectives. Sums by name, detached.
+
+    Raises:
+        ValueError: If shapes do not fit or a term lacks its labels or reference.
+    """
+    groups = tuple(groups)
+    check_rows(hidden_TH, head, groups)
+    plan = _Sweep(head, reference_head or head, groups, block_bytes or default_block_bytes(hidden_TH.device))
+    loss, *totals = _SweepFunction.apply(hidden_TH, head.weight_VH, head.bias_V, plan)
+    return Objective(loss, dict(zip(plan.names, totals, strict=True)))
+
+
+class _Sweep:
+    """What one sweep does, apart from the tensors that autograd must see."""
+
+    def __init__(self, head: LMHead, reference_head: LMHead, groups: tuple[Rows, ...], block_bytes: int) -> None:
+        self.head, self.reference_head, self.groups, self.block_bytes = head, reference_head, groups, block_bytes
+        self.names: list[str] = []  # of the sums, filled by the forward pass
+
+
+@dataclass
+class _Gradients:
+    hidden_TH: Tensor
+    weight_VH: Tensor | None
+    bias_V: Tensor | None
+
+
+class _SweepFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, plan: _Sweep) -> Any:
+        device = hidden_TH.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
+        wanted = ctx.needs_input_grad
+        gradients = None
+        if any(wanted):
+            # Sums over blocks: a 16-bit accumulator would lose the small ones.
+            wide = torch.promote_types(weight_VH.dtype, torch.float32)
+            gradients = _Gradients(
+                hidden_TH=torch.zeros_like(hidden_TH),
+                weight_VH=torch.zeros_like(weight_VH, dtype=wide) if wanted[1] else None,
+                bias_V=torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and wanted[2] else None,
+            )
+        with torch.autocast(device, enabled=False):
+            head = plan.head.to(dtype)
+            same = plan.reference_head.weight_VH is plan.head.weight_VH
+            reference_head = head if same else plan.reference_head.to(dtype)
+            loss, sums = _run(plan, hidden_TH, head, reference_head, gradients)
+        plan.names.extend(sums)
+        ctx.dtypes = (weight_VH.dtype, None if bias_V is None else bias_V.dtype)
+        if gradients is not None:
+            saved = (gradients.hidden_TH, gradients.weight_VH, gradients.bias_V)
+            ctx.save_for_backward(*(x for x in saved if x is not None))
+            ctx.has = tuple(x is not None for x in saved)
+        ctx.mark_non_differentiable(*sums.values())
+        return (loss, *sums.values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> Any:
+        saved = iter(ctx.saved_tensors)
+        hidden_TH, weight_VH, bias_V = (next(saved) if has else None for has in ctx.has)
+        assert hidden_TH is not None
+        return (
+            hidden_TH * loss_gradient.to(hidden_TH.dtype),
+            None if weight_VH is None else (weight_VH * loss_gradient).to(ctx.dtypes[0]),
+            None if bias_V is None else (bias_V * loss_gradient).to(ctx.dtypes[1]),
+            None,
+        )
+
+
+def _run(
+    plan: _Sweep, hidden_TH: Tensor, head: LMHead, reference_head: LMHead, gradients: _Gradients | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """All blocks of all groups; adds to ``gradients`` in place."""
+    wide = torch.float64 if head.weight_VH.dtype == torch.float64 else torch.float32
+    loss = hidden_TH.new_zeros((), dtype=wide)
+    sums: dict[str, Tensor] = {}
+    for group in plan.groups:
+        for rows in _blocks(group, _rows_per_block(group, head, hidden_TH.device, plan.block_bytes)):
+            hidden_nH = hidden_TH[rows.index_N].to(head.weight_VH.dtype)
+            projected_nV = F.linear(hidden_nH, head.weight_VH, head.bias_V)
+            reference_nV = None
+            if rows.reference_NH is not None:
+                reference_nH = rows.reference_NH.to(head.weight_VH.dtype)
+                reference_nV = F.linear(reference_nH, reference_head.weight_VH, reference_head.bias_V)
+            weight_n, value = _terms_(rows, projected_nV, reference_nV, head, reference_head, gradients is not None, sums)
+            loss += value
+            if gradients is not None:
+                _project_back(gradients, rows.index_N, hidden_nH, projected_nV, weight_n, head)
+    return loss, sums
+
+
+def _rows_per_block(rows: Rows, head: LMHead, device: torch.device, block_bytes: int) -> int:
+    vocabulary = head.weight_VH.shape[0]
+    projections = head.weight_VH.element_size() * (1 if rows.reference_NH is None else 2)
+    copies = 0 if device.type == "cpu" else 4 * _TERM_COPIES
+    return max(1, block_bytes // (vocabulary * (projections + copies)))
+
+
+def _blocks(rows: Rows, size: int) -> list[Rows]:
+    def part(x: Tensor | None, i: int) -> Tensor | None:
+        return None if x is None else x[i : i + size]
+
+    return [
+        Rows(
+            index_N=rows.index_N[i : i + size],
+            terms=tuple(
+                type(w)(w.term, w.weight[i : i + size] if isinstance(w.weight, Tensor) else w.weight)
+                for w in rows.terms
+            ),
+            label_N=part(rows.label_N, i),
+            reference_NH=part(rows.reference_NH, i),
+        )
+        for i in range(0, rows.index_N.numel(), size)
+    ]
+
+
+def _terms_(
+    rows: Rows,
+    projected_nV: Tensor,
+    reference_nV: Tensor | None,
+    head: LMHead,
+    reference_head: LMHead,
+    gradient: bool,
+    sums: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Terms of one block: ``projected_nV`` is overwritten by its gradient, divided by the returned row weights.
+
+    The weights (α over a count of tokens) are small: taken out, the gradient keeps its precision in 16 bits.
+    """
+    wide = torch.float64 if projected_nV.dtype == torch.float64 else torch.float32
+    count, vocabulary = projected_nV.shape
+    weights = [
+        torch.as_tensor(w.weight, dtype=wide, device=projected_nV.device).expand(count) for w in rows.terms
+    ]
+    scale_n = torch.stack(weights).abs().amax(dim=0)
+    safe_n = scale_n.clamp(min=torch.finfo(wide).tiny)
+    value = projected_nV.new_zeros((), dtype=wide)
+    step = count if projected_nV.device.type != "cpu" else max(1, _CPU_SLICE_ELEMENTS // vocabulary)
+    for i in range(0, count, step):
+        part = slice(i, i + step)
+        logits_nV = head.shape(projected_nV[part].to(wide))
+        part_reference_nV = None if reference_nV is None else reference_head.shape(reference_nV[part].to(wide))
+        label_n = None if rows.label_N is None else rows.label_N[part]
+        total_nV: Tensor | None = None
+        for weighted, weight_n in zip(rows.terms, weights, strict=True):
+            result = weighted.term(logits_nV, part_reference_nV, label_n, gradient=gradient)
+            value += (result.value_N * weight_n[part]).sum()
+            for name, part_n in ((weighted.term.name, result.value_N), *result.statistics.items()):
+                sums[name] = sums[name] + part_n.sum() if name in sums else part_n.sum()
+            if result.gradient_NV is not None and len(rows.terms) == 1:
+                total_nV = result.gradient_NV
+            elif result.gradient_NV is not None:
+                share_n1 = (weight_n[part] / safe_n[part]).unsqueeze(-1)
+                total_nV = share_n1 * result.gradient_NV if total_nV is None else total_nV.add_(share_n1 * result.gradient_NV)
+        if total_nV is not None:
+            projected_nV[part] = head.unshape_(total_nV, logits_nV)
+    return (weights[0] if len(weights) == 1 else scale_n), value
+
+
+def _project_back(
+    gradients: _Gradients, index_n: Tensor, hidden_nH: Tensor, gradient_nV: Tensor, weight_n: Tensor, head: LMHead
+) -> None:
+    weight_n1 = weight_n.unsqueeze(-1)
+    back_nH = (gradient_nV @ head.weight_VH).to(weight_n.dtype) * weight_n1
+    gradients.hidden_TH.index_add_(0, index_n, back_nH.to(gradients.hidden_TH.dtype))
+    if gradients.weight_VH is not None:
+        weighted_nH = (hidden_nH.to(weight_n.dtype) * weight_n1).to(gradient_nV.dtype)
+        gradients.weight_VH += (gradient_nV.T @ weighted_nH).to(gradients.weight_VH.dtype)
+    if gradients.bias_V is not None:
+        gradients.bias_V += (gradient_nV.to(weight_n.dtype) * weight_n1).sum(dim=0).to(gradients.bias_V.dtype)
