@@ -1,0 +1,117 @@
+"""What is the adapter gradient of one optimiser step, computed one unpadded sequence at a time?
+
+    loss = sum_seq sum_t nll(t) / n_response + alpha · sum_{drawn seq} sum_t kl(t) / (f · n_aligned)
+
+nll over targets labels[t+1] != -100, n_response their number; kl over aligned positions, n_aligned the number of those
+in *all* sequences of the step, drawn or not. A position t is aligned where labels[t] == labels[t+1] == -100, and with
+``align_boundary`` also where labels[t] == -100 and labels[t+1] is a target. Base and tuned are two models loaded apart;
+logits are dense; no batch, no padding, no attention mask, nothing imported from the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tests.models import adapter_name
+from tests.oracles import dense
+
+IGNORED = -100
+Sequence_ = tuple[list[int], list[int]]
+Gradients = dict[str, Tensor]
+
+
+@dataclass
+class Positions:
+    """Which positions of one sequence are aligned, and which are trained; t indexes the predicting token."""
+
+    aligned: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+
+
+def positions(labels: Sequence[int], align_boundary: bool) -> Positions:
+    found = Positions()
+    for t in range(len(labels) - 1):
+        if labels[t + 1] != IGNORED:
+            found.targets.append(t)
+            if align_boundary and labels[t] == IGNORED:
+                found.aligned.append(t)
+        elif labels[t] == IGNORED:
+            found.aligned.append(t)
+    return found
+
+
+def step_gradient(
+    base_model_loader: Callable[[], torch.nn.Module],
+    tuned_model: torch.nn.Module,
+    sequences: Sequence[Sequence_],
+    alpha: float,
+    direction: str,
+    align_boundary: bool,
+    align_fraction: float = 1.0,
+    drawn: Collection[int] | None = None,
+    find: Callable[[Sequence[int], bool], Positions] = positions,
+) -> tuple[float, Gradients]:
+    """The loss and the gradient of every trainable parameter of ``tuned_model``.
+
+    Args:
+        base_model_loader: Gives the base model, free of any adapter.
+        tuned_model: The base under a perturbed adapter; its gradients are cleared before and after.
+        sequences: (input_ids, labels) of each sequence of the step, of every micro-batch and rank.
+        alpha: Weight of the alignment.
+        direction: "base_to_tuned", "tuned_to_base" or "jsd".
+        align_boundary: Whether the last prompt position before a response is aligned as well.
+        align_fraction: f, the probability with which a sequence is drawn.
+        drawn: Indices of the drawn sequences; None draws all of them.
+        find: The rule for positions; planted errors replace it.
+    """
+    found = [find(labels, align_boundary) for _, labels in sequences]
+    n_response = sum(len(each.targets) for each in found)
+    n_aligned = sum(len(each.aligned) for each in found)
+    chosen = range(len(sequences)) if drawn is None else drawn
+
+    base = base_model_loader()
+    tuned_model.zero_grad(set_to_none=True)
+    total = 0.0
+    for index, (input_ids, labels) in enumerate(sequences):
+        ids = torch.tensor([list(input_ids)])
+        tuned_TV = tuned_model(input_ids=ids, use_cache=False).logits[0]
+        parts = []
+        targets = found[index].targets
+        if targets:
+            gold = torch.tensor([labels[t + 1] for t in targets])
+            parts.append(dense.nll_N(tuned_TV[targets], gold).sum() / n_response)
+        aligned = found[index].aligned
+        if aligned and alpha and index in chosen:
+            with torch.no_grad():
+                base_TV = base(input_ids=ids, use_cache=False).logits[0]
+            kl = dense.alignment_N(direction, tuned_TV[aligned], base_TV[aligned]).sum()
+            parts.append(alpha * kl / (align_fraction * n_aligned))
+        if parts:
+            loss = torch.stack(parts).sum()
+            loss.backward()
+            total += loss.item()
+
+    gradients = {
+        adapter_name(name): torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in tuned_model.named_parameters()
+        if parameter.requires_grad
+    }
+    tuned_model.zero_grad(set_to_none=True)
+    return total, gradients
+
+
+def relative_distance(actual: Gradients, expected: Gradients) -> float:
+    """|actual - expected| / |expected|, Euclidean over all parameters together.
+
+    Raises:
+        AssertionError: If the two do not name the same parameters, or ``expected`` is zero.
+    """
+    assert actual.keys() == expected.keys(), sorted(actual.keys() ^ expected.keys())
+    gap = sum((actual[name].double() - expected[name].double()).pow(2).sum().item() for name in expected)
+    size = sum(tensor.double().pow(2).sum().item() for tensor in expected.values())
+    assert size > 0, "the expected gradient is zero: any implementation that does nothing would agree"
+    return float((gap / size) ** 0.5)
