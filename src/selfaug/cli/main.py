@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from selfaug import __version__
-from selfaug.cli.terminal import coloured
 from selfaug.errors import ConfigError, UserError, nearest
+from selfaug.terminal import coloured
 
 __all__ = ["VERBS", "Parser", "Verb", "main"]
 

@@ -1,0 +1,230 @@
+"""Are the model and the data that the user named there and usable? Said at once, before anything is loaded.
+
+A local path is told from a name on the hub by its look, so that a mistyped path is an error now and not after minutes
+of network retries.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.errors import ConfigError, nearest
+from selfaug.provenance import weight_files
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["ModelFacts", "check_model", "check_weights", "looks_local", "missing_path", "model_folder"]
+
+_DATA_ENDINGS = (".json", ".jsonl", ".gz", ".bz2", ".tsv", ".csv", ".parquet", ".txt", ".md", ".zip", ".arrow")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_HUB_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a base model before its weights are loaded.
+
+    Args:
+        folder: Where its files lie; ``None`` for a hub model that is not downloaded yet.
+        context: Longest sequence in tokens that its positions allow; ``None`` where the configuration names none.
+        quantization: The method's name if the weights themselves are quantised.
+        commit: The hub's commit, where the model came from there.
+    """
+
+    folder: Path | None
+    context: int | None
+    quantization: str | None
+    commit: str | None
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name means a path on this machine: it exists, begins like a path, or could be no hub name."""
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")) or "\\" in name or name.lower().endswith(_DATA_ENDINGS):
+        return True
+    parts = Path(name).parts
+    return len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
+
+
+def missing_path(setting: str, name: str, hint: str) -> ConfigError:
+    """The error for a path that does not exist, with its near neighbour and the part of it that does exist."""
+    path = Path(name).expanduser()
+    parent = path.parent
+    if parent.is_dir():
+        close = nearest(path.name, [entry.name for entry in parent.iterdir()])
+        return ConfigError(f"{setting} {name!r} does not exist.{close}", hint)
+    while not parent.exists():
+        parent = parent.parent
+    return ConfigError(f"{setting} {name!r} does not exist: of its path only {str(parent)!r} does", hint)
+
+
+def check_model(name: str | None, *, revision: str = "main", trust_remote_code: bool = False) -> ModelFacts:
+    """Is there a causal language model with weights and a tokenizer under this path or hub name?
+
+    Raises:
+        ConfigError: If not; which file is missing, and where it was looked for.
+    """
+    if not name:
+        raise ConfigError("no model is given", "pass --model_name_or_path, a folder or a name on the hub.")
+    if looks_local(name):
+        folder = Path(name).expanduser()
+        if not folder.exists():
+            raise missing_path("model_name_or_path", name, "check the path; a hub name has the form owner/name.")
+        _check_folder(folder)
+        commit = None
+    else:
+        found = _check_hub(name, revision)
+        folder, commit = found if found[0] is not None else (None, found[1])  # type: ignore[assignment]
+    config = _read_config(name, revision, trust_remote_code)
+    text = config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        values = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        quantization = str(values.get("quant_method", "unknown"))
+    return ModelFacts(folder, int(context) if context else None, quantization, commit)
+
+
+def model_folder(name: str, revision: str = "main") -> Path | None:
+    """Where the files of a model lie on this machine, or ``None`` where they are not downloaded."""
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"model_name_or_path {str(folder)!r} is a file, not a folder", "give the model's folder.")
+    names = {entry.name for entry in folder.iterdir()}
+    if "config.json" not in names:
+        if "adapter_config.json" in names:
+            base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+            raise ConfigError(
+                f"model_name_or_path {str(folder)!r} holds an adapter, not a model",
+                f"pass its base model ({base}), or merge the adapter first: `selfaug merge`.",
+            )
+        raise ConfigError(
+            f"model_name_or_path {str(folder)!r} has no config.json, so it holds no model",
+            "give the folder that `save_pretrained` wrote or the hub's files were downloaded to.",
+        )
+    _json(folder / "config.json")
+    check_weights(folder)
+    if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"}:
+        raise ConfigError(
+            f"model_name_or_path {str(folder)!r} has no tokenizer files", "copy the model's tokenizer files there."
+        )
+
+
+def check_weights(folder: Path) -> None:
+    """Are all weight files there, and is no safetensors file cut short?
+
+    Raises:
+        ConfigError: If not; with the file's name.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise ConfigError(
+            f"model_name_or_path {str(folder)!r} has no weights (*.safetensors or pytorch_model*.bin)",
+            "download the model's weight files, or check that this is the right folder.",
+        )
+    for index in (folder / name for name in _INDEXES):
+        if index.is_file():
+            shards = set(_json(index).get("weight_map", {}).values())
+            lost = sorted(shard for shard in shards if not (folder / shard).is_file())
+            if lost:
+                raise ConfigError(
+                    f"model_name_or_path {str(folder)!r} lacks {len(lost)} of {len(shards)} weight files: {lost[0]}",
+                    "download the missing files.",
+                )
+    for path in files:
+        if path.suffix == ".safetensors" and not _is_whole(path):
+            raise ConfigError(f"the weight file {path} is cut short or damaged", "download or save it again.")
+
+
+def _is_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= path.stat().st_size - 8:
+            return False
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return False
+    return path.stat().st_size == 8 + length + max(ends, default=0)
+
+
+def _check_hub(name: str, revision: str) -> tuple[Path | None, str | None]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        folder = model_folder(name, revision)
+    except HFValidationError:
+        raise ConfigError(
+            f"model_name_or_path {name!r} is neither a folder nor a possible name on the hub",
+            "give a folder, or a hub name of the form owner/name.",
+        ) from None
+    if folder is not None:
+        return folder, folder.name if folder.parent.name == "snapshots" else None
+    hint = "give a folder that exists, or a hub name of the form owner/name."
+    if is_offline_mode():
+        raise ConfigError(
+            f"model_name_or_path {name!r} is no folder here, is not in the hub's cache, and the hub is switched off "
+            "(HF_HUB_OFFLINE)",
+            hint,
+        )
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
+    except GatedRepoError:
+        raise ConfigError(
+            f"model_name_or_path {name!r} asks for consent to its licence", "accept it on the hub, then log in."
+        ) from None
+    except RevisionNotFoundError:
+        raise ConfigError(f"model {name!r} has no revision {revision!r}", "check --model_revision.") from None
+    except RepositoryNotFoundError:
+        raise ConfigError(
+            f"model_name_or_path {name!r} is no folder here and does not exist on the hub, or is private", hint
+        ) from None
+    except Exception as error:
+        kind = type(error).__name__
+        raise ConfigError(
+            f"model_name_or_path {name!r} is no folder here, and the hub did not answer ({kind})", hint
+        ) from error
+    return None, info.sha
+
+
+def _read_config(name: str, revision: str, trust_remote_code: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            str(Path(name).expanduser()) if looks_local(name) else name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"the configuration of model {name!r} cannot be used: {first}",
+            "check config.json (its model_type), or update transformers; "
+            "code that a model brings needs --trust_remote_code true.",
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no JSON: {error}", "restore the file.") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is no JSON object", "restore the file.")
+    return value
