@@ -1,0 +1,191 @@
+"""What can be set in training? TRL's `SFTConfig` and ours, every option documented once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from selfaug.errors import ConfigError, nearest
+from selfaug.methods import available, get_method
+from selfaug.objective import ALIGNMENT_TERMS
+
+__all__ = ["PRESETS", "SelfAugConfig"]
+
+# "default" is what our own measurements chose; the other two are the published settings (docs/design.md, Decisions).
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"align_direction": "base_to_tuned", "align_boundary": False},
+    "paper": {"alpha": 0.5, "align_direction": "tuned_to_base", "align_boundary": True},
+    "release": {"alpha": 0.5, "align_direction": "base_to_tuned", "align_boundary": True},
+}
+
+
+@dataclass
+class SelfAugConfig(SFTConfig):  # type: ignore[misc]
+    """`trl.SFTConfig` with the settings of alignment; the help of each field is its documentation.
+
+    Settings left at ``None`` take the preset's value, then the method's. After construction none of ``alpha``,
+    ``align_direction`` and ``align_boundary`` is ``None``.
+
+    Raises:
+        ConfigError: If a value is out of its range, or settings contradict each other.
+    """
+
+    method: str = field(
+        default="selfaug",
+        metadata={"help": "Way of fine-tuning: " + "; ".join(f"'{n}': {s}" for n, s in available().items()) + "."},
+    )
+    preset: str = field(
+        default="default",
+        metadata={
+            "help": "Published settings under one name: 'paper' (alpha 0.5, tuned_to_base, boundary in), 'release' "
+            "(alpha 0.5, base_to_tuned, boundary in). A setting given by itself wins over the preset.",
+            "choices": list(PRESETS),
+        },
+    )
+    alpha: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the alignment in the loss, 0 or more; 0 trains as `trl sft`. Default 2."},
+    )
+    align_direction: str | None = field(
+        default=None,
+        metadata={
+            "help": "Divergence between base and tuned next-token distributions: 'base_to_tuned' KL(base || tuned) "
+            "(default), 'tuned_to_base' KL(tuned || base), 'jsd' Jensen-Shannon.",
+            "choices": list(ALIGNMENT_TERMS),
+        },
+    )
+    align_boundary: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the last prompt position before a response is aligned too. The NLL trains it as well, so "
+            "the two pull against each other there. Default false."
+        },
+    )
+    align_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the sequences that is aligned in each step, in (0, 1]: drawn at random, weighted so that "
+            "the expected gradient stays the same. 0.125 costs nearly nothing beside plain LoRA."
+        },
+    )
+    reference: str = field(
+        default="base",
+        metadata={
+            "help": "What the prompt is held to: 'base' (the model with its adapter off), 'initial' (a frozen copy of "
+            "the adapter as training began), or a model's path or hub name (full fine-tuning)."
+        },
+    )
+    check_reference: bool = field(
+        default=True,
+        metadata={
+            "help": "Check before the first step that the reference is what it claims to be. Switch off only to train "
+            "an existing adapter further while holding it to the model without any."
+        },
+    )
+    cut_prompt_left: bool = field(
+        default=False,
+        metadata={
+            "help": "Cut a row without document structure that exceeds max_length at the left of its prompt instead of "
+            "leaving it out. Responses are never cut."
+        },
+    )
+    objective: str = field(
+        default="sweep",
+        metadata={
+            "help": "Implementation of the loss: 'sweep' (row blocks, no full logits) or 'plain' (its definition over "
+            "full logits: slow, for comparison).",
+            "choices": ["sweep", "plain"],
+        },
+    )
+    objective_memory_mb: int | None = field(
+        default=None,
+        metadata={"help": "Memory for the loss's row blocks in MiB. Default 96 on a CPU, 512 on a GPU."},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.use_cpu and not _has_accelerator():
+            # transformers refuses its own default, bf16, on a machine without accelerator unless told so.
+            self.use_cpu = True
+        super().__post_init__()
+        method = get_method(self.method)
+        if self.preset not in PRESETS:
+            raise ConfigError(
+                f"preset={self.preset!r} is not known.{nearest(self.preset, PRESETS)}",
+                f"choose one of: {', '.join(PRESETS)}.",
+            )
+        # A method that aligns nothing has its own alpha, whatever the preset.
+        chosen = {**method.defaults, **({} if method.defaults.get("alpha") == 0 else PRESETS[self.preset])}
+        for name, value in {**PRESETS["default"], **chosen}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self._check_ranges()
+        self._check_combinations()
+        method.check(self)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether any term needs the reference."""
+        return bool(self.alpha)
+
+    def _check_ranges(self) -> None:
+        assert self.alpha is not None
+        if not (math.isfinite(self.alpha) and self.alpha >= 0):
+            raise ConfigError(
+                f"alpha={self.alpha} is not a weight: the alignment would be unbounded or push the model away from its "
+                "base.",
+                "give a finite number of 0 or more; 2 is the default, 0 trains as `trl sft`.",
+            )
+        if not 0 < self.align_fraction <= 1:
+            raise ConfigError(
+                f"align_fraction={self.align_fraction} is not a share in (0, 1]: each sequence is drawn with this "
+                "chance, and its weight is divided by it.",
+                "give e.g. 0.125 for an eighth of the sequences, 1 for all; to align nothing set alpha to 0.",
+            )
+        if self.align_direction not in ALIGNMENT_TERMS:
+            raise ConfigError(
+                f"align_direction={self.align_direction!r} is not known."
+                f"{nearest(str(self.align_direction), ALIGNMENT_TERMS)}",
+                f"choose one of: {', '.join(ALIGNMENT_TERMS)}.",
+            )
+        if self.objective not in ("sweep", "plain"):
+            raise ConfigError(f"objective={self.objective!r} is not known.", "choose 'sweep' or 'plain'.")
+        if self.objective_memory_mb is not None and self.objective_memory_mb < 1:
+            raise ConfigError(
+                f"objective_memory_mb={self.objective_memory_mb} leaves no memory for a row of logits.",
+                "give a number of MiB above 0, or leave it out.",
+            )
+
+    def _check_combinations(self) -> None:
+        if self.label_smoothing_factor > 0:
+            raise ConfigError(
+                f"label_smoothing_factor={self.label_smoothing_factor} is not supported: it needs full logits, which "
+                "never exist here.",
+                "leave it out.",
+            )
+        if self.loss_type != "nll":
+            raise ConfigError(
+                f"loss_type={self.loss_type!r} is not supported: the response's loss is the method's own.",
+                "leave it out, and choose a way of fine-tuning with --method.",
+            )
+        if not self.aligns:
+            return
+        if self.packing and self.packing_strategy == "wrapped":
+            raise ConfigError(
+                "packing_strategy='wrapped' keeps no document boundaries, so a document's last token would be aligned "
+                "with the next document's first.",
+                "use packing_strategy='bfd'.",
+            )
+        if not self.average_tokens_across_devices:
+            raise ConfigError(
+                "average_tokens_across_devices=False weights ranks alike whatever their number of tokens; the loss "
+                "here is defined over all tokens of the step.",
+                "leave it at its default, True.",
+            )
+
+
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()

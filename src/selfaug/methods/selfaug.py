@@ -1,0 +1,37 @@
+"""SelfAug: hold the prompt's next-token distributions to the base model's while the response is learnt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from selfaug.methods.base import Method
+from selfaug.objective import ALIGNMENT_TERMS
+from selfaug.step import TermOn
+
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig
+
+__all__ = ["SelfAug"]
+
+
+class SelfAug(Method):
+    """``loss = Σ nll / n_response + α · Σ_drawn kl / (align_fraction · n_aligned)``.
+
+    Source: Huang et al., arXiv 2509.03934. We differ in: both divisors count tokens of the whole optimiser step, across
+    micro-batches and ranks (the release: of a micro-batch); the last prompt position before a response belongs to the
+    NLL alone unless asked otherwise; padding is never aligned; only a share of the sequences may be, without bias.
+    `preset` gives the paper's and the release's settings.
+    """
+
+    name: ClassVar[str] = "selfaug"
+    summary: ClassVar[str] = "NLL on the response + alpha · KL(base ‖ tuned) on the prompt (arXiv 2509.03934)"
+    defaults: ClassVar[dict[str, object]] = {"alpha": 2.0}
+
+    def terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
+        """The NLL, and with α > 0 the alignment."""
+        assert config.alpha is not None
+        assert config.align_direction is not None
+        nll = super().terms(config)
+        if config.alpha == 0:
+            return nll
+        return (*nll, TermOn(ALIGNMENT_TERMS[config.align_direction], "aligned", config.alpha))

@@ -1,0 +1,152 @@
+"""The references that are the trained model itself: with its adapter off (`base`), or as training began (`initial`).
+
+Within a step the adapter is switched by its flag alone. PEFT's own `disable_adapter()` also flips `requires_grad` on
+every adapter weight, which costs time and, with FSDP2, can leave the adapter frozen for good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from selfaug.errors import ConfigError
+from selfaug.model_parts import head_of
+from selfaug.objective.head import LMHead
+from selfaug.trl_names import switchable_layers
+
+__all__ = ["BaseReference", "InitialReference", "adapters_off", "digest", "evaluating"]
+
+# Elements of a weight that enter a digest: enough to tell two models apart, cheap at 70B parameters.
+_DIGEST_SAMPLE = 4096
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, every adapter layer of ``model`` gives its base layer's output. No parameter is touched."""
+    layers = [layer for layer in switchable_layers(model) if not layer._disable_adapters]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, every module is in evaluation mode (no dropout, no checkpointing); each gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes, dtypes and an even sample of up to 4,096 elements of each weight."""
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        flat = weights[name].detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _DIGEST_SAMPLE)].contiguous().cpu()
+        sha.update(f"{name} {tuple(weights[name].shape)} {sample.dtype}".encode())
+        sha.update(sample.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+class BaseReference:
+    """The base model: the trained model with its adapter off."""
+
+    name = "base"
+
+    @contextmanager
+    def serving(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Inside, the yielded model's body gives the reference's hidden states, without gradient or dropout."""
+        with torch.no_grad(), adapters_off(model), evaluating(model):
+            yield model
+
+    def head(self, model: nn.Module) -> LMHead | None:
+        """The reference's own head; ``None`` where it shares the tuned model's."""
+        tuned, own = head_of(model), head_of(model, reference=True)
+        return None if own.weight_VH is tuned.weight_VH else own
+
+    def digest(self, model: nn.Module) -> str:
+        """What tells this reference from another; the frozen weights."""
+        return digest({name: p for name, p in model.named_parameters() if not p.requires_grad})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beside the model to resume with the same reference: nothing."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back :meth:`tensors`."""
+
+
+class InitialReference:
+    """The model with the adapter as training began: a frozen copy outside PEFT's own list, never exported.
+
+    For the reference pass the trained weights are set aside, the copy takes their place, and they come back to the bit.
+
+    Raises:
+        ConfigError: If the model has no adapter: a copy of all weights is what a path is for.
+    """
+
+    name = "initial"
+
+    def __init__(self, model: nn.Module) -> None:
+        if not switchable_layers(model):
+            raise ConfigError(
+                "reference='initial' keeps a copy of the adapter as training began, but full fine-tuning has none.",
+                "name the model to be held to: --reference PATH (usually the value of --model_name_or_path).",
+            )
+        self._start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def serving(self, model: nn.Module) -> Iterator[nn.Module]:
+        """As :meth:`BaseReference.serving`."""
+        trained = {name: p for name, p in model.named_parameters() if name in self._start}
+        with torch.no_grad(), evaluating(model):
+            aside = {name: p.detach().clone() for name, p in trained.items()}
+            try:
+                for name, p in trained.items():
+                    p.copy_(self._start[name])
+                yield model
+            finally:
+                for name, p in trained.items():
+                    p.copy_(aside[name])
+
+    def head(self, model: nn.Module) -> LMHead | None:
+        """As :meth:`BaseReference.head`."""
+        tuned = head_of(model)
+        if not tuned.requires_grad:
+            return None
+        by_identity = {id(p): name for name, p in model.named_parameters()}
+        weight_VH = self._start.get(by_identity.get(id(tuned.weight_VH), ""), tuned.weight_VH)
+        bias_V = tuned.bias_V
+        if bias_V is not None:
+            bias_V = self._start.get(by_identity.get(id(bias_V), ""), bias_V)
+        return replace(tuned, weight_VH=weight_VH, bias_V=bias_V)
+
+    def digest(self, model: nn.Module) -> str:
+        """What tells this reference from another: the frozen weights and the copy."""
+        frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+        return digest({**frozen, **{f"initial.{name}": p for name, p in self._start.items()}})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The copy, for checkpoints."""
+        return dict(self._start)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back :meth:`tensors`; ``ValueError`` if names or shapes differ."""
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in self._start.items()}:
+            raise ValueError("the stored initial adapter has other weights than this one")
+        for name, tensor in tensors.items():
+            self._start[name].copy_(tensor)

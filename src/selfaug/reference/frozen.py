@@ -1,0 +1,69 @@
+"""The reference that is another model: a frozen copy loaded from a path or hub name, for full fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfaug.errors import ConfigError
+from selfaug.model_parts import head_of
+from selfaug.objective.head import LMHead
+from selfaug.reference.adapter import digest
+
+__all__ = ["FrozenReference"]
+
+
+class FrozenReference:
+    """A model of its own, never trained, on the trained model's device and in its dtype.
+
+    It is kept out of the trained model's modules, so that nothing shards, saves or optimises it. Every rank holds a
+    whole copy.
+
+    Raises:
+        ConfigError: If its vocabulary differs from the trained model's.
+    """
+
+    name = "path"
+
+    def __init__(self, path: str, model: nn.Module, **init_kwargs: Any) -> None:
+        from transformers import AutoModelForCausalLM
+
+        first = next(model.parameters())
+        init_kwargs.setdefault("dtype", first.dtype)
+        frozen = AutoModelForCausalLM.from_pretrained(path, **init_kwargs)
+        theirs, ours = head_of(frozen).weight_VH.shape[0], head_of(model).weight_VH.shape[0]
+        if theirs != ours:
+            raise ConfigError(
+                f"reference={path!r} has a vocabulary of {theirs} tokens, the trained model one of {ours}: a "
+                "distribution over one cannot be compared with one over the other.",
+                "name the model that training starts from.",
+            )
+        self._model: nn.Module = frozen.to(first.device).eval().requires_grad_(False)
+
+    @contextmanager
+    def serving(self, model: nn.Module) -> Iterator[nn.Module]:
+        """As :meth:`selfaug.reference.adapter.BaseReference.serving`."""
+        device = next(model.parameters()).device
+        if next(self._model.parameters()).device != device:
+            self._model.to(device)
+        with torch.no_grad():
+            yield self._model
+
+    def head(self, model: nn.Module) -> LMHead | None:
+        """The frozen model's own head."""
+        return head_of(self._model)
+
+    def digest(self, model: nn.Module) -> str:
+        """What tells this reference from another: all its weights."""
+        return digest(dict(self._model.named_parameters()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing: the path is in the configuration, and the digest tells whether it still holds the same weights."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back :meth:`tensors`."""

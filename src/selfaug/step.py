@@ -1,0 +1,166 @@
+"""How do both passes and the objective happen inside one call of the wrapped model?
+
+Distributed wrappers gather weights and register gradient hooks around a call of the model. So the model's own
+`forward` gets one more keyword, `selfaug`: with it, the call runs the reference pass, the training pass and the
+objective, and returns the loss and its parts; without it, the forward is the original one.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfaug.model_parts import auxiliary_loss, body_of, head_of
+from selfaug.objective import LMHead, Objective, Rows, RowTerm, WeightedTerm, plain, sweep
+from selfaug.plan import MicroPlan
+from selfaug.reference import Reference
+from selfaug.trl_names import gathered_head
+
+__all__ = ["StepObjective", "TermOn", "install", "micro_inputs"]
+
+
+
+@dataclass(frozen=True)
+class TermOn:
+    """A row term of a method, the positions it acts on (``response`` or ``aligned``), and its weight in the loss."""
+
+    term: RowTerm
+    where: str
+    weight: float
+
+
+def micro_inputs(
+    micro: MicroPlan, *, n_response: int, n_drawn_weight: float, join_reference: bool
+) -> dict[str, Any]:
+    """What one call of the model needs of the plan, as tensors and numbers that any wrapper can carry.
+
+    Positions are sorted into groups here, on the CPU: response rows, aligned rows, and rows that are both (an aligned
+    boundary predicts a response token too).
+
+    Args:
+        micro: Of this micro-batch.
+        n_response: Response tokens of the whole step.
+        n_drawn_weight: ``align_fraction · n_aligned`` of the whole step, the divisor of the drawn positions' sum.
+        join_reference: Run the reference pass on one token although nothing is drawn here (sharded models: a rank that
+            skips a forward deadlocks the others).
+    """
+    reference = micro.reference
+    in_aligned = torch.isin(micro.response_N, micro.aligned_N)
+    in_response = torch.isin(micro.aligned_N, micro.response_N)
+    groups = {
+        "response": {"index": micro.response_N[~in_aligned], "label": micro.label_N[~in_aligned]},
+        "aligned": {"index": micro.aligned_N[~in_response]},
+        "both": {"index": micro.response_N[in_aligned], "label": micro.label_N[in_aligned]},
+    }
+    if reference is not None:
+        # Positions rise in both lists, so the n-th common one here is the n-th common one there.
+        groups["aligned"]["reference"] = reference.index_N[~in_response]
+        groups["both"]["reference"] = reference.index_N[in_response]
+    return {
+        "groups": groups,
+        "per_response": 1.0 / max(n_response, 1),
+        "per_aligned": 1.0 / n_drawn_weight if n_drawn_weight > 0 else 0.0,
+        "reference": None if reference is None else reference.inputs,
+        "has_reference": reference is not None,
+        "join_reference": join_reference and reference is None,
+    }
+
+
+class StepObjective:
+    """The computation of one micro-batch: which terms, against which reference, with how much memory.
+
+    Args:
+        terms: Of the method.
+        reference: ``None`` where no term needs one.
+        block_bytes: For the sweep; ``None`` for the device's default.
+        implementation: ``sweep`` or ``plain``.
+        auxiliary_weight: Of a mixture of experts' load-balancing loss, or ``None`` for none.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[TermOn],
+        reference: Reference | None,
+        *,
+        block_bytes: int | None = None,
+        implementation: str = "sweep",
+        auxiliary: bool = False,
+    ) -> None:
+        self.terms, self.reference, self.block_bytes = tuple(terms), reference, block_bytes
+        self.implementation, self.auxiliary = implementation, auxiliary
+
+    def __call__(self, model: nn.Module, micro: Mapping[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        """Loss (with a graph), sums by name (detached) and the auxiliary loss of one micro-batch."""
+        inputs = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
+        reference_RH = self._reference_pass(model, micro, inputs)
+        if self.auxiliary:
+            inputs["output_router_logits"] = True
+        outputs = body_of(model)(**inputs)
+        hidden = outputs.last_hidden_state
+        hidden_TH = hidden.reshape(-1, hidden.shape[-1])
+        head = head_of(model)
+        reference_head = None if self.reference is None else self.reference.head(model)
+        with gathered_head(head.weight_VH, head.bias_V):
+            groups = row_groups(self.terms, micro, reference_RH)
+            objective = self._objective(hidden_TH.to(head.weight_VH.device), head, groups, reference_head)
+        auxiliary = auxiliary_loss(model, outputs, inputs.get("attention_mask")) if self.auxiliary else None
+        return {"loss": objective.loss, "sums": dict(objective.sums), "auxiliary": auxiliary}
+
+    def _reference_pass(
+        self, model: nn.Module, micro: Mapping[str, Any], inputs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """All hidden states of the reference pass, flattened (R × H), or ``None`` where nothing is drawn."""
+        if self.reference is None or not (micro["has_reference"] or micro["join_reference"]):
+            return None
+        given = micro["reference"]
+        if micro["join_reference"]:
+            one = inputs["input_ids"][:1, :1]
+            given = {"input_ids": one, "attention_mask": torch.ones_like(one)}
+        with self.reference.serving(model) as base:
+            hidden = body_of(base)(**{**(inputs if given is None else given), "use_cache": False}).last_hidden_state
+        if micro["join_reference"]:
+            return None
+        flat: Tensor = hidden.reshape(-1, hidden.shape[-1])
+        return flat
+
+    def _objective(
+        self, hidden_TH: Tensor, head: LMHead, groups: Sequence[Rows], reference_head: LMHead | None
+    ) -> Objective:
+        if self.implementation == "plain":
+            return plain(hidden_TH, head, groups, reference_head)
+        return sweep(hidden_TH, head, groups, reference_head, block_bytes=self.block_bytes)
+
+
+def row_groups(terms: Sequence[TermOn], micro: Mapping[str, Any], reference_RH: Tensor | None) -> list[Rows]:
+    """The groups of the micro-batch with the terms that act on each, weighted for the whole step."""
+    on_response = tuple(WeightedTerm(t.term, t.weight * micro["per_response"]) for t in terms if t.where == "response")
+    on_aligned = tuple(WeightedTerm(t.term, t.weight * micro["per_aligned"]) for t in terms if t.where == "aligned")
+    groups = micro["groups"]
+    response = Rows(groups["response"]["index"], on_response, groups["response"]["label"])
+    if reference_RH is None or not on_aligned:
+        return [response]
+    aligned, both = groups["aligned"], groups["both"]
+    return [
+        response,
+        Rows(aligned["index"], on_aligned, reference_NH=reference_RH[aligned["reference"]]),
+        Rows(both["index"], on_response + on_aligned, both["label"], reference_RH[both["reference"]]),
+    ]
+
+
+def install(model: nn.Module, objective: StepObjective) -> None:
+    """Give ``model.forward`` the keyword ``selfaug``; the signature that `generate` inspects stays the original one."""
+    original: Callable[..., Any] = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self: nn.Module, *args: Any, selfaug: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        if selfaug is None:
+            return original(*args, **kwargs)
+        return objective(self, selfaug, kwargs)
+
+    model.forward = types.MethodType(forward, model)
