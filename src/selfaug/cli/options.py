@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -55,6 +56,20 @@ class RunArguments:
         },
     )
     format: str = field(default="auto", metadata={"help": "Format of the data; 'auto' looks at the first rows."})
+    on_bad_row: str = field(
+        default="error",
+        metadata={
+            "help": "What a row that cannot be used does: 'error' stops, 'skip' leaves it out, counted and listed.",
+            "choices": ["error", "skip"],
+        },
+    )
+    prompt: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of the prompt as a mapping (in YAML) or a JSON object: system, order, question_position, "
+            "abstention and the other arguments of selfaug.Renderer."
+        },
+    )
     renderer: str | None = field(
         default=None,
         metadata={"help": "File or folder with the renderer settings (selfaug_renderer.json) of an earlier run."},
@@ -67,6 +82,23 @@ class RunArguments:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.prompt, str):
+            try:
+                self.prompt = json.loads(self.prompt)
+            except ValueError as error:
+                raise ConfigError(
+                    f"prompt is no JSON object: {error}", """write for example --prompt '{"order": "best_first"}'."""
+                ) from None
+        if self.prompt is not None and not isinstance(self.prompt, dict):
+            raise ConfigError(
+                f"prompt is {self.prompt!r}, not an object of settings",
+                """write for example --prompt '{"order": "best_first"}'.""",
+            )
+        if self.prompt is not None and self.renderer is not None:
+            raise ConfigError(
+                "prompt and renderer are both set: the renderer's file holds all settings of the prompt",
+                "pass one of them.",
+            )
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise ConfigError(
                 f"held_out is {self.held_out}: the part kept for evaluation lies between 0 and 1, both excluded",

@@ -172,6 +172,10 @@ def build(values: Mapping[str, Any]) -> Settings:
             hint = "change or leave out the setting named above; `selfaug train --help` explains each."
             raise ConfigError(str(error).strip(), hint) from error
     script, training, model, mixture, run = built
+    # What a preset or method chose is part of the settings that the run is known by.
+    own = {entry.name for entry in dataclasses.fields(type(training))}
+    own -= {entry.name for entry in dataclasses.fields(type(training).__mro__[1])}
+    resolved |= {name: _plain(getattr(training, name)) for name in sorted(own & resolved.keys())}
     return Settings(script, training, model, mixture, run, resolved)
 
 
