@@ -1,0 +1,187 @@
+"""Which training examples does this path or data set name hold?"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from selfaug.data.fields import Fields, RowError, Where
+from selfaug.data.files import SUFFIXES, data_files, iter_rows
+from selfaug.data.formats import Format, detect, get_format
+from selfaug.data.record import Conversation, Item
+from selfaug.errors import ConfigError, DataError, nearest
+
+__all__ = ["Loaded", "read_rows"]
+
+Kind = Literal["record", "conversation", "trl"]
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LOOKED_AT = 32  # Rows from which a format is told: enough to outvote a few bad ones.
+_SAVED = ("dataset_info.json", "dataset_dict.json")  # What save_to_disk leaves behind.
+_ON_BAD_ROW = ("error", "skip")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was read.
+
+    Args:
+        kind: "record" where at least one item is a :class:`Record` (a file may mix them with conversations),
+            "conversation" where all are, "trl" where the items are rows that TRL tokenises.
+        items: Records and conversations, or TRL's rows, in the order of the files.
+        format: The format's name.
+        files: The files read; empty for a data set of the hub.
+        problems: The bad rows that were left out, in order.
+    """
+
+    kind: Kind
+    items: list[Item | dict[str, Any]]
+    format: str
+    files: tuple[Path, ...] = ()
+    problems: list[RowError] = field(default_factory=list)
+
+
+def read_rows(
+    path: str | Path,
+    *,
+    format: str = "auto",  # noqa: A002
+    on_bad_row: str = "error",
+    needs_documents: bool = True,
+    split: str = "train",
+    progress: Callable[[int], None] | None = None,
+) -> Loaded:
+    """All training examples of a file, a folder of files, or a data set of the hub.
+
+    Args:
+        path: A file (.jsonl, .json, .tsv with .ans, packed as .gz or .bz2, .parquet), a folder of such, a data set
+            saved with ``save_to_disk``, or a data set name ``org/name`` of the hub.
+        format: A name of :data:`selfaug.data.formats.FORMATS`, or "auto" to tell it from the first rows.
+        on_bad_row: "error" raises at the first bad row, "skip" leaves bad rows out and lists them.
+        needs_documents: Whether a record without documents is a bad row; false where a corpus will fill them.
+        split: Which split of a hub data set.
+        progress: Called with the number of rows read so far, after each row.
+
+    Raises:
+        DataError: If the path does not exist, a file cannot be read, the format is unknown, no row is usable, or (as
+            :class:`RowError`) a row is bad and ``on_bad_row`` is "error".
+        ConfigError: If ``format`` or ``on_bad_row`` is not a known name.
+    """
+    if on_bad_row not in _ON_BAD_ROW:
+        raise ConfigError(
+            f"on_bad_row={on_bad_row!r} is not known.{nearest(str(on_bad_row), _ON_BAD_ROW)}", "use error or skip."
+        )
+    fixed = None if format == "auto" else get_format(format)
+    name, folder = str(path), Path(path).expanduser()
+    if _is_hub_name(name):
+        sources: list[tuple[str, Iterator[tuple[Where, Any]]]] = [(name, _hub_rows(name, split))]
+        files: tuple[Path, ...] = ()
+    elif any((folder / mark).is_file() for mark in _SAVED):
+        sources, files = [(name, _saved_rows(folder, split))], (folder,)
+    else:
+        files = tuple(data_files(folder))
+        sources = [(str(file), iter_rows(file)) for file in files]
+
+    items: list[Item | dict[str, Any]] = []
+    problems: list[RowError] = []
+    counted = itertools.count(1)
+    formats: dict[str, str] = {}
+    for source, rows in sources:
+        found, rows = (fixed, rows) if fixed else _tell_format(source, rows)
+        formats.setdefault(found.name, source)
+        if len(formats) > 1:
+            (one, first), (other, second) = formats.items()
+            raise DataError(
+                f"{first} is in the format {one} and {second} is in the format {other}; a folder is one data set",
+                "give the files one by one, or name the format with --format.",
+            )
+        for item in _parse(rows, found, needs_documents):
+            if not isinstance(item, RowError):
+                items.append(item)
+            elif on_bad_row == "error":
+                raise item
+            else:
+                problems.append(item)
+            if progress is not None:
+                progress(next(counted))
+    if not items:
+        first_problem = f"; the first of {len(problems)} bad rows: {problems[0].message}" if problems else ""
+        raise DataError(f"{path}: no usable row{first_problem}", "check the format (--format) and the rows.")
+    return Loaded(_kind(items), items, next(iter(formats)), files, problems)
+
+
+def _parse(
+    rows: Iterator[tuple[Where, Any]], found: Format, needs_documents: bool
+) -> Iterator[Item | dict[str, Any] | RowError]:
+    for where, row in rows:
+        if isinstance(row, RowError):
+            yield row
+            continue
+        for place, part in found.expand(row, where):
+            if isinstance(part, RowError):
+                yield part
+                continue
+            try:
+                yield found.parse(part, place, needs_documents)
+            except RowError as error:
+                yield error
+
+
+def _tell_format(source: str, rows: Iterator[tuple[Where, Any]]) -> tuple[Format, Iterator[tuple[Where, Any]]]:
+    looked_at = list(itertools.islice(rows, _LOOKED_AT))
+    good = [row for _, row in looked_at if not isinstance(row, RowError)]
+    if not good:
+        errors = [row for _, row in looked_at]
+        if errors:
+            raise errors[0]
+        raise DataError(f"{source}: the file holds no row", "give a file with at least one row.")
+    try:
+        return get_format(detect(good)), itertools.chain(looked_at, rows)
+    except DataError as error:
+        raise DataError(f"{source}: {error.message}", error.hint) from None
+
+
+def _kind(items: list[Item | dict[str, Any]]) -> Kind:
+    if all(isinstance(item, Conversation) for item in items):
+        return "conversation"
+    return "trl" if isinstance(items[0], dict) else "record"
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether this can only mean a data set of the hub: ``org/name`` that no file or folder here could be."""
+    if not _HUB_NAME.fullmatch(name) or name.lower().endswith((*SUFFIXES, ".gz", ".bz2", ".txt", ".csv")):
+        return False
+    return not Path(name).exists() and not Path(name).parent.exists()
+
+
+def _hub_rows(name: str, split: str) -> Iterator[tuple[Where, Any]]:
+    import datasets
+
+    try:
+        table = datasets.load_dataset(name, split=split)
+    except Exception as error:  # The hub's client raises what its HTTP library, its cache and its builders raise.
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{name}: the data set's split {split!r} could not be loaded from the hub ({first})",
+            "check the name, the split and the network; a local file is given by its path.",
+        ) from None
+    yield from _table_rows(table, name)
+
+
+def _saved_rows(folder: Path, split: str) -> Iterator[tuple[Where, Any]]:
+    import datasets
+
+    try:
+        table = datasets.load_from_disk(str(folder))
+        table = table[split] if isinstance(table, datasets.DatasetDict) else table
+    except Exception as error:  # As above.
+        raise DataError(f"{folder}: not a whole saved data set ({error})", "save it again.") from None
+    yield from _table_rows(table, str(folder))
+
+
+def _table_rows(table: Any, name: str) -> Iterator[tuple[Where, Mapping[str, Any]]]:
+    for number, row in enumerate(table, 1):
+        where = Where(name, number, "row")
+        yield where, Fields(row, where).row

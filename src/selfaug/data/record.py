@@ -1,0 +1,216 @@
+"""What is one training example, and which rows are one?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from selfaug.data.fields import Fields, RowError, Where
+from selfaug.errors import DataError
+
+__all__ = [
+    "Conversation",
+    "Document",
+    "Item",
+    "Record",
+    "RowError",
+    "Where",
+    "parse_conversation",
+    "parse_record",
+    "require_documents",
+]
+
+_NO_DOCUMENTS = "give each question at least one document, or fill them from a corpus with --corpus"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One passage that the model may answer from.
+
+    Args:
+        text: The passage.
+        title: Its title, where it has one.
+        id: Its name in its corpus.
+        score: Its relevance, higher is better; decides which documents are dropped first where a row is too long.
+    """
+
+    text: str
+    title: str | None = None
+    id: str | None = None
+    score: float | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """The canonical JSON object; absent fields are left out."""
+        row = {"title": self.title, "text": self.text, "id": self.id, "score": self.score}
+        return {key: value for key, value in row.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A question, its documents and the accepted answers.
+
+    Args:
+        question: What is asked; not blank.
+        documents: In the order in which the model reads them.
+        answers: Accepted strings; the first is trained on. May be empty only where ``answerable`` is false: then the
+            configured abstention text is trained.
+        id: The row's name.
+        system: A system text for this row alone.
+        answerable: Whether the documents hold the answer.
+
+    Raises:
+        DataError: If the question is blank, or an answerable record has no answer.
+    """
+
+    question: str
+    documents: tuple[Document, ...] = ()
+    answers: tuple[str, ...] = ()
+    id: str | None = None
+    system: str | None = None
+    answerable: bool = True
+
+    def __post_init__(self) -> None:
+        name = f"Record {self.id!r}" if self.id else "Record"
+        if not self.question.strip():
+            raise DataError(f"{name}: the question is empty, so there is nothing to ask", "give it a question.")
+        if self.answerable and not self.answers:
+            raise DataError(
+                f"{name}: no answers, though answerable is True, so there is nothing to train on",
+                "give at least one answer, or set answerable=False to train the abstention text.",
+            )
+
+    def to_row(self) -> dict[str, Any]:
+        """The canonical JSON object: :func:`parse_record` gives the same record back."""
+        row: dict[str, Any] = {} if self.id is None else {"id": self.id}
+        if self.system is not None:
+            row["system"] = self.system
+        row["question"] = self.question
+        row["documents"] = [document.to_row() for document in self.documents]
+        if self.answers:
+            row["answer"] = self.answers[0] if len(self.answers) == 1 else list(self.answers)
+        if not self.answerable:
+            row["answerable"] = False
+        return row
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages of one dialogue, with at least one assistant turn to train on.
+
+    Args:
+        messages: Objects with ``role`` and ``content`` (and what a chat template knows besides, such as
+            ``tool_calls``).
+        documents: Handed to chat templates that take documents.
+        id: The row's name.
+        tools: JSON schemas of the tools that the model may call.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    documents: tuple[Document, ...] = ()
+    id: str | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """The canonical JSON object: :func:`parse_conversation` gives the same conversation back."""
+        row: dict[str, Any] = {} if self.id is None else {"id": self.id}
+        row["messages"] = [dict(message) for message in self.messages]
+        if self.documents:
+            row["documents"] = [document.to_row() for document in self.documents]
+        if self.tools is not None:
+            row["tools"] = [dict(tool) for tool in self.tools]
+        return row
+
+
+Item: TypeAlias = Record | Conversation
+
+
+def parse_record(row: Mapping[str, Any], where: Where, *, needs_documents: bool = True) -> Record:
+    """The record of a row with ``question``, ``documents``, ``answer``; optional ``id``, ``system``, ``answerable``.
+
+    Args:
+        row: The JSON object. Keys that are not ours are ignored; a wrong type under one of ours is an error.
+        where: Its place, for messages.
+        needs_documents: Whether a row without documents is an error; false where retrieval will fill them.
+
+    Raises:
+        RowError: If a field is missing, blank or of another type.
+    """
+    fields = Fields(row, where)
+    answerable = fields.flag("answerable")
+    answerable = True if answerable is None else answerable
+    answers = fields.texts("answer") or ()
+    if answerable and not answers:
+        raise fields.error("answer", "a text or a list of accepted texts (or answerable: false)")
+    return Record(
+        question=fields.text("question"),
+        documents=_documents(fields, needs_documents),
+        answers=answers,
+        id=fields.identifier(),
+        system=fields.optional_text("system", blank=True) or None,
+        answerable=answerable,
+    )
+
+
+def parse_conversation(row: Mapping[str, Any], where: Where) -> Conversation:
+    """The conversation of a canonical row: ``messages``, and optionally ``documents``, ``tools``, ``id``.
+
+    Content given as a list of text parts is joined; ``tools`` may be a JSON text, as TRL allows.
+
+    Raises:
+        RowError: If a message has no role or no text, no message is the assistant's, or a field has another type.
+    """
+    fields = Fields(row, where)
+    messages = tuple(_message(message) for message in fields.objects("messages", "messages") or [])
+    if not any(message["role"] == "assistant" for message in messages):
+        raise fields.error("messages", "messages of which at least one has the role 'assistant' (what is trained)")
+    return Conversation(messages, _documents(fields, False), fields.identifier(), _tools(fields))
+
+
+def require_documents(fields: Fields, documents: tuple[Document, ...], key: str, needed: bool) -> tuple[Document, ...]:
+    """The documents, or a :class:`RowError` about ``key`` where there are none though they are needed."""
+    if needed and not documents:
+        raise fields.error(key, "at least one document", _NO_DOCUMENTS)
+    return documents
+
+
+def _documents(fields: Fields, needed: bool) -> tuple[Document, ...]:
+    documents = tuple(
+        Document(d.text("text"), d.optional_text("title", blank=True) or None, d.identifier(), d.number("score"))
+        for d in fields.objects("documents", "objects with a text") or []
+    )
+    return require_documents(fields, documents, "documents", needed)
+
+
+def _message(fields: Fields) -> dict[str, Any]:
+    # Columnar files give every message every key; the absent ones are null.
+    message = {key: fields.check_json(key) for key, value in fields.row.items() if value is not None}
+    message["role"] = role = fields.text("role")
+    if isinstance(message.get("content"), list):
+        parts = fields.objects("content", "text parts") or []
+        for part in parts:
+            if part.get("type") not in ("text", None):
+                raise part.error("type", "'text' (only text is trained)")
+        message["content"] = "".join(part.optional_text("text", blank=True) or "" for part in parts)
+    elif "content" in message:
+        message["content"] = fields.optional_text("content", blank=True)
+    may_be_empty = role != "assistant" or bool(message.get("tool_calls"))
+    if not may_be_empty and not str(message.get("content", "")).strip():
+        raise fields.error("content", "non-empty text (the assistant's words are what is trained)")
+    message.setdefault("content", "")
+    return message
+
+
+def _tools(fields: Fields) -> tuple[Mapping[str, Any], ...] | None:
+    tools = fields.check_json("tools")
+    if isinstance(tools, str):
+        try:
+            tools = Fields({"tools": json.loads(tools)}, fields.where).check_json("tools")
+        except (ValueError, RecursionError):
+            raise fields.error("tools", "a list of objects, or the JSON text of one") from None
+    if tools is None:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise fields.error("tools", "a list of objects, or the JSON text of one")
+    return tuple(tools)
