@@ -1,0 +1,302 @@
+"""Does the plan of a step draw, count and cut the same whatever way the sequences reach it?
+
+The expectation of positions is `tests/oracles/step.py::positions`, one loop over the labels of one sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfaug.plan import MicroPlan, StepPlan, draw, plan_step
+from tests.oracles.step import IGNORED, Sequence_, positions
+
+LAYOUTS = ("right padding", "left padding", "padding-free", "padding-free, padded", "packed rows with a mask")
+PAD = 0
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A collated micro-batch, and for each sequence in it: which one it is and where its first token lies."""
+
+    batch: dict[str, Any]
+    at: dict[int, int]
+
+
+def lay(sequences: Sequence[Sequence_], which: Sequence[int], layout: str) -> Laid:
+    """Collate in the manner of TRL (all but left padding and packed rows, which other collators make)."""
+    chosen = [sequences[i] for i in which]
+    if layout in ("right padding", "left padding"):
+        width = max(len(ids) for ids, _ in chosen)
+        left = layout == "left padding"
+        ids_BT, labels_BT, mask_BT = [], [], []
+        for ids, labels in chosen:
+            gap = width - len(ids)
+            front, back = (gap, 0) if left else (0, gap)
+            ids_BT.append([PAD] * front + ids + [PAD] * back)
+            labels_BT.append([IGNORED] * front + labels + [IGNORED] * back)
+            mask_BT.append([0] * front + [1] * len(ids) + [0] * back)
+        at = {i: row * width + (width - len(sequences[i][0]) if left else 0) for row, i in enumerate(which)}
+        batch = {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": mask_BT}
+        return Laid({name: torch.tensor(value) for name, value in batch.items()}, at)
+    at = {}
+    ids_T: list[int] = []
+    labels_T: list[int] = []
+    positions_T: list[int] = []
+    for i, (ids, labels) in zip(which, chosen, strict=True):
+        at[i] = len(ids_T)
+        ids_T += ids
+        labels_T += [IGNORED, *labels[1:]]  # TRL's collator: no position predicts a document's first token
+        positions_T += range(len(ids))
+    mask_T = [1] * len(ids_T)
+    gap = -len(ids_T) % 8 if layout != "padding-free" else 0
+    ids_T, labels_T = ids_T + [PAD] * gap, labels_T + [IGNORED] * gap
+    batch = {"input_ids": [ids_T], "labels": [labels_T], "position_ids": [positions_T + [0] * gap]}
+    if layout == "packed rows with a mask":
+        batch["attention_mask"] = [mask_T + [0] * gap]
+    return Laid({name: torch.tensor(value) for name, value in batch.items()}, at)
+
+
+@st.composite
+def steps(draw_: st.DrawFn) -> tuple[list[Sequence_], list[list[int]], str]:
+    """Sequences of turns, a split of them into micro-batches, and a layout."""
+    count = draw_(st.integers(1, 8))
+    seed = draw_(st.randoms(use_true_random=False))
+    made = []
+    for _ in range(count):
+        turns = [draw_(st.integers(1, 5)), *draw_(st.lists(st.integers(0, 4), max_size=4))]
+        ids: list[int] = []
+        labels: list[int] = []
+        for turn, length in enumerate(turns):
+            # Few different ids, so that equal sequences and ids equal to the padding's occur.
+            tokens = [seed.randrange(7) for _ in range(length)]
+            ids += tokens
+            labels += tokens if turn % 2 else [IGNORED] * length
+        made.append((ids, labels))
+    order = draw_(st.permutations(range(count)))
+    cuts = sorted(draw_(st.sets(st.integers(1, count - 1), max_size=3))) if count > 1 else []
+    split = [list(order[a:b]) for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
+    return made, split, draw_(st.sampled_from(LAYOUTS))
+
+
+def plan_of(
+    sequences: Sequence[Sequence_], split: Sequence[Sequence[int]], layout: str, **options: Any
+) -> tuple[StepPlan, list[Laid]]:
+    laid = [lay(sequences, which, layout) for which in split]
+    return plan_step([each.batch for each in laid], **{"seed": 3, "step": 5, **options}), laid
+
+
+def placed(index_N: torch.Tensor, laid: Laid, sequences: Sequence[Sequence_]) -> dict[int, list[int]]:
+    """Flattened positions as (sequence → positions in it); a position outside every sequence is an error."""
+    found: dict[int, list[int]] = {}
+    for n in index_N.tolist():
+        owners = [i for i, start in laid.at.items() if start <= n < start + len(sequences[i][0])]
+        assert len(owners) == 1, f"position {n} is padding"
+        found.setdefault(owners[0], []).append(n - laid.at[owners[0]])
+    return found
+
+
+@settings(max_examples=80, deadline=None)
+@given(steps(), st.booleans(), st.sampled_from([1.0, 0.5, 0.125]))
+def test_positions_and_divisors(made: tuple[Any, ...], boundary: bool, fraction: float) -> None:
+    """Drawn positions are the oracle's, no other; the divisors count all sequences, drawn or not."""
+    sequences, split, layout = made
+    plan, laid = plan_of(sequences, split, layout, align_boundary=boundary, align_fraction=fraction)
+    expected = [positions(labels, boundary) for _, labels in sequences]
+    assert plan.n_response == sum(len(each.targets) for each in expected)
+    assert plan.n_aligned == sum(len(each.aligned) for each in expected)
+    for micro, each in zip(plan.micro, laid, strict=True):
+        responses = placed(micro.response_N, each, sequences)
+        assert responses == {i: expected[i].targets for i in each.at if expected[i].targets}
+        flat_ids = each.batch["input_ids"].flatten()
+        assert torch.equal(micro.label_N, flat_ids[micro.response_N + 1])
+        drawn = {
+            i: expected[i].aligned
+            for i in each.at
+            if expected[i].aligned and draw(3, 5, torch.tensor(sequences[i][0]), fraction)
+        }
+        assert placed(micro.aligned_N, each, sequences) == drawn
+        assert (micro.reference is None) == (not drawn)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps(), st.booleans(), st.booleans())
+def test_the_reference_sees_the_same_prefix(made: tuple[Any, ...], boundary: bool, whole: bool) -> None:
+    """At each drawn position the reference has the tokens of its own document up to there, and nothing else before."""
+    sequences, split, layout = made
+    plan, laid = plan_of(sequences, split, layout, align_boundary=boundary, align_fraction=0.5, whole_reference=whole)
+    for micro, each in zip(plan.micro, laid, strict=True):
+        if micro.reference is None:
+            continue
+        if whole:
+            assert micro.reference.inputs is None
+            assert torch.equal(micro.reference.index_N, micro.aligned_N)
+            continue
+        inputs = micro.reference.inputs
+        assert inputs is not None
+        assert inputs["input_ids"].shape[1] > 0
+        real = prefixes(inputs)
+        ours = {
+            (n, tuple(sequences[i][0][: t + 1]))
+            for n, (i, t) in enumerate((i, t) for i, ts in placed(micro.aligned_N, each, sequences).items() for t in ts)
+        }
+        theirs = {(n, real[at]) for n, at in enumerate(micro.reference.index_N.tolist())}
+        assert theirs == ours
+        longest = {}  # a prompt is cut at its last aligned position
+        for at in micro.reference.index_N.tolist():
+            longest[real[at][:1], at - len(real[at])] = len(real[at])
+        assert micro.reference.tokens == sum(longest.values())
+
+
+def prefixes(inputs: dict[str, Any] | Any) -> list[tuple[int, ...]]:
+    """For each flattened position, the tokens that a causal model sees there."""
+    seen: list[tuple[int, ...]] = []
+    rows = inputs["input_ids"].tolist()
+    restart = inputs["position_ids"].tolist() if "position_ids" in inputs else [range(len(row)) for row in rows]
+    mask = inputs["attention_mask"].tolist() if "attention_mask" in inputs else [[1] * len(row) for row in rows]
+    for row, at, real in zip(rows, restart, mask, strict=True):
+        current: tuple[int, ...] = ()
+        for token, position, is_real in zip(row, at, real, strict=True):
+            current = () if position == 0 else current
+            current = (*current, token) if is_real else current
+            assert position == len(current) - 1 or not is_real
+            seen.append(current)
+    return seen
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps(), st.permutations(LAYOUTS), st.integers(0, 2**31), st.integers(0, 10_000))
+def test_the_draw_is_the_same_under_any_split(made: tuple[Any, ...], layouts: list[str], seed: int, step: int) -> None:
+    """Micro-batches, ranks (a plan each), packing order and padding change nothing."""
+    sequences, split, _ = made
+    options = {"seed": seed, "step": step, "align_fraction": 0.5}
+
+    def drawn(plan: StepPlan, laid: list[Laid]) -> set[int]:
+        found: set[int] = set()
+        for micro, each in zip(plan.micro, laid, strict=True):
+            found |= placed(micro.aligned_N, each, sequences).keys()
+        return found
+
+    whole = drawn(*plan_of(sequences, [list(range(len(sequences)))], layouts[0], **options))
+    assert drawn(*plan_of(sequences, split, layouts[1], **options)) == whole
+    by_rank: set[int] = set()
+    totals = []
+    for which in split:
+        plan, laid = plan_of(sequences, [which], layouts[2], **options)
+        by_rank |= drawn(plan, laid)
+        totals.append(plan.counts())
+    assert by_rank == whole
+    summed = plan.with_totals(torch.stack(totals).sum(dim=0))
+    alone, _ = plan_of(sequences, [list(range(len(sequences)))], layouts[3], **options)
+    assert (summed.n_response, summed.n_aligned) == (alone.n_response, alone.n_aligned)
+    assert summed.anywhere == alone.anywhere
+
+
+def test_the_draw_has_its_probability_and_is_independent() -> None:
+    tokens = [torch.randint(0, 1000, (20,), generator=torch.Generator().manual_seed(i)) for i in range(40)]
+    for fraction in (0.125, 0.5, 0.9):
+        hits = torch.tensor([[draw(1, step, t, fraction) for step in range(100)] for t in tokens]).double()
+        sigma = math.sqrt(fraction * (1 - fraction) / hits.numel())
+        assert abs(hits.mean().item() - fraction) < 4 * sigma
+        # Neither a sequence nor a step is lucky: the means over each scatter as independent draws do.
+        for dim in (0, 1):
+            expected = fraction * (1 - fraction) / hits.shape[dim]
+            assert 0.5 < hits.mean(dim=dim).var().item() / expected < 1.7
+    one = tokens[0]
+    assert len({tuple(draw(seed, step, one, 0.5) for step in range(64)) for seed in range(20)}) == 20
+    last = one.clone()
+    last[-1] += 1
+    assert [draw(1, s, one, 0.5) for s in range(64)] != [draw(1, s, last, 0.5) for s in range(64)]
+    assert all(draw(1, step, one, 1.0) for step in range(64))
+
+
+def test_the_draw_reads_values_not_storage() -> None:
+    """int32 or int64, contiguous or a column: the same tokens, the same draw."""
+    tokens = torch.arange(12) % 5
+    column = torch.stack([tokens, tokens + 1], dim=1)[:, 0]
+    assert not column.is_contiguous()
+    for step in range(32):
+        expected = draw(0, step, tokens, 0.5)
+        assert draw(0, step, tokens.to(torch.int32), 0.5) == expected
+        assert draw(0, step, column, 0.5) == expected
+
+
+def test_packed_neighbours_and_padding_by_hand() -> None:
+    #        document 0            document 1      padding to 8
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 3, 0, 0]]),
+        "labels": torch.tensor([[-100, -100, 7, -100, -100, -100, -100, -100]]),
+        "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 0, 0]]),
+    }
+    plan = plan_step([batch], seed=0, step=0)
+    assert plan.micro[0].aligned_N.tolist() == [0, 4]  # not 3 → 4 (next document), nor 5, 6, 7 (end and padding)
+    assert plan.micro[0].response_N.tolist() == [1]
+    with_boundary = plan_step([batch], seed=0, step=0, align_boundary=True)
+    assert with_boundary.micro[0].aligned_N.tolist() == [0, 1, 4]
+    assert (plan.n_aligned, with_boundary.n_aligned) == (2, 3)
+    without_documents = {name: value for name, value in batch.items() if name != "position_ids"}
+    assert plan_step([without_documents], seed=0, step=0).micro[0].aligned_N.tolist() == [0, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "labels", [[-100], [4], [4, 5], [-100, 5]], ids=["one token", "trained", "all trained", "no pair"]
+)
+def test_nothing_to_align(labels: list[int]) -> None:
+    ids = torch.full((1, len(labels)), 7)
+    batch = {"input_ids": ids, "labels": torch.tensor([labels]), "attention_mask": torch.ones_like(ids)}
+    plan = plan_step([batch], seed=0, step=0)
+    assert plan.n_aligned == 0
+    assert plan.anywhere == (False,)
+    check_empty(plan.micro[0])
+    assert plan.micro[0].response_N.numel() == len(labels) - 1
+
+
+@pytest.mark.parametrize("labels", [[5, -100, -100, 4], [5, 6, 7, 8]], ids=["then a prompt", "all trained"])
+@pytest.mark.parametrize("boundary", [False, True])
+def test_a_trained_first_token_counts_alike_in_every_layout(labels: list[int], boundary: bool) -> None:
+    """Nothing predicts a document's first token, and TRL's padding-free collator drops its label: so must padding."""
+    sequences = [([5, 6, 7, 8], labels), ([3, 4, 5, 6], [-100, -100, -100, 6])]
+    counts = {
+        layout: plan_of(sequences, [[0, 1]], layout, align_boundary=boundary)[0].counts().tolist() for layout in LAYOUTS
+    }
+    assert len({tuple(each) for each in counts.values()}) == 1, counts
+
+
+def test_no_alignment_is_asked_for() -> None:
+    ids = torch.arange(6)[None]
+    batch = {"input_ids": ids, "labels": torch.tensor([[-100] * 4 + [4, 5]]), "attention_mask": torch.ones_like(ids)}
+    assert plan_step([batch], seed=0, step=0).n_aligned == 3
+    plan = plan_step([batch], seed=0, step=0, align=False)
+    assert (plan.n_aligned, plan.n_response, plan.anywhere) == (0, 2, (False,))
+    check_empty(plan.micro[0])
+
+
+def test_no_micro_batches() -> None:
+    plan = plan_step([], seed=0, step=0)
+    assert plan.counts().tolist() == [0, 0]
+    assert plan.with_totals(torch.tensor([7, 9])) == StepPlan((), 7, 9, ())
+
+
+def test_totals_say_where_any_rank_has_a_reference_pass() -> None:
+    ids = torch.arange(8)[None]
+    prompt = {"input_ids": ids, "labels": torch.full((1, 8), -100), "attention_mask": torch.ones_like(ids)}
+    answer = {**prompt, "labels": ids}
+    here, there = plan_step([prompt, answer], seed=0, step=0), plan_step([answer, answer], seed=0, step=0)
+    assert here.anywhere == (True, False)
+    summed = there.with_totals(here.counts() + there.counts())
+    assert summed.anywhere == (True, False)
+    assert summed.n_aligned == 7
+    assert summed.n_response == 3 * 7
+
+
+def check_empty(micro: MicroPlan) -> None:
+    assert micro.aligned_N.numel() == 0
+    assert micro.aligned_N.dtype == torch.int64
+    assert micro.reference is None
