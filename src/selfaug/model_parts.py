@@ -94,7 +94,5 @@ def auxiliary_loss(model: nn.Module, outputs: Any, attention_mask: Tensor | None
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     text = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    loss = load_balancing_loss_func(
-        outputs.router_logits, text.num_experts, text.num_experts_per_tok, attention_mask
-    )
+    loss = load_balancing_loss_func(outputs.router_logits, text.num_experts, text.num_experts_per_tok, attention_mask)
     return torch.as_tensor(loss)

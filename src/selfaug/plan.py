@@ -35,12 +35,13 @@ class ReferenceBatch:
 
 @dataclass(frozen=True)
 class MicroPlan:
-    """One micro-batch: positions whose next token is trained (with those tokens), and drawn aligned positions."""
+    """One micro-batch: positions whose next token is trained, with those tokens; drawn aligned positions; its tokens."""
 
     response_N: Tensor
     label_N: Tensor
     aligned_N: Tensor
     reference: ReferenceBatch | None
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def plan_step(
             drawn = _drawn_documents(batch, aligned_BT, documents_BT, seed, step, align_fraction)
             aligned_N, reference = _cut(batch, drawn, whole_reference)
         label_N = labels_BT.flatten()[response_N + 1]
-        micro.append(MicroPlan(response_N, label_N, aligned_N, reference))
+        micro.append(MicroPlan(response_N, label_N, aligned_N, reference, int((documents_BT >= 0).sum())))
     return StepPlan(tuple(micro), n_response, n_aligned, tuple(m.reference is not None for m in micro))
 
 

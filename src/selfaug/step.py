@@ -25,7 +25,6 @@ from selfaug.trl_names import gathered_head
 __all__ = ["StepObjective", "TermOn", "install", "micro_inputs"]
 
 
-
 @dataclass(frozen=True)
 class TermOn:
     """A row term of a method, the positions it acts on (``response`` or ``aligned``), and its weight in the loss."""
@@ -35,9 +34,7 @@ class TermOn:
     weight: float
 
 
-def micro_inputs(
-    micro: MicroPlan, *, n_response: int, n_drawn_weight: float, join_reference: bool
-) -> dict[str, Any]:
+def micro_inputs(micro: MicroPlan, *, n_response: int, drawn_divisor: float, join_reference: bool) -> dict[str, Any]:
     """What one call of the model needs of the plan, as tensors and numbers that any wrapper can carry.
 
     Positions are sorted into groups here, on the CPU: response rows, aligned rows, and rows that are both (an aligned
@@ -46,7 +43,7 @@ def micro_inputs(
     Args:
         micro: Of this micro-batch.
         n_response: Response tokens of the whole step.
-        n_drawn_weight: ``align_fraction · n_aligned`` of the whole step, the divisor of the drawn positions' sum.
+        drawn_divisor: ``align_fraction · n_aligned`` of the whole step.
         join_reference: Run the reference pass on one token although nothing is drawn here (sharded models: a rank that
             skips a forward deadlocks the others).
     """
@@ -65,10 +62,12 @@ def micro_inputs(
     return {
         "groups": groups,
         "per_response": 1.0 / max(n_response, 1),
-        "per_aligned": 1.0 / n_drawn_weight if n_drawn_weight > 0 else 0.0,
+        "per_aligned": 1.0 / drawn_divisor if drawn_divisor > 0 else 0.0,
         "reference": None if reference is None else reference.inputs,
         "has_reference": reference is not None,
         "join_reference": join_reference and reference is None,
+        "reference_tokens": 0 if reference is None else reference.tokens,
+        "tokens": micro.tokens,
     }
 
 
@@ -112,9 +111,7 @@ class StepObjective:
         auxiliary = auxiliary_loss(model, outputs, inputs.get("attention_mask")) if self.auxiliary else None
         return {"loss": objective.loss, "sums": dict(objective.sums), "auxiliary": auxiliary}
 
-    def _reference_pass(
-        self, model: nn.Module, micro: Mapping[str, Any], inputs: Mapping[str, Any]
-    ) -> Tensor | None:
+    def _reference_pass(self, model: nn.Module, micro: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor | None:
         """All hidden states of the reference pass, flattened (R × H), or ``None`` where nothing is drawn."""
         if self.reference is None or not (micro["has_reference"] or micro["join_reference"]):
             return None

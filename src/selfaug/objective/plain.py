@@ -17,9 +17,7 @@ from selfaug.objective.rows import Objective, Rows, check_rows
 __all__ = ["plain"]
 
 
-def plain(
-    hidden_TH: Tensor, head: LMHead, groups: Sequence[Rows], reference_head: LMHead | None = None
-) -> Objective:
+def plain(hidden_TH: Tensor, head: LMHead, groups: Sequence[Rows], reference_head: LMHead | None = None) -> Objective:
     """``Σ_groups Σ_terms Σ_n weight · term(head(hidden_n), reference_head(reference_n), label_n)``.
 
     Same arguments and results as :func:`selfaug.objective.sweep.sweep`; holds N × V logits and differentiates the

@@ -143,7 +143,9 @@ def _run(
             if rows.reference_NH is not None:
                 reference_nH = rows.reference_NH.to(head.weight_VH.dtype)
                 reference_nV = F.linear(reference_nH, reference_head.weight_VH, reference_head.bias_V)
-            weight_n, value = _terms_(rows, projected_nV, reference_nV, head, reference_head, gradients is not None, sums)
+            weight_n, value = _terms_(
+                rows, projected_nV, reference_nV, head, reference_head, gradients is not None, sums
+            )
             loss += value
             if gradients is not None:
                 _project_back(gradients, rows.index_N, hidden_nH, projected_nV, weight_n, head)
@@ -190,9 +192,7 @@ def _terms_(
     """
     wide = torch.float64 if projected_nV.dtype == torch.float64 else torch.float32
     count, vocabulary = projected_nV.shape
-    weights = [
-        torch.as_tensor(w.weight, dtype=wide, device=projected_nV.device).expand(count) for w in rows.terms
-    ]
+    weights = [torch.as_tensor(w.weight, dtype=wide, device=projected_nV.device).expand(count) for w in rows.terms]
     scale_n = torch.stack(weights).abs().amax(dim=0)
     safe_n = scale_n.clamp(min=torch.finfo(wide).tiny)
     value = projected_nV.new_zeros((), dtype=wide)
@@ -212,7 +212,9 @@ def _terms_(
                 total_nV = result.gradient_NV
             elif result.gradient_NV is not None:
                 share_n1 = (weight_n[part] / safe_n[part]).unsqueeze(-1)
-                total_nV = share_n1 * result.gradient_NV if total_nV is None else total_nV.add_(share_n1 * result.gradient_NV)
+                total_nV = (
+                    share_n1 * result.gradient_NV if total_nV is None else total_nV.add_(share_n1 * result.gradient_NV)
+                )
         if total_nV is not None:
             projected_nV[part] = head.unshape_(total_nV, logits_nV)
     return (weights[0] if len(weights) == 1 else scale_n), value

@@ -1,0 +1,69 @@
+"""What was measured since the last log? Sums and counts, added up over micro-batches and ranks, divided once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["COUNTS", "Meter"]
+
+# Counts of one micro-batch: divisors of the averages, and what the pass cost.
+COUNTS = ("response_tokens", "aligned_tokens", "reference_tokens", "tokens", "auxiliary_passes")
+_SUMS = ("nll", "alignment", "entropy", "correct", "auxiliary")
+
+
+class Meter:
+    """Sums of row terms and counts of tokens of one phase (training or evaluation).
+
+    Sums stay on the device until they are read, so that adding to them waits for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._since = time.perf_counter()
+
+    def add(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
+        """Add one micro-batch."""
+        for name, value in sums.items():
+            value = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        for name, count in counts.items():
+            self._counts[name] += count
+
+    def drain(self, device: torch.device, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Averages over all ranks since the last call, and a fresh start.
+
+        Keys: ``nll``, ``alignment`` (nats a token; only where something was aligned), ``entropy`` (nats),
+        ``mean_token_accuracy``, ``aux_loss``, ``aligned_tokens``, ``reference_tokens``, ``response_tokens``,
+        ``tokens``, ``tokens_per_second`` (over all ranks).
+
+        Args:
+            device: Where the ranks' sums are added up.
+            total: Adds a tensor up over ranks.
+        """
+        names = [*_SUMS, *sorted(set(self._sums) - set(_SUMS))]
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        mine = [self._sums.get(name, torch.zeros(())).to(device, dtype) for name in names]
+        counts = torch.tensor([self._counts[name] for name in COUNTS], dtype=dtype, device=device)
+        values = total(torch.cat([torch.stack(mine), counts])).tolist()
+        sums = dict(zip(names, values, strict=False))
+        count = dict(zip(COUNTS, values[len(names) :], strict=True))
+        seconds = time.perf_counter() - self._since
+        self._sums, self._counts, self._since = {}, dict.fromkeys(COUNTS, 0), time.perf_counter()
+        if not count["tokens"]:
+            return {}
+        result = {name: count[name] for name in ("tokens", "response_tokens", "aligned_tokens", "reference_tokens")}
+        result["tokens_per_second"] = count["tokens"] / seconds
+        if count["response_tokens"]:
+            result["nll"] = sums["nll"] / count["response_tokens"]
+            result["entropy"] = sums["entropy"] / count["response_tokens"]
+            result["mean_token_accuracy"] = sums["correct"] / count["response_tokens"]
+        if count["aligned_tokens"]:
+            result["alignment"] = sums["alignment"] / count["aligned_tokens"]
+        if count["auxiliary_passes"]:
+            result["aux_loss"] = sums["auxiliary"] / count["auxiliary_passes"]
+        return result

@@ -1,0 +1,149 @@
+"""Is the reference what it claims to be?
+
+Known ways in which "adapter off" is not the base are refused by name, before any weight is loaded where possible; and
+before the first step the claim is tried on a few tokens: a perturbed adapter must move the tuned model and not the
+reference, and an untouched one must leave them equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfaug.errors import ConfigError
+from selfaug.model_parts import body_of, head_of
+from selfaug.objective import BaseToTuned
+from selfaug.reference import Reference
+from selfaug.reference.adapter import evaluating
+from selfaug.trl_names import switchable_layers
+
+__all__ = ["check_head", "check_peft", "check_reference", "probe_tokens"]
+
+# Initialisations of LoRA that leave the base weights as they are and the adapter without effect.
+_HARMLESS = (True, "gaussian", "eva", "orthogonal")
+_LARGEST_KL = 1e-6
+
+
+def check_peft(peft_config: Any, reference: str) -> None:
+    """Refuse adapters that the reference or the objective cannot work with, by their configuration alone.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    if getattr(peft_config, "is_prompt_learning", False) or getattr(peft_config, "is_adaption_prompt", False):
+        raise ConfigError(
+            f"peft_type={peft_config.peft_type.value} adds virtual tokens instead of changing layers, so positions of "
+            "base and tuned model do not match.",
+            "use LoRA (or another PEFT method that changes layers).",
+        )
+    if "lm_head" in (getattr(peft_config, "target_modules", None) or ()):
+        raise ConfigError(
+            "target_modules names 'lm_head': the loss projects hidden states with lm_head.weight itself, so an adapter "
+            "on it would never be trained.",
+            "remove 'lm_head' from target_modules; to train the head, name it in modules_to_save.",
+        )
+    if reference != "base":
+        return
+    start = getattr(peft_config, "init_lora_weights", True)
+    if start not in _HARMLESS:
+        raise ConfigError(
+            f"init_lora_weights={start!r} rewrites the base weights, so switching the adapter off does not give back "
+            "the original model, and alignment would hold the model to the wrong distribution.",
+            "use reference='initial' (a frozen copy of the starting adapter), or init_lora_weights=True.",
+        )
+    bias = getattr(peft_config, "bias", "none")
+    if bias != "none":
+        raise ConfigError(
+            f"bias={bias!r} trains the base model's own biases, which stay trained when the adapter is off.",
+            "use bias='none', or reference='initial'.",
+        )
+
+
+def probe_tokens(model: nn.Module) -> Tensor:
+    """A few token ids spread over the vocabulary, 1 × 8."""
+    vocabulary = head_of(model).weight_VH.shape[0]
+    return (torch.arange(1, 9) * 7919 % vocabulary)[None].to(next(model.parameters()).device)
+
+
+def _hidden(model: nn.Module, input_ids: Tensor) -> Tensor:
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
+    hidden: Tensor = body_of(model)(**inputs).last_hidden_state
+    return hidden[0]
+
+
+def check_head(model: nn.Module) -> None:
+    """The head as we read it must give the model's own logits.
+
+    Raises:
+        ConfigError: If it does not: the architecture does something to its logits that we do not know of.
+    """
+    input_ids = probe_tokens(model)
+    with torch.no_grad(), evaluating(model):
+        own = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits[0].float()
+        head = head_of(model)
+        ours = head.logits(_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
+    known = ours.abs().max().clamp(min=1e-6)
+    # 16-bit weights round each logit to 8 bits; a forgotten scale or cap is off by far more.
+    tolerance = 0.03 if head.weight_VH.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    if own.shape != ours.shape or ((own - ours).abs().max() / known) > tolerance:
+        raise ConfigError(
+            f"{type(model).__name__} does something to its logits that selfaug does not know (difference "
+            f"{(own - ours).abs().max().item():.3g} where logits reach {known.item():.3g}), so its loss would be wrong.",
+            "please report this architecture; known are a scale, a bias and a soft cap.",
+        )
+
+
+def check_reference(model: nn.Module, reference: Reference) -> None:
+    """Try the claim: see the top of this file. Weights and random state are afterwards as before, to the bit.
+
+    Raises:
+        ConfigError: If the reference moves with the adapter, the tuned model does not, or an untouched adapter
+            already changes the model.
+    """
+    if not switchable_layers(model) or any(p.is_meta for p in model.parameters()):
+        return
+    trained = [p for p in model.parameters() if p.requires_grad]
+    input_ids = probe_tokens(model)
+    before = _tuned_and_base(model, reference, input_ids)
+    kept = [p.detach().clone() for p in trained]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in trained:
+            p.add_((torch.randn(p.shape, generator=generator) * 0.02).to(p))
+        try:
+            after = _tuned_and_base(model, reference, input_ids)
+        finally:
+            for p, value in zip(trained, kept, strict=True):
+                p.copy_(value)
+    if torch.equal(before[0], after[0]):
+        raise ConfigError(
+            "the trained weights do not change the model's output, so nothing would be learnt.",
+            "check target_modules, and that the adapter is active and not disabled.",
+        )
+    if not torch.equal(before[1], after[1]):
+        raise ConfigError(
+            f"the reference={reference.name!r} moves when the trained weights do, so it is not the model as it was: "
+            "weights outside the adapter are being trained.",
+            "use reference='initial', or leave modules_to_save and bias at their defaults.",
+        )
+    if reference.name == "base":
+        value = BaseToTuned()(before[0], before[1], None, gradient=False).value_N.mean().item()
+        if value > _LARGEST_KL:
+            raise ConfigError(
+                f"the adapter already changes the model (KL {value:.3g} nats a token before the first step): training "
+                "goes on from an adapter, and with it off the model is not the one that training starts from.",
+                "use reference='initial' to hold to where training starts, merge the adapter into its base first, or "
+                "set check_reference=false to hold to the model without any adapter.",
+            )
+
+
+def _tuned_and_base(model: nn.Module, reference: Reference, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.no_grad(), evaluating(model):
+        head = head_of(model)
+        tuned = head.logits(_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
+        with reference.serving(model) as base:
+            hidden = _hidden(base, input_ids)
+        own = reference.head(model) or head
+        return tuned, own.logits(hidden.to(own.weight_VH.dtype)).float()

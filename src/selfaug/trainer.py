@@ -1,0 +1,356 @@
+"""`SelfAugTrainer`: TRL's `SFTTrainer` with the loss of a method, its reference, and checkpoints that are whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import SFTTrainer
+
+from selfaug import checkpoint
+from selfaug.config import SelfAugConfig
+from selfaug.errors import ConfigError
+from selfaug.meter import Meter
+from selfaug.methods import get_method
+from selfaug.model_parts import depends_on_what_follows
+from selfaug.plan import StepPlan, plan_step
+from selfaug.reference import Reference, make_reference
+from selfaug.reference.checks import check_head, check_peft, check_reference
+from selfaug.step import StepObjective, install, micro_inputs
+from selfaug.training_rows import prepare_rows, require_aligned_tokens
+from selfaug.trl_names import rotate_checkpoints
+
+if TYPE_CHECKING:
+    from selfaug.data.prompts import Renderer
+
+__all__ = ["SelfAugTrainer"]
+
+_REFERENCE_FILE = "selfaug_reference.safetensors"
+_PLAN = "selfaug"  # key of the plan in a micro-batch, and of the model's extra keyword
+
+logger = logging.getLogger(__name__)
+
+
+class SelfAugTrainer(SFTTrainer):  # type: ignore[misc]
+    """``loss = Σ nll / n_response + α · Σ_drawn kl / (align_fraction · n_aligned)``, over the whole optimiser step.
+
+    Takes the arguments of `trl.SFTTrainer` and its data formats, and also rows of `selfaug.Record` (``question``,
+    ``documents``, ``answer``); ``messages`` rows are trained on their assistant turns whatever the chat template.
+
+    Args:
+        model: As in `SFTTrainer`.
+        args: A `SelfAugConfig`.
+        renderer: How records become prompts; by default the one for the tokenizer.
+        kwargs: As in `SFTTrainer`.
+
+    Raises:
+        ConfigError: If settings, model and reference cannot work together.
+        DataError: If a data set has no aligned token while α > 0.
+    """
+
+    _tag_names = ("trl", "sft", "selfaug")
+    _name = "SelfAug"
+    # Our loss is divided by the counts of the whole step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, model: Any, args: SelfAugConfig | None = None, *, renderer: Renderer | None = None, **kwargs: Any
+    ) -> None:
+        if not isinstance(args, SelfAugConfig):
+            args = SelfAugConfig(**({} if args is None else args.to_dict()))
+        if kwargs.get("compute_loss_func") is not None:
+            raise ConfigError("compute_loss_func is not supported: the loss is the method's.", "choose --method.")
+        if kwargs.get("peft_config") is not None and args.aligns:
+            check_peft(kwargs["peft_config"], args.reference)
+        self.method = get_method(args.method)
+        self.renderer = renderer
+        self._fit_length = args.max_length
+        if args.padding_free and not args.packing:
+            # Rows are fitted by us before TRL sees them, and TRL refuses a length that it would not enforce.
+            args.max_length = None
+        super().__init__(model, args, **kwargs)
+        args.max_length = self._fit_length
+        self._refuse_unsupported()
+        self._base_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.reference = self._make_reference(args)
+        self._step = StepObjective(
+            self.method.terms(args),
+            self.reference,
+            block_bytes=None if args.objective_memory_mb is None else args.objective_memory_mb * 2**20,
+            implementation=args.objective,
+            auxiliary=self.aux_loss_enabled,
+        )
+        install(self._base_model, self._step)
+        self._whole_reference = depends_on_what_follows(self.model.config)
+        self._meters = {"train": Meter(), "eval": Meter()}
+        self._tokens_before = self._tokens_here = 0
+        self.add_callback(_StopOnNonFinite(self))
+        self._finite: Tensor | None = None
+
+    # ---- what is refused, and the reference -------------------------------------------------------------------
+
+    def _refuse_unsupported(self) -> None:
+        if not self.args.aligns:
+            return
+        parallel = self.accelerator.parallelism_config
+        if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
+            raise ConfigError(
+                "tensor, context and sequence parallelism split what the alignment compares, and are not supported.",
+                "use DDP, FSDP2 or ZeRO (data parallelism), or alpha=0.",
+            )
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and getattr(plugin, "fsdp_version", 1) == 1:
+            raise ConfigError(
+                "FSDP version 1 hides the adapter from its own switch, so the reference pass would see it switched on.",
+                "use FSDP2 (fsdp_version: 2 in the accelerate configuration).",
+            )
+        if self._is_vision_dataset:
+            raise ConfigError("alignment on image data is not supported.", "train on text, or set alpha=0.")
+
+    def _make_reference(self, args: SelfAugConfig) -> Reference | None:
+        if not args.aligns:
+            return None
+        adapted = self._base_model is not self.model
+        if adapted:
+            check_peft(self.model.active_peft_config, args.reference)
+        elif args.reference in ("base", "initial"):
+            raise ConfigError(
+                f"reference={args.reference!r} is the model without its adapter, but full fine-tuning has none: the "
+                "base would be the model that is being changed.",
+                "name the model to be held to with --reference PATH (usually the value of --model_name_or_path), or "
+                "train an adapter (--use_peft true).",
+            )
+        init_kwargs = dict(args.model_init_kwargs or {})
+        init_kwargs.pop("device_map", None)
+        return make_reference(args.reference, self._base_model, **init_kwargs)
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        def trl(rows: Any, *, pack: bool, shuffle: bool) -> Any:
+            kept, kept_shuffle = args.max_length, args.shuffle_dataset
+            if not pack:
+                args.max_length = None  # ours to fit: TRL's cut would take the answers behind long documents
+            args.shuffle_dataset = shuffle
+            try:
+                return super(SelfAugTrainer, self)._prepare_dataset(
+                    rows, processing_class, args, pack, formatting_func, dataset_name
+                )
+            finally:
+                args.max_length, args.shuffle_dataset = kept, kept_shuffle
+
+        prepared = prepare_rows(
+            dataset,
+            tokenizer=self._tokenizer,
+            renderer=self.renderer,
+            max_length=self._fit_length,
+            cut_prompt_left=args.cut_prompt_left,
+            tokenise=lambda rows: trl(rows, pack=False, shuffle=False),
+            name=dataset_name,
+        )
+        if args.aligns:
+            require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
+        return trl(prepared, pack=packing, shuffle=args.shuffle_dataset)
+
+    # ---- the step ---------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The step's micro-batches, each with its part of the plan; and the step's response tokens over all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        plan = self._plan(batches, step=self.state.global_step, align_fraction=self.args.align_fraction)
+        if self.accelerator.num_processes > 1:
+            totals = self.accelerator.reduce(plan.counts().to(device), reduction="sum")
+            plan = plan.with_totals(totals)
+        for batch, inputs in zip(batches, self._micro_inputs(plan, self.args.align_fraction), strict=True):
+            batch[_PLAN] = inputs
+        return batches, torch.tensor(plan.n_response, device=device)
+
+    def _plan(self, batches: list[Any], *, step: int, align_fraction: float) -> StepPlan:
+        return plan_step(
+            batches,
+            seed=self.args.seed,
+            step=step,
+            align_fraction=align_fraction,
+            align_boundary=bool(self.args.align_boundary),
+            whole_reference=self._whole_reference,
+            align=self.reference is not None,
+        )
+
+    def _micro_inputs(self, plan: StepPlan, align_fraction: float) -> list[dict[str, Any]]:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return [
+            micro_inputs(
+                micro,
+                n_response=plan.n_response,
+                drawn_divisor=align_fraction * plan.n_aligned,
+                join_reference=sharded and anywhere,
+            )
+            for micro, anywhere in zip(plan.micro, plan.anywhere, strict=True)
+        ]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """One micro-batch's share of the step's loss, times the number of ranks: DDP and FSDP average gradients."""
+        mode = "train" if self.model.training else "eval"
+        micro = inputs.pop(_PLAN, None)
+        if micro is None:  # evaluation: a batch is a step of its own, with every sequence aligned
+            plan = self._plan([inputs], step=0, align_fraction=1.0)
+            micro = self._prepare_inputs(self._micro_inputs(plan, 1.0)[0])
+        outputs = model(**inputs, selfaug=micro)
+        loss = outputs["loss"]
+        if mode == "train":
+            loss = loss * self.accelerator.num_processes
+        if outputs["auxiliary"] is not None:
+            # A mean over the micro-batch: averaged over the accumulated ones, as SFTTrainer does.
+            steps = self.current_gradient_accumulation_steps if mode == "train" else 1
+            loss = loss + self.router_aux_loss_coef * outputs["auxiliary"] / steps
+        self._measure(mode, micro, outputs)
+        if mode == "train":
+            finite = torch.isfinite(loss.detach())
+            self._finite = finite if self._finite is None else self._finite & finite
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**{k: v for k, v in inputs.items() if k != "labels"})
+
+    def _measure(self, mode: str, micro: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        groups = micro["groups"]
+        aligned = groups["aligned"]["index"].numel() + groups["both"]["index"].numel()
+        sums = dict(outputs["sums"])
+        if outputs["auxiliary"] is not None:
+            sums["auxiliary"] = outputs["auxiliary"]
+        counts = {
+            "response_tokens": groups["response"]["index"].numel() + groups["both"]["index"].numel(),
+            "aligned_tokens": aligned,
+            "reference_tokens": micro["reference_tokens"],
+            "tokens": micro["tokens"],
+            "auxiliary_passes": int(outputs["auxiliary"] is not None),
+        }
+        self._meters[mode].add(sums, counts)
+        if mode == "train":
+            self._tokens_here += micro["tokens"]
+
+    # ---- logs and evaluation ----------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages since the last log."""
+        if self.model.training:
+            measured = self._drain("train")
+            measured.pop("tokens", None)
+            logs.update(measured)
+            logs["num_tokens"] = self._num_tokens()
+        Trainer.log(self, logs, start_time)
+
+    def _num_tokens(self) -> int:
+        """Tokens trained on since the run began, over all ranks and resumptions."""
+        here = torch.tensor(self._tokens_here, device=self.accelerator.device)
+        return self._tokens_before + int(self.accelerator.reduce(here, reduction="sum"))
+
+    def _drain(self, mode: str) -> dict[str, float]:
+        return self._meters[mode].drain(
+            self.accelerator.device, lambda values: self.accelerator.reduce(values, reduction="sum")
+        )
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Report token means over the whole set: ``nll``, ``alignment``, and ``loss = nll + α · alignment``."""
+        self._meters["eval"] = Meter()
+        output = super().evaluation_loop(*args, **kwargs)
+        measured = self._drain("eval")
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        for name in ("nll", "alignment", "entropy", "mean_token_accuracy", "aux_loss"):
+            if name in measured:
+                output.metrics[f"{prefix}_{name}"] = measured[name]
+        if "nll" in measured:
+            weighted = (self.args.alpha or 0.0) * measured.get("alignment", 0.0)
+            auxiliary = self.router_aux_loss_coef * measured.get("aux_loss", 0.0)
+            output.metrics[f"{prefix}_loss"] = measured["nll"] + weighted + auxiliary
+        return output
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; resume only from whole checkpoints, with the same reference.
+
+        Raises:
+            ConfigError: If the checkpoint is torn, or its reference is not this one.
+        """
+        folder = checkpoint.resolve(resume_from_checkpoint, Path(self.args.output_dir))
+        if not any(p.is_meta for p in self._base_model.parameters()):
+            check_head(self._base_model)
+            if self.reference is not None:
+                if self.args.check_reference:
+                    check_reference(self._base_model, self.reference)
+                self._restore_reference(folder)
+        if folder is not None:
+            self._tokens_before = int(checkpoint.read_seal(folder).get("num_tokens", 0))
+        return super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
+
+    def _restore_reference(self, folder: Path | None) -> None:
+        assert self.reference is not None
+        if folder is not None and (folder / _REFERENCE_FILE).is_file():
+            self.reference.load_tensors(load_file(folder / _REFERENCE_FILE))
+        self._reference_digest = self.reference.digest(self._base_model)
+        if folder is None:
+            return
+        stored = checkpoint.read_seal(folder).get("reference")
+        if stored != {"name": self.reference.name, "digest": self._reference_digest}:
+            raise ConfigError(
+                f"{folder} was trained against another reference ({stored}) than this run's ({self.reference.name!r}, "
+                f"{self._reference_digest}).",
+                "resume with the same model and the same --reference, or begin a new run.",
+            )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # TRL's own step before this writes a model card that says "SFT"; the run folder has ours. Deleting old
+        # checkpoints comes after the seal: killed in between, a whole one is always left.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            Trainer._save_checkpoint(self, model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        output_dir = Path(self._get_output_dir(trial=trial))
+        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        num_tokens = self._num_tokens()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            state: dict[str, Any] = {"num_tokens": num_tokens}
+            if self.reference is not None:
+                state["reference"] = {
+                    "name": self.reference.name,
+                    "digest": getattr(self, "_reference_digest", None),
+                }
+                if self.reference.tensors():
+                    tensors = {n: t.detach().cpu().contiguous() for n, t in self.reference.tensors().items()}
+                    save_file(tensors, folder / _REFERENCE_FILE)
+            checkpoint.seal(folder, state)
+            rotate_checkpoints(str(output_dir), limit, self.state.best_model_checkpoint)
+
+
+class _StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
+    """Stops the run before the optimiser moves when a loss of the step is not finite."""
+
+    def __init__(self, trainer: SelfAugTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        finite, self._trainer._finite = self._trainer._finite, None
+        if finite is not None and not bool(finite):
+            raise FloatingPointError(
+                f"the loss of step {state.global_step + 1} is not finite; the weights are as they were before it"
+            )

@@ -1,0 +1,148 @@
+"""What becomes of a training data set's rows before TRL packs and collates them?
+
+Records and conversations get ids and labels here; TRL's own formats are tokenised by TRL; all are fitted here, since
+TRL would cut the answers behind long documents.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from trl.data_utils import get_dataset_column_names, maybe_convert_to_chatml
+
+from selfaug.data.encode import aligned_tokens, encode
+from selfaug.data.fit import fit_ids
+from selfaug.data.prompts import Renderer
+from selfaug.data.record import Conversation, Record, Where, parse_conversation, parse_record
+from selfaug.errors import DataError
+
+__all__ = ["prepare_rows", "require_aligned_tokens"]
+
+Rows = Dataset | IterableDataset
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_rows(
+    dataset: Rows,
+    *,
+    tokenizer: Any,
+    renderer: Renderer | None,
+    max_length: int | None,
+    cut_prompt_left: bool,
+    tokenise: Callable[[Rows], Rows],
+    name: str,
+) -> Rows:
+    """Rows with ``input_ids`` and ``labels``, each at most ``max_length`` tokens.
+
+    Args:
+        dataset: Rows of records, conversations, or any format of TRL's.
+        tokenizer: Of the model.
+        renderer: How records become prompts; ``None`` for the tokenizer's default.
+        max_length: In tokens; ``None`` for no bound.
+        cut_prompt_left: Cut rows without document structure at the left of the prompt instead of leaving them out.
+        tokenise: TRL's preparation, for its own formats.
+        name: Of the data set, in messages.
+
+    Raises:
+        DataError: If a row is not what its columns promise, or nothing is left.
+    """
+    columns = set(get_dataset_column_names(dataset))
+    item = _reader(columns)
+    if item is None:
+        return _fit(tokenise(dataset), max_length, cut_prompt_left, name)
+    renderer = renderer or Renderer.for_tokenizer(tokenizer)
+    if isinstance(dataset, IterableDataset):
+        return _stream(dataset, item, tokenizer, renderer, max_length, cut_prompt_left, columns)
+    items = [item(row, Where(name, number)) for number, row in enumerate(dataset, start=1)]
+    encoded = encode(items, tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left)
+    for line in encoded.report.lines():
+        logger.info("%s: %s", name, line)
+    if not encoded.rows:
+        raise DataError(
+            f"no row of the {name} data set fits max_length={max_length}: nothing is left to train on.",
+            "raise --max_length, or shorten the questions and answers.",
+        )
+    return Dataset.from_list(encoded.rows)
+
+
+def _reader(columns: set[str]) -> Callable[[Mapping[str, Any], Where], Record | Conversation] | None:
+    """What reads a row of these columns; ``None`` for TRL's own formats."""
+    if columns & {"input_ids", "prompt"}:
+        return None
+    if columns & {"messages", "conversations"}:
+        return lambda row, where: parse_conversation(maybe_convert_to_chatml(_present(row)), where)
+    if "question" in columns and columns & {"answer", "documents"}:
+        return lambda row, where: parse_record(_present(row), where)
+    return None
+
+
+def _present(row: Mapping[str, Any]) -> dict[str, Any]:
+    # A table has every column in every row: what a row did not have is None there.
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _stream(
+    dataset: IterableDataset,
+    item: Callable[[Mapping[str, Any], Where], Record | Conversation],
+    tokenizer: Any,
+    renderer: Renderer,
+    max_length: int | None,
+    cut_prompt_left: bool,
+    columns: set[str],
+) -> Rows:
+    def one(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        read = item(row, Where("stream", number + 1))
+        rows = encode([read], tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left).rows
+        return {"input_ids": rows[0]["input_ids"], "labels": rows[0]["labels"]} if rows else {"input_ids": []}
+
+    encoded = dataset.map(one, with_indices=True, remove_columns=sorted(columns))
+    return encoded.filter(lambda row: len(row["input_ids"]) > 0)
+
+
+def _fit(dataset: Rows, max_length: int | None, cut_prompt_left: bool, name: str) -> Rows:
+    if max_length is None:
+        return dataset
+
+    def one(row: Mapping[str, Any]) -> dict[str, Any]:
+        fitted = fit_ids(row["input_ids"], row["labels"], max_length, cut_prompt_left=cut_prompt_left)
+        return {"input_ids": [], "labels": []} if fitted is None else {"input_ids": fitted[0], "labels": fitted[1]}
+
+    fitted = dataset.map(one).filter(lambda row: len(row["input_ids"]) > 0)
+    if isinstance(dataset, Dataset):
+        left_out = len(dataset) - len(fitted)
+        if left_out:
+            logger.warning(
+                "%s: %d of %d rows exceed max_length=%d and are left out.", name, left_out, len(dataset), max_length
+            )
+        if not len(fitted):
+            raise DataError(
+                f"none of the {len(dataset)} rows of the {name} data set fits max_length={max_length}.",
+                "raise --max_length, or set --cut_prompt_left true to cut prompts (never answers) at their left.",
+            )
+    return fitted
+
+
+def require_aligned_tokens(dataset: Rows, name: str, *, boundary: bool) -> None:
+    """Refuse a data set in which alignment would have nothing to act on.
+
+    Raises:
+        DataError: If no row has an aligned token (streams are not looked through).
+    """
+    if isinstance(dataset, IterableDataset):
+        return
+    for row in dataset:
+        labels = row["labels"]
+        if aligned_tokens(labels):
+            return
+        if boundary and any(a == -100 and b != -100 for a, b in zip(labels[:-1], labels[1:], strict=True)):
+            return
+    raise DataError(
+        f"no row of the {name} data set has an aligned token: alignment acts on the prompt, and here every token is "
+        "trained on (or prompts are a single token).",
+        "give prompts apart from answers (records, messages, or prompt/completion rows without "
+        "completion_only_loss=False), or set alpha to 0.",
+    )
