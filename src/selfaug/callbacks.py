@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from selfaug.run_folder import write_whole
+from selfaug.checkpoint import write_durably
 from selfaug.terminal import say
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class JsonLog(TrainerCallback):
         """Keep what earlier parts of this run logged."""
         if state.is_world_process_zero:
             text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-            write_whole(self.path, "".join(f"{line}\n" for line in kept_entries(text, state.global_step)))
+            write_durably(self.path, "".join(f"{line}\n" for line in kept_entries(text, state.global_step)))
 
     def on_log(
         self,

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.checkpoint import write_durably
 from selfaug.errors import ConfigError
-from selfaug.run_folder import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -207,7 +207,7 @@ def build_manifest(
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest whole, as indented JSON."""
-    write_whole(path, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_durably(path, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

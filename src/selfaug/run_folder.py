@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from selfaug.checkpoint import last_whole, write_durably
 from selfaug.errors import ConfigError, nearest
 
-__all__ = ["MAY_DIFFER", "RunFolder", "config_differences", "write_whole"]
+__all__ = ["MAY_DIFFER", "RunFolder", "config_differences"]
 
 _FILES = ("config.yaml", "manifest.json", "log.jsonl", "results.json", "samples.jsonl", "shift.json", "report.html")
 _FOLDERS = ("checkpoints", "adapter", "model")
@@ -38,13 +38,6 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[s
     """``{name: (old value, new value)}`` of the settings that decide what is learnt and are not the same."""
     names = [name for name in {**old, **new} if name not in MAY_DIFFER]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -93,8 +86,8 @@ class RunFolder:
         return next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
 
     def has_checkpoint(self) -> bool:
-        """Whether any ``checkpoint-N`` folder is there, whole or torn."""
-        return self.checkpoints.is_dir() and any(self.checkpoints.glob("checkpoint-*"))
+        """Whether there is a whole checkpoint to go on from."""
+        return last_whole(self.checkpoints) is not None
 
     def read_config(self) -> dict[str, Any]:
         """The settings of the run.
@@ -167,21 +160,23 @@ class RunFolder:
                 f"pass --resume_from_checkpoint to go on with it; or {ways_out}",
             )
 
-    def create(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def create(self, config: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False) -> None:
         """Make the folder and write ``config.yaml``; with ``overwrite`` an older run in it is removed first.
 
-        Only what a run writes is removed: a file of the user's that lies there stays.
+        Only what a run writes is removed: a file of the user's that lies there stays. A run that begins anew removes
+        torn checkpoints; :meth:`check_free` has seen that there is no whole one.
         """
         if overwrite:
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
             for name in _FOLDERS:
                 shutil.rmtree(self.path / name, ignore_errors=True)
+        elif not resume:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        write_whole(
-            self.config, f"# The resolved settings of this run; `selfaug train --config` reads them back.\n{text}"
-        )
+        head = "# The resolved settings of this run; `selfaug train --config` reads them back."
+        write_durably(self.config, f"{head}\n{text}")
 
     def remove_if_empty(self) -> None:
         """Take back folders that were made for a run that never began."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 
-__all__ = ["coloured", "emit", "say"]
+__all__ = ["coloured", "counting", "emit", "say"]
 
 
 def say(text: str = "") -> None:
@@ -24,3 +26,18 @@ def emit(text: str) -> None:
 def coloured() -> bool:
     """Whether stderr shows colours: a terminal, and the user has not refused them with ``NO_COLOR``."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr while the block runs, where that is a terminal; gives what to call with the count."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal or os.environ.get("RANK", "0") != "0":
+        yield lambda _: None
+        return
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)

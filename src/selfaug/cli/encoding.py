@@ -1,0 +1,138 @@
+"""How do the examples that were read become the trainer's token rows, and what does the user hear of their lengths?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from selfaug.cli.inputs import looks_local, missing_path
+from selfaug.data.encode import encode
+from selfaug.data.prompts import Renderer
+from selfaug.errors import ConfigError, DataError
+from selfaug.terminal import counting, say
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.cli.data import Source
+    from selfaug.cli.parsing import Settings
+    from selfaug.data.record import Item
+
+__all__ = ["encode_source", "load_tokenizer", "tokenizer_and_renderer"]
+
+
+def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Raises:
+        ConfigError: If its files are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(name), **options)
+    except Exception as error:  # The tokenizers library raises plain `Exception` for damaged files.
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"the tokenizer of {str(name)!r} cannot be loaded: {first}", "check the tokenizer's files."
+        ) from error
+
+
+def tokenizer_and_renderer(settings: Settings) -> tuple[PreTrainedTokenizerBase, Renderer]:
+    """The model's tokenizer, with the end-of-sequence token and chat template asked for, and the prompt's renderer.
+
+    Raises:
+        ConfigError: If a file is missing or the tokenizer does not know a token.
+    """
+    training = settings.training
+    tokenizer = load_tokenizer(
+        str(settings.model.model_name_or_path),
+        revision=settings.model.model_revision,
+        trust_remote_code=training.trust_remote_code,
+    )
+    if training.eos_token is not None:
+        if training.eos_token not in tokenizer.get_vocab():
+            raise ConfigError(
+                f"eos_token {training.eos_token!r} is not in the model's vocabulary, so the model could never write it",
+                "name a token that the tokenizer has.",
+            )
+        tokenizer.eos_token = training.eos_token
+    if training.chat_template_path is not None:
+        tokenizer.chat_template = _chat_template(training.chat_template_path, tokenizer)
+        # The template is set already; trl would look for a tokenizer and add its tokens to the model.
+        training.chat_template_path = None
+    if settings.run.renderer is None:
+        prompt = settings.run.prompt if isinstance(settings.run.prompt, dict) else {}
+        return tokenizer, Renderer.for_tokenizer(tokenizer, **prompt)
+    path = Path(settings.run.renderer).expanduser()
+    if not path.exists():
+        raise missing_path("renderer", settings.run.renderer, "give the adapter folder of an earlier run.")
+    renderer = Renderer.load(path if path.is_dir() else path.parent)
+    renderer.check(tokenizer)
+    return tokenizer, renderer
+
+
+def _chat_template(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    path = Path(source).expanduser()
+    if looks_local(source) and not path.exists():
+        raise missing_path("chat_template_path", source, "give a Jinja file, or the folder of a tokenizer.")
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    other = load_tokenizer(source)
+    if not isinstance(other.chat_template, str):
+        raise ConfigError(f"the tokenizer {source!r} has no chat template", "give one that has, or a Jinja file.")
+    lacking = sorted(
+        str(token) for token in other.added_tokens_decoder.values() if str(token) in other.chat_template
+        and str(token) not in tokenizer.get_vocab()
+    )  # fmt: skip
+    if lacking:
+        raise ConfigError(
+            f"the chat template of {source!r} writes tokens that the model does not have: {', '.join(lacking[:3])}",
+            "choose a template of the model's own tokens, or add them to the model first.",
+        )
+    return other.chat_template
+
+
+def encode_source(
+    source: Source, split: str, settings: Settings, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
+) -> tuple[Dataset | IterableDataset, dict[str, Any] | None]:
+    """The table that the trainer gets, and the length report; trl's own formats pass through without one.
+
+    Raises:
+        DataError: If no row fits, or none has an aligned token though the method aligns.
+    """
+    from datasets import Dataset
+
+    if source.loaded is None:
+        assert source.table is not None
+        return source.table, None
+    if source.loaded.kind == "trl":
+        return Dataset.from_list(source.loaded.items), None
+    training = settings.training
+    with counting(f"tokens of {split}", len(source.loaded.items)) as progress:
+        encoded = encode(
+            cast("list[Item]", source.loaded.items),
+            tokenizer,
+            renderer,
+            max_length=training.max_length,
+            cut_prompt_left=training.cut_prompt_left,
+            on_bad_row=cast('Literal["error", "skip"]', settings.run.on_bad_row),
+            progress=progress,
+        )
+    say(f"{split}: {source.name}")
+    for line in encoded.report.lines():
+        say(f"  {line}")
+    if not encoded.rows:
+        raise DataError(
+            f"none of the {encoded.report.rows} rows of {source.name} fits max_length={training.max_length}",
+            "raise max_length (up to the model's context), or shorten the rows' questions and answers.",
+        )
+    if split == "train" and training.aligns and not training.align_boundary and not encoded.report.aligned_tokens:
+        raise DataError(
+            f"{source.name} has no aligned token, and alpha={training.alpha} asks for alignment: every prompt is a "
+            "single token",
+            "train on rows with prompts, or set --alpha 0.",
+        )
+    columns = {name: [row[name] for row in encoded.rows] for name in ("input_ids", "labels")}
+    return Dataset.from_dict(columns), encoded.report.as_dict()

@@ -1,0 +1,80 @@
+"""What is left behind for others when a training has finished?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.model_card import model_card
+from selfaug.provenance import weight_files, weights_hash, write_manifest
+from selfaug.terminal import say
+
+if TYPE_CHECKING:
+    from selfaug.cli.parsing import Settings
+    from selfaug.data.prompts import Renderer
+    from selfaug.run_folder import RunFolder
+
+__all__ = ["export"]
+
+# Pickles of the trainer's own; nothing that is exported needs one to be loaded.
+_PICKLES = ("training_args.bin",)
+
+
+def export(
+    trainer: Any, renderer: Renderer, folder: RunFolder, settings: Settings, manifest: dict[str, Any], result: Any
+) -> Path:
+    """Write the finished adapter (or, without PEFT, the model) with tokenizer, renderer and model card.
+
+    The folder appears whole or not at all. Every rank calls this: a sharded model is gathered by all of them.
+
+    Args:
+        trainer: After its training.
+        renderer: Saved beside the weights.
+        folder: Of the run.
+        settings: Of the run.
+        manifest: Gets the entry ``finished``.
+        result: What ``trainer.train`` returned.
+    """
+    final = folder.adapter if settings.model.use_peft else folder.model
+    partial = folder.path / f".{final.name}.partial"
+    main = os.environ.get("RANK", "0") == "0"
+    if main:
+        shutil.rmtree(partial, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if main:
+        for name in _PICKLES:
+            (partial / name).unlink(missing_ok=True)
+        renderer.save(partial)
+        card = model_card(manifest, settings.resolved)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+        manifest["finished"] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "steps": trainer.state.global_step,
+            "weights": weights_hash(weight_files(final), full=True),
+            "metrics": result.metrics,
+        }
+        write_manifest(folder.manifest, manifest)
+        if settings.training.push_to_hub:
+            _push(trainer, final, settings)
+    trainer.accelerator.wait_for_everyone()
+    return final
+
+
+def _push(trainer: Any, final: Path, settings: Settings) -> None:
+    from huggingface_hub import upload_folder
+
+    upload_folder(
+        repo_id=trainer.hub_model_id,
+        folder_path=final,
+        token=settings.training.hub_token,
+        revision=settings.training.hub_revision,
+        commit_message="Upload the finished run",
+    )
+    say(f"pushed to {trainer.hub_model_id}")

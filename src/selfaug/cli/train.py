@@ -1,0 +1,270 @@
+"""`selfaug train`: from flags and data to a run folder with an adapter in it.
+
+Everything that can be wrong is said before the run folder is touched: flags, paths, data, then the length report, then
+the model. Data on stdout is one line, the folder of the finished adapter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.errors import ConfigError, UserError
+from selfaug.terminal import emit, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.cli.data import Sources
+    from selfaug.cli.inputs import ModelFacts
+    from selfaug.cli.parsing import Arguments, Settings
+    from selfaug.data.prompts import Renderer
+    from selfaug.run_folder import RunFolder
+
+__all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run"]
+
+READS_ITS_OWN_ARGUMENTS = True
+
+
+def add_parser(subparsers: Any) -> None:
+    """The verb's place in the help; its flags are those of four data classes, read by ``cli/parsing.py``."""
+    subparsers.add_parser("train", add_help=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything, then train here or in processes that ``accelerate launch`` starts; the exit code."""
+    from selfaug.cli.inputs import check_model
+    from selfaug.cli.launch import is_launched, launch, processes_wanted
+    from selfaug.cli.parsing import build_parser, parse
+    from selfaug.run_folder import RunFolder
+
+    argv: list[str] = args.argv
+    if {"-h", "--help"} & set(argv):
+        build_parser().print_help()
+        return 0
+    arguments = parse(argv)
+    values = arguments.values
+    facts = check_model(
+        values["model_name_or_path"], revision=values["model_revision"], trust_remote_code=values["trust_remote_code"]
+    )
+    settings = settle(arguments, facts)
+    folder = RunFolder(Path(values["output_dir"]))
+    resume = _resumes(settings)
+    if _is_main():
+        overwrite = settings.run.overwrite_output_dir
+        folder.check_free(settings.resolved, overwrite=overwrite and not resume, resume=resume)
+    sources = _read(settings)
+    if not is_launched():
+        words = processes_wanted(arguments.launch, use_cpu=settings.training.use_cpu)
+        if words is not None:
+            return launch(words, argv)
+    return _train(settings, facts, folder, sources, argv)
+
+
+def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
+    """Fill in what depends on the model and on other settings, and build the data classes.
+
+    Raises:
+        ConfigError: If ``max_length`` exceeds the model's context, or a data class refuses a value.
+    """
+    from selfaug.cli.options import AUTO, LONGEST
+    from selfaug.cli.parsing import build
+
+    values = arguments.values
+    longest = values["max_length"]
+    if longest == AUTO:
+        values["max_length"] = min(facts.context or LONGEST, LONGEST)
+    elif longest is not None and longest < 2:
+        raise ConfigError(f"max_length is {longest}: a prompt and a response need a token each", "give 2 or more.")
+    elif longest is not None and facts.context is not None and longest > facts.context:
+        raise ConfigError(
+            f"max_length is {longest}, and the model's context ends at {facts.context} tokens",
+            f"give at most {facts.context}, or leave max_length out.",
+        )
+    if (values["held_out"] or values["eval_dataset"]) and "eval_strategy" not in arguments.given:
+        # Whoever names evaluation data wants an evaluation.
+        values["eval_strategy"] = "epoch"
+    return build(values)
+
+
+def _resumes(settings: Settings) -> bool:
+    value = settings.training.resume_from_checkpoint
+    return value is not None and value.lower() not in ("false", "none")
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _read(settings: Settings) -> Sources:
+    from selfaug.cli.data import read_sources
+
+    return read_sources(settings)
+
+
+def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: Sources, argv: Sequence[str]) -> int:
+    from selfaug.callbacks import install
+    from selfaug.checkpoint import resolve
+    from selfaug.cli.encoding import encode_source, tokenizer_and_renderer
+    from selfaug.cli.export import export
+    from selfaug.provenance import read_manifest, write_manifest
+
+    tokenizer, renderer = tokenizer_and_renderer(settings)
+    reports: dict[str, Any] = {}
+    tables: dict[str, Any] = {"train": None, "eval": None}
+    for split, source in (("train", sources.train), ("eval", sources.evaluation)):
+        if source is not None:
+            tables[split], reports[split] = encode_source(source, split, settings, tokenizer, renderer)
+    resumed_from = resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
+    manifest = _manifest(settings, facts, sources, tokenizer, argv, reports)
+    if resumed_from is not None and folder.manifest.is_file():
+        manifest = _continued(read_manifest(folder.manifest), manifest, resumed_from)
+
+    existed = folder.path.exists()
+    settings.training.output_dir = str(folder.checkpoints)
+    if settings.training.push_to_hub and settings.training.hub_model_id is None:
+        settings.training.hub_model_id = folder.path.name
+    try:
+        trainer = _make_trainer(settings, tables, tokenizer, renderer)
+    except BaseException:
+        if _is_main() and not existed:
+            folder.remove_if_empty()
+        raise
+    if _is_main():
+        folder.create(
+            settings.resolved,
+            overwrite=settings.run.overwrite_output_dir and resumed_from is None,
+            resume=resumed_from is not None,
+        )
+        write_manifest(folder.manifest, manifest)
+    trainer.accelerator.wait_for_everyone()
+    stop = install(trainer, folder.log)
+    try:
+        result = trainer.train(resume_from_checkpoint=None if resumed_from is None else str(resumed_from))
+    except (UserError, FloatingPointError) as error:
+        if _is_main() and not existed and trainer.state.global_step == 0:
+            shutil.rmtree(folder.path)  # this process made it, and no step was taken
+        if isinstance(error, UserError):
+            raise
+        raise ConfigError(
+            str(error), "lower --learning_rate, look at the rows of that step, or train in a wider number format."
+        ) from error
+    finally:
+        stop.release()
+    if stop.exit_code:
+        say(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; go on with\n"
+            f"  selfaug train --config {folder.config} --resume_from_checkpoint"
+        )
+        return stop.exit_code
+    final = export(trainer, renderer, folder, settings, manifest, result)
+    say(f"finished after {trainer.state.global_step} steps; the run is in {folder.path}")
+    if _is_main():
+        emit(str(final))
+    if hasattr(trainer, "end"):
+        trainer.end()  # trackers and the process group, as `trl sft` does
+    return 0
+
+
+def _make_trainer(
+    settings: Settings, tables: dict[str, Any], tokenizer: PreTrainedTokenizerBase, renderer: Renderer
+) -> Any:
+    from trl import get_peft_config, get_quantization_config
+
+    from selfaug.trainer import SelfAugTrainer
+
+    training, model = settings.training, settings.model
+    chosen = {
+        "revision": model.model_revision,
+        "trust_remote_code": training.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    training.model_init_kwargs = {**chosen, **(training.model_init_kwargs or {})}
+    try:
+        return SelfAugTrainer(
+            model=model.model_name_or_path,
+            args=training,
+            train_dataset=tables["train"],
+            eval_dataset=tables["eval"],
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+            renderer=renderer,
+        )
+    except UserError:
+        raise
+    except (ValueError, ImportError, OSError) as error:
+        # trl, peft and transformers refuse settings and files with these; none of them comes from a step of training.
+        raise ConfigError(
+            f"the training could not be set up: {str(error).strip()}",
+            "change the setting or file named above; `selfaug train --help` explains each setting.",
+        ) from error
+
+
+def _manifest(
+    settings: Settings,
+    facts: ModelFacts,
+    sources: Sources,
+    tokenizer: PreTrainedTokenizerBase,
+    argv: Sequence[str],
+    reports: dict[str, Any],
+) -> dict[str, Any]:
+    from selfaug.cli.inputs import model_folder
+    from selfaug.provenance import build_manifest, weight_files, weights_hash
+
+    if not _is_main():
+        return {}
+    name = str(settings.model.model_name_or_path)
+    weights = facts.folder or model_folder(name, settings.model.model_revision)
+    files = weight_files(weights) if weights is not None else []
+    return build_manifest(
+        command=["selfaug", "train", *argv],
+        config=settings.resolved,
+        data=sources.described(),
+        model={
+            "name": name,
+            "revision": settings.model.model_revision,
+            "commit": facts.commit,
+            "weights": weights_hash(files, full=settings.run.full_weight_hash) if files else None,
+        },
+        tokenizer=tokenizer,
+        seeds={"seed": settings.training.seed, "data_seed": settings.training.data_seed or settings.training.seed},
+        lengths=reports,
+    )
+
+
+def _continued(old: dict[str, Any], new: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a resumed run: the old one, with where and with what it went on.
+
+    Raises:
+        ConfigError: If data, weights, tokenizer or chat template are not those that the run began with.
+    """
+    from selfaug.provenance import differences
+
+    if not new:
+        return old
+    parts = ("data", "model", "tokenizer", "chat_template")
+    changed = differences({name: old.get(name) for name in parts}, {name: new.get(name) for name in parts})
+    if changed:
+        listed = "; ".join(f"{name}: {was} then, {now} now" for name, (was, now) in list(changed.items())[:4])
+        raise ConfigError(
+            f"the run would go on with something else than it began with ({listed})",
+            "restore what has changed, or begin a new run in another --output_dir.",
+        )
+    entry = {
+        "checkpoint": checkpoint.name,
+        **{name: new[name] for name in ("created", "command", "config", "versions", "device")},
+    }
+    return {**old, "resumed": [*old.get("resumed", []), entry]}
+
+
+if __name__ == "__main__":
+    from selfaug.cli.main import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
