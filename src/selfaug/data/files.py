@@ -17,8 +17,8 @@ from selfaug.errors import DataError, nearest
 __all__ = ["SUFFIXES", "data_files", "is_data_file", "iter_rows"]
 
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda path: gzip.GzipFile(path),
-    ".bz2": lambda path: bz2.BZ2File(path),  # type: ignore[dict-item, return-value]
+    ".gz": lambda path: gzip.GzipFile(path),  # type: ignore[dict-item, return-value]
+    ".bz2": lambda path: bz2.BZ2File(path),
 }
 _LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*_LINES, ".json", ".tsv", ".parquet")

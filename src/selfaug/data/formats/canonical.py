@@ -22,6 +22,6 @@ def matches(row: Mapping[str, Any]) -> bool:
 
 def parse(row: Mapping[str, Any], where: Where, needs_documents: bool) -> Item:
     """The record or conversation; see :func:`selfaug.data.record.parse_record`."""
-    if "messages" in row and "question" not in row:
+    if row.get("messages") is not None and row.get("question") is None:
         return parse_conversation(row, where)
     return parse_record(row, where, needs_documents=needs_documents)

@@ -94,8 +94,8 @@ def _without_code(page: str) -> str:
     kept, at = [], 0
     while opening := _CODE.search(page, at):
         ending = _CODE_END[opening[1].lower()].search(page, opening.end())
-        if ending is None:
-            break
+        if ending is None:  # It hides the rest of the page, as it does in a browser.
+            return " ".join((*kept, page[at : opening.start()]))
         kept.append(page[at : opening.start()])
         at = ending.end()
     return " ".join((*kept, page[at:]))
