@@ -120,7 +120,7 @@ def resolve(value: str | bool | None, output_dir: Path) -> Path | None:
     reason = torn_because(folder)
     if reason is not None:
         raise ConfigError(
-            f"{folder} is not a whole checkpoint: {reason}. Resuming from it would give another adapter without a word.",
+            f"{folder} is not a whole checkpoint: {reason}. Resuming from it would silently give another adapter.",
             "give 'true' to go on from the last whole checkpoint of the output_dir.",
         )
     return folder

@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class SelfAugConfig(SFTConfig):  # type: ignore[misc]
+class SelfAugConfig(SFTConfig):
     """`trl.SFTConfig` with the settings of alignment; the help of each field is its documentation.
 
     Settings left at ``None`` take the preset's value, then the method's. After construction none of ``alpha``,
@@ -107,7 +107,7 @@ class SelfAugConfig(SFTConfig):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
-        if not self.use_cpu and not _has_accelerator():
+        if not torch.accelerator.is_available():
             # transformers refuses its own default, bf16, on a machine without accelerator unless told so.
             self.use_cpu = True
         super().__post_init__()
@@ -185,7 +185,3 @@ class SelfAugConfig(SFTConfig):  # type: ignore[misc]
                 "here is defined over all tokens of the step.",
                 "leave it at its default, True.",
             )
-
-
-def _has_accelerator() -> bool:
-    return torch.accelerator.is_available()

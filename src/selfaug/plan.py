@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class ReferenceBatch:
 
 @dataclass(frozen=True)
 class MicroPlan:
-    """One micro-batch: positions whose next token is trained, with those tokens; drawn aligned positions; its tokens."""
+    """One micro-batch: positions whose next token is trained, and those tokens; drawn aligned positions; its size."""
 
     response_N: Tensor
     label_N: Tensor
@@ -175,7 +176,7 @@ def _drawn_documents(
         documents_T = documents_BT[row]
         edges = torch.nonzero(documents_T[1:] != documents_T[:-1]).squeeze(-1) + 1
         bounds = [0, *edges.tolist(), len(documents_T)]
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             positions = aligned_BT[row, start:stop].nonzero().squeeze(-1) + start
             if positions.numel() and draw(seed, step, input_ids_BT[row, start:stop], fraction):
                 drawn.append(_Drawn(row, start, int(positions[-1]) + 1, positions))

@@ -38,7 +38,7 @@ _PLAN = "selfaug"  # key of the plan in a micro-batch, and of the model's extra 
 logger = logging.getLogger(__name__)
 
 
-class SelfAugTrainer(SFTTrainer):  # type: ignore[misc]
+class SelfAugTrainer(SFTTrainer):
     """``loss = Σ nll / n_response + α · Σ_drawn kl / (align_fraction · n_aligned)``, over the whole optimiser step.
 
     Takes the arguments of `trl.SFTTrainer` and its data formats, and also rows of `selfaug.Record` (``question``,
@@ -342,7 +342,7 @@ class SelfAugTrainer(SFTTrainer):  # type: ignore[misc]
             rotate_checkpoints(str(output_dir), limit, self.state.best_model_checkpoint)
 
 
-class _StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
+class _StopOnNonFinite(TrainerCallback):
     """Stops the run before the optimiser moves when a loss of the step is not finite."""
 
     def __init__(self, trainer: SelfAugTrainer) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
 from trl.data_utils import get_dataset_column_names, maybe_convert_to_chatml
@@ -21,7 +22,7 @@ from selfaug.errors import DataError
 
 __all__ = ["prepare_rows", "require_aligned_tokens"]
 
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def require_aligned_tokens(dataset: Rows, name: str, *, boundary: bool) -> None:
         labels = row["labels"]
         if aligned_tokens(labels):
             return
-        if boundary and any(a == -100 and b != -100 for a, b in zip(labels[:-1], labels[1:], strict=True)):
+        if boundary and any(a == -100 and b != -100 for a, b in pairwise(labels)):
             return
     raise DataError(
         f"no row of the {name} data set has an aligned token: alignment acts on the prompt, and here every token is "

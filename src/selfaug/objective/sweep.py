@@ -66,7 +66,9 @@ def sweep(
     groups = tuple(groups)
     check_rows(hidden_TH, head, groups)
     plan = _Sweep(head, reference_head or head, groups, block_bytes or default_block_bytes(hidden_TH.device))
-    loss, *totals = _SweepFunction.apply(hidden_TH, head.weight_VH, head.bias_V, plan)
+    loss, *totals = _SweepFunction.apply(  # type: ignore[no-untyped-call]
+        hidden_TH, head.weight_VH, head.bias_V, plan
+    )
     return Objective(loss, dict(zip(plan.names, totals, strict=True)))
 
 
@@ -143,9 +145,8 @@ def _run(
             if rows.reference_NH is not None:
                 reference_nH = rows.reference_NH.to(head.weight_VH.dtype)
                 reference_nV = F.linear(reference_nH, reference_head.weight_VH, reference_head.bias_V)
-            weight_n, value = _terms_(
-                rows, projected_nV, reference_nV, head, reference_head, gradients is not None, sums
-            )
+            heads = (head, reference_head)
+            weight_n, value = _terms_(rows, projected_nV, reference_nV, heads, gradients is not None, sums)
             loss += value
             if gradients is not None:
                 _project_back(gradients, rows.index_N, hidden_nH, projected_nV, weight_n, head)
@@ -181,8 +182,7 @@ def _terms_(
     rows: Rows,
     projected_nV: Tensor,
     reference_nV: Tensor | None,
-    head: LMHead,
-    reference_head: LMHead,
+    heads: tuple[LMHead, LMHead],
     gradient: bool,
     sums: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
@@ -190,6 +190,7 @@ def _terms_(
 
     The weights (α over a count of tokens) are small: taken out, the gradient keeps its precision in 16 bits.
     """
+    head, reference_head = heads
     wide = torch.float64 if projected_nV.dtype == torch.float64 else torch.float32
     count, vocabulary = projected_nV.shape
     weights = [torch.as_tensor(w.weight, dtype=wide, device=projected_nV.device).expand(count) for w in rows.terms]
@@ -211,10 +212,8 @@ def _terms_(
             if result.gradient_NV is not None and len(rows.terms) == 1:
                 total_nV = result.gradient_NV
             elif result.gradient_NV is not None:
-                share_n1 = (weight_n[part] / safe_n[part]).unsqueeze(-1)
-                total_nV = (
-                    share_n1 * result.gradient_NV if total_nV is None else total_nV.add_(share_n1 * result.gradient_NV)
-                )
+                part_nV = result.gradient_NV.mul_((weight_n[part] / safe_n[part]).unsqueeze(-1))
+                total_nV = part_nV if total_nV is None else total_nV.add_(part_nV)
         if total_nV is not None:
             projected_nV[part] = head.unshape_(total_nV, logits_nV)
     return (weights[0] if len(weights) == 1 else scale_n), value

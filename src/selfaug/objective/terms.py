@@ -99,7 +99,7 @@ class NLL:
 
 @dataclass(frozen=True)
 class BaseToTuned:
-    """``KL(q ‖ p) = Σ q (log q - log p)`` with q the reference, p tuned; gradient ``p - q``. The release's direction."""
+    """``KL(q ‖ p) = Σ q (log q - log p)`` with q the reference, p tuned; gradient ``p - q``. As the release."""
 
     name: str = "alignment"
     needs_reference: bool = True

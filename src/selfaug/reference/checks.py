@@ -90,7 +90,7 @@ def check_head(model: nn.Module) -> None:
     if own.shape != ours.shape or ((own - ours).abs().max() / known) > tolerance:
         raise ConfigError(
             f"{type(model).__name__} does something to its logits that selfaug does not know (difference "
-            f"{(own - ours).abs().max().item():.3g} where logits reach {known.item():.3g}), so its loss would be wrong.",
+            f"{(own - ours).abs().max().item():.3g}, logits reach {known.item():.3g}), so its loss would be wrong.",
             "please report this architecture; known are a scale, a bias and a soft cap.",
         )
 
@@ -129,10 +129,10 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
             "use reference='initial', or leave modules_to_save and bias at their defaults.",
         )
     if reference.name == "base":
-        value = BaseToTuned()(before[0], before[1], None, gradient=False).value_N.mean().item()
-        if value > _LARGEST_KL:
+        kl = BaseToTuned()(before[0], before[1], None, gradient=False).value_N.mean().item()
+        if kl > _LARGEST_KL:
             raise ConfigError(
-                f"the adapter already changes the model (KL {value:.3g} nats a token before the first step): training "
+                f"the adapter already changes the model (KL {kl:.3g} nats a token before the first step): training "
                 "goes on from an adapter, and with it off the model is not the one that training starts from.",
                 "use reference='initial' to hold to where training starts, merge the adapter into its base first, or "
                 "set check_reference=false to hold to the model without any adapter.",
