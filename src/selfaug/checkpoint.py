@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from selfaug.errors import ConfigError
 
-__all__ = ["SEAL", "last_whole", "read_seal", "resolve", "seal", "torn_because", "write_durably"]
+__all__ = ["SEAL", "last_whole", "read_seal", "resolve", "rotate", "seal", "torn_because", "unseal", "write_durably"]
 
 SEAL = "selfaug_checkpoint.json"
 # A file above this size is known by its size alone: hashing the optimizer of a large model takes minutes.
@@ -29,9 +30,39 @@ logger = logging.getLogger(__name__)
 
 def seal(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the seal of a finished checkpoint with ``state`` (JSON) in it; atomically, after its files are on disk."""
-    files = {p.relative_to(folder).as_posix(): _print(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    files.pop(SEAL, None)
-    write_durably(folder / SEAL, json.dumps({"files": files, "state": dict(state)}, indent=1))
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SEAL)
+    for path in paths:
+        _flush(path)
+    files = {path.relative_to(folder).as_posix(): _print(path) for path in paths}
+    write_durably(folder / SEAL, _seal_text({"files": files, "state": dict(state)}))
+    _flush(folder)
+    _flush(folder.parent)
+
+
+def unseal(folder: Path) -> None:
+    """Break the seal before files of a checkpoint are written anew: until the next one it counts as torn."""
+    (folder / SEAL).unlink(missing_ok=True)
+
+
+def _seal_text(body: dict[str, Any]) -> str:
+    # The seal carries its own hash: a damaged one must not pass for a state that was never saved.
+    body = {"files": body["files"], "state": body["state"]}
+    own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"sha256": own, **body}, indent=1)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # folders cannot be opened on every system
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # nor flushed on every file system
+        logger.debug("cannot flush %s", path)
+    finally:
+        os.close(descriptor)
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -55,12 +86,16 @@ def _print(path: Path) -> dict[str, Any]:
 def torn_because(folder: Path) -> str | None:
     """Why a checkpoint is not whole, or ``None`` if it is."""
     try:
-        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
+        text = (folder / SEAL).read_text(encoding="utf-8")
+        body = json.loads(text)
+        untouched = text == _seal_text(body)
     except FileNotFoundError:
         return f"it has no {SEAL}, which is written last"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its {SEAL} cannot be read ({error})"
-    for name, written in files.items():
+    if not untouched:
+        return f"its {SEAL} differs from what was written"
+    for name, written in body["files"].items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
@@ -91,6 +126,35 @@ def last_whole(output_dir: Path) -> Path | None:
             return folder
         logger.warning("%s is not a whole checkpoint (%s); going on from an earlier one.", folder, reason)
     return None
+
+
+def rotate(output_dir: Path, limit: int | None, new: Path, best: str | None = None) -> None:
+    """Delete the oldest checkpoints until ``limit`` are left, unsealed ones first; never ``new`` or ``best``.
+
+    Args:
+        output_dir: Folder of the checkpoints.
+        limit: How many to keep; ``None`` or 0 for all.
+        new: The one that was sealed just now. Neither times of change nor step numbers tell which that is: some file
+            systems have no true times, and a torn checkpoint of a killed run may have a higher number.
+        best: The one with the best metric, if known.
+    """
+    if not limit:
+        return
+    kept = {new.resolve(), *([Path(best).resolve()] if best else [])}
+    folders = [folder for folder in reversed(_numbered(output_dir)) if folder.resolve() not in kept]
+    excess = len(folders) + len(kept) - limit
+    for folder in sorted(folders, key=_sealed_at)[: max(excess, 0)]:
+        # Its seal goes first: killed in between, what is left of it is not taken for a whole one.
+        unseal(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sealed_at(folder: Path) -> float:
+    """Seconds since 1970; 0 for an unsealed one. Equal times leave the order as it is: by step."""
+    try:
+        return (folder / SEAL).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def resolve(value: str | bool | None, output_dir: Path) -> Path | None:

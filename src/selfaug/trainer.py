@@ -25,7 +25,6 @@ from selfaug.reference import Reference, make_reference
 from selfaug.reference.checks import check_head, check_peft, check_reference
 from selfaug.step import StepObjective, install, micro_inputs
 from selfaug.training_rows import prepare_rows, require_aligned_tokens
-from selfaug.trl_names import rotate_checkpoints
 
 if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
@@ -320,12 +319,15 @@ class SelfAugTrainer(SFTTrainer):
         # TRL's own step before this writes a model card that says "SFT"; the run folder has ours. Deleting old
         # checkpoints comes after the seal: killed in between, a whole one is always left.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        output_dir = Path(self._get_output_dir(trial=trial))
+        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoint.unseal(folder)
+        self.accelerator.wait_for_everyone()
         try:
             Trainer._save_checkpoint(self, model, trial)
         finally:
             self.args.save_total_limit = limit
-        output_dir = Path(self._get_output_dir(trial=trial))
-        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         num_tokens = self._num_tokens()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -339,7 +341,7 @@ class SelfAugTrainer(SFTTrainer):
                     tensors = {n: t.detach().cpu().contiguous() for n, t in self.reference.tensors().items()}
                     save_file(tensors, folder / _REFERENCE_FILE)
             checkpoint.seal(folder, state)
-            rotate_checkpoints(str(output_dir), limit, self.state.best_model_checkpoint)
+            checkpoint.rotate(output_dir, limit, folder, self.state.best_model_checkpoint)
 
 
 class _StopOnNonFinite(TrainerCallback):

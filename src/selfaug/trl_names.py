@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["gathered_head", "rotate_checkpoints", "switchable_layers"]
+__all__ = ["gathered_head", "switchable_layers"]
 
 
 def switchable_layers(model: nn.Module) -> list[Any]:
@@ -28,10 +28,3 @@ def gathered_head(weight: Any, bias: Any) -> Any:
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
     return maybe_gather_lm_head_ctx(weight, bias)
-
-
-def rotate_checkpoints(output_dir: str, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beyond ``limit``, sparing the best."""
-    from transformers.trainer_utils import rotate_checkpoints as rotate
-
-    rotate(output_dir=output_dir, save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
