@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB = 97
 PAD, BOS, EOS = 0, 1, 2
@@ -114,6 +115,14 @@ def lora_config(arch: str, r: int = 4, targets: str | list[str] = "all-linear") 
         exclude_modules=_MAMBA_EXCLUDED if arch == "falcon_h1" else None,
         task_type="CAUSAL_LM",
     )
+
+
+def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
+    """One word a token, "w3" to "w<vocab - 1>" after the three special ones; for trainers that ask for a tokenizer."""
+    words = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, **{f"w{i}": i for i in range(3, vocab)}}
+    raw = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def perturb_adapter(model: torch.nn.Module, seed: int = 1, scale: float = 0.1) -> None:
