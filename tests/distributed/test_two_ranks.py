@@ -1,0 +1,131 @@
+"""Do two ranks with unequal token counts have the gradient of a loop over all of their sequences?
+
+Real processes over gloo, one launch for all cases; the oracle runs in this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfaug.plan import draw
+from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step
+from tests.oracles.step import Sequence_, relative_distance
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+SEED = 7
+CASES: dict[str, dict[str, Any]] = {
+    "padding": {"settings": {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 1}},
+    "accumulation": {"settings": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 5}},
+    "checkpointing": {
+        "settings": {
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 5,
+            "gradient_checkpointing": True,
+        }
+    },
+    "padding-free": {"settings": {"padding_free": True, "per_device_train_batch_size": 5}},
+    "packing": {"settings": {"packing": True, "max_length": 48, "per_device_train_batch_size": 1}},
+    "paper": {"settings": {"preset": "paper", "per_device_train_batch_size": 5}},
+    "drawn": {"settings": {"align_fraction": 0.5, "per_device_train_batch_size": 1, "max_steps": 4}},
+    "drawn, packing": {
+        "settings": {
+            "align_fraction": 0.5,
+            "packing": True,
+            "max_length": 48,
+            "per_device_train_batch_size": 1,
+            "max_steps": 4,
+        }
+    },
+    "drawn, rank-keyed": {
+        "settings": {"align_fraction": 0.5, "per_device_train_batch_size": 1, "max_steps": 4},
+        "planted": True,
+    },
+    "few": {
+        # One rank has the sequence without a prompt or the one without a response; nothing is drawn on it.
+        "kinds": ["odd shapes"],
+        "count": 4,
+        "settings": {"per_device_train_batch_size": 2},
+    },
+}
+for _case in CASES.values():
+    _case.setdefault("kinds", ["single-turn", "multi-turn"])
+    _case.setdefault("count", 10)
+    _case.setdefault("planted", False)
+    _case["settings"].setdefault("gradient_accumulation_steps", 5)
+    _case["settings"]["seed"] = SEED
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case run on two ranks."""
+    made = tmp_path_factory.mktemp("ranks")
+    (made / "cases.json").write_text(json.dumps(CASES))
+    script = Path(__file__).with_name("ranks.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(made / "cases.json"), str(made)], env=environment, capture_output=True, text=True, timeout=540
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return made
+
+
+def load(folder: Path, name: str) -> list[dict[str, Any]]:
+    ranks: list[dict[str, Any]] = [torch.load(folder / name / f"rank{rank}.pt") for rank in (0, 1)]
+    assert ranks[0]["gradients"]
+    for mine, theirs in zip(ranks[0]["gradients"], ranks[1]["gradients"], strict=True):
+        assert relative_distance(mine, theirs) < 1e-12  # DDP left the same gradient on both
+    return ranks
+
+
+def seen(ranks: list[dict[str, Any]], step: int, known: tuple[Sequence_, ...]) -> tuple[Sequence_, ...]:
+    """The sequences of a step over both ranks, with their labels: every one once."""
+    labels = {tuple(ids): labels for ids, labels in known}
+    ids = [document for rank in ranks for batch in rank["documents"][step] for document in batch]
+    assert sorted(map(tuple, ids)) == sorted(labels), "a sequence is missing or was given twice"
+    return tuple((each, labels[tuple(each)]) for each in ids)
+
+
+def distances(folder: Path, name: str) -> list[float]:
+    """For each step, how far the ranks' gradient is from the oracle's."""
+    case, ranks = CASES[name], load(folder, name)
+    known = tuple(sequence for kind in case["kinds"] for sequence in SEQUENCES[kind])[: case["count"]]
+    fraction = case["settings"].get("align_fraction", 1.0)
+    found = []
+    for step, gradient in enumerate(ranks[0]["gradients"]):
+        assert ranks[0]["response"][step] != ranks[1]["response"][step]  # token counts are unequal
+        chosen = seen(ranks, step, known)
+        drawn = tuple(i for i, (ids, _) in enumerate(chosen) if draw(SEED, step, torch.tensor(ids), fraction))
+        settings: dict[str, Any] = {"align_fraction": fraction, "drawn": drawn}
+        if case["settings"].get("preset") == "paper":
+            settings |= {"alpha": 0.5, "direction": "tuned_to_base", "align_boundary": True}
+        expected = oracle_step(chosen, **settings).gradient()[1]
+        found.append(relative_distance(gradient, expected))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case["planted"]])
+def test_two_ranks_equal_the_oracle(name: str, folder: Path) -> None:
+    found = distances(folder, name)
+    assert len(found) == CASES[name]["settings"].get("max_steps", 1)
+    assert max(found) < TOLERANCE[torch.float64]
+
+
+def test_a_draw_keyed_by_rank_is_seen(folder: Path) -> None:
+    """The planted error: the same comparison fails."""
+    assert max(distances(folder, "drawn, rank-keyed")) > 100 * TOLERANCE[torch.float64]
+
+
+def test_accumulation_and_layout_give_the_same_gradient_on_two_ranks(folder: Path) -> None:
+    reference = load(folder, "padding")[0]["gradients"][0]
+    for name in ("accumulation", "checkpointing", "padding-free", "packing"):
+        assert relative_distance(load(folder, name)[0]["gradients"][0], reference) < TOLERANCE[torch.float64]
