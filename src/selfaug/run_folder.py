@@ -21,7 +21,7 @@ _FOLDERS = ("checkpoints", "adapter", "model")
 
 MAY_DIFFER = frozenset(
     {
-        "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "full_weight_hash", "num_train_epochs",
+        "output_dir", "num_train_epochs",
         "max_steps", "logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica",
         "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "eval_strategy", "eval_steps",
         "eval_delay", "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "save_only_model",

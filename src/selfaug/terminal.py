@@ -7,12 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-__all__ = ["coloured", "counting", "emit", "say"]
+__all__ = ["coloured", "counting", "emit", "is_main", "quiet_bars", "say"]
+
+
+def is_main() -> bool:
+    """Whether this is the first process of a distributed run, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str = "") -> None:
     """Tell the person at the terminal something: a line on stderr, from the first process of a distributed run."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main():
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
@@ -35,9 +40,20 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    if not console.is_terminal or os.environ.get("RANK", "0") != "0":
+    if not console.is_terminal or not is_main():
         yield lambda _: None
         return
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def quiet_bars() -> None:
+    """Switch off the libraries' own progress bars where stderr is no terminal: in a file they are noise."""
+    if sys.stderr.isatty():
+        return
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()

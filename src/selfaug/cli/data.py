@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.inputs import looks_local, missing_path
+from selfaug.data.leaks import check_leaks
 from selfaug.data.read import Loaded, read_rows
+from selfaug.data.split import split_by_document
 from selfaug.errors import ConfigError, DataError
 from selfaug.provenance import files_of
 from selfaug.terminal import say
@@ -65,7 +67,6 @@ class Sources:
 
     train: Source
     evaluation: Source | None = None
-    notes: tuple[str, ...] = field(default=())
 
     def described(self) -> dict[str, Any]:
         """The manifest's entry ``data``."""
@@ -91,7 +92,9 @@ def read_sources(settings: Settings) -> Sources:
     if settings.run.held_out is not None:
         return _hold_out(train, settings.run.held_out, settings.training.seed)
     if settings.run.eval_dataset is not None:
-        return Sources(train, _read(settings, settings.run.eval_dataset, test_split, "eval_dataset"))
+        evaluation = _read(settings, settings.run.eval_dataset, test_split, "eval_dataset")
+        _say_leaks(train, evaluation)
+        return Sources(train, evaluation)
     if not wants_eval:
         return Sources(train)
     beside = _split_of_folder(name, (test_split, *_TEST_NAMES))
@@ -139,6 +142,16 @@ def _say_problems(source: Source) -> Source:
         if len(problems) > _SHOWN_PROBLEMS:
             say(f"  and {len(problems) - _SHOWN_PROBLEMS} more")
     return source
+
+
+def _say_leaks(train: Source, evaluation: Source) -> None:
+    if train.loaded is None or evaluation.loaded is None:
+        return
+    leaks = check_leaks(train.loaded.items, evaluation.loaded.items)
+    if leaks:
+        say(f"{evaluation.name} is not independent of the training data:")
+        for line in leaks.lines():
+            say(f"  {line}")
 
 
 def _split_of_folder(name: str, splits: Sequence[str]) -> str:
@@ -207,4 +220,12 @@ def _mixture(settings: Settings, wants_eval: bool) -> Sources:
 
 
 def _hold_out(train: Source, fraction: float, seed: int) -> Sources:
-    raise NotImplementedError
+    if train.loaded is None:
+        raise ConfigError(
+            f"held_out is for files of this machine, and {train.name} is a table of the hub",
+            "use its own test split: --eval_strategy epoch, and --dataset_test_split where it has another name.",
+        )
+    split = split_by_document(train.loaded.items, fraction, seed)
+    say(f"held out: {len(split.held_out)} of {len(train.loaded.items)} examples, no document on both sides")
+    parts = [replace(train, loaded=replace(train.loaded, items=items)) for items in (split.train, split.held_out)]
+    return Sources(parts[0], parts[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.model_card import model_card
 from selfaug.provenance import weight_files, weights_hash, write_manifest
-from selfaug.terminal import say
+from selfaug.terminal import is_main, say
 
 if TYPE_CHECKING:
     from selfaug.cli.parsing import Settings
@@ -40,7 +39,7 @@ def export(
     """
     final = folder.adapter if settings.model.use_peft else folder.model
     partial = folder.path / f".{final.name}.partial"
-    main = os.environ.get("RANK", "0") == "0"
+    main = is_main()
     if main:
         shutil.rmtree(partial, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()

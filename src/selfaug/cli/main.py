@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # peft still reads the old name of a transformers property; the user can do nothing about it.
+    # Remove when no supported peft does.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()

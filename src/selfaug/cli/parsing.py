@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["DIFFERENT_DEFAULTS", "Arguments", "Settings", "build", "build_parser", "parse"]
 
 
+# A secret, and what was asked of one call: none belongs to the settings that a run is known by.
+_NOT_OF_THE_RUN = frozenset({"hub_token", "resume_from_checkpoint", "overwrite_output_dir", "full_weight_hash"})
+
+
 @dataclass
 class Settings:
     """Everything that `selfaug train` was asked for, typed."""
@@ -156,7 +160,7 @@ def build(values: Mapping[str, Any]) -> Settings:
     """
     for entry in values["datasets"]:
         _check_mixture(entry)
-    resolved = {name: _plain(value) for name, value in values.items() if name != "hub_token"}
+    resolved = {name: _plain(value) for name, value in values.items() if name not in _NOT_OF_THE_RUN}
     built: list[Any] = []
     for data_class in data_classes():
         fields = {entry.name for entry in dataclasses.fields(data_class) if entry.init}
@@ -237,4 +241,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(inner) for key, inner in value.items() if "token" not in str(key)}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 10 and 10.0 are one setting
     return value

@@ -7,7 +7,6 @@ the model. Data on stdout is one line, the folder of the finished adapter.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.errors import ConfigError, UserError
-from selfaug.terminal import emit, say
+from selfaug.terminal import emit, is_main, quiet_bars, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settle(arguments, facts)
     folder = RunFolder(Path(values["output_dir"]))
     resume = _resumes(settings)
-    if _is_main():
+    if is_main():
         overwrite = settings.run.overwrite_output_dir
         folder.check_free(settings.resolved, overwrite=overwrite and not resume, resume=resume)
     sources = _read(settings)
@@ -97,10 +96,6 @@ def _resumes(settings: Settings) -> bool:
     return value is not None and value.lower() not in ("false", "none")
 
 
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _read(settings: Settings) -> Sources:
     from selfaug.cli.data import read_sources
 
@@ -112,8 +107,10 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     from selfaug.checkpoint import resolve
     from selfaug.cli.encoding import encode_source, tokenizer_and_renderer
     from selfaug.cli.export import export
+    from selfaug.cli.recording import continued, run_manifest
     from selfaug.provenance import read_manifest, write_manifest
 
+    quiet_bars()
     tokenizer, renderer = tokenizer_and_renderer(settings)
     reports: dict[str, Any] = {}
     tables: dict[str, Any] = {"train": None, "eval": None}
@@ -121,9 +118,9 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
         if source is not None:
             tables[split], reports[split] = encode_source(source, split, settings, tokenizer, renderer)
     resumed_from = resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
-    manifest = _manifest(settings, facts, sources, tokenizer, argv, reports)
+    manifest = run_manifest(settings, facts, sources, tokenizer, argv, reports)
     if resumed_from is not None and folder.manifest.is_file():
-        manifest = _continued(read_manifest(folder.manifest), manifest, resumed_from)
+        manifest = continued(read_manifest(folder.manifest), manifest, resumed_from)
 
     existed = folder.path.exists()
     settings.training.output_dir = str(folder.checkpoints)
@@ -132,10 +129,10 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     try:
         trainer = _make_trainer(settings, tables, tokenizer, renderer)
     except BaseException:
-        if _is_main() and not existed:
+        if is_main() and not existed:
             folder.remove_if_empty()
         raise
-    if _is_main():
+    if is_main():
         folder.create(
             settings.resolved,
             overwrite=settings.run.overwrite_output_dir and resumed_from is None,
@@ -147,7 +144,7 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     try:
         result = trainer.train(resume_from_checkpoint=None if resumed_from is None else str(resumed_from))
     except (UserError, FloatingPointError) as error:
-        if _is_main() and not existed and trainer.state.global_step == 0:
+        if is_main() and not existed and trainer.state.global_step == 0:
             shutil.rmtree(folder.path)  # this process made it, and no step was taken
         if isinstance(error, UserError):
             raise
@@ -156,6 +153,8 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
         ) from error
     finally:
         stop.release()
+    # A rank that leaves makes torchrun end the others, and the first one may still be sealing the checkpoint.
+    trainer.accelerator.wait_for_everyone()
     if stop.exit_code:
         say(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; go on with\n"
@@ -164,7 +163,7 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
         return stop.exit_code
     final = export(trainer, renderer, folder, settings, manifest, result)
     say(f"finished after {trainer.state.global_step} steps; the run is in {folder.path}")
-    if _is_main():
+    if is_main():
         emit(str(final))
     if hasattr(trainer, "end"):
         trainer.end()  # trackers and the process group, as `trl sft` does
@@ -205,63 +204,6 @@ def _make_trainer(
             f"the training could not be set up: {str(error).strip()}",
             "change the setting or file named above; `selfaug train --help` explains each setting.",
         ) from error
-
-
-def _manifest(
-    settings: Settings,
-    facts: ModelFacts,
-    sources: Sources,
-    tokenizer: PreTrainedTokenizerBase,
-    argv: Sequence[str],
-    reports: dict[str, Any],
-) -> dict[str, Any]:
-    from selfaug.cli.inputs import model_folder
-    from selfaug.provenance import build_manifest, weight_files, weights_hash
-
-    if not _is_main():
-        return {}
-    name = str(settings.model.model_name_or_path)
-    weights = facts.folder or model_folder(name, settings.model.model_revision)
-    files = weight_files(weights) if weights is not None else []
-    return build_manifest(
-        command=["selfaug", "train", *argv],
-        config=settings.resolved,
-        data=sources.described(),
-        model={
-            "name": name,
-            "revision": settings.model.model_revision,
-            "commit": facts.commit,
-            "weights": weights_hash(files, full=settings.run.full_weight_hash) if files else None,
-        },
-        tokenizer=tokenizer,
-        seeds={"seed": settings.training.seed, "data_seed": settings.training.data_seed or settings.training.seed},
-        lengths=reports,
-    )
-
-
-def _continued(old: dict[str, Any], new: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a resumed run: the old one, with where and with what it went on.
-
-    Raises:
-        ConfigError: If data, weights, tokenizer or chat template are not those that the run began with.
-    """
-    from selfaug.provenance import differences
-
-    if not new:
-        return old
-    parts = ("data", "model", "tokenizer", "chat_template")
-    changed = differences({name: old.get(name) for name in parts}, {name: new.get(name) for name in parts})
-    if changed:
-        listed = "; ".join(f"{name}: {was} then, {now} now" for name, (was, now) in list(changed.items())[:4])
-        raise ConfigError(
-            f"the run would go on with something else than it began with ({listed})",
-            "restore what has changed, or begin a new run in another --output_dir.",
-        )
-    entry = {
-        "checkpoint": checkpoint.name,
-        **{name: new[name] for name in ("created", "command", "config", "versions", "device")},
-    }
-    return {**old, "resumed": [*old.get("resumed", []), entry]}
 
 
 if __name__ == "__main__":

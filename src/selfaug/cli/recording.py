@@ -1,0 +1,74 @@
+"""What is written down of a run, and may a resumed one go on from it?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.cli.inputs import model_folder
+from selfaug.errors import ConfigError
+from selfaug.provenance import build_manifest, differences, weight_files, weights_hash
+from selfaug.terminal import is_main
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.cli.data import Sources
+    from selfaug.cli.inputs import ModelFacts
+    from selfaug.cli.parsing import Settings
+
+__all__ = ["continued", "run_manifest"]
+
+
+def run_manifest(
+    settings: Settings,
+    facts: ModelFacts,
+    sources: Sources,
+    tokenizer: PreTrainedTokenizerBase,
+    argv: Sequence[str],
+    reports: dict[str, Any],
+) -> dict[str, Any]:
+    """The manifest of a run that begins; empty on every rank but the first, which alone writes it."""
+    if not is_main():
+        return {}
+    name = str(settings.model.model_name_or_path)
+    weights = facts.folder or model_folder(name, settings.model.model_revision)
+    files = weight_files(weights) if weights is not None else []
+    return build_manifest(
+        command=["selfaug", "train", *argv],
+        config=settings.resolved,
+        data=sources.described(),
+        model={
+            "name": name,
+            "revision": settings.model.model_revision,
+            "commit": facts.commit,
+            "weights": weights_hash(files, full=settings.run.full_weight_hash) if files else None,
+        },
+        tokenizer=tokenizer,
+        seeds={"seed": settings.training.seed, "data_seed": settings.training.data_seed or settings.training.seed},
+        lengths=reports,
+    )
+
+
+def continued(old: dict[str, Any], new: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a resumed run: the old one, with where and with what it went on.
+
+    Raises:
+        ConfigError: If data, weights, tokenizer or chat template are not those that the run began with.
+    """
+    if not new:
+        return old
+    parts = ("data", "model", "tokenizer", "chat_template")
+    changed = differences({name: old.get(name) for name in parts}, {name: new.get(name) for name in parts})
+    if changed:
+        listed = "; ".join(f"{name}: {was} then, {now} now" for name, (was, now) in list(changed.items())[:4])
+        raise ConfigError(
+            f"the run would go on with something else than it began with ({listed})",
+            "restore what has changed, or begin a new run in another --output_dir.",
+        )
+    entry = {
+        "checkpoint": checkpoint.name,
+        **{name: new[name] for name in ("created", "command", "config", "versions", "device")},
+    }
+    return {**old, "resumed": [*old.get("resumed", []), entry]}
