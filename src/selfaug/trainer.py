@@ -300,6 +300,14 @@ class SelfAugTrainer(SFTTrainer):
             self._tokens_before = int(checkpoint.read_seal(folder).get("num_tokens", 0))
         return super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers looks whether the training is over only after a step: a run that was stopped between its last
+        # checkpoint and its end would be given one step too many.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _restore_reference(self, folder: Path | None) -> None:
         assert self.reference is not None
         if folder is not None and (folder / _REFERENCE_FILE).is_file():

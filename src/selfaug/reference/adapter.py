@@ -145,8 +145,18 @@ class InitialReference:
         return dict(self._start)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back :meth:`tensors`; ``ValueError`` if names or shapes differ."""
-        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in self._start.items()}:
-            raise ValueError("the stored initial adapter has other weights than this one")
+        """Take back :meth:`tensors`.
+
+        Raises:
+            ConfigError: If names or shapes differ.
+        """
+        stored, own = ({name: tuple(t.shape) for name, t in part.items()} for part in (tensors, self._start))
+        if stored != own:
+            name = min(name for name in {*stored, *own} if stored.get(name) != own.get(name))
+            raise ConfigError(
+                f"the checkpoint's initial adapter is not of this run's kind: {name} has shape {stored.get(name)} "
+                f"there and {own.get(name)} here.",
+                "resume with the adapter settings that the run began with, or begin a new run.",
+            )
         for name, tensor in tensors.items():
             self._start[name].copy_(tensor)
