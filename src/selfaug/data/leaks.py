@@ -22,7 +22,7 @@ class Leaks:
 
     Args:
         documents: Documents that are, up to case, spacing and punctuation, also in the training data.
-        questions: Questions, likewise.
+        questions: What is asked (:func:`selfaug.data.split.question_of`), likewise.
         near_duplicates: Pairs (held-out document, training document) that are not equal, but of which the shorter one
             shares at least 4/5 of its runs of 8 words with the other.
     """

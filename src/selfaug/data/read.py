@@ -108,7 +108,8 @@ def read_rows(
                 progress(next(counted))
     if not items:
         first_problem = f"; the first of {len(problems)} bad rows: {problems[0].message}" if problems else ""
-        raise DataError(f"{path}: no usable row{first_problem}", "check the format (--format) and the rows.")
+        hint = problems[0].hint if problems else "check the format (--format) and the rows."
+        raise DataError(f"{path}: no usable row{first_problem}", hint)
     return Loaded(_kind(items), items, next(iter(formats)), files, problems)
 
 

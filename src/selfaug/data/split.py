@@ -27,19 +27,21 @@ class Split:
         train: What is trained on.
         held_out: What is not.
         groups: How many groups of examples that belong together there were.
+        held_out_places: The places of the held-out examples in the data set.
     """
 
     train: list[Example]
     held_out: list[Example]
     groups: int
+    held_out_places: frozenset[int]
 
 
 def split_by_document(examples: Sequence[Example], fraction: float, seed: int = 0) -> Split:
-    """About ``fraction`` of the examples held out, such that no document's and no question's text is on both sides.
+    """About ``fraction`` of the examples held out, such that no document's text is on both sides, nor what is asked.
 
-    Examples that share a document or ask the same question (up to case, spacing and punctuation) belong together: the
-    groups are the connected components of the graph of examples and texts. Groups are taken whole, in an order drawn by
-    ``seed`` from what they say: the split does not depend on the order of the examples.
+    Examples that share a document, or a question with its answer, belong together (up to case, spacing and
+    punctuation): the groups are the connected components of the graph of examples and texts. Groups are taken whole, in
+    an order drawn by ``seed`` from what they say: the split does not depend on the order of the examples.
 
     Args:
         examples: Records, conversations (without documents: by their first user message) or TRL's rows (by prompt).
@@ -67,7 +69,7 @@ def split_by_document(examples: Sequence[Example], fraction: float, seed: int = 
         if 2 * len(smallest) > len(examples) or len(groups) < 2:
             raise DataError(
                 f"{len(examples)} examples cannot be split by document: they form {len(groups)} groups that share a"
-                f" document or a question, the largest of {max((len(g) for _, g in groups), default=0)}, and"
+                f" document or what is asked, the largest of {max((len(g) for _, g in groups), default=0)}, and"
                 f" {target} should be held out",
                 "hold nothing out (--held_out 0) and give a held-out file of your own, or split before documents are"
                 " retrieved (`selfaug prepare --corpus` does).",
@@ -77,6 +79,7 @@ def split_by_document(examples: Sequence[Example], fraction: float, seed: int = 
         [example for i, example in enumerate(examples) if i not in chosen],
         [example for i, example in enumerate(examples) if i in chosen],
         len(groups),
+        frozenset(chosen),
     )
 
 
@@ -86,9 +89,13 @@ def documents_of(example: Example) -> list[str]:
 
 
 def question_of(example: Example) -> str:
-    """What an example asks: its question, its first user message, or what TRL would use as the prompt."""
+    """What an example asks: its question, its first user message, or what TRL would use as the prompt.
+
+    A record with documents is told from others by question and answer: "What is this text about?" may be asked of every
+    document.
+    """
     if isinstance(example, Record):
-        return example.question
+        return " → ".join((example.question, *example.answers[:1])) if example.documents else example.question
     if isinstance(example, Conversation):
         asked = (str(m["content"]) for m in example.messages if m.get("role") == "user" and m.get("content"))
         return next(asked, "") or _written(example.messages)

@@ -87,6 +87,18 @@ def test_examples_that_share_a_document_through_others_stay_together() -> None:
     assert set(split.held_out) < set(alone)
 
 
+def test_a_question_asked_of_every_document_does_not_tie_them_together() -> None:
+    def asked(answer: int, text: int) -> Record:
+        return Record("What is this about?", (Document(f"text {text}"),), (f"answer {answer}",))
+
+    split = split_by_document([asked(i, i) for i in range(10)], 0.2)
+    assert (split.groups, len(split.held_out)) == (10, 2)
+    assert not check_leaks(split.train, split.held_out)
+    # With the same answer it is the same example again, whatever the document.
+    assert split_by_document([asked(i // 2, i) for i in range(10)], 0.2).groups == 5
+    assert check_leaks([asked(0, 0)], [asked(0, 1)]).questions == ["What is this about? → answer 0"]
+
+
 def test_what_hangs_together_cannot_be_split() -> None:
     examples = [record(f"q{i}", "the one document") for i in range(10)]
     with pytest.raises(DataError, match=r"form 1 groups .* the largest of 10") as caught:

@@ -1,0 +1,72 @@
+"""How do files appear in a folder all at once or not at all?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from selfaug.errors import ConfigError
+
+__all__ = ["check_free", "written_whole"]
+
+
+def check_free(folder: Path, *, ours: Collection[str], overwrite: bool) -> None:
+    """Refuse an output folder that holds something that must not be replaced.
+
+    Args:
+        folder: It may be missing or empty.
+        ours: Names of files that may be replaced.
+        overwrite: Whether they may.
+
+    Raises:
+        ConfigError: If it is a file, holds files of others, or holds ours and ``overwrite`` is false.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {str(folder)!r} is a file", "name a folder.")
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in there if name not in ours]
+    if foreign:
+        raise ConfigError(
+            f"output_dir {str(folder)!r} holds other files ({', '.join(foreign[:3])}), which would be lost",
+            "name a folder that is new or empty.",
+        )
+    if there and not overwrite:
+        raise ConfigError(
+            f"output_dir {str(folder)!r} already holds {', '.join(there)}",
+            "name another folder, or pass --overwrite_output_dir to replace these files.",
+        )
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its place when the block ends, and is removed if it fails.
+
+    Raises:
+        ConfigError: If the folder cannot be written.
+    """
+    temporary = aside = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp's folders are closed to others.
+        yield temporary
+        if folder.is_dir() and any(folder.iterdir()):
+            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            folder.rename(aside)
+        temporary.rename(folder)
+    except OSError as error:
+        if aside is not None and not folder.exists():
+            aside.rename(folder)
+        raise ConfigError(
+            f"output_dir {str(folder)!r} cannot be written ({error})", "choose a folder with space that you may write."
+        ) from None
+    finally:
+        for leftover in (temporary, aside):
+            if leftover is not None:
+                shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,193 @@
+"""`selfaug prepare`: check and convert data, retrieve documents, hold out a split, and tell how long the rows are."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from selfaug import __version__
+from selfaug.cli.outputs import check_free, written_whole
+from selfaug.cli.prepare_options import Settings, add_flags, resolve
+from selfaug.data.preparation import Prepared, Retrieval, prepare
+from selfaug.data.read import Loaded, read_rows
+from selfaug.data.retrieve import Corpus
+from selfaug.errors import ConfigError, DataError
+from selfaug.provenance import files_of
+from selfaug.terminal import counting, emit, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.data.record import Item
+    from selfaug.data.split import Example
+
+__all__ = ["add_parser", "run"]
+
+FILES = ("train.jsonl", "held_out.jsonl", "report.json")
+_SHOWN = 20
+
+
+def add_parser(subparsers: Any) -> None:
+    """The flags of the verb."""
+    add_flags(subparsers.add_parser("prepare", help="check and convert data", description=__doc__))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, split, retrieve, measure, write; the exit code. The folder appears whole or not at all."""
+    settings = resolve(args)
+    out = None if settings.output_dir is None else Path(settings.output_dir).expanduser()
+    if out is not None and not settings.check:
+        check_free(out, ours=FILES, overwrite=settings.overwrite_output_dir)
+    # What is wrong with the model's or the corpus's path is said before the data is read.
+    tokenizer = None if settings.model_name_or_path is None else _tokenizer(settings.model_name_or_path)
+    retrieval = None
+    if settings.corpus is not None:
+        retrieval = Retrieval(Corpus.load(settings.corpus), settings.top_k, settings.distractors)
+    with _counting_up("rows read") as progress:
+        loaded = read_rows(
+            str(settings.input),
+            format=settings.format,
+            on_bad_row="skip" if settings.check else settings.on_bad_row,
+            needs_documents=retrieval is None,
+            split=settings.split,
+            progress=progress,
+        )
+    if loaded.kind == "trl" and retrieval is not None:
+        raise ConfigError(
+            f"corpus is set, and {settings.input} holds rows in TRL's own format, which have no question to search for",
+            "leave --corpus out, or give records with a question.",
+        )
+    if loaded.kind == "trl" and tokenizer is not None:
+        raise ConfigError(
+            f"model_name_or_path measures records and conversations, and {settings.input} holds TRL's own rows",
+            "leave it out: TRL makes the tokens of its own formats.",
+        )
+    with counting("documents retrieved", len(loaded.items) if retrieval else 0) as done:
+        parts = prepare(
+            loaded.items,
+            held_out=settings.held_out,
+            seed=settings.seed,
+            retrieval=retrieval,
+            on_bad_row=settings.on_bad_row,
+            progress=done,
+        )
+    report, lines = _report(settings, loaded, parts, tokenizer)
+    if settings.check:
+        _show(settings, report, lines)
+        if loaded.problems and settings.on_bad_row == "error":
+            raise DataError(
+                f"{settings.input}: {len(loaded.problems)} of {len(loaded.items) + len(loaded.problems)} rows are bad;"
+                f" the first: {loaded.problems[0].message}",
+                loaded.problems[0].hint,
+            )
+        return 0
+    assert out is not None
+    with written_whole(out) as folder:
+        _write_rows(folder / "train.jsonl", parts.train)
+        if settings.held_out:
+            _write_rows(folder / "held_out.jsonl", parts.held_out)
+        (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    _show(settings, report, lines)
+    say(f"written to {out}")
+    return 0
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    from selfaug.cli.encoding import load_tokenizer
+    from selfaug.cli.inputs import looks_local, missing_path
+
+    if looks_local(name) and not Path(name).expanduser().exists():
+        raise missing_path("model_name_or_path", name, "check the path; a hub name has the form owner/name.")
+    return load_tokenizer(Path(name).expanduser() if looks_local(name) else name)
+
+
+def _report(
+    settings: Settings, loaded: Loaded, parts: Prepared, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The report as JSON, and as lines for people."""
+    problems = [problem.message for problem in loaded.problems]
+    files = [file for file in loaded.files if file.is_file()]
+    report: dict[str, Any] = {
+        "selfaug": __version__,
+        "settings": asdict(settings),
+        "format": loaded.format,
+        "kind": loaded.kind,
+        "files": files_of(files),
+        "rows": len(loaded.items) + len(problems),
+        "bad_rows": {"count": len(problems), "problems": problems},
+        **parts.as_dict(),
+    }
+    lines = [f"{settings.input}: {len(loaded.items)} examples in the format {loaded.format}"]
+    if problems:
+        lines.append(f"{len(problems)} bad rows left out:")
+        lines += [f"  {problem}" for problem in problems[:_SHOWN]]
+        lines += [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    if parts.with_answer is not None:
+        records = len(parts.train) + len(parts.held_out)
+        lines.append(f"{parts.with_answer} of {records} examples have an accepted answer in their documents")
+        if parts.without_documents:
+            lines.append(f"{len(parts.without_documents)} records left out: the corpus has no passage for them")
+    if parts.leaks is not None:
+        lines.append(f"train {len(parts.train)}, held out {len(parts.held_out)} (of {parts.groups} groups)")
+        lines += parts.leaks.lines()
+    if tokenizer is not None:
+        report["lengths"] = {}
+        for name, part in (("train", parts.train), ("held_out", parts.held_out)):
+            if part:
+                report["lengths"][name], told = _lengths(settings, part, tokenizer)
+                lines += [f"{name}: {told[0]}", *(f"  {line}" for line in told[1:])]
+    return report, lines
+
+
+def _lengths(
+    settings: Settings, part: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Any], list[str]]:
+    from selfaug.data.encode import encode
+    from selfaug.data.prompts import Renderer
+
+    with counting("rows measured", len(part)) as progress:
+        encoded = encode(
+            cast("Sequence[Item]", part),
+            tokenizer,
+            Renderer.for_tokenizer(tokenizer),
+            max_length=settings.max_length,
+            on_bad_row="skip" if settings.check or settings.on_bad_row == "skip" else "error",
+            progress=progress,
+        )
+    return encoded.report.as_dict(), encoded.report.lines()
+
+
+def _show(settings: Settings, report: dict[str, Any], lines: Sequence[str]) -> None:
+    if settings.json:
+        emit(json.dumps(report, ensure_ascii=False))
+        return
+    for line in lines:
+        emit(line)
+
+
+def _write_rows(path: Path, part: Sequence[Example]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for example in part:
+            row = example if isinstance(example, dict) else example.to_row()
+            stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def _counting_up(what: str) -> Iterator[Callable[[int], None]]:
+    """As :func:`counting`, where the total is not known before the end."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.completed} " + what))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done: progress.update(task, completed=done)

@@ -1,0 +1,126 @@
+"""Which options has `selfaug prepare`, and which are in force?"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfaug.cli.yaml_file import check_value, read_settings
+from selfaug.errors import ConfigError, nearest
+
+__all__ = ["Settings", "add_flags", "resolve"]
+
+
+@dataclass
+class Settings:
+    """What `selfaug prepare` was asked to do; the flags' help says what each means."""
+
+    input: str | None = None
+    output_dir: str | None = None
+    format: str = "auto"
+    split: str = "train"
+    on_bad_row: str = "error"
+    corpus: str | None = None
+    top_k: int = 5
+    distractors: int = 0
+    held_out: float = 0.1
+    seed: int = 0
+    model_name_or_path: str | None = None
+    max_length: int | None = None
+    check: bool = False
+    json: bool = False
+    overwrite_output_dir: bool = False
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `selfaug prepare`; what is not typed leaves no trace in the result."""
+
+    def add(name: str, help_: str, **options: Any) -> None:
+        # Suppressed, so that what was typed can be told from what was not and goes before the file of settings.
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, default=argparse.SUPPRESS, help=help_, **options)
+
+    switch: dict[str, Any] = {"type": _switch, "nargs": "?", "const": True, "metavar": "true|false"}
+    default = Settings()
+    parser.add_argument(
+        "input",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        metavar="INPUT",
+        help="a data file, a folder of such, or a data set name of the hub (org/name)",
+    )
+    add("config", "YAML file of these options; flags go before it", metavar="FILE")
+    add("output_dir", "folder for train.jsonl, held_out.jsonl and report.json", metavar="OUT")
+    add("format", "format of the data; 'auto' looks at the first rows", metavar="NAME")
+    add("split", f"split of a hub data set (default: {default.split})", metavar="NAME")
+    add(
+        "on_bad_row",
+        "what a row that cannot be used does: 'error' stops, 'skip' leaves it out, counted and listed (default: error)",
+        choices=["error", "skip"],
+    )
+    add("corpus", "file or folder of passages to retrieve documents from (BM25)", metavar="CORPUS")
+    add("top_k", f"passages for a record without documents (default: {default.top_k})", type=int, metavar="K")
+    add("distractors", "passages without an accepted answer to add to each record (default: 0)", type=int, metavar="N")
+    add(
+        "held_out",
+        f"part of the examples to hold out, by document; 0 for none (default: {default.held_out})",
+        type=float,
+        metavar="FRACTION",
+    )
+    add("seed", "seed of the split and of the order of documents (default: 0)", type=int, metavar="N")
+    add("model_name_or_path", "model whose tokenizer measures the rows' lengths", metavar="MODEL")
+    add("max_length", "tokens that prompt and response may have together", type=int, metavar="L")
+    add("check", "only check the data: write nothing, exit with 2 where rows are bad", **switch)
+    add("json", "print the report as JSON", **switch)
+    add("overwrite_output_dir", "replace the files that an earlier call wrote to OUT", **switch)
+
+
+def resolve(args: argparse.Namespace) -> Settings:
+    """The options in force: flags, then the file of settings, then defaults.
+
+    Raises:
+        ConfigError: If the file has an unknown key or a wrong value, something is missing, or options contradict.
+    """
+    hints = typing.get_type_hints(Settings)
+    given = {name: value for name, value in vars(args).items() if name in hints}
+    config = getattr(args, "config", None)
+    if config is not None:
+        parser = argparse.ArgumentParser()
+        add_flags(parser)
+        actions = {action.dest: action for action in parser._actions}
+        for name, value in read_settings(Path(config).expanduser()).items():
+            if name not in hints:
+                raise ConfigError(
+                    f"{config}: prepare has no option {name!r}.{nearest(name, hints)}",
+                    "`selfaug prepare --help` lists every option.",
+                )
+            given.setdefault(name, check_value(actions[name], hints[name], value, f"{config}: {name}"))
+    settings = Settings(**given)
+    if settings.check and "held_out" not in given:
+        settings.held_out = 0.0  # Data that cannot be split is not bad data.
+    if settings.input is None:
+        raise ConfigError("no data is given", "name a file, a folder or a data set: selfaug prepare INPUT ...")
+    if settings.output_dir is None and not settings.check:
+        raise ConfigError("no output_dir is given", "pass --output_dir OUT, or --check to only check the data.")
+    if settings.corpus is None and (settings.distractors or "top_k" in given):
+        raise ConfigError(
+            "top_k and distractors are numbers of passages from a corpus, and no corpus is given",
+            "pass --corpus, or leave them out.",
+        )
+    if settings.max_length is not None and (settings.model_name_or_path is None or settings.max_length < 1):
+        raise ConfigError(
+            f"max_length={settings.max_length} needs to be at least 1, and a model whose tokens are counted",
+            "pass --model_name_or_path and a max_length above 0.",
+        )
+    return settings
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, received {text!r}")

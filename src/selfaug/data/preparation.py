@@ -1,0 +1,168 @@
+"""How do examples become a training file and a held-out file that share no document?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from selfaug.data.leaks import Leaks, check_leaks
+from selfaug.data.record import Record
+from selfaug.data.retrieve import Corpus, answers_found, retrieve
+from selfaug.data.split import Example, documents_of, split_by_document
+from selfaug.data.words import normalise
+from selfaug.errors import DataError
+
+__all__ = ["Prepared", "Retrieval", "prepare"]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What to take from a corpus for each record; see :func:`selfaug.data.retrieve.retrieve`."""
+
+    corpus: Corpus
+    top_k: int
+    distractors: int = 0
+
+
+@dataclass
+class Prepared:
+    """The two parts, and what is to be said of them.
+
+    Args:
+        train: What is trained on.
+        held_out: What is not; empty where nothing was to be held out.
+        groups: Groups of examples that share documents or questions; ``None`` where nothing was to be held out.
+        leaks: What the two parts share; ``None`` where nothing was to be held out.
+        without_documents: Names of the records that retrieval found no passage for, and that were left out.
+        with_answer: How many records have an accepted answer in their documents; ``None`` without retrieval.
+    """
+
+    train: list[Example]
+    held_out: list[Example] = field(default_factory=list)
+    groups: int | None = None
+    leaks: Leaks | None = None
+    without_documents: list[str] = field(default_factory=list)
+    with_answer: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts, and names of what was left out, as JSON."""
+        row: dict[str, Any] = {"train": len(self.train), "held_out": len(self.held_out)}
+        if self.leaks is not None:
+            row |= {"groups": self.groups, "leaks": self.leaks.as_dict()}
+        if self.with_answer is not None:
+            row["retrieval"] = {
+                "records_with_answer_in_documents": self.with_answer,
+                "left_out_without_documents": self.without_documents,
+            }
+        return row
+
+
+def prepare(
+    examples: Sequence[Example],
+    *,
+    held_out: float = 0.0,
+    seed: int = 0,
+    retrieval: Retrieval | None = None,
+    on_bad_row: str = "error",
+    progress: Callable[[int], None] | None = None,
+) -> Prepared:
+    """Split, fill documents from a corpus, and check for leaks; in this order.
+
+    A record without documents is split by its best passage; the split is drawn before the others are retrieved, since
+    distractors would tie all records together. Then no passage goes to both sides: where both would take it, the side
+    has it that ranks it higher, and a document that a record brought along stays on the record's side.
+
+    Args:
+        examples: Records, conversations, or TRL's rows; conversations and rows get no documents.
+        held_out: Part of the examples, 0 for none.
+        seed: Of the split and of the order of documents.
+        retrieval: Where documents come from; ``None`` for no retrieval.
+        on_bad_row: "error" or "skip", for records that retrieval finds no passage for.
+        progress: Called after each record with the number of records that retrieval has done.
+
+    Raises:
+        ConfigError: If ``held_out`` or a number of the retrieval cannot be.
+        DataError: If the examples cannot be split, or a record is left without documents and ``on_bad_row`` is "error".
+    """
+    parts = Prepared(list(examples))
+    if held_out:
+        seeded = [_with_best(example, retrieval) for example in examples] if retrieval else examples
+        split = split_by_document(seeded, held_out, seed)
+        parts.train = [example for i, example in enumerate(examples) if i not in split.held_out_places]
+        parts.held_out = [example for i, example in enumerate(examples) if i in split.held_out_places]
+        parts.groups = split.groups
+    if retrieval is not None:
+        _retrieve(parts, retrieval, seed, on_bad_row, progress or (lambda _: None))
+        records = [example for example in (*parts.train, *parts.held_out) if isinstance(example, Record)]
+        parts.with_answer = sum(answers_found(record) for record in records)
+    if held_out:
+        parts.leaks = check_leaks(parts.train, parts.held_out)
+    for name, part in (("training data", parts.train), ("held-out data", parts.held_out)):
+        if not part and (held_out or name == "training data"):
+            raise DataError(f"no example is left for the {name}", "use a corpus that speaks of what is asked.")
+    return parts
+
+
+def _with_best(example: Example, retrieval: Retrieval) -> Example:
+    if not isinstance(example, Record) or example.documents:
+        return example
+    return replace(example, documents=tuple(retrieval.corpus.search(example.question, 1)))
+
+
+def _retrieve(
+    parts: Prepared, retrieval: Retrieval, seed: int, on_bad_row: str, progress: Callable[[int], None]
+) -> None:
+    """Fill the documents of both parts in place; no passage is on both sides."""
+    train_ranks, held_out_ranks = (_ranks(part, retrieval) for part in (parts.train, parts.held_out))
+    exclude = {text for text, rank in train_ranks.items() if rank <= held_out_ranks.get(text, math.inf)}
+    done = 0
+
+    def fill(part: list[Example]) -> list[Example]:
+        nonlocal done
+        places = [i for i, example in enumerate(part) if isinstance(example, Record)]
+        records = retrieve(
+            [cast("Record", part[i]) for i in places],
+            retrieval.corpus,
+            retrieval.top_k,
+            distractors=retrieval.distractors,
+            seed=seed,
+            exclude=exclude,
+            progress=lambda count: progress(done + count),
+        )
+        done += len(records)
+        filled = dict(zip(places, records, strict=True))
+        whole = [filled.get(i, example) for i, example in enumerate(part)]
+        return [example for example in whole if _kept(example, parts.without_documents, on_bad_row)]
+
+    parts.held_out = fill(parts.held_out)
+    exclude = {normalise(text) for example in parts.held_out for text in documents_of(example)}
+    parts.train = fill(parts.train)
+
+
+def _ranks(part: Sequence[Example], retrieval: Retrieval) -> dict[str, int]:
+    """The best rank that a question of this part gives to each passage it may take; -1 for documents of its own."""
+    ranks: dict[str, int] = {}
+    for example in part:
+        for text in documents_of(example):
+            ranks[normalise(text)] = -1
+        if isinstance(example, Record):
+            wanted = retrieval.distractors + (0 if example.documents else retrieval.top_k)
+            for rank, document in enumerate(retrieval.corpus.search(example.question, wanted)):
+                text = normalise(document.text)
+                ranks[text] = min(rank, ranks.get(text, rank))
+    return ranks
+
+
+def _kept(example: Example, left_out: list[str], on_bad_row: str) -> bool:
+    if not isinstance(example, Record) or example.documents:
+        return True
+    name = f"{example.id}: {example.question}" if example.id else example.question
+    if on_bad_row == "error":
+        raise DataError(
+            f"the corpus has no passage for the record {name[:120]!r}: none shares a word with its question",
+            "use a larger corpus, give the record documents, or pass --on_bad_row skip to leave it out.",
+        )
+    left_out.append(name)
+    return False
