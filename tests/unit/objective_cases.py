@@ -26,7 +26,7 @@ Run = Callable[..., Objective]
 # is projected back is rounded once more.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2}
 DTYPES = tuple(TOLERANCE)
-SWEEP_MODULE = importlib.import_module("selfaug.objective.sweep")  # its package binds the function to the same name
+BLOCKS_MODULE = importlib.import_module("selfaug.objective.blocks")
 TERMS = ("nll", *rows.DIRECTIONS)
 HEADS = {
     "bare": (False, 1.0, None),

@@ -12,7 +12,7 @@ from tests.oracles import rows
 from tests.unit.objective_cases import (
     DTYPES,
     HEADS,
-    SWEEP_MODULE,
+    BLOCKS_MODULE,
     TERMS,
     TOLERANCE,
     Run,
@@ -122,7 +122,7 @@ def test_no_block_size_changes_the_result(
     """Sizes on and off block and slice boundaries, against dense logits and autograd."""
     c = case(direction, torch.float64, head, T, V, H, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SWEEP_MODULE, "_CPU_SLICE_ELEMENTS", rows_per_slice * V)
+        patch.setattr(BLOCKS_MODULE, "_CPU_SLICE_ELEMENTS", rows_per_slice * V)
         result, hidden_TH, weight_VH, bias_V = backward(c, sweep, block_bytes=rows_per_block * V * 8 * 2)
     expected = by_autograd(c)
     assert abs(result.loss.item() - expected.loss) < 1e-11 * max(1.0, abs(expected.loss))

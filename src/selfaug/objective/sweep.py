@@ -14,25 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from selfaug.objective.blocks import blocks, compute_dtype, default_block_bytes, heads_in, slices, wide_dtype
 from selfaug.objective.head import LMHead
 from selfaug.objective.rows import Objective, Rows, check_rows
 
 __all__ = ["default_block_bytes", "sweep"]
-
-# On a CPU the elementwise work runs on slices that stay in a core's cache; on a GPU a launch costs more than a trip
-# to memory, so there a slice is the whole block.
-_CPU_SLICE_ELEMENTS = 2**18
-# float32 copies of a row alive at once inside a term, worst case (JSD).
-_TERM_COPIES = 6
-
-
-def default_block_bytes(device: torch.device) -> int:
-    """Memory that the sweep may hold beside its inputs, in bytes: 96 MiB on a CPU, 512 MiB elsewhere."""
-    return (96 if device.type == "cpu" else 512) * 2**20
 
 
 def sweep(
@@ -90,8 +79,7 @@ class _Gradients:
 class _SweepFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, plan: _Sweep) -> Any:
-        device = hidden_TH.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
+        dtype = compute_dtype(plan.head, hidden_TH.device)
         wanted = ctx.needs_input_grad
         gradients = None
         if any(wanted):
@@ -102,10 +90,8 @@ class _SweepFunction(torch.autograd.Function):
                 weight_VH=torch.zeros_like(weight_VH, dtype=wide) if wanted[1] else None,
                 bias_V=torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and wanted[2] else None,
             )
-        with torch.autocast(device, enabled=False):
-            head = plan.head.to(dtype)
-            same = plan.reference_head.weight_VH is plan.head.weight_VH
-            reference_head = head if same else plan.reference_head.to(dtype)
+        with torch.autocast(hidden_TH.device.type, enabled=False):
+            head, reference_head = heads_in(dtype, plan.head, plan.reference_head)
             loss, sums = _run(plan, hidden_TH, head, reference_head, gradients)
         plan.names.extend(sums)
         ctx.dtypes = (weight_VH.dtype, None if bias_V is None else bias_V.dtype)
@@ -134,48 +120,18 @@ def _run(
     plan: _Sweep, hidden_TH: Tensor, head: LMHead, reference_head: LMHead, gradients: _Gradients | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All blocks of all groups; adds to ``gradients`` in place."""
-    wide = torch.float64 if head.weight_VH.dtype == torch.float64 else torch.float32
-    loss = hidden_TH.new_zeros((), dtype=wide)
+    loss = hidden_TH.new_zeros((), dtype=wide_dtype(head.weight_VH.dtype))
     sums: dict[str, Tensor] = {}
     for group in plan.groups:
-        for rows in _blocks(group, _rows_per_block(group, head, hidden_TH.device, plan.block_bytes)):
-            hidden_nH = hidden_TH[rows.index_N].to(head.weight_VH.dtype)
-            projected_nV = F.linear(hidden_nH, head.weight_VH, head.bias_V)
-            reference_nV = None
-            if rows.reference_NH is not None:
-                reference_nH = rows.reference_NH.to(head.weight_VH.dtype)
-                reference_nV = F.linear(reference_nH, reference_head.weight_VH, reference_head.bias_V)
+        for block in blocks(group, hidden_TH, head, reference_head, plan.block_bytes):
+            rows, projected_nV = block.rows, block.projected_nV
             heads = (head, reference_head)
-            weight_n, value = _terms_(rows, projected_nV, reference_nV, heads, gradients is not None, sums)
+            weight_n, value = _terms_(rows, projected_nV, block.reference_nV, heads, gradients is not None, sums)
             loss += value
             if gradients is not None:
-                _project_back(gradients, rows.index_N, hidden_nH, projected_nV, weight_n, head)
+                _project_back(gradients, rows.index_N, block.hidden_nH, projected_nV, weight_n, head)
+            del block, projected_nV  # before the next block is projected
     return loss, sums
-
-
-def _rows_per_block(rows: Rows, head: LMHead, device: torch.device, block_bytes: int) -> int:
-    vocabulary = head.weight_VH.shape[0]
-    projections = head.weight_VH.element_size() * (1 if rows.reference_NH is None else 2)
-    copies = 0 if device.type == "cpu" else 4 * _TERM_COPIES
-    return max(1, block_bytes // (vocabulary * (projections + copies)))
-
-
-def _blocks(rows: Rows, size: int) -> list[Rows]:
-    def part(x: Tensor | None, i: int) -> Tensor | None:
-        return None if x is None else x[i : i + size]
-
-    return [
-        Rows(
-            index_N=rows.index_N[i : i + size],
-            terms=tuple(
-                type(w)(w.term, w.weight[i : i + size] if isinstance(w.weight, Tensor) else w.weight)
-                for w in rows.terms
-            ),
-            label_N=part(rows.label_N, i),
-            reference_NH=part(rows.reference_NH, i),
-        )
-        for i in range(0, rows.index_N.numel(), size)
-    ]
 
 
 def _terms_(
@@ -191,15 +147,13 @@ def _terms_(
     The weights (α over a count of tokens) are small: taken out, the gradient keeps its precision in 16 bits.
     """
     head, reference_head = heads
-    wide = torch.float64 if projected_nV.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(projected_nV.dtype)
     count, vocabulary = projected_nV.shape
     weights = [torch.as_tensor(w.weight, dtype=wide, device=projected_nV.device).expand(count) for w in rows.terms]
     scale_n = torch.stack(weights).abs().amax(dim=0)
     safe_n = scale_n.clamp(min=torch.finfo(wide).tiny)
     value = projected_nV.new_zeros((), dtype=wide)
-    step = count if projected_nV.device.type != "cpu" else max(1, _CPU_SLICE_ELEMENTS // vocabulary)
-    for i in range(0, count, step):
-        part = slice(i, i + step)
+    for part in slices(count, vocabulary, projected_nV.device):
         logits_nV = head.shape(projected_nV[part].to(wide))
         part_reference_nV = None if reference_nV is None else reference_head.shape(reference_nV[part].to(wide))
         label_n = None if rows.label_N is None else rows.label_N[part]
