@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from selfaug.objective import ALIGNMENT_TERMS, NLL, RowTerm, plain, sweep
 from tests.oracles import rows
 from tests.unit.objective_cases import (
+    BLOCKS_MODULE,
     DTYPES,
     HEADS,
-    BLOCKS_MODULE,
     TERMS,
     TOLERANCE,
     Run,
