@@ -1,0 +1,71 @@
+"""How are the prompt settings kept beside an adapter?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.data.template import digest
+from selfaug.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from selfaug.data.prompts import Renderer
+
+__all__ = ["SETTINGS", "TEMPLATE", "load", "save"]
+
+SETTINGS = "selfaug_renderer.json"
+TEMPLATE = "selfaug_chat_template.jinja"
+_VERSION = 1
+_TUPLES = ("specials", "keep_specials")
+
+
+def save(renderer: Renderer, folder: Path) -> None:
+    """Write the settings to ``folder/selfaug_renderer.json``, the chat template to a file of its own beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    row: dict[str, Any] = {"version": _VERSION}
+    row |= {item.name: getattr(renderer, item.name) for item in fields(renderer) if item.name != "chat_template"}
+    row["chat_template_kwargs"] = dict(renderer.chat_template_kwargs)
+    # Bytes, not text: a template's line ends are part of its hash.
+    if renderer.chat_template is not None:
+        (folder / TEMPLATE).write_bytes(renderer.chat_template.encode())
+    (folder / SETTINGS).write_text(json.dumps(row, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> Renderer:
+    """The renderer that :func:`save` wrote.
+
+    Raises:
+        DataError: If a file is missing or damaged, the version or a setting is not known, or the template is not the
+            one that was saved.
+        ConfigError: If a setting has a value that is not known.
+    """
+    from selfaug.data.prompts import Renderer
+
+    path = folder / SETTINGS
+    again = "copy the adapter's folder again, with every selfaug_* file in it."
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no {SETTINGS}, so the trained prompt is not known", again) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}", again) from error
+    if not isinstance(row, dict) or row.pop("version", None) != _VERSION:
+        raise DataError(f"{path} is not a renderer of version {_VERSION}", "use the release of selfaug that wrote it.")
+    known = [item.name for item in fields(Renderer) if item.name != "chat_template"]
+    for name in row:
+        if name not in known:
+            raise DataError(f"{path}: unknown setting {name!r}.{nearest(name, known)}", again)
+    for name in _TUPLES:
+        if not isinstance(row.get(name, []), list):
+            raise DataError(f"{path}: {name} is {row[name]!r:.80}, expected a list of texts", again)
+        row[name] = tuple(row.get(name, []))
+    if row.get("chat_template_sha256") is not None:
+        try:
+            row["chat_template"] = (folder / TEMPLATE).read_bytes().decode()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder / TEMPLATE} cannot be read: {error}", again) from error
+        if digest(row["chat_template"]) != row["chat_template_sha256"]:
+            raise DataError(f"{folder / TEMPLATE} is not the template that {SETTINGS} was saved with", again)
+    return Renderer(**row)

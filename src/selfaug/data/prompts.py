@@ -1,0 +1,252 @@
+"""How does a record become the prompt and the response, in training and when the tuned model is served?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from selfaug.data import layout
+from selfaug.data.record import Conversation, Document, Record
+from selfaug.data.template import ChatTemplate, control_strings, digest, escape, matcher, template_of
+from selfaug.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["DEFAULT_SYSTEM", "Renderer", "render"]
+
+DEFAULT_SYSTEM = (
+    "Answer the question with the help of the documents. If they do not hold the answer, reply: I don't know"
+)
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """The settings that turn records into text; saved with the adapter, so that serving uses the trained prompt.
+
+    Make one with :meth:`for_tokenizer`, or :meth:`load` the one of a trained adapter.
+
+    Strings that the tokenizer reads as special tokens (such as ``<|im_end|>``) are data, not control, wherever they
+    stand in a question, document, answer or message: a space is put after their first character, in training and in
+    serving alike. ``keep_specials`` names those that are wanted (a model's ``[THINK]`` in answers, say).
+
+    Args:
+        mode: ``chat`` (the tokenizer's chat template) or ``plain`` (for tokenizers without one).
+        system: The system text of records that bring none; ``""`` for none at all.
+        document_titled: The line above a document with a title; ``{number}`` from 1 and ``{title}`` are filled in.
+        document_untitled: The line above any other; ``{number}`` is filled in.
+        show_titles: Whether titles are shown.
+        order: ``given``, ``reversed``, ``best_first`` or ``best_last`` (by score, where every document has one).
+        question_position: ``after`` the documents, ``before`` them, or ``both``.
+        question: The question's line; ``{question}`` is filled in.
+        answer_cue: What ends a plain prompt.
+        abstention: The response of records that are not answerable and have no answer.
+        chat_template: The template's text. A tokenizer with another one is refused; one with none is given this one.
+        chat_template_sha256: Its hash.
+        chat_template_kwargs: More variables of the template, such as ``enable_thinking``.
+        system_role: Whether the template takes a system message; else its text opens the first user message.
+        template_documents: Whether the template places the documents of a conversation; else they open its first user
+            message. Those of records are always laid out here.
+        end_of_turn: What the template writes after an assistant turn.
+        specials: The special tokens of the tokenizer that are made harmless in data.
+        keep_specials: Those that are not.
+
+    Raises:
+        ConfigError: If a setting has a value that is not known, or a layout does not fit its place holders.
+    """
+
+    mode: Literal["chat", "plain"] = "plain"
+    system: str = DEFAULT_SYSTEM
+    document_titled: str = "Document {number}: {title}"
+    document_untitled: str = "Document {number}"
+    show_titles: bool = True
+    order: Literal["given", "reversed", "best_first", "best_last"] = "given"
+    question_position: Literal["after", "before", "both"] = "after"
+    question: str = "Question: {question}"
+    answer_cue: str = "Answer:"
+    abstention: str = "I don't know"
+    chat_template: str | None = field(default=None, repr=False)
+    chat_template_sha256: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    system_role: bool = True
+    template_documents: bool = False
+    end_of_turn: str = ""
+    specials: tuple[str, ...] = field(default=(), repr=False)
+    keep_specials: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        layout.check(self)
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Renderer:
+        """The renderer of a tokenizer: ``chat`` where it has a chat template, else ``plain``; ``settings`` override.
+
+        A template that writes today's date through its variable ``date_string`` is given the date of this call, which
+        is saved: the prompt must not change from day to day.
+
+        Raises:
+            ConfigError: If a setting is not known, or ``mode="chat"`` and there is no chat template.
+            DataError: If the template cannot write one question and one answer.
+        """
+        names = [item.name for item in fields(cls)]
+        for name in settings:
+            if name not in names:
+                close = nearest(name, names)
+                raise ConfigError(f"unknown prompt setting {name!r}.{close}", f"known: {', '.join(names)}.")
+        settings["keep_specials"] = keep = tuple(settings.get("keep_specials", ()))
+        text = settings.get("chat_template") or template_of(tokenizer)
+        mode = settings.setdefault("mode", "chat" if text else "plain")
+        specials = list(control_strings(tokenizer, special_only=True))
+        if mode == "chat":
+            template = ChatTemplate(tokenizer, text, kwargs=settings.get("chat_template_kwargs") or {})
+            facts = template.facts()
+            settings = facts | settings | {"chat_template_kwargs": facts["chat_template_kwargs"]}
+            # Some models' end of turn is an added token that is not flagged as special.
+            specials += [s for s in template.controls if s in template.end_of_turn and s not in specials]
+        return cls(**({"specials": tuple(s for s in specials if s not in keep)} | settings))
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer whose chat template is not the one that this renderer was made with.
+
+        Raises:
+            ConfigError: If it is another one.
+        """
+        if self.mode == "plain" or not tokenizer.chat_template:
+            return
+        found = digest(template_of(tokenizer) or "")
+        if found != self.chat_template_sha256:
+            raise ConfigError(
+                f"tokenizer {tokenizer.name_or_path!r} has the chat template {found[:12]}, the saved prompt settings "
+                f"have {str(self.chat_template_sha256)[:12]}: the model would see prompts that it was not trained on",
+                "use the tokenizer that lies beside the adapter, or set tokenizer.chat_template to the saved template.",
+            )
+
+    def escape(self, text: str) -> str:
+        """``text`` with its special-token strings made harmless: a space after their first character."""
+        return escape(text, self.specials)
+
+    def count_specials(self, item: Record | Conversation) -> dict[str, int]:
+        """How often each special-token string stands in the item's texts, and so is made harmless."""
+        counts: dict[str, int] = {}
+        for text in layout.texts_of(self, item):
+            for match in matcher(self.specials).finditer(text):
+                counts[match.group()] = counts.get(match.group(), 0) + 1
+        return counts
+
+    def user_text(self, record: Record, documents: Sequence[Document] | None = None) -> str:
+        """Documents and question as they stand in the user turn, special tokens made harmless."""
+        question = self.question.format(question=self.escape(record.question.strip()))
+        parts = [question] if self.question_position != "after" else []
+        parts += layout.blocks(self, record.documents if documents is None else documents)
+        parts += [question] if self.question_position != "before" else []
+        return "\n\n".join(parts)
+
+    def messages(self, record: Record, documents: Sequence[Document] | None = None) -> list[Message]:
+        """The prompt as chat messages, ready for any chat engine.
+
+        Args:
+            record: Its answers are not looked at.
+            documents: Instead of the record's own.
+        """
+        system = self.escape(self.system if record.system is None else record.system)
+        messages = [{"role": "system", "content": system}] if system.strip() else []
+        return self._fold([*messages, {"role": "user", "content": self.user_text(record, documents)}])
+
+    def conversation_messages(self, conversation: Conversation) -> list[Message]:
+        """The messages of a conversation as the template gets them.
+
+        Special tokens are made harmless; a system text goes to the first user turn where the template refuses it, and
+        so do documents where the template takes none.
+        """
+        messages: list[Message] = layout.map_texts(conversation.messages, self.escape)
+        if conversation.documents and not self.template_documents:
+            documents = "\n\n".join(layout.blocks(self, conversation.documents))
+            messages = layout.into_first_user(messages, documents)
+        return self._fold(messages)
+
+    def _fold(self, messages: list[Message]) -> list[Message]:
+        if self.system_role or not messages or messages[0]["role"] != "system":
+            return messages
+        return layout.into_first_user(messages[1:], messages[0]["content"])
+
+    def response_text(self, record: Record) -> str:
+        """What is trained: the first answer, or the abstention text where there is none."""
+        return self.escape(record.answers[0] if record.answers else self.abstention).strip()
+
+    def prompt_text(
+        self, tokenizer: PreTrainedTokenizerBase, record: Record, documents: Sequence[Document] | None = None
+    ) -> str:
+        """The inference prompt: the messages and the opening of the assistant's turn, or the plain layout.
+
+        Raises:
+            ConfigError: If the tokenizer has another chat template than the saved one.
+            DataError: If the template refuses the messages.
+        """
+        self.check(tokenizer)
+        if self.mode == "plain":
+            return self.plain_text(record, documents)
+        template = ChatTemplate(tokenizer, self.chat_template, kwargs=self.chat_template_kwargs)
+        return template.render(self.messages(record, documents), generation=True)
+
+    def plain_text(self, record: Record, documents: Sequence[Document] | None = None) -> str:
+        """The prompt without chat: system text, documents and question, and the cue of the answer."""
+        return "\n\n".join(m["content"] for m in self.messages(record, documents)) + f"\n{self.answer_cue}"
+
+    def prompt_ids(
+        self, tokenizer: PreTrainedTokenizerBase, record: Record, documents: Sequence[Document] | None = None
+    ) -> list[int]:
+        """The token ids of the inference prompt, those of training to the token.
+
+        With a chat template what ``apply_chat_template(..., add_generation_prompt=True)`` gives: the template alone
+        decides on BOS. Plain prompts have the BOS that the tokenizer puts first, once, and no EOS.
+        """
+        from selfaug.data.tokens import text_ids
+
+        return text_ids(tokenizer, self.prompt_text(tokenizer, record, documents), bos=self.mode == "plain")
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``selfaug_renderer.json``, and the chat template beside it, into the adapter's folder."""
+        from selfaug.data.prompt_files import save
+
+        save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Renderer:
+        """The renderer that :meth:`save` wrote.
+
+        Raises:
+            DataError: If there is none, or it is damaged.
+        """
+        from selfaug.data.prompt_files import load
+
+        return load(Path(folder))
+
+
+def render(
+    adapter_folder: str | Path,
+    question: str,
+    documents: Sequence[Document | Mapping[str, Any] | str] = (),
+    *,
+    system: str | None = None,
+) -> list[Message] | str:
+    """The prompt that the adapter was trained on: chat messages, or the plain text where it was trained without chat.
+
+    For serving: hand the messages to any engine that applies the model's own chat template, or the text to a
+    completion endpoint. Needs neither the tokenizer nor torch.
+
+    Args:
+        adapter_folder: The folder of the adapter, with its ``selfaug_renderer.json``.
+        question: What is asked.
+        documents: Texts, or objects with ``text`` and optionally ``title`` and ``score``, in the retriever's order.
+        system: Instead of the trained system text.
+
+    Raises:
+        DataError: If the folder holds no renderer, or a document no text.
+    """
+    renderer = Renderer.load(adapter_folder)
+    record = Record(question, tuple(layout.document(value) for value in documents), ("-",), system=system)
+    return renderer.messages(record) if renderer.mode == "chat" else renderer.plain_text(record)
