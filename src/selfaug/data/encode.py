@@ -1,0 +1,176 @@
+"""How do records and conversations become rows of token ids and labels that fit?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from selfaug.data.fit import FitResult, fit_documents, fit_ids, fit_record
+from selfaug.data.layout import plain_template
+from selfaug.data.lengths import LeftOut, LengthReport
+from selfaug.data.masks import conversation_labels
+from selfaug.data.record import Conversation, Document, Record
+from selfaug.data.tokens import aligned_tokens
+from selfaug.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.data.prompts import Renderer
+
+__all__ = ["Encoded", "LengthReport", "aligned_tokens", "conversation_tokens", "encode"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows ready for training, and what became of the data.
+
+    Args:
+        rows: ``{"input_ids": list[int], "labels": list[int]}`` each, in the order of the items; ``trl`` takes them as
+            a tokenised data set.
+        report: Counts and lengths.
+        places: For each row, the place of its item among the items.
+    """
+
+    rows: list[dict[str, Any]]
+    report: LengthReport
+    places: list[int]
+
+
+def encode(
+    items: Iterable[Record | Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    *,
+    max_length: int | None,
+    cut_prompt_left: bool = False,
+    on_bad_row: Literal["error", "skip"] = "error",
+    progress: Callable[[int], None] | None = None,
+) -> Encoded:
+    """The token ids and labels of each item that fits ``max_length``, and the length report.
+
+    Documents are dropped or shortened so that a row fits (:func:`selfaug.data.fit.fit_record`); a row without
+    documents that is too long is left out, or cut.
+
+    Args:
+        items: Records, conversations or both.
+        tokenizer: The one that ``renderer`` was made for.
+        renderer: How records become text; saved with the adapter.
+        max_length: In tokens, prompt and response together; ``None`` for no limit.
+        cut_prompt_left: Whether the prompt of a row without documents is cut from the left where it is too long.
+        on_bad_row: Whether an item that has no exact token form (a template refuses it, say) is an error, or is left
+            out and counted.
+        progress: Called after each item with the number of items done.
+
+    Raises:
+        ConfigError: If the tokenizer has another chat template than the renderer's.
+        DataError: If there is no EOS token, or an item has no exact token form and ``on_bad_row`` is ``error``.
+    """
+    renderer.check(tokenizer)
+    report = LengthReport(max_length)
+    rows: list[dict[str, Any]] = []
+    places: list[int] = []
+    for place, item in enumerate(items):
+        report.rows += 1
+        report.escaped.update(renderer.count_specials(item))
+        name = f"row {place + 1}" if item.id is None else f"row {place + 1} ({item.id})"
+        try:
+            result = _fit(item, tokenizer, renderer, max_length, cut_prompt_left)
+        except DataError as error:
+            if on_bad_row == "error":
+                raise DataError(f"{name}: {error.message}", error.hint) from error
+            result = error.message
+        if isinstance(result, str):
+            report.left_out.append(LeftOut(name, result))
+        else:
+            rows.append({"input_ids": result.input_ids, "labels": result.labels})
+            places.append(place)
+            _count(report, item, result)
+        if progress is not None:
+            progress(place + 1)
+    return Encoded(rows, report, places)
+
+
+def conversation_tokens(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    documents: Sequence[Document] | None = None,
+) -> tuple[list[int], list[int]]:
+    """``input_ids`` and ``labels`` of a conversation, as :func:`selfaug.data.masks.conversation_labels` gives them.
+
+    Args:
+        conversation: Its special-token strings are made harmless first.
+        tokenizer: The one that ``renderer`` was made for.
+        renderer: Its chat template, or where it is ``plain`` one line a turn, ``User:`` and ``Assistant:``.
+        documents: Instead of the conversation's own.
+    """
+    kept = conversation.documents if documents is None else tuple(documents)
+    item = Conversation(conversation.messages, kept, conversation.id, conversation.tools)
+    text = renderer.chat_template if renderer.mode == "chat" else plain_template(tokenizer)
+    if conversation.tools and isinstance(tokenizer.chat_template, dict):
+        # Several named templates: transformers picks one by whether there are tools.
+        text = None
+    placed = [
+        {"title": renderer.escape(document.title or ""), "text": renderer.escape(document.text)} for document in kept
+    ]
+    return conversation_labels(
+        tokenizer,
+        renderer.conversation_messages(item),
+        tools=conversation.tools,
+        documents=placed if renderer.template_documents else None,
+        chat_template=text,
+        chat_template_kwargs=renderer.chat_template_kwargs,
+    )
+
+
+def _fit(
+    item: Record | Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    max_length: int | None,
+    cut_prompt_left: bool,
+) -> FitResult | str:
+    """The item's row, or why it does not fit."""
+    result: FitResult | None
+    if isinstance(item, Record):
+        result = fit_record(item, renderer, tokenizer, max_length if item.documents else None)
+    else:
+        result = fit_documents(
+            item.documents,
+            lambda documents: conversation_tokens(item, tokenizer, renderer, documents),
+            tokenizer,
+            max_length if item.documents else None,
+        )
+    if result is None:
+        return f"not even the best document's beginning fits beside question and answer in {max_length} tokens"
+    if item.documents:
+        return result
+    # A BOS is where attention rests: a prompt that is cut keeps it.
+    keep_first = int(tokenizer.bos_token_id is not None and result.input_ids[:1] == [tokenizer.bos_token_id])
+    cut = fit_ids(result.input_ids, result.labels, max_length, cut_prompt_left, keep_first)
+    if cut is None:
+        return f"needs {result.whole_tokens} tokens, {max_length} are allowed, and it has no documents to drop"
+    return FitResult(*cut, (), (), False, result.whole_tokens)
+
+
+def _count(report: LengthReport, item: Record | Conversation, result: FitResult) -> None:
+    prompt = sum(label == -100 for label in result.labels)
+    report.kept += 1
+    report.prompt_tokens.append(prompt)
+    report.response_tokens.append(len(result.labels) - prompt)
+    report.whole_tokens.append(result.whole_tokens)
+    report.aligned_tokens += aligned_tokens(result.labels)
+    report.documents += len(item.documents)
+    report.documents_dropped += len(result.dropped_documents)
+    report.shortened += result.shortened
+    report.prompts_cut += not item.documents and len(result.input_ids) < result.whole_tokens
+    if isinstance(item, Record) and (result.dropped_documents or result.shortened):
+        held, kept = (_holds(item.answers, documents) for documents in (item.documents, result.kept_documents))
+        report.answers_lost += held and not kept
+
+
+def _holds(answers: Sequence[str], documents: Sequence[Document]) -> bool:
+    texts = [document.text.casefold() for document in documents]
+    return any(answer.strip().casefold() in text for answer in answers for text in texts)

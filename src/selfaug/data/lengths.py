@@ -1,0 +1,121 @@
+"""How long are the rows, and what was left out or made shorter so that they fit?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["LeftOut", "LengthReport", "quantiles"]
+
+_POINTS = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that is not trained on: its name and why."""
+
+    row: str
+    reason: str
+
+
+def quantiles(values: Sequence[int]) -> dict[str, float]:
+    """Smallest, 10 %, median, 90 %, 99 % and largest of ``values`` (each one of them), and the mean; empty for none."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+    points = {name: float(ordered[round(point * (len(ordered) - 1))]) for name, point in _POINTS.items()}
+    return points | {"mean": sum(ordered) / len(ordered)}
+
+
+@dataclass
+class LengthReport:
+    """Counts of rows, documents and tokens; the token counts are those of the rows that were kept, as they are trained.
+
+    Args:
+        max_length: The limit in tokens, or ``None``.
+        rows: How many came in.
+        kept: How many are trained on.
+        left_out: The others.
+        documents: Documents of the kept rows before fitting.
+        documents_dropped: How many of those do not stand in their prompts.
+        shortened: Kept rows with a document that lost its end.
+        prompts_cut: Kept rows whose prompt was cut from the left.
+        answers_lost: Kept rows with an accepted answer in their documents, but not in what was kept of them.
+        escaped: How often each special-token string was made harmless, in the texts of all rows.
+        aligned_tokens: Positions of the kept rows that may be aligned.
+        prompt_tokens: Per kept row.
+        response_tokens: Per kept row.
+        whole_tokens: Per kept row, before fitting.
+    """
+
+    max_length: int | None
+    rows: int = 0
+    kept: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+    documents: int = 0
+    documents_dropped: int = 0
+    shortened: int = 0
+    prompts_cut: int = 0
+    answers_lost: int = 0
+    escaped: Counter[str] = field(default_factory=Counter)
+    aligned_tokens: int = 0
+    prompt_tokens: list[int] = field(default_factory=list, repr=False)
+    response_tokens: list[int] = field(default_factory=list, repr=False)
+    whole_tokens: list[int] = field(default_factory=list, repr=False)
+
+    @property
+    def escaped_specials(self) -> int:
+        """How many special-token strings were made harmless."""
+        return sum(self.escaped.values())
+
+    @property
+    def total_tokens(self) -> list[int]:
+        """Tokens per kept row."""
+        return [p + r for p, r in zip(self.prompt_tokens, self.response_tokens, strict=True)]
+
+    def quantiles(self) -> dict[str, dict[str, float]]:
+        """:func:`quantiles` of tokens per row: ``prompt``, ``response``, ``total``, and ``whole`` (before fitting)."""
+        return {
+            "prompt": quantiles(self.prompt_tokens),
+            "response": quantiles(self.response_tokens),
+            "total": quantiles(self.total_tokens),
+            "whole": quantiles(self.whole_tokens),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON: counts, quantiles and every row that was left out."""
+        row = asdict(self)
+        for name in ("prompt_tokens", "response_tokens", "whole_tokens"):
+            del row[name]
+        row["escaped"] = dict(sorted(self.escaped.items()))
+        return row | {"escaped_specials": self.escaped_specials, "tokens_per_row": self.quantiles()}
+
+    def lines(self) -> list[str]:
+        """The report for people; what did not happen is not mentioned."""
+        limit = "no limit" if self.max_length is None else f"max_length {self.max_length}"
+        lines = [f"{self.kept} of {self.rows} rows kept ({limit}), {self.aligned_tokens} aligned tokens"]
+        for name, points in self.quantiles().items():
+            if points and not (name == "whole" and self.whole_tokens == self.total_tokens):
+                label = "before fitting" if name == "whole" else name
+                lines.append(f"tokens, {label}: " + ", ".join(f"{key} {value:.0f}" for key, value in points.items()))
+        if self.documents_dropped:
+            lines.append(f"{self.documents_dropped} of {self.documents} documents dropped")
+        for count, what in (
+            (self.shortened, "have a shortened document"),
+            (self.prompts_cut, "have a prompt cut from the left"),
+            (self.answers_lost, "have their answer only in what was dropped or cut off"),
+        ):
+            if count:
+                lines.append(f"{count} rows {what}")
+        if self.escaped:
+            names = ", ".join(f"{text!r} {count}" for text, count in self.escaped.most_common(5))
+            lines.append(f"{self.escaped_specials} special-token strings in the data made harmless: {names}")
+        if self.left_out:
+            lines.append(f"{len(self.left_out)} rows left out:")
+            lines += [f"  {item.row}: {item.reason}" for item in self.left_out[:_SHOWN]]
+            if len(self.left_out) > _SHOWN:
+                lines.append(f"  and {len(self.left_out) - _SHOWN} more")
+        return lines
