@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from selfaug.plan import draw
+from selfaug.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, TOLERANCE, Ran, oracle_step, run
 from tests.oracles.step import relative_distance
 
@@ -130,6 +131,21 @@ def test_the_mean_over_all_draws_is_the_full_gradient(tmp_path: Path, monkeypatc
         gradient = ran.gradients[sum(1 << i for i in drawn)]
         expected = oracle_step(chosen, align_fraction=0.5, drawn=drawn).gradient()[1]
         assert relative_distance(gradient, expected) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("layout", ["packing", "padding-free"])
+def test_a_cache_asked_for_by_the_model_does_not_join_documents(layout: str, tmp_path: Path) -> None:
+    """transformers builds no mask between packed documents where a cache is in use."""
+
+    def ask_for_a_cache(trainer: SelfAugTrainer) -> None:
+        trainer.model.config.use_cache = True
+        trainer.model.get_base_model().config.use_cache = True
+
+    chosen = SEQUENCES["single-turn"]
+    settings = {**LAYOUTS[layout], "gradient_accumulation_steps": len(chosen)}
+    ran = run(chosen, tmp_path, change=ask_for_a_cache, **settings)
+    check_layout(layout, ran)
+    assert relative_distance(ran.gradient, oracle_step(chosen).gradient()[1]) < TOLERANCE[torch.float64]
 
 
 def test_alpha_zero_has_no_reference_pass(tmp_path: Path) -> None:
