@@ -139,6 +139,14 @@ def test_crag_answers_that_abstain(answer: str, answers: tuple[str, ...], answer
     assert (record.answers, record.answerable) == (answers, answerable)
 
 
+def test_squad_keeps_no_answer_of_an_impossible_question() -> None:
+    row = {**ROWS["squad columns"], "is_impossible": True}
+    assert row["answers"]["text"]
+    record = FORMATS["squad"].parse(row, HERE, True)
+    assert isinstance(record, Record)
+    assert (record.answers, record.answerable) == ((), False)
+
+
 def test_raft_without_a_reasoned_answer_takes_the_plain_one() -> None:
     record = FORMATS["raft"].parse({**ROWS["raft"], "cot_answer": None, "answer": "May"}, HERE, True)
     assert isinstance(record, Record)
