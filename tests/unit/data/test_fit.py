@@ -159,6 +159,18 @@ def test_text_of_any_kind_is_cut_into_valid_text():
     assert len(seen) > 10
 
 
+def test_a_cut_never_parts_a_token():
+    tokenizer = byte_level(*PLAIN)
+    text = "stoodanswerdocument" * 30
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ends = {end for _, end in offsets}
+    assert len(ends) < len(text) / 2, "tokens must have several letters, or any place would do"
+    record = Record("Who?", (Document(text),), ("I",))
+    size = tokens(record, tokenizer)
+    for limit in range(size - 40, size):
+        assert len(fit(record, tokenizer, limit).kept_documents[0].text) in ends
+
+
 def test_few_tokenisations():
     tokenizer, record = byte_level(*PLAIN), record_of([200] * 30)
     renderer = Renderer.for_tokenizer(tokenizer)
