@@ -1,0 +1,142 @@
+"""What is one run of the MCTest benchmark: which rows, which training, which losses before and after?
+
+Shapes: B rows of a batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+
+from selfaug import SelfAugConfig, SelfAugTrainer
+from selfaug.data.encode import encode
+from selfaug.data.prompts import Renderer
+from selfaug.data.read import read_rows
+
+__all__ = ["LORA", "METHODS", "PROMPT", "TRAINING", "Data", "base_model", "load", "nll", "train"]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sft": {"method": "sft"},
+    "selfaug": {"method": "selfaug", "alpha": 2.0},
+    "selfaug 1/8": {"method": "selfaug", "alpha": 2.0, "align_fraction": 0.125},
+}
+TRAINING: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 16,
+    "lr_scheduler_type": "linear",
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
+CONTEXT = 512
+STORIES = 150
+# The model knows neither instructions nor headings: the story, the question, the cue.
+PROMPT: dict[str, Any] = {"system": "", "document_untitled": ""}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids, and labels that are -100 where nothing is predicted."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training rows, held-out answers, stories."""
+
+    train: list[Row]
+    answers: list[Row]
+    stories: list[Row]
+
+    @property
+    def prompts(self) -> list[int]:
+        """Tokens that the reference pass reads of each training row: its prompt up to the last aligned position."""
+        return [row.labels.count(-100) - 1 for row in self.train]
+
+
+def load(shared: Path, tokenizer: Any) -> Data:
+    """Rows that fit whole; a document cut short would ask for answers that are no longer in it."""
+    renderer = Renderer.for_tokenizer(tokenizer, **PROMPT)
+
+    def questions(parts: Sequence[str]) -> list[Row]:
+        files = [shared / "data" / "mctest" / f"{source}.{part}.tsv" for source in ("mc160", "mc500") for part in parts]
+        records = [record for file in files for record in read_rows(file).items]
+        rows = encode(records, tokenizer, renderer, max_length=None).rows  # type: ignore[arg-type]
+        return [Row(**row) for row in rows if len(row["input_ids"]) <= CONTEXT]
+
+    texts = json.loads((shared / "data" / "tinystories" / "tinystories_1000.json").read_text())[:STORIES]
+    stories = [tokenizer(text)["input_ids"][:CONTEXT] for text in texts]
+    return Data(questions(["train"]), questions(["dev", "test"]), [Row(ids, ids) for ids in stories])
+
+
+@torch.no_grad()
+def nll(model: Any, rows: Sequence[Row], batch: int = 16) -> list[tuple[float, int]]:
+    """Of each row: the sum of its labelled tokens' NLL in nats, and their number. Dense logits, no code of ours."""
+    model.eval()
+    found: dict[int, tuple[float, int]] = {}
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch]
+        longest = max(len(rows[i].input_ids) for i in places)
+        ids_BT = torch.zeros(len(places), longest, dtype=torch.int64)
+        labels_BT = torch.full_like(ids_BT, -100)
+        for b, i in enumerate(places):
+            ids_BT[b, : len(rows[i].input_ids)] = torch.tensor(rows[i].input_ids)
+            labels_BT[b, : len(rows[i].labels)] = torch.tensor(rows[i].labels)
+        # Padding stands behind a causal model's text, where it changes nothing before it.
+        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
+        loss_BT = F.cross_entropy(logits_BTV.transpose(1, 2), labels_BT[:, 1:], reduction="none")
+        counts_B = (labels_BT[:, 1:] != -100).sum(dim=1)
+        for b, i in enumerate(places):
+            found[i] = (float(loss_BT[b].double().sum()), int(counts_B[b]))
+    return [found[i] for i in range(len(rows))]
+
+
+def base_model(shared: Path) -> Any:
+    """The model as it came, float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(shared / "models" / "stories260k", dtype=torch.float32)
+
+
+def train(shared: Path, data: Data, tokenizer: Any, method: str, seed: int) -> dict[str, Any]:
+    """One run: both losses after it, and the reference tokens that it logged."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback, set_seed
+
+    set_seed(seed)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        quiet: dict[str, Any] = {"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+        settings = {**quiet, **TRAINING, **METHODS[method]}
+        config = SelfAugConfig(output_dir=folder, seed=seed, max_length=CONTEXT, use_cpu=True, **settings)
+        trainer = SelfAugTrainer(
+            base_model(shared),
+            config,
+            train_dataset=Dataset.from_list([asdict(row) for row in data.train]),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    seconds = time.perf_counter() - start
+    logs = [line for line in trainer.state.log_history if "reference_tokens" in line]
+    return {
+        "stories": nll(trainer.model, data.stories),
+        "answers": nll(trainer.model, data.answers),
+        "reference_tokens": sum(line["reference_tokens"] for line in logs),
+        "steps": trainer.state.global_step,
+        "seconds": seconds,
+    }
