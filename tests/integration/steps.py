@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import TrainerCallback
 
 from selfaug.config import SelfAugConfig
@@ -57,9 +58,25 @@ def run(
     arch: str = "llama",
     dtype: torch.dtype = torch.float64,
     change: Callable[[SelfAugTrainer], None] | None = None,
+    model: torch.nn.Module | None = None,
+    peft_config: LoraConfig | None = None,
+    perturb: Callable[[torch.nn.Module], None] = perturb_adapter,
     **settings: Any,
 ) -> Ran:
-    """Train steps on ``chosen``; by default one step over all of them in micro-batches of two."""
+    """Train steps on ``chosen``; by default one step over all of them in micro-batches of two.
+
+    Args:
+        chosen: The data set.
+        folder: Output folder of the run.
+        arch: Of `tests/models.py`.
+        dtype: Of the weights.
+        change: Called with the trainer before it trains.
+        model: In place of the tiny one under a LoRA on all linear layers; trained as it is.
+        peft_config: In place of LoRA on all linear layers.
+        perturb: Called with the model as training begins, after the trainer's own checks: a fresh adapter is the base,
+            and every comparison would be trivial.
+        settings: Of `SelfAugConfig`.
+    """
     size = settings.setdefault("per_device_train_batch_size", 2)
     settings.setdefault("gradient_accumulation_steps", -(-len(chosen) // size))
     settings.setdefault("max_length", None if settings.get("padding_free") else 256)
@@ -84,15 +101,15 @@ def run(
     rows = [{"input_ids": list(ids), "labels": list(labels)} for ids, labels in chosen]
     ran = Ran([], [])
     trainer = SelfAugTrainer(
-        tiny(arch, dtype=dtype),
+        model or tiny(arch, dtype=dtype),
         args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tiny_tokenizer(),
-        peft_config=lora_config(arch),
+        peft_config=peft_config or (lora_config(arch) if model is None else None),
     )
     for parameter in trainer.model.parameters():
         assert parameter.dtype == dtype
-    trainer.add_callback(_Recorder(ran))
+    trainer.add_callback(_Recorder(ran, perturb))
     _record_batches(trainer, ran)
     if change is not None:
         change(trainer)
@@ -121,12 +138,11 @@ def _record_batches(trainer: Any, ran: Ran) -> None:
 
 
 class _Recorder(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, ran: Ran) -> None:
-        self._ran = ran
+    def __init__(self, ran: Ran, perturb: Callable[[torch.nn.Module], None]) -> None:
+        self._ran, self._perturb = ran, perturb
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        # After the trainer's own checks: a fresh adapter is the base, and every comparison would be trivial.
-        perturb_adapter(model)
+        self._perturb(model)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._ran.gradients.append(
