@@ -1,0 +1,220 @@
+"""What does `results.json` hold, and is it whole? Written by `evaluate`; read by `report`, `gate` and `relate`.
+
+`docs/results-format.md` explains every field with an example. The schema's number changes when a reader of the old one
+would misread the new one; added fields do not change it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfaug.checkpoint import write_durably
+from selfaug.errors import DataError
+from selfaug.evaluation.statistics import CONFIDENCE, RESAMPLES, Items, difference, standard_error, value
+
+__all__ = [
+    "SCHEMA", "SIDES", "items_of", "metric", "primary", "problems", "read_results", "read_samples", "write_results",
+]  # fmt: skip
+
+SCHEMA = 1
+SIDES = ("base", "tuned")
+GROUPS = ("task", "general")
+
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "schema": int, "created": str, "command": list, "run": dict, "config": dict, "seeds": dict, "versions": dict,
+    "hashes": dict, "device": dict, "parts": dict,
+}  # fmt: skip
+_PART: dict[str, type | tuple[type, ...]] = {
+    "group": str, "name": str, "key": str, "settings": dict, "data": dict, "prompts": str, "items": int,
+    "left_out": dict, "counts": dict, "seconds": dict, "metrics": dict,
+}  # fmt: skip
+_METRIC: dict[str, type | tuple[type, ...]] = {
+    "unit": str, "higher_is_better": bool, "primary": bool, "base": dict, "tuned": dict,
+    "difference": (dict, type(None)),
+}  # fmt: skip
+_ROUNDING = 1e-9  # lm_eval sums in another order than we do
+
+
+def metric(
+    base: Items,
+    tuned: Items,
+    *,
+    unit: str,
+    higher_is_better: bool,
+    primary: bool = False,
+    seed: int = 0,
+    reported: Mapping[str, tuple[float, float | None]] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """A metric's entry: both values with standard errors, and their paired difference with its interval.
+
+    Args:
+        base: Items of the base model.
+        tuned: Of the tuned one, in the same order.
+        unit: ``fraction``, ``score`` (-1 to 1), ``nats/token``, or what the metric counts.
+        higher_is_better: Its direction.
+        primary: Whether it is the one that stands for its part in averages.
+        seed: Of the bootstrap.
+        reported: Value and standard error by side, where another program computed them. Where its values are not the
+            ratio of the items' sums, the items cannot tell the interval and the difference has none.
+        more: Further fields.
+
+    Returns:
+        ``None`` where no item counts.
+    """
+    own = {side: (value(items), standard_error(items)) for side, items in zip(SIDES, (base, tuned), strict=True)}
+    chosen = dict(own) if reported is None else dict(reported)
+    if any(pair[0] is None or not math.isfinite(pair[0]) for pair in chosen.values()):
+        return None
+    agree = all(own[s][0] is not None and abs((own[s][0] or 0.0) - (chosen[s][0] or 0.0)) <= _ROUNDING for s in SIDES)
+    sides = {}
+    for side, items in zip(SIDES, (base, tuned), strict=True):
+        stderr = chosen[side][1]
+        if stderr is None and agree:
+            stderr = own[side][1]
+        sides[side] = {"value": chosen[side][0], "stderr": stderr, "n": items.count}
+    apart: dict[str, Any] = {"value": (chosen["tuned"][0] or 0.0) - (chosen["base"][0] or 0.0)}
+    found = difference([(base, tuned)], seed=seed) if agree else None
+    apart["stderr"] = None if found is None else found.stderr
+    apart["interval"] = None if found is None or found.interval is None else list(found.interval)
+    apart |= {"confidence": CONFIDENCE, "method": "paired bootstrap over items", "resamples": RESAMPLES, "seed": seed}
+    apart["n"] = min(base.count, tuned.count)
+    if not agree:
+        apart["no_interval_because"] = "the metric is no ratio of sums over items"
+    elif found is not None and found.interval is None:
+        apart["no_interval_because"] = "too few items count"
+    head = {"unit": unit, "higher_is_better": higher_is_better, "primary": primary, **(more or {})}
+    return {**head, **sides, "difference": apart}
+
+
+def problems(results: Any) -> list[str]:
+    """What is wrong with a results object, as ``place: what``; empty where it is whole."""
+    found = list(_fields(results, _REQUIRED, ""))
+    if found:
+        return found
+    if results["schema"] != SCHEMA:
+        return [f"schema: {results['schema']}, this selfaug reads {SCHEMA}"]
+    for name, part in results["parts"].items():
+        where = f"parts.{name}"
+        bad = list(_fields(part, _PART, where))
+        found += bad
+        if bad:
+            continue
+        if part["group"] not in GROUPS:
+            found.append(f"{where}.group: {part['group']!r}, one of {', '.join(GROUPS)}")
+        if sum(bool(entry.get("primary")) for entry in part["metrics"].values() if isinstance(entry, Mapping)) > 1:
+            found.append(f"{where}.metrics: more than one is primary")
+        for label, entry in part["metrics"].items():
+            found += _metric_problems(entry, f"{where}.metrics.{label}")
+        for sub, inner in (part.get("subtasks") or {}).items():
+            for label, entry in inner.items():
+                found += _metric_problems(entry, f"{where}.subtasks.{sub}.{label}")
+    found += [f"{place}: {number} is not finite" for place, number in _numbers(results) if not math.isfinite(number)]
+    return found
+
+
+def _metric_problems(entry: Any, where: str) -> list[str]:
+    found = list(_fields(entry, _METRIC, where))
+    if found:
+        return found
+    for side in SIDES:
+        found += _fields(entry[side], {"value": (int, float), "stderr": (int, float, type(None)), "n": int},
+                         f"{where}.{side}")  # fmt: skip
+    apart = entry["difference"]
+    if found or apart is None:
+        return found
+    found += _fields(apart, {"value": (int, float), "interval": (list, type(None)), "n": int}, f"{where}.difference")
+    if found:
+        return found
+    if not math.isclose(apart["value"], entry["tuned"]["value"] - entry["base"]["value"], rel_tol=0, abs_tol=1e-12):
+        found.append(f"{where}.difference.value: not tuned minus base")
+    interval = apart["interval"]
+    if interval is not None and not (len(interval) == 2 and interval[0] <= interval[1]):
+        found.append(f"{where}.difference.interval: {interval}, expected [low, high]")
+    if interval is None and not apart.get("no_interval_because"):
+        found.append(f"{where}.difference.no_interval_because: missing where there is no interval")
+    return found
+
+
+def _fields(value: Any, wanted: Mapping[str, type | tuple[type, ...]], where: str) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield f"{where or 'results'}: not an object"
+        return
+    for name, kind in wanted.items():
+        place = f"{where}.{name}" if where else name
+        if name not in value:
+            yield f"{place}: missing"
+        elif not isinstance(value[name], kind) or (isinstance(value[name], bool) and kind is not bool):
+            yield f"{place}: {type(value[name]).__name__}, expected {_said(kind)}"
+
+
+def _said(kind: type | tuple[type, ...]) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+
+
+def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from _numbers(inner, f"{where}.{i}")
+    elif isinstance(value, float):
+        yield where, value
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write whole or not at all, after the check that readers make."""
+    wrong = problems(results)
+    if wrong:
+        raise AssertionError(f"results that no reader would take: {'; '.join(wrong[:5])}")
+    write_durably(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The results of a run.
+
+    Raises:
+        DataError: If the file is missing, damaged or of another schema; the first problems are named.
+    """
+    again = "run `selfaug evaluate` on the run again; finished parts are not repeated."
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: the run has not been evaluated", again) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}", again) from None
+    wrong = problems(results)
+    if wrong:
+        raise DataError(f"{path} is not whole: {'; '.join(wrong[:5])}", again)
+    return dict(results)
+
+
+def read_samples(path: Path, part: str | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a sample log, of one part or of all, in order."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            sample = json.loads(line)
+            if part is None or sample["part"] == part:
+                yield sample
+
+
+def items_of(samples: Sequence[Mapping[str, Any]], name: str) -> tuple[Items, Items]:
+    """A metric's items of base and tuned from samples of one part; what intervals are made of."""
+    base, tuned = (Items.of([sample[side]["values"].get(name) for sample in samples]) for side in SIDES)
+    return base, tuned
+
+
+def primary(results: Mapping[str, Any], group: str | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
+    """``{part: (name, metric)}`` of the metric that stands for each part, of one group or of all."""
+    return {
+        part: (name, entry)
+        for part, body in results["parts"].items()
+        for name, entry in body["metrics"].items()
+        if entry["primary"] and group in (None, body["group"])
+    }

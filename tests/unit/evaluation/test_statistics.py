@@ -1,0 +1,129 @@
+"""Do values, standard errors and intervals agree with independent computations, and do intervals cover?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfaug.evaluation.statistics import Items, difference, standard_error, value
+
+scores = st.lists(st.floats(-5, 5), min_size=2, max_size=30)
+
+
+@given(scores)
+def test_mean_and_its_error_are_the_textbook_ones(values: list[float]) -> None:
+    items = Items.of(values)
+    assert value(items) == pytest.approx(statistics.fmean(values), abs=1e-12)
+    expected = statistics.stdev(values) / math.sqrt(len(values))
+    assert standard_error(items) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_ratio_skips_items_that_do_not_count() -> None:
+    # Precision: two abstentions, one of them right; the answers in between do not count.
+    items = Items.of([1, None, [0, 1], None, [0, 0]])
+    assert value(items) == 0.5
+    assert items.count == 2
+    assert value(Items.of([[6.0, 2], [2.0, 6]])) == 1.0  # nats per token, not the mean of 3 and 1/3
+
+
+def test_nothing_to_count_gives_no_number() -> None:
+    empty = Items.of([None, [0, 0]])
+    assert value(empty) is None
+    assert standard_error(empty) is None
+    assert difference([(empty, empty)]) is None
+    single = Items.of([1.0])
+    found = difference([(single, single)])
+    assert found is not None
+    assert found.value == 0
+    assert found.interval is None
+
+
+@given(scores, st.integers(0, 5))
+def test_equal_models_differ_by_exactly_nothing(values: list[float], seed: int) -> None:
+    items = Items.of([[v, abs(v) + 1] for v in values])
+    found = difference([(items, items)], resamples=50, seed=seed)
+    assert found is not None
+    assert (found.value, found.stderr, found.interval) == (0.0, 0.0, (0.0, 0.0))
+
+
+def test_pairing_removes_what_both_models_share() -> None:
+    rng = np.random.default_rng(1)
+    hard_n = rng.normal(0, 10, 300)
+    base, tuned = Items.of(list(hard_n)), Items.of(list(hard_n + 1 + rng.normal(0, 0.1, 300)))
+    found = difference([(base, tuned)])
+    assert found is not None
+    assert found.stderr is not None
+    spread = standard_error(base)
+    assert spread is not None
+    assert spread > 0.4  # precondition: unpaired, the difference of 1 would be lost in this
+    assert found.stderr == pytest.approx(0.1 / math.sqrt(300), rel=0.2)
+    assert found.interval is not None
+    assert 0.97 < found.interval[0] < found.value < found.interval[1] < 1.03
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(2)
+    held = 0
+    for trial in range(200):
+        truth_n = rng.normal(0.3, 1, 80)
+        base_n = rng.normal(0, 1, 80)
+        found = difference([(Items.of(list(base_n)), Items.of(list(base_n + truth_n)))], resamples=400, seed=trial)
+        assert found is not None
+        assert found.interval is not None
+        held += found.interval[0] <= 0.3 <= found.interval[1]
+    # 95 % of 200 is 190; three standard deviations of a binomial are 9, and percentile intervals run a little short.
+    assert 176 <= held <= 199
+
+
+def _runs(count: int, items: int, between: float) -> list[tuple[Items, Items]]:
+    rng = np.random.default_rng(3)
+    runs = []
+    for _ in range(count):
+        effect = rng.normal(0, between)
+        base_n = rng.normal(0, 1, items)
+        runs.append((Items.of(list(base_n)), Items.of(list(base_n + effect + rng.normal(0, 0.1, items)))))
+    return runs
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_seeds_widen_the_interval(shared: bool) -> None:
+    runs = _runs(6, 50, between=1.0)
+    alone = [difference([run], resamples=500) for run in runs]
+    together = difference(runs, resamples=2000, shared_items=shared)
+    assert together is not None
+    assert together.stderr is not None
+    assert all(one is not None and one.stderr is not None and one.stderr < 0.05 for one in alone)
+    effects = [one.value for one in alone if one is not None]
+    assert together.value == pytest.approx(statistics.fmean(effects))
+    # The runs' own spread, as a bootstrap sees it: population deviation over the root of their number.
+    assert together.stderr == pytest.approx(statistics.pstdev(effects) / math.sqrt(6), rel=0.15)
+
+
+def test_shared_items_do_not_average_out() -> None:
+    # One test set, ten runs that do the same: ten times the runs are not ten times the evidence.
+    rng = np.random.default_rng(4)
+    base_n, gain_n = rng.normal(0, 1, 40), rng.normal(0.2, 1, 40)
+    run = (Items.of(list(base_n)), Items.of(list(base_n + gain_n)))
+    one = difference([run], resamples=2000)
+    shared = difference([run] * 10, resamples=2000, shared_items=True)
+    apart = difference([run] * 10, resamples=2000)
+    assert one is not None
+    assert shared is not None
+    assert apart is not None
+    assert one.stderr == pytest.approx(shared.stderr, rel=0.1)
+    assert apart.stderr is not None
+    assert one.stderr is not None
+    assert apart.stderr < 0.5 * one.stderr
+
+
+def test_lists_of_other_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="same items"):
+        difference([(Items.of([1.0, 2.0]), Items.of([1.0]))])
+    two, three = Items.of([1.0, 2.0]), Items.of([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="different numbers"):
+        difference([(two, two), (three, three)], shared_items=True)
