@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -235,20 +234,39 @@ def test_rows_of_trl_pass_through_and_are_split_by_prompt(tmp_path: Path) -> Non
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in held_out}
 
 
-def test_a_stopped_run_leaves_no_half_written_folder(tmp_path: Path) -> None:
-    data = write(tmp_path / "data.jsonl", [row(i) for i in range(30_000)])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
+def test_a_run_stopped_while_it_writes_leaves_no_half_written_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    from selfaug.cli import prepare
+
+    write_rows, written = prepare._write_rows, []
+
+    def stopped(path: Path, part: Any) -> None:
+        if path.name == "held_out.jsonl":
+            raise stop
+        write_rows(path, part)
+        written.append(path)
+
+    monkeypatch.setattr(prepare, "_write_rows", stopped)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "selfaug.cli.main", "prepare", str(data), "--output_dir", str(out)]
-    for wait in (0.8, 1.6, 2.4):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(wait)
-        process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=120)
-        if code == 0:
-            assert sorted(path.name for path in out.iterdir()) == ["held_out.jsonl", "report.json", "train.jsonl"]
-            break
-        assert not out.exists()
-        assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+    with pytest.raises(stop):
+        prepare.run(argparse.Namespace(input=str(data), output_dir=str(out)))
+    assert [path.name for path in written] == ["train.jsonl"]  # It was stopped in the middle.
+    assert list(tmp_path.iterdir()) == [data]
+    monkeypatch.undo()
+    assert prepare.run(argparse.Namespace(input=str(data), output_dir=str(out))) == 0
+    before = (out / "train.jsonl").read_bytes()
+    monkeypatch.setattr(prepare, "_write_rows", stopped)
+    with pytest.raises(stop):
+        prepare.run(argparse.Namespace(input=str(data), output_dir=str(out), seed=9, overwrite_output_dir=True))
+    assert (out / "train.jsonl").read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [data, out]
+
+
+def test_an_output_folder_that_cannot_be_written_is_said(data: Path) -> None:
+    done = selfaug(data, "--output_dir", data / "below" / "a file")
+    assert_mistake(done, "output_dir", "cannot be written")
 
 
 @pytest.mark.shared

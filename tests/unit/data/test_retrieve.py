@@ -59,8 +59,11 @@ def test_search_ranks_by_the_formula(texts: list[str], question: str, k: int) ->
 
 
 def test_ties_keep_the_order_of_the_corpus_and_strangers_find_nothing() -> None:
-    corpus = Corpus(tuple(Document("same words", id=str(i)) for i in range(5)))
-    assert [d.id for d in corpus.search("same", 3)] == ["0", "1", "2"]
+    # Every third passage scores higher; within each of the two scores the corpus's order must hold.
+    texts = ["same same", "same else", "same else"] * 200
+    corpus = Corpus(tuple(Document(text, id=str(i)) for i, text in enumerate(texts)))
+    expected = [*range(0, 600, 3), *(i for i in range(600) if i % 3)]
+    assert [d.id for d in corpus.search("same", 500)] == [str(i) for i in expected[:500]]
     assert corpus.search("unknown", 3) == []
     assert corpus.search("?!", 3) == []
     assert corpus.search("same", 0) == []
