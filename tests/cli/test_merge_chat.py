@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfaug.cli import merge
+from selfaug.data.prompts import Renderer
+from selfaug.data.record import Document, Record
+from selfaug.errors import ConfigError, DataError
+
+from .conftest import ENVIRONMENT, Cli, Result
+
+Run = tuple[Path, Result]
+QUESTION = "What did Tom find on day 3?"
+
+
+def load(run: Path, model: Path) -> tuple[Any, Any]:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    return PeftModel.from_pretrained(base, str(run / "adapter")).eval(), tokenizer
+
+
+def test_the_merged_model_computes_what_base_and_adapter_do(
+    cli: Cli, trained: Run, model: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "merged"
+    result = cli("merge", trained[0], "--output_dir", out)
+    assert result.code == 0, result.err
+    assert result.out == f"{out}\n"
+    assert {"model.safetensors", "tokenizer.json", "selfaug_renderer.json"} <= {path.name for path in out.iterdir()}
+    tuned, _ = load(trained[0], model)
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    ids = torch.tensor([[5, 9, 33, 21, 8]])
+    with torch.no_grad():
+        wanted, got = tuned(input_ids=ids).logits, merged(input_ids=ids).logits
+        with tuned.disable_adapter():
+            base = tuned(input_ids=ids).logits
+    assert merge.logits_apart(base, wanted) > 0.05
+    assert merge.logits_apart(wanted, got) < 1e-4
+    assert Renderer.load(out) == Renderer.load(trained[0] / "adapter")
+
+
+def test_the_number_format_is_the_one_asked_for(cli: Cli, trained: Run, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    result = cli("merge", trained[0], "--output_dir", tmp_path / "merged", "--dtype", "bfloat16")
+    assert result.code == 0, result.err
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_merge_that_changes_the_logits_saves_nothing(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft.tuners.lora import LoraModel
+
+    # The planted error: the adapter is dropped and not folded.
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **_: self.unload())
+    from selfaug.cli.main import Parser
+
+    parser = Parser()
+    merge.add_parser(parser.add_subparsers())
+    out = tmp_path / "merged"
+    with pytest.raises(ConfigError, match="nothing was saved"):
+        merge.run(parser.parse_args(["merge", str(trained[0]), "--output_dir", str(out)]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def run_on(trained: Run, model: Path, folder: Path) -> Path:
+    """A copy of the run whose base is ``model``."""
+    run = folder / "run"
+    shutil.copytree(trained[0], run)
+    config = run / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(model)}))
+    return run
+
+
+def test_a_quantised_base_is_refused_by_name(cli: Cli, trained: Run, model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "quantised"
+    shutil.copytree(model, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (copy / "config.json").write_text(json.dumps(config))
+    result = cli("merge", run_on(trained, copy, tmp_path), "--output_dir", tmp_path / "out")
+    assert result.code == 2
+    assert "quantised (gptq)" in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_of_merge(cli: Cli, trained: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("mine")
+    gone = run_on(trained, tmp_path / "gone", tmp_path)
+    cases = [
+        (["merge", tmp_path / "nowhere", "--output_dir", tmp_path / "out"], "does not exist"),
+        (["merge", model, "--output_dir", tmp_path / "out"], "not a run folder"),
+        (["merge", trained[0], "--output_dir", tmp_path / "full"], "not empty"),
+        (["merge", trained[0], "--output_dir", trained[0]], "the run itself"),
+        (["merge", trained[0], "--output_dir", trained[0].parent, "--overwrite_output_dir"], "the run itself"),
+        (["merge", trained[0]], "--output_dir"),
+        (["merge", gone, "--output_dir", tmp_path / "out"], "does not exist"),
+    ]
+    for words, says in cases:
+        result = cli(*words)
+        assert result.code == 2, (words, result.err)
+        assert says in result.err
+        assert "hint: " in result.err
+        assert "Traceback" not in result.err
+    assert (tmp_path / "full" / "a").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_space_is_said_before_anything_is_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
+    with pytest.raises(ConfigError, match="GiB free"):
+        merge._check_space(tmp_path / "a" / "b", model, "float32")
+
+
+def greedy(run: Path, model: Path, *, adapter: bool, documents: tuple[Document, ...] = ()) -> str:
+    """The expected answer, from transformers and peft alone but for the prompt."""
+    import torch
+
+    tuned, tokenizer = load(run, model)
+    ids = Renderer.load(run / "adapter").prompt_ids(tokenizer, Record(QUESTION, documents, ("-",)))
+    chosen = tuned if adapter else tuned.unload()
+    with torch.no_grad():
+        out = chosen.generate(
+            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=12, do_sample=False
+        )
+    return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+
+
+def shown(text: str) -> str:
+    return "".join(char for char in text if char in "\t\n" or char.isprintable())
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "Tom.txt").write_text("On day 3 Tom found 3 red balls in the park.")
+    (folder / "Anna.md").write_text("Anna sails on the lake.")
+    return folder
+
+
+def test_one_question_gets_the_tuned_and_the_base_answer(cli: Cli, trained: Run, model: Path) -> None:
+    tuned, base = (shown(greedy(trained[0], model, adapter=adapter)) for adapter in (True, False))
+    assert tuned.strip() != base.strip()
+    ask = ["chat", trained[0], "--question", QUESTION, "--max_new_tokens", 12]
+    for flags, expected in (([], tuned), (["--base"], base)):
+        result = cli(*ask, *flags)
+        assert result.code == 0, result.err
+        assert shown(result.out).strip() == expected.strip()
+    both = cli(*ask, "--compare").out
+    before, after = both.split("[tuned]\n")
+    assert shown(before.removeprefix("[base]\n")).strip() == base.strip()
+    assert shown(after).strip() == tuned.strip()
+
+
+def test_documents_are_retrieved_into_the_trained_prompt(cli: Cli, trained: Run, model: Path, documents: Path) -> None:
+    ask = ["--question", QUESTION, "--max_new_tokens", 12, "--documents", documents, "--top_k", 1]
+    result = cli("chat", trained[0], *ask)
+    assert result.code == 0, result.err
+    found = Document("On day 3 Tom found 3 red balls in the park.", "Tom")
+    expected = shown(greedy(trained[0], model, adapter=True, documents=(found,))).strip()
+    assert expected != shown(greedy(trained[0], model, adapter=True)).strip()
+    assert shown(result.out).strip() == expected
+
+
+def test_a_conversation_reads_lines_and_commands(trained: Run, documents: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "selfaug",
+            "chat",
+            str(trained[0]),
+            "--documents",
+            str(documents),
+            "--max_new_tokens",
+            "4",
+        ],
+        input=f"{QUESTION}\n/documents\n/reset\n/what\n\n/quit\n{QUESTION}\n",
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "On day 3 Tom found" in done.stderr
+    assert done.stderr.count("/quit ends") == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_mistakes_of_chat(cli: Cli, trained: Run, tmp_path: Path) -> None:
+    cases = [
+        (["chat", tmp_path / "nowhere"], "does not exist"),
+        (["chat", trained[0], "--question", " "], "--question is empty"),
+        (["chat", trained[0], "--question", "a", "--documents", tmp_path / "none"], "documents"),
+        (["chat", trained[0], "--question", "a", "--top_k", "0"], "--top_k"),
+        (["chat", trained[0], "--question", "a", "--temperature", "-1"], "--temperature"),
+        (["chat", trained[0], "--question", "a", "--base", "--compare"], "--compare"),
+        (["chat", trained[0], "--question", "word " * 999], "context"),
+    ]
+    for words, says in cases:
+        result = cli(*words)
+        assert result.code == 2, (words, result.err)
+        assert says in result.err
+        assert "Traceback" not in result.err
+
+
+def chat_session(run: Path, model: Path, **options: Any) -> Any:
+    """A session whose tokenizer has a chat template."""
+    from selfaug.cli.session import Session
+
+    tuned, tokenizer = load(run, model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+    )
+    return Session(tuned, None, tokenizer, Renderer.for_tokenizer(tokenizer), None, **options)
+
+
+def test_what_was_said_stands_before_the_question_until_there_is_no_room(trained: Run, model: Path) -> None:
+    session = chat_session(trained[0], model, max_new_tokens=20)
+    first = session.tokenizer.decode(session.ask("Who?"))
+    session.remember("Who?", "Tom")
+    second = session.tokenizer.decode(session.ask("Where?"))
+    assert "user: Question: Who?" in first
+    assert second.index("user: Who?") < second.index("assistant: Tom") < second.index("user: Question: Where?")
+    assert second.count("system:") == 1
+    session.remember("Where?", "word " * 150)
+    assert len(session.ask("When?")) <= 256 - 20
+    assert "Tom" not in session.tokenizer.decode(session.ask("When?"))
+    session.forget()
+    assert session.tokenizer.decode(session.ask("Who?")) == first
+    with pytest.raises(DataError, match="context"):
+        session.ask("word " * 300)
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    from selfaug.cli.session import printable
+
+    assert printable("a\x1b[31mb\x07\x9b\tc\nd\re ü") == "a[31mb\tc\nde ü"
