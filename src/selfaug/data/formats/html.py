@@ -91,7 +91,8 @@ class _Visible(HTMLParser):
 def _without_code(page: str) -> str:
     # Half of a page's bytes, taken out before the parser goes through them character by character. A regular
     # expression for the whole element would start over at each opening tag of a page that closes none.
-    kept, at = [], 0
+    kept: list[str] = []
+    at = 0
     while opening := _CODE.search(page, at):
         ending = _CODE_END[opening[1].lower()].search(page, opening.end())
         if ending is None:  # It hides the rest of the page, as it does in a browser.
