@@ -41,15 +41,15 @@ HEADS = {
 class Case:
     """T hidden states, of which some rows meet the NLL, some the alignment, some both."""
 
-    hidden_TH: Tensor  # noqa: N815
-    reference_TH: Tensor  # noqa: N815
+    hidden_TH: Tensor
+    reference_TH: Tensor
     head: LMHead
     reference_head: LMHead | None
     direction: str
     nll: Sequence[int]
     aligned: Sequence[int]
     both: Sequence[int]
-    labels_T: Tensor  # noqa: N815
+    labels_T: Tensor
 
     def groups(self) -> tuple[Rows, ...]:
         alignment = ALIGNMENT_TERMS[self.direction]
@@ -76,9 +76,9 @@ class Case:
 class Expected:
     loss: float
     sums: dict[str, float]
-    hidden_TH: Tensor  # noqa: N815
-    weight_VH: Tensor  # noqa: N815
-    bias_V: Tensor  # noqa: N815
+    hidden_TH: Tensor
+    weight_VH: Tensor
+    bias_V: Tensor
 
 
 def case(
