@@ -1,0 +1,148 @@
+"""`selfaug relate`: over several runs, does forgetting follow the shift?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.cli.verb_options import adder, resolve, switch
+from selfaug.errors import ConfigError, DataError
+from selfaug.terminal import emit, say
+
+if TYPE_CHECKING:
+    from selfaug.shift.relate import Point
+
+__all__ = ["add_parser", "run"]
+
+_SHIFTS = {"base_to_tuned": "KL(base ‖ tuned)", "tuned_to_base": "KL(tuned ‖ base)"}
+_PLACES = {
+    "prompt": "at prompt positions",
+    "data": "at all positions of the task",
+    "documents": "in documents",
+    "question": "in questions",
+    "system": "in system texts",
+    "other": "in template marks",
+    "boundary": "at the boundary",
+    "response": "in responses",
+    "general_text": "in general text",
+}
+
+
+@dataclass
+class Settings:
+    """What `selfaug relate` was asked to do; the flags' help says what each means."""
+
+    runs: list[str] = field(default_factory=list)
+    where: str = "prompt"
+    direction: str = "base_to_tuned"
+    forgetting: str = "nll"
+    points: str = "runs"
+    output: str | None = None
+    resamples: int = 10_000
+    seed: int = 0
+    json: bool = False
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    add = adder(parser)
+    add("where", "where the shift is taken: a region, or 'prompt' or 'data' (default: prompt)", metavar="PLACE")
+    add("direction", "of the KL (default: base_to_tuned)", metavar="NAME")
+    add(
+        "forgetting",
+        "'nll', the rise of the NLL of general text; or PART or PART:METRIC of results.json (default: nll)",
+        metavar="WHAT",
+    )
+    add("points", "'runs' for finished weights, 'checkpoints' for every measured one", choices=["runs", "checkpoints"])
+    add("output", "the picture, .svg or .png", metavar="FILE")
+    add("resamples", "of the bootstrap over runs (default: 10000)", type=int, metavar="N")
+    add("seed", "of the bootstrap (default: 0)", type=int, metavar="N")
+    add("json", "print JSON instead of the table", type=switch, nargs="?", const=True, metavar="true|false")
+
+
+def add_parser(subparsers: Any) -> None:
+    """The flags of the verb."""
+    parser = subparsers.add_parser("relate", help="relate shift to forgetting over runs", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs whose shift is measured")
+    _flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the runs, print their points and the coefficients, draw the picture; the exit code."""
+    from selfaug.shift.picture import ENDINGS, draw, headline
+    from selfaug.shift.relate import relate
+
+    flags = argparse.ArgumentParser()
+    _flags(flags)
+    settings = resolve(Settings, "relate", flags, args)
+    if settings.resamples < 100:
+        raise ConfigError(f"--resamples is {settings.resamples}: too few for an interval", "give 100 or more.")
+    output = None if settings.output is None else Path(settings.output).expanduser()
+    if output is not None and output.suffix.lower() not in ENDINGS:
+        raise ConfigError(
+            f"--output {settings.output} has the ending {output.suffix!r}", f"end it with {' or '.join(ENDINGS)}."
+        )
+    points = _points(settings)
+    relation = relate(points, resamples=settings.resamples, seed=settings.seed)
+    if settings.json:
+        about = {name: getattr(settings, name) for name in ("where", "direction", "forgetting")}
+        whole = {**about, **asdict(relation), "of": [asdict(point) for point in points]}
+        emit(json.dumps(whole, indent=2, ensure_ascii=False))
+    else:
+        emit(f"{_table(points)}\n\n{headline(relation)}\n{relation.pearson.how}, {relation.confidence:.0%}")
+    if output is not None:
+        lost = "NLL of general text, tuned − base (nats per token)"
+        draw(
+            points,
+            relation,
+            output,
+            shift_label=f"{_SHIFTS[settings.direction]} {_PLACES[settings.where]} (nats per token)",
+            forgetting_label=lost if settings.forgetting == "nll" else f"forgetting: {settings.forgetting}",
+        )
+        say(f"written to {output}")
+    return 0
+
+
+def _points(settings: Settings) -> list[Point]:
+    from selfaug.run_folder import RunFolder
+    from selfaug.shift.relate import points_of
+
+    points: list[Point] = []
+    first: tuple[Path, dict[str, Any]] | None = None
+    seen: set[Path] = set()
+    for name in settings.runs:
+        folder = RunFolder.open(name)
+        if folder.path.resolve() in seen:
+            raise ConfigError(f"{folder.path} is named twice, and would count twice", "name each run once.")
+        seen.add(folder.path.resolve())
+        found, about = points_of(
+            folder,
+            where=settings.where,
+            direction=settings.direction,
+            forgetting=settings.forgetting,
+            every=settings.points == "checkpoints",
+        )
+        if first is not None and about != first[1]:
+            apart = [name for name in about["sources"] if about["sources"][name] != first[1]["sources"][name]]
+            what = ", ".join([*apart, *(["base"] if about["base"] != first[1]["base"] else [])])
+            raise DataError(
+                f"the shift of {folder.path} was measured on something else than that of {first[0]} ({what}), so the "
+                "two cannot be compared",
+                "run `selfaug shift` on all of them with the same --dataset_name, --general_text and --max_length.",
+            )
+        first = first or (folder.path, about)
+        # Two runs may have folders of the same name in different places.
+        unique = folder.path.name if all(p.run != folder.path.name for p in points) else str(folder.path)
+        points += [type(point)(**{**asdict(point), "run": unique}) for point in found]
+    return points
+
+
+def _table(points: Sequence[Point]) -> str:
+    from selfaug.shift.table import columns
+
+    head = ("run", "state", "method", "alpha", "shift", "forgetting")
+    rows = [[p.run, p.state, p.method, f"{p.alpha:g}", f"{p.shift:.4f}", f"{p.forgetting:+.4f}"] for p in points]
+    return columns(head, rows, 3)

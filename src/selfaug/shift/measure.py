@@ -1,0 +1,199 @@
+"""How far apart are the next-token distributions of base and tuned model, token by token, and their hidden states?
+
+    shift_t = KL(base(· | tokens up to t) ‖ tuned(· | tokens up to t)), in nats
+
+Each batch passes twice through one loaded model (adapter off, adapter on). Final hidden states meet the heads in the
+objective's row blocks; full logits never exist. The base's hidden states of each layer are kept until the tuned pass
+reaches that layer.
+
+Shapes: B texts of a batch, T tokens, P measured positions of the batch, H hidden, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selfaug.errors import ConfigError
+from selfaug.model_parts import body_of, head_of
+from selfaug.objective import NLL, BaseToTuned, TunedToBase
+from selfaug.objective.values import ReferenceNLL, row_values
+from selfaug.reference import Reference
+from selfaug.reference.adapter import evaluating
+from selfaug.shift.tally import MEASURES, Tally
+
+__all__ = ["Text", "decoder_layers", "measure"]
+
+_TERMS = (BaseToTuned("base_to_tuned"), TunedToBase("tuned_to_base"), ReferenceNLL("base_nll"), NLL("tuned_nll"))
+assert tuple(term.name for term in _TERMS) == MEASURES
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids, and the region of each; at least two tokens.
+
+    Every position but the last is measured: it has a successor, so its distribution is one that matters. It counts to
+    the region of its own token.
+    """
+
+    input_ids: Sequence[int]
+    regions: Sequence[str]
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    base: Reference,
+    texts: Sequence[Text],
+    *,
+    layers: bool = True,
+    batch_tokens: int = 4096,
+    block_bytes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Means per token by region, position and layer, as :meth:`selfaug.shift.tally.Tally.summary` gives them.
+
+    Args:
+        model: The tuned causal LM itself, not its PEFT wrapper: with the adapter's layers in it, switched on.
+        base: What gives the base's hidden states: the adapter switched off, or another model.
+        texts: In any order.
+        layers: Compare the hidden states behind every layer too; needs L · P · H numbers of memory.
+        batch_tokens: Tokens with padding of one pass; a longer text passes alone.
+        block_bytes: For the logits; ``None`` for the device's default.
+        progress: Called with the number of texts done.
+
+    Raises:
+        ConfigError: If a model's output is not finite.
+        ValueError: If a text has fewer than two tokens.
+    """
+    if any(len(text.input_ids) < 2 or len(text.input_ids) != len(text.regions) for text in texts):
+        raise ValueError("a text needs two tokens, and a region for each")
+    tally = Tally(len(decoder_layers(model)) if layers else 0)
+    done = 0
+    with evaluating(model):
+        for batch in _batches(texts, batch_tokens):
+            values_MP, layers_LMP = _compare(model, base, batch, layers, block_bytes)
+            if not np.isfinite(values_MP).all():
+                raise ConfigError(
+                    "the output of base or tuned model is not finite, so there is no distance between them",
+                    "check the run's log for a loss that diverged, or load in another number format (--dtype).",
+                )
+            start = 0
+            for text in batch:
+                part = slice(start, start + len(text.input_ids) - 1)
+                tally.add(text.regions[:-1], values_MP[:, part], None if not layers else layers_LMP[:, :, part])
+                start = part.stop
+            done += len(batch)
+            if progress is not None:
+                progress(done)
+    return tally.summary()
+
+
+def _batches(texts: Sequence[Text], batch_tokens: int) -> Iterator[list[Text]]:
+    """Texts of like length together, longest first: what does not fit into memory fails at once."""
+    batch: list[Text] = []
+    for text in sorted(texts, key=lambda item: -len(item.input_ids)):
+        if batch and (len(batch) + 1) * len(batch[0].input_ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+def _compare(
+    model: nn.Module, base: Reference, batch: Sequence[Text], layers: bool, block_bytes: int | None
+) -> tuple[Any, Any]:
+    """Measures M × P in the order of the batch's texts, and layer measures L × 2 × P (empty without ``layers``)."""
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    lengths = [len(text.input_ids) for text in batch]
+    # Padding stands behind the text, where a causal model's attention does not reach.
+    ids_BT = torch.zeros(len(batch), max(lengths), dtype=torch.int64)
+    for b, text in enumerate(batch):
+        ids_BT[b, : lengths[b]] = torch.tensor(text.input_ids)
+    real_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    inputs = {
+        "input_ids": ids_BT.to(device),
+        "attention_mask": real_BT.long().to(device),
+        "use_cache": False,
+    }
+    measured_BT = real_BT[:, 1:]  # position t is measured where t + 1 is real
+    index_P = torch.nonzero(torch.cat([measured_BT, torch.zeros(len(batch), 1, dtype=torch.bool)], 1).view(-1))[:, 0]
+    label_P = ids_BT[:, 1:][measured_BT]
+
+    kept_LPH: list[Tensor] = []
+    with base.serving(model) as reference:
+        own_head = base.head(model)
+        with _watching(reference, index_P, kept_LPH.append if layers else None):
+            reference_PH = _final(reference, inputs, index_P)
+    found_LMP: list[Any] = []
+
+    def compare(hidden_PH: Tensor) -> None:
+        found_LMP.append(_layer_change(kept_LPH[len(found_LMP)].to(hidden_PH.device), hidden_PH).cpu().numpy())
+        kept_LPH[len(found_LMP) - 1] = hidden_PH.new_empty(0)
+
+    with _watching(model, index_P, compare if layers else None):
+        hidden_PH = _final(model, inputs, index_P)
+    head = head_of(model)
+    there = head.weight_VH.device
+    values = row_values(
+        hidden_PH.to(there),
+        head,
+        _TERMS,
+        reference_NH=reference_PH.to(there),
+        reference_head=own_head,
+        label_N=label_P.to(there),
+        block_bytes=block_bytes,
+    )
+    return np.stack([values[name].double().cpu().numpy() for name in MEASURES]), np.array(found_LMP)
+
+
+def _final(model: nn.Module, inputs: dict[str, Any], index_P: Tensor) -> Tensor:
+    hidden: Tensor = body_of(model)(**inputs).last_hidden_state
+    return hidden.reshape(-1, hidden.shape[-1])[index_P.to(hidden.device)]
+
+
+def _layer_change(base_PH: Tensor, tuned_PH: Tensor) -> Tensor:
+    """``cos(base, tuned)`` and ``|tuned| / |base| - 1`` of each row, 2 × P."""
+    base_PH, tuned_PH = base_PH.float(), tuned_PH.float()
+    base_P, tuned_P = base_PH.norm(dim=-1), tuned_PH.norm(dim=-1)
+    return torch.stack([torch.cosine_similarity(base_PH, tuned_PH, dim=-1), tuned_P / base_P - 1])
+
+
+@contextmanager
+def _watching(model: nn.Module, index_P: Tensor, see: Callable[[Tensor], None] | None) -> Iterator[None]:
+    """Inside, ``see`` gets the measured rows of each layer's output, in the order of the layers."""
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        assert see is not None
+        see(hidden.reshape(-1, hidden.shape[-1])[index_P.to(hidden.device)])
+
+    handles = [] if see is None else [layer.register_forward_hook(hook) for layer in decoder_layers(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of the model's body, the first one first.
+
+    Raises:
+        ConfigError: If they are not found.
+    """
+    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    for module in body_of(model).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise ConfigError(
+        f"the {count} layers of {type(model).__name__} were not found, so their hidden states cannot be compared",
+        "pass --layers false to measure the distributions alone.",
+    )

@@ -1,0 +1,91 @@
+"""What does shift against forgetting look like?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selfaug.errors import ConfigError
+from selfaug.shift.relate import Point, Relation
+
+__all__ = ["ENDINGS", "draw"]
+
+ENDINGS = (".svg", ".png")
+
+# Okabe and Ito's colours, told apart by most colour-blind readers; the markers tell them apart in grey.
+_LOOKS = (("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+
+
+def draw(
+    points: Sequence[Point], relation: Relation, path: Path, *, shift_label: str, forgetting_label: str, title: str = ""
+) -> None:
+    """Write the scatter of shift and forgetting, a colour a method and a number (α) a run, as SVG or PNG.
+
+    The same points give the same bytes.
+
+    Raises:
+        ConfigError: If the ending is another, matplotlib is not installed, or the file cannot be written.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--output {path}: {path.suffix or 'no ending'!r}", f"end it with {' or '.join(ENDINGS)}.")
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            "matplotlib is not installed, and draws the picture",
+            "pip install 'selfaug[report]'; or leave --output out.",
+        ) from None
+    with mpl.rc_context(
+        {"svg.hashsalt": "selfaug", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        _scatter(axes, points)
+        axes.set_xlabel(shift_label)
+        axes.set_ylabel(forgetting_label)
+        axes.set_title(title or headline(relation), fontsize=10, loc="left")
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.margins(0.08)
+        axes.legend(frameon=False, loc="best")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stamp = {"Date": None} if path.suffix.lower() == ".svg" else {}
+            figure.savefig(path, dpi=160, metadata=stamp)
+        except OSError as error:
+            raise ConfigError(f"--output {path} cannot be written: {error}", "give another place.") from None
+
+
+def headline(relation: Relation) -> str:
+    """Both coefficients with their intervals, in one line."""
+    parts = []
+    for name, found in (("Pearson", relation.pearson), ("Spearman", relation.spearman)):
+        interval = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
+        parts.append(f"{name} {found.value:.2f}{interval}")
+    runs = f"{relation.runs} runs" + ("" if relation.points == relation.runs else f", {relation.points} points")
+    return f"{', '.join(parts)} ({runs})"
+
+
+def _scatter(axes: Any, points: Sequence[Point]) -> None:
+    methods = list(dict.fromkeys(point.method for point in points))
+    for number, method in enumerate(methods):
+        colour, marker = _LOOKS[number % len(_LOOKS)]
+        own = [point for point in points if point.method == method]
+        runs = dict.fromkeys(point.run for point in own)
+        for run in runs:
+            # The way of one training through its checkpoints.
+            way = [point for point in own if point.run == run]
+            axes.plot([p.shift for p in way], [p.forgetting for p in way], color=colour, linewidth=0.8, alpha=0.4)
+        axes.scatter(
+            [p.shift for p in own], [p.forgetting for p in own], c=colour, marker=marker, s=42, label=method,
+            edgecolors="white", linewidths=0.6, zorder=3,
+        )  # fmt: skip
+        for run in runs:
+            end = [point for point in own if point.run == run][-1]
+            if end.alpha:
+                axes.annotate(
+                    f"{end.alpha:g}", (end.shift, end.forgetting), xytext=(5, -10), textcoords="offset points",
+                    fontsize=8, color=colour,
+                )  # fmt: skip
+    axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)

@@ -1,0 +1,216 @@
+"""Do runs that moved further forget more, and how sure is that?
+
+Forgetting is the base's ability minus the tuned model's: the rise of the NLL of general text (from ``shift.json``), or
+the loss in a metric of ``results.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfaug.errors import ConfigError, DataError, nearest
+from selfaug.shift.regions import REGIONS
+from selfaug.shift.tally import TOTALS
+
+if TYPE_CHECKING:
+    from selfaug.run_folder import RunFolder
+
+__all__ = ["DIRECTIONS", "NLL", "PLACES", "Coefficient", "Point", "Relation", "points_of", "relate"]
+
+PLACES = (*REGIONS, *TOTALS)
+DIRECTIONS = ("base_to_tuned", "tuned_to_base")
+NLL = "nll"
+"""The forgetting that needs no evaluation: tuned minus base NLL of general text, nats per token."""
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    """One state of one run: its shift (nats per token), and its forgetting (more is worse).
+
+    ``method`` and ``alpha`` say how it was trained; ``state`` is a checkpoint's name or ``final``.
+    """
+
+    run: str
+    state: str
+    method: str
+    alpha: float
+    shift: float
+    forgetting: float
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """A coefficient in [-1, 1] and its interval; ``None`` where it has none, and ``how`` the interval was made."""
+
+    value: float
+    low: float | None
+    high: float | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Pearson's coefficient (a line) and Spearman's (an order), of ``points`` points of ``runs`` runs."""
+
+    pearson: Coefficient
+    spearman: Coefficient
+    runs: int
+    points: int
+    confidence: float
+    resamples: int
+    seed: int
+
+
+def points_of(
+    run: RunFolder, *, where: str, direction: str, forgetting: str = NLL, every: bool = False
+) -> tuple[list[Point], dict[str, Any]]:
+    """The points of a run, and what it was measured on: runs are compared only on the same.
+
+    Args:
+        run: With a ``shift.json``.
+        where: One of ``PLACES``; a run may lack it.
+        direction: One of ``DIRECTIONS``.
+        forgetting: ``NLL``, or a metric of ``results.json`` as ``part`` (its primary metric) or ``part:metric``.
+        every: Each measured checkpoint, not only the finished weights; ``results.json`` has only these.
+
+    Raises:
+        DataError: If a file is missing or damaged, or lacks what is asked for.
+        ConfigError: If ``where`` or ``direction`` is unknown.
+    """
+    for name, value, known in (("where", where, PLACES), ("direction", direction, DIRECTIONS)):
+        if value not in known:
+            raise ConfigError(f"--{name} {value!r} is not known.{nearest(value, known)}", f"one of {', '.join(known)}.")
+    path = run.path / "shift.json"
+    again = f"run `selfaug shift {run.path} --general_text FILE`."
+    try:
+        shift = json.loads(path.read_text(encoding="utf-8"))
+        about = {"sources": _what(shift["sources"]), "base": shift["base"]["weights"]}
+        trained, entries = shift["run"], [e for e in shift["checkpoints"] if every or e["name"] == "final"]
+        measured: list[tuple[str, Mapping[str, Any]]] = [(e["name"], {**e["regions"], **e["totals"]}) for e in entries]
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: the run's shift is not measured", again) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error!r}", again) from None
+    points = []
+    for name, means in measured:
+        for needed in (where, *(("general_text",) if forgetting == NLL else ())):
+            if needed not in means:
+                raise DataError(f"{path} has no {needed!r} for {name}: it has {', '.join(means)}", again)
+        lost = _lost_nll(means) if forgetting == NLL else _lost_metric(run, forgetting)
+        method, alpha = str(trained.get("method")), float(trained.get("alpha") or 0.0)
+        points.append(Point(run.path.name, name, method, alpha, float(means[where][direction]["value"]), lost))
+        if forgetting != NLL and name != "final":
+            raise ConfigError(
+                f"--forgetting {forgetting} is measured for finished weights alone, and --points checkpoints asks for "
+                "more", "leave --points out, or use the NLL of general text.",
+            )  # fmt: skip
+    return points, about
+
+
+def _what(sources: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured, wherever it lay."""
+    data, general = sources["data"], sources["general_text"]
+    hashes = [[file["hash"] for file in part["files"]] for part in (data, general) if part is not None]
+    return {
+        "data": hashes[0] or data["name"],
+        "max_length": data["max_length"],
+        "rows": data["measured"],
+        "general_text": [*hashes[1], general["measured"]] if general is not None else None,
+    }
+
+
+def _lost_nll(means: Mapping[str, Any]) -> float:
+    general = means["general_text"]
+    return float(general["tuned_nll"]["value"]) - float(general["base_nll"]["value"])
+
+
+def _lost_metric(run: RunFolder, name: str) -> float:
+    from selfaug.evaluation.results import primary, read_results
+
+    results = read_results(run.path / "results.json")
+    part, _, metric = name.partition(":")
+    if part not in results["parts"]:
+        known = list(results["parts"])
+        raise ConfigError(
+            f"--forgetting {name!r}: {run.path} has no part {part!r}.{nearest(part, known)}",
+            f"one of {', '.join([NLL, *known])}.",
+        )
+    metrics = results["parts"][part]["metrics"]
+    chosen = metric or primary(results).get(part, ("", {}))[0]
+    if chosen not in metrics:
+        raise ConfigError(
+            f"--forgetting {name!r}: the part has no metric {chosen!r}.{nearest(chosen, metrics)}",
+            f"write {part}:METRIC with one of {', '.join(metrics)}.",
+        )
+    entry = metrics[chosen]
+    rise = float(entry["tuned"]["value"]) - float(entry["base"]["value"])
+    return -rise if entry["higher_is_better"] else rise
+
+
+def relate(points: Sequence[Point], *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0) -> Relation:
+    """Pearson's and Spearman's coefficient of shift and forgetting, with bootstrap intervals over runs.
+
+    A run is drawn with all its points: checkpoints of one training are not independent. The interval is bias-corrected
+    and accelerated (BCa); where that does not exist (all resamples give the same, or some have no coefficient) the
+    percentiles of the resamples that have one.
+
+    Raises:
+        DataError: If there are fewer than three runs, or all have the same shift or the same forgetting.
+    """
+    runs = list(dict.fromkeys(point.run for point in points))
+    if len(runs) < _FEWEST:
+        raise DataError(
+            f"{len(runs)} runs cannot show how two things go together",
+            f"give {_FEWEST} or more; below 10 the interval is wide.",
+        )
+    members = [np.array([i for i, point in enumerate(points) if point.run == run]) for run in runs]
+    shift = np.array([point.shift for point in points])
+    lost = np.array([point.forgetting for point in points])
+    for name, values in (("shift", shift), ("forgetting", lost)):
+        if np.ptp(values) == 0:
+            raise DataError(f"all runs have the same {name}, {values[0]:.6g}", "give runs that differ.")
+
+    def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+        x, y = x - x.mean(), y - y.mean()
+        scale = float(np.sqrt((x @ x) * (y @ y)))
+        return float(x @ y) / scale if scale > 0 else float("nan")
+
+    def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+        from scipy.stats import rankdata  # type: ignore[import-untyped,unused-ignore]
+
+        return pearson(rankdata(x), rankdata(y))
+
+    found = []
+    for statistic in (pearson, spearman):
+
+        def of_runs(drawn: NDArray[np.int64], statistic: Any = statistic) -> float:
+            index = np.concatenate([members[run] for run in drawn])
+            return float(statistic(shift[index], lost[index]))
+
+        found.append(_bootstrapped(of_runs, len(runs), resamples, confidence, seed))
+    return Relation(found[0], found[1], len(runs), len(points), confidence, resamples, seed)
+
+
+def _bootstrapped(statistic: Any, runs: int, resamples: int, confidence: float, seed: int) -> Coefficient:
+    from scipy.stats import bootstrap  # type: ignore[import-untyped,unused-ignore]
+
+    options: dict[str, Any] = {"vectorized": False, "n_resamples": resamples, "confidence_level": confidence}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # degenerate resamples are handled below
+        made = bootstrap((np.arange(runs),), statistic, method="BCa", rng=np.random.default_rng(seed), **options)
+    low, high, how = float(made.confidence_interval.low), float(made.confidence_interval.high), "BCa"
+    value = float(statistic(np.arange(runs)))
+    if not (np.isfinite([low, high]).all() and np.isfinite(made.bootstrap_distribution).all()):
+        kept = made.bootstrap_distribution[np.isfinite(made.bootstrap_distribution)]
+        tail = (1 - confidence) / 2
+        low, high = (float(q) for q in np.quantile(kept, [tail, 1 - tail]))
+        how = "percentile"
+    return Coefficient(value, low, high, f"{how} bootstrap over runs")

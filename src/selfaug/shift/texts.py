@@ -1,0 +1,169 @@
+"""Which texts is the shift of a run measured on?"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from selfaug.data.encode import conversation_tokens
+from selfaug.data.fit import fit_documents, fit_ids, fit_record
+from selfaug.data.read import read_rows
+from selfaug.data.record import Conversation, Record
+from selfaug.data.split import split_by_document
+from selfaug.data.tokens import text_ids
+from selfaug.errors import ConfigError, DataError, nearest
+from selfaug.shift.measure import Text
+from selfaug.shift.regions import by_labels, record_regions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.data.prompts import Renderer
+
+__all__ = ["data_of_run", "general_texts", "run_data", "task_texts"]
+
+Item = TypeVar("Item")
+
+
+def data_of_run(config: dict[str, Any]) -> tuple[str, str]:
+    """The path or name of the data that a run was evaluated on, else trained on, and its split.
+
+    Raises:
+        ConfigError: If the run was trained on a mixture, which has no one name.
+    """
+    train = str(config.get("dataset_train_split") or "train")
+    if config.get("eval_dataset"):
+        return str(config["eval_dataset"]), str(config.get("dataset_test_split") or "test")
+    if config.get("dataset_name"):
+        return str(config["dataset_name"]), train
+    raise ConfigError(
+        "the run was trained on a mixture of data sets, so there is no one to measure on",
+        "pass --dataset_name FILE.",
+    )
+
+
+def run_data(name: str | None, config: dict[str, Any], on_bad_row: str) -> tuple[list[Record | Conversation], str, Any]:
+    """The records and conversations of ``name``, or of the run itself; what they are; and their files.
+
+    Of a run that held a part of its data out, that part is taken.
+
+    Raises:
+        DataError: If the data cannot be read, or is in TRL's own formats.
+        ConfigError: If the run names no data.
+    """
+    chosen, split = (name, "test") if name is not None else data_of_run(config)
+    form = "auto" if name is not None else str(config.get("format") or "auto")
+    path = Path(chosen).expanduser()
+    loaded = read_rows(path if path.exists() else chosen, format=form, on_bad_row=on_bad_row, split=split)
+    if loaded.kind == "trl":
+        raise DataError(
+            f"{chosen} is in one of trl's own formats, whose rows say nothing of documents and questions",
+            "pass --dataset_name with a file of records or messages.",
+        )
+    items: list[Any] = loaded.items
+    what = chosen
+    if name is None and config.get("held_out"):
+        items = split_by_document(items, float(config["held_out"]), int(config.get("seed") or 0)).held_out
+        what = f"{chosen}, held out"
+    return items, what, loaded.files
+
+
+def sampled(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
+    """``limit`` of the items, drawn by ``seed``, in their order; all of them where there are no more, or limit is 0."""
+    if not limit or len(items) <= limit:
+        return list(items)
+    return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), limit))]
+
+
+def task_texts(
+    items: Sequence[Record | Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    max_length: int | None,
+) -> tuple[list[Text], int]:
+    """Each item as it is trained on, with the region of each token, and how many do not fit ``max_length``.
+
+    A conversation's prompt is all ``other``: its turns are not told apart.
+
+    Raises:
+        DataError: If none fits.
+    """
+    renderer.check(tokenizer)
+    texts: list[Text] = []
+    for item in items:
+        if isinstance(item, Record):
+            fitted = fit_record(item, renderer, tokenizer, max_length if item.documents else None)
+        else:
+            fitted = fit_documents(
+                item.documents,
+                lambda documents, item=item: conversation_tokens(item, tokenizer, renderer, documents),  # type: ignore[misc]
+                tokenizer,
+                max_length if item.documents else None,
+            )
+        if fitted is None or fit_ids(fitted.input_ids, fitted.labels, max_length) is None:
+            continue
+        if isinstance(item, Record):
+            regions = record_regions(tokenizer, renderer, item, fitted.kept_documents, fitted.labels)
+        else:
+            regions = by_labels(["other"] * len(fitted.labels), fitted.labels)
+        texts.append(Text(fitted.input_ids, regions))
+    if not texts:
+        raise DataError(
+            f"none of the {len(items)} rows fits max_length={max_length}", "raise --max_length, or give shorter rows."
+        )
+    return texts, len(items) - len(texts)
+
+
+def general_texts(
+    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int, seed: int
+) -> tuple[list[Text], int]:
+    """Pieces of at most ``max_length`` tokens of the texts of a file, ``limit`` of them, and how many there were.
+
+    Each piece begins as the tokenizer begins a text. A piece of a single token is left out.
+
+    Args:
+        path: ``.txt`` (one text) or ``.json`` (a list of texts), UTF-8.
+        tokenizer: Of the model.
+        max_length: In tokens, at least 3.
+        limit: 0 for all.
+        seed: Of the draw.
+
+    Raises:
+        DataError: If the file is missing, of another kind, or holds no text.
+    """
+    first = text_ids(tokenizer, "", bos=True)
+    pieces = []
+    for text in _read_texts(path):
+        ids = text_ids(tokenizer, text, bos=True)
+        first = [] if ids[: len(first)] != first else first
+        body, room = ids[len(first) :], max_length - len(first)
+        pieces += [[*first, *body[i : i + room]] for i in range(0, len(body), room)]
+    whole = [Text(piece, ["general_text"] * len(piece)) for piece in pieces if len(piece) > 1]
+    if not whole:
+        raise DataError(f"{path} holds no text of two tokens or more", "give a file with text.")
+    return sampled(whole, limit, seed), len(whole)
+
+
+def _read_texts(path: Path) -> list[str]:
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"--general_text {path}: no such file.{nearest(path.name, beside)}", "check the path.")
+    if suffix not in (".txt", ".json"):
+        raise DataError(
+            f"--general_text {path}: {suffix or 'a name without ending'!r} is not known",
+            "give a .txt file, or a .json file with a list of texts.",
+        )
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+        texts = json.loads(content) if suffix == ".json" else [content]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"--general_text {path} cannot be read: {error}", "save it as UTF-8 text, or as JSON."
+        ) from None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"--general_text {path} is not a list of texts", 'write ["one text", "another", ...].')
+    return [text for text in texts if text.strip()]
