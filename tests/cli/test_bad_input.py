@@ -161,6 +161,8 @@ BAD_FLAGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "max_length beyond the context": (["--max_length", "9999"], ("max_length", "9999", "256")),
     "max_length 1": (["--max_length", "1"], ("max_length",)),
     "full fine-tuning of its own base": (["--use_peft", "false"], ("reference",)),
+    "missing reference": (["--reference", "./nope"], ("reference './nope' does not exist",)),
+    "mistyped reference": (["--reference", "inital"], ("reference 'inital'", "Did you mean 'initial'?")),
     "eval without data": (["--eval_strategy", "steps"], ("eval_strategy",)),
     "unknown prompt setting": (["--prompt", '{"ordr": "given"}'], ("ordr", "Did you mean 'order'?")),
     "unknown format": (["--format", "squda"], ("squda", "Did you mean 'squad'?")),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError, UserError
+from selfaug.errors import ConfigError, UserError, nearest
 from selfaug.terminal import emit, is_main, quiet_bars, say
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         values["model_name_or_path"], revision=values["model_revision"], trust_remote_code=values["trust_remote_code"]
     )
     settings = settle(arguments, facts)
+    _check_reference(settings)
     folder = RunFolder(Path(values["output_dir"]))
     resume = _resumes(settings)
     if is_main():
@@ -89,6 +90,20 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
         # Whoever names evaluation data wants an evaluation.
         values["eval_strategy"] = "epoch"
     return build(values)
+
+
+def _check_reference(settings: Settings) -> None:
+    """A reference that is a model of its own is looked for now, as the base is, and not after the base was loaded."""
+    from selfaug.cli.inputs import check_model
+
+    training = settings.training
+    if not training.aligns or training.reference in ("base", "initial"):
+        return
+    try:
+        check_model(training.reference, trust_remote_code=training.trust_remote_code)
+    except ConfigError as error:
+        message, hint = (text.replace("model_name_or_path", "reference") for text in (error.message, error.hint))
+        raise ConfigError(f"{message}{nearest(training.reference, ('base', 'initial'))}", hint) from None
 
 
 def _resumes(settings: Settings) -> bool:
