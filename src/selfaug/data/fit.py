@@ -18,6 +18,7 @@ __all__ = ["SHORTEST_PIECE", "FitResult", "fit_documents", "fit_ids", "fit_recor
 
 # A few words of a document tell the model nothing, but they train it to answer from nothing.
 SHORTEST_PIECE = 16
+_SLACK = 8
 
 Ids = list[int]
 
@@ -72,7 +73,7 @@ def fit_documents(
 ) -> FitResult | None:
     """:func:`fit_record` for anything whose ``(input_ids, labels)`` are a function of its documents.
 
-    ``tokens`` is called some 2·log2(documents) + 2·log2(tokens of one document) times.
+    ``tokens`` is called some 2·log2(documents) + 10 times.
     """
     documents = tuple(documents)
     ids, labels = tokens(documents)
@@ -87,16 +88,16 @@ def fit_documents(
             keep[ranks[count]] = replace(documents[ranks[count]], text=piece)
         return dict(sorted(keep.items()))
 
-    def fits(keep: dict[int, Document]) -> bool:
-        return len(tokens(tuple(keep.values()))[0]) <= max_length
+    def length(keep: dict[int, Document]) -> int:
+        return len(tokens(tuple(keep.values()))[0])
 
     # All together are known not to fit, so at least one is shortened or dropped.
-    count = _largest(lambda n: fits(chosen(n)), 1, len(documents) - 1)
+    count = _largest(lambda n: length(chosen(n)) <= max_length, 1, len(documents) - 1)
     pieces = _beginnings(documents[ranks[count]].text, tokenizer) if documents else []
-    size = _largest(lambda n: fits(chosen(count, pieces[n - 1])), 1, len(pieces))
+    size = _largest_piece(pieces, lambda n: length(chosen(count, pieces[n - 1][0])), max_length)
     if not count and not size:
         return None
-    keep = chosen(count, pieces[size - 1] if size else "")
+    keep = chosen(count, pieces[size - 1][0] if size else "")
     ids, labels = tokens(tuple(keep.values()))
     dropped = tuple(document for i, document in enumerate(documents) if i not in keep)
     return FitResult(ids, labels, tuple(keep.values()), dropped, size > 0, whole)
@@ -138,17 +139,41 @@ def _by_relevance(documents: Sequence[Document]) -> list[int]:
     return places
 
 
-def _beginnings(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The beginnings of ``text`` that end between tokens, from 16 tokens to all but the last one, shortest first."""
+def _beginnings(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
+    """The beginnings of ``text`` that end between tokens, from 16 tokens to all but the last one, shortest first.
+
+    Each with its number of tokens, or 0 where the tokenizer does not know where its tokens stand.
+    """
     text = text.strip()
     if tokenizer.is_fast:
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        ends = [end for _, end in offsets]
-    else:  # Only the compiled tokenizers know where their tokens stand.
-        ends = [i for i in range(1, len(text) + 1) if i == len(text) or text[i].isspace()]
-    # A character of several tokens ends only once.
-    places = sorted(set(ends[SHORTEST_PIECE - 1 : -1]))
-    return [text[:end].rstrip() for end in places if end < len(text) and text[:end].strip()]
+        # A character of several tokens ends only once.
+        ends = {end: count for count, (_, end) in enumerate(offsets, start=1)}
+        places = [(end, count) for end, count in ends.items() if SHORTEST_PIECE <= count < len(offsets)]
+    else:
+        places = [(i, 0) for i in range(1, len(text)) if text[i].isspace()][SHORTEST_PIECE - 1 :]
+    return [(text[:end].rstrip(), count) for end, count in places if end < len(text) and text[:end].strip()]
+
+
+def _largest_piece(pieces: Sequence[tuple[str, int]], length: Callable[[int], int], limit: int) -> int:
+    """The number n of the longest piece whose row, of ``length(n)`` tokens, fits ``limit``; 0 where none does.
+
+    A row grows with the piece's own tokens, but for a few that merge otherwise at its end: only pieces for which
+    these few decide are tried. What is taken for granted grows with the limit, so the result does too.
+    """
+    first = length(1) if pieces else limit + 1
+    if first > limit:
+        return 0
+
+    def fits(n: int) -> bool:
+        expected = first + pieces[n - 1][1] - pieces[0][1]
+        if pieces[n - 1][1] and abs(expected - limit) > _SLACK:
+            return expected < limit
+        return length(n) <= limit
+
+    best = _largest(fits, 1, len(pieces))
+    # A tokenizer that merges across words may grow otherwise: then nothing is taken for granted.
+    return best if length(best) <= limit else _largest(lambda n: length(n) <= limit, 1, len(pieces))
 
 
 def _largest(holds: Callable[[int], bool], low: int, high: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.data.fit import SHORTEST_PIECE, fit_ids, fit_record
+from selfaug.data.fit import SHORTEST_PIECE, fit_documents, fit_ids, fit_record
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Document, Record
 from selfaug.data.tokens import record_tokens
@@ -164,7 +164,7 @@ def test_a_cut_never_parts_a_token():
     text = "stoodanswerdocument" * 30
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     ends = {end for _, end in offsets}
-    assert len(ends) < len(text) / 2, "tokens must have several letters, or any place would do"
+    assert len(ends) < len(text) * 0.6, "tokens must have several letters, or any place would do"
     record = Record("Who?", (Document(text),), ("I",))
     size = tokens(record, tokenizer)
     for limit in range(size - 40, size):
@@ -177,7 +177,19 @@ def test_few_tokenisations():
     with mock.patch("selfaug.data.fit.record_tokens", wraps=record_tokens) as calls:
         result = fit_record(record, renderer, tokenizer, 1500)
     assert result.shortened
-    assert 3 < calls.call_count <= 30
+    assert 3 < calls.call_count <= 20
+
+
+def test_a_tokenizer_that_grows_otherwise_is_searched_in_full():
+    # Counted as if each token of the piece were three in the row: the estimate is far off.
+    tokenizer, record = byte_level(*PLAIN), record_of([100])
+
+    def tokens_of(documents):
+        ids = tokenizer(documents[0].text)["input_ids"] * 3 if documents else []
+        return ids, ids
+
+    result = fit_documents(record.documents, tokens_of, tokenizer, 120)
+    assert 120 - 3 * 2 < len(result.input_ids) <= 120
 
 
 def test_tokenizers_without_offsets_cut_between_words():
