@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selfaug.errors import ConfigError
 from selfaug.objective.head import LMHead
 
-__all__ = ["auxiliary_loss", "body_of", "depends_on_what_follows", "head_of", "logit_shape"]
+__all__ = ["auxiliary_loss", "body_of", "depends_on_what_follows", "head_of", "logit_shape", "model_type"]
 
 Body = Callable[..., Any]
 
@@ -96,3 +96,16 @@ def auxiliary_loss(model: nn.Module, outputs: Any, attention_mask: Tensor | None
     text = model.config.get_text_config()  # type: ignore[union-attr, operator]
     loss = load_balancing_loss_func(outputs.router_logits, text.num_experts, text.num_experts_per_tok, attention_mask)
     return torch.as_tensor(loss)
+
+
+def model_type(model: Any, args: Any) -> str:
+    """The ``model_type`` of a model, or of what a path or hub name would load with the trainer's arguments."""
+    if not isinstance(model, str):
+        return str(model.config.model_type)
+    from transformers import AutoConfig
+
+    given = args.model_init_kwargs or {}
+    config = AutoConfig.from_pretrained(
+        model, revision=given.get("revision"), trust_remote_code=given.get("trust_remote_code", args.trust_remote_code)
+    )
+    return str(config.model_type)

@@ -88,6 +88,13 @@ def document_ids(batch: Mapping[str, Any]) -> Tensor:
     return ids
 
 
+def _first_tokens(documents_BT: Tensor) -> Tensor:
+    """B × T bool: the first token of each document. Nothing predicts it, so its label means nothing in any layout."""
+    first_BT = torch.ones_like(documents_BT, dtype=torch.bool)
+    first_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return first_BT
+
+
 def aligned_positions(labels_BT: Tensor, documents_BT: Tensor, align_boundary: bool = False) -> Tensor:
     """B × T bool: t with ``labels[t] == labels[t + 1] == -100``, both real tokens of one document.
 
@@ -139,8 +146,8 @@ def plan_step(
     micro: list[MicroPlan] = []
     n_response = n_aligned = 0
     for batch in batches:
-        labels_BT = batch["labels"].cpu()
         documents_BT = document_ids(batch)
+        labels_BT = batch["labels"].cpu().masked_fill(_first_tokens(documents_BT), IGNORED)
         response_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
         response_BT[:, :-1] = (labels_BT[:, 1:] != IGNORED) & (documents_BT[:, :-1] == documents_BT[:, 1:])
         response_BT[:, :-1] &= documents_BT[:, :-1] >= 0

@@ -19,12 +19,14 @@ from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
 from selfaug.meter import Meter
 from selfaug.methods import get_method
-from selfaug.model_parts import depends_on_what_follows
+from selfaug.model_checks import check_head, check_packing
+from selfaug.model_parts import depends_on_what_follows, model_type
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.checks import check_head, check_peft, check_reference
+from selfaug.reference.checks import check_peft, check_reference
 from selfaug.step import StepObjective, install, micro_inputs
 from selfaug.training_rows import prepare_rows, require_aligned_tokens
+from selfaug.trl_names import spare_refused_modules
 
 if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
@@ -66,8 +68,10 @@ class SelfAugTrainer(SFTTrainer):
             args = SelfAugConfig(**({} if args is None else args.to_dict()))
         if kwargs.get("compute_loss_func") is not None:
             raise ConfigError("compute_loss_func is not supported: the loss is the method's.", "choose --method.")
-        if kwargs.get("peft_config") is not None and args.aligns:
-            check_peft(kwargs["peft_config"], args.reference)
+        if kwargs.get("peft_config") is not None:
+            spare_refused_modules(kwargs["peft_config"], model_type(model, args))
+            if args.aligns:
+                check_peft(kwargs["peft_config"], args.reference)
         self.method = get_method(args.method)
         self.renderer = renderer
         self._fit_length = args.max_length
@@ -291,14 +295,20 @@ class SelfAugTrainer(SFTTrainer):
         """
         folder = checkpoint.resolve(resume_from_checkpoint, Path(self.args.output_dir))
         if not any(p.is_meta for p in self._base_model.parameters()):
-            check_head(self._base_model)
+            with self.accelerator.autocast():
+                self._check_model()
             if self.reference is not None:
-                if self.args.check_reference:
-                    check_reference(self._base_model, self.reference)
                 self._restore_reference(folder)
         if folder is not None:
             self._tokens_before = int(checkpoint.read_seal(folder).get("num_tokens", 0))
         return super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
+
+    def _check_model(self) -> None:
+        check_head(self._base_model)
+        if self.padding_free:
+            check_packing(self._base_model, self.data_collator)
+        if self.reference is not None and self.args.check_reference:
+            check_reference(self._base_model, self.reference)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers looks whether the training is over only after a step: a run that was stopped between its last
@@ -360,6 +370,10 @@ class _StopOnNonFinite(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         finite, self._trainer._finite = self._trainer._finite, None
+        accelerator = self._trainer.accelerator
+        if finite is not None and accelerator.num_processes > 1:
+            # Agreed between ranks: one that went on alone would wait for the others in its next collective.
+            finite = accelerator.reduce((~finite).to(torch.int64), reduction="sum") == 0
         if finite is not None and not bool(finite):
             raise FloatingPointError(
                 f"the loss of step {state.global_step + 1} is not finite; the weights are as they were before it"

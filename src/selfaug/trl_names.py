@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["gathered_head", "switchable_layers"]
+__all__ = ["gathered_head", "spare_refused_modules", "switchable_layers"]
 
 
 def switchable_layers(model: nn.Module) -> list[Any]:
@@ -28,3 +28,18 @@ def gathered_head(weight: Any, bias: Any) -> Any:
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
     return maybe_gather_lm_head_ctx(weight, bias)
+
+
+# Of `_check_lora_target_modules_mamba` in peft.tuners.tuners_utils, where they are local.
+_MAMBA_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_REFUSED_IN_MAMBA = ["out_proj", "conv1d"]
+
+
+def spare_refused_modules(peft_config: Any, model_type: str) -> None:
+    """Where `all-linear` would include modules that PEFT then refuses (state-space models), exclude them.
+
+    Remove when PEFT leaves them out of `all-linear` itself.
+    """
+    targets = getattr(peft_config, "target_modules", None)
+    if model_type in _MAMBA_TYPES and targets in ("all-linear", ["all-linear"]) and not peft_config.exclude_modules:
+        peft_config.exclude_modules = list(_REFUSED_IN_MAMBA)

@@ -9,7 +9,6 @@ Shapes: N rows, V vocabulary. All values in nats.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -58,6 +57,11 @@ def _log_softmax(logits_NV: Tensor) -> Tensor:
     log_p_NV = torch.log_softmax(logits_NV, dim=-1)
     least = torch.finfo(log_p_NV.dtype).min / 4
     return log_p_NV.clamp(min=least) if log_p_NV.requires_grad else log_p_NV.clamp_(min=least)
+
+
+def _log_mean(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+    # log ½(p + q); unlike logaddexp(p, q) - log 2 it is exactly log p where p equals q.
+    return torch.maximum(log_p_NV, log_q_NV) + torch.log1p(0.5 * torch.expm1(-(log_p_NV - log_q_NV).abs()))
 
 
 def _kl(log_from_NV: Tensor, log_to_NV: Tensor) -> Tensor:
@@ -156,7 +160,7 @@ class JensenShannon:
         assert reference_NV is not None
         log_p_NV, log_q_NV = _log_softmax(logits_NV), _log_softmax(reference_NV)
         p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
-        log_m_NV = torch.logaddexp(log_p_NV, log_q_NV).sub_(math.log(2.0))
+        log_m_NV = _log_mean(log_p_NV, log_q_NV)
         from_p_NV = log_p_NV.sub_(log_m_NV)
         from_p_N = torch.linalg.vecdot(p_NV, from_p_NV)
         value_N = 0.5 * (from_p_N + torch.linalg.vecdot(q_NV, log_q_NV.sub_(log_m_NV)))
@@ -165,7 +169,7 @@ class JensenShannon:
     def definition(self, logits_NV: Tensor, reference_NV: Tensor | None, label_N: Tensor | None) -> Tensor:  # noqa: D102
         assert reference_NV is not None
         log_p_NV, log_q_NV = _log_softmax(logits_NV), _log_softmax(reference_NV)
-        log_m_NV = torch.logaddexp(log_p_NV, log_q_NV) - math.log(2.0)
+        log_m_NV = _log_mean(log_p_NV, log_q_NV)
         return 0.5 * (_kl(log_p_NV, log_m_NV) + _kl(log_q_NV, log_m_NV))
 
 

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from selfaug.errors import ConfigError
-from selfaug.model_parts import body_of, head_of
+from selfaug.model_checks import final_hidden, probe_tokens
+from selfaug.model_parts import head_of
 from selfaug.objective import BaseToTuned
 from selfaug.reference import Reference
 from selfaug.reference.adapter import evaluating
 from selfaug.trl_names import switchable_layers
 
-__all__ = ["check_head", "check_peft", "check_reference", "probe_tokens"]
+__all__ = ["check_peft", "check_reference"]
 
-# Initialisations of LoRA that leave the base weights as they are and the adapter without effect.
-_HARMLESS = (True, "gaussian", "eva", "orthogonal")
+# Initialisations of LoRA that leave the base weights as they are.
+_HARMLESS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 _LARGEST_KL = 1e-6
 
 
@@ -38,7 +39,9 @@ def check_peft(peft_config: Any, reference: str) -> None:
             "base and tuned model do not match.",
             "use LoRA (or another PEFT method that changes layers).",
         )
-    if "lm_head" in (getattr(peft_config, "target_modules", None) or ()):
+    targets = getattr(peft_config, "target_modules", None) or ()
+    # A pattern that merely mentions the head may exclude it; TRL refuses one that hits it.
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
         raise ConfigError(
             "target_modules names 'lm_head': the loss projects hidden states with lm_head.weight itself, so an adapter "
             "on it would never be trained.",
@@ -53,45 +56,17 @@ def check_peft(peft_config: Any, reference: str) -> None:
             "the original model, and alignment would hold the model to the wrong distribution.",
             "use reference='initial' (a frozen copy of the starting adapter), or init_lora_weights=True.",
         )
+    if getattr(peft_config, "layer_replication", None):
+        raise ConfigError(
+            "layer_replication builds a deeper model out of the base's layers, and it stays deeper when the adapter is "
+            "off.",
+            "use reference='initial', or leave layer_replication out.",
+        )
     bias = getattr(peft_config, "bias", "none")
     if bias != "none":
         raise ConfigError(
             f"bias={bias!r} trains the base model's own biases, which stay trained when the adapter is off.",
             "use bias='none', or reference='initial'.",
-        )
-
-
-def probe_tokens(model: nn.Module) -> Tensor:
-    """A few token ids spread over the vocabulary, 1 × 8."""
-    vocabulary = head_of(model).weight_VH.shape[0]
-    return (torch.arange(1, 9) * 7919 % vocabulary)[None].to(next(model.parameters()).device)
-
-
-def _hidden(model: nn.Module, input_ids: Tensor) -> Tensor:
-    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
-    hidden: Tensor = body_of(model)(**inputs).last_hidden_state
-    return hidden[0]
-
-
-def check_head(model: nn.Module) -> None:
-    """The head as we read it must give the model's own logits.
-
-    Raises:
-        ConfigError: If it does not: the architecture does something to its logits that we do not know of.
-    """
-    input_ids = probe_tokens(model)
-    with torch.no_grad(), evaluating(model):
-        own = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits[0].float()
-        head = head_of(model)
-        ours = head.logits(_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
-    known = ours.abs().max().clamp(min=1e-6)
-    # 16-bit weights round each logit to 8 bits; a forgotten scale or cap is off by far more.
-    tolerance = 0.03 if head.weight_VH.dtype in (torch.bfloat16, torch.float16) else 1e-3
-    if own.shape != ours.shape or ((own - ours).abs().max() / known) > tolerance:
-        raise ConfigError(
-            f"{type(model).__name__} does something to its logits that selfaug does not know (difference "
-            f"{(own - ours).abs().max().item():.3g}, logits reach {known.item():.3g}), so its loss would be wrong.",
-            "please report this architecture; known are a scale, a bias and a soft cap.",
         )
 
 
@@ -142,8 +117,8 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
 def _tuned_and_base(model: nn.Module, reference: Reference, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), evaluating(model):
         head = head_of(model)
-        tuned = head.logits(_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
+        tuned = head.logits(final_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
         with reference.serving(model) as base:
-            hidden = _hidden(base, input_ids)
+            hidden = final_hidden(base, input_ids)
         own = reference.head(model) or head
         return tuned, own.logits(hidden.to(own.weight_VH.dtype)).float()
