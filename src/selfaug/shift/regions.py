@@ -155,6 +155,8 @@ def token_regions(tokenizer: PreTrainedTokenizerBase, text: str, pieces: Sequenc
 
 
 def _region(text: str, start: int, end: int, pieces: Sequence[Piece]) -> str:
+    if start == end:  # white space, where a tokenizer leaves it out of its offsets; BOS, at the text's edge
+        return next((piece.region for piece in pieces if piece.start < start < piece.end), "other")
     # Space in front of a word is part of its token, and does not decide whose it is.
     while start < end - 1 and text[start].isspace():
         start += 1
