@@ -1,0 +1,140 @@
+"""Are the private and fragile names of trl, transformers, peft and accelerate that we lean on still what they were?
+
+A failure here names the file of ours that needs a look before the new version is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+from transformers import Trainer
+from trl import SFTTrainer
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+# ---- names that must exist ------------------------------------------------------------------------------------------
+
+NAMES = {
+    "peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters": "trl_names.py, reference/adapter.py",
+    "peft.utils.other:AuxiliaryTrainingWrapper": "trl_names.py",
+    "peft.utils.other:ModulesToSaveWrapper.active_adapters": "model_parts.py (head_of)",
+    "peft:PeftModel.get_base_model": "trainer.py",
+    "peft:PeftModel.active_peft_config": "trainer.py",
+    "trl.trainer.utils:maybe_gather_lm_head_ctx": "trl_names.py",
+    "trl.data_utils:get_dataset_column_names": "training_rows.py",
+    "trl.data_utils:maybe_convert_to_chatml": "training_rows.py",
+    "trl.scripts.utils:DatasetConfig": "cli/parsing.py",
+    "trl:TrlParser": "cli/parsing.py",
+    "trl:get_dataset": "cli/data.py",
+    "trl:get_peft_config": "cli/train.py",
+    "trl:get_quantization_config": "cli/train.py, cli/session.py, evaluation/models.py, shift/pair.py",
+    "trl:SFTTrainer._prepare_dataset": "trainer.py",
+    "trl:SFTTrainer.prediction_step": "trainer.py (compute_loss)",
+    "trl:SFTTrainer._tag_names": "trainer.py",
+    "trl:SFTTrainer._name": "trainer.py",
+    "transformers:Trainer.loss_is_scaled_for_ga": "trainer.py",
+    "transformers:Trainer.get_batch_samples": "trainer.py",
+    "transformers:Trainer._run_epoch": "trainer.py",
+    "transformers:Trainer._save_checkpoint": "trainer.py",
+    "transformers:Trainer._get_output_dir": "trainer.py",
+    "transformers:Trainer.evaluation_loop": "trainer.py",
+    "transformers:Trainer._prepare_inputs": "trainer.py",
+    "transformers:TrainerCallback.on_pre_optimizer_step": "trainer.py (_StopOnNonFinite)",
+    "transformers:PrinterCallback": "callbacks.py",
+    "transformers:ProgressCallback": "callbacks.py",
+    "transformers.models.mixtral.modeling_mixtral:load_balancing_loss_func": "model_parts.py (auxiliary_loss)",
+    "accelerate.parallelism_config:ParallelismConfig.tp_enabled": "trainer.py (_refuse_unsupported)",
+    "accelerate.parallelism_config:ParallelismConfig.cp_enabled": "trainer.py (_refuse_unsupported)",
+    "accelerate.parallelism_config:ParallelismConfig.sp_enabled": "trainer.py (_refuse_unsupported)",
+    "accelerate.commands.launch:launch_command": "cli/launch.py",
+    "accelerate.commands.launch:launch_command_parser": "cli/launch.py",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_exists(name: str) -> None:
+    module, _, path = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        assert hasattr(found, part), f"{name} is gone: look at src/selfaug/{NAMES[name]}"
+        found = getattr(found, part)
+
+
+def test_checkpoints_are_called_what_we_look_for() -> None:
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+    from selfaug.checkpoint import _NAME
+
+    assert _NAME.fullmatch(f"{PREFIX_CHECKPOINT_DIR}-12"), "checkpoint folders have another name: look at checkpoint.py"
+
+
+def test_fsdp_has_a_version() -> None:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    names = {field.name for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
+    assert "fsdp_version" in names, "look at trainer.py (_refuse_unsupported)"
+
+
+# ---- signatures that we override or call ----------------------------------------------------------------------------
+
+SIGNATURES: dict[str, tuple[Any, list[str], str]] = {
+    "SFTTrainer._prepare_dataset": (
+        SFTTrainer._prepare_dataset,
+        ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
+        "trainer.py (_prepare_dataset), training_rows.py",
+    ),
+    "SFTTrainer.compute_loss": (
+        SFTTrainer.compute_loss,
+        ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+        "trainer.py (compute_loss)",
+    ),
+    "Trainer.get_batch_samples": (
+        Trainer.get_batch_samples,
+        ["self", "epoch_iterator", "num_batches", "device"],
+        "trainer.py (get_batch_samples)",
+    ),
+    "Trainer._save_checkpoint": (
+        Trainer._save_checkpoint, ["self", "model", "trial"], "trainer.py (_save_checkpoint)",
+    ),
+    "Trainer.log": (Trainer.log, ["self", "logs", "start_time"], "trainer.py (log)"),
+    "load_balancing_loss_func": (
+        importlib.import_module("transformers.models.mixtral.modeling_mixtral").load_balancing_loss_func,
+        ["gate_logits", "num_experts", "top_k", "attention_mask"],
+        "model_parts.py (auxiliary_loss)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_signature_is_as_it_was(name: str) -> None:
+    function, expected, ours = SIGNATURES[name]
+    assert parameters(function) == expected, f"{name} takes other arguments: look at src/selfaug/{ours}"
+
+
+def test_the_whole_step_is_asked_for_before_it_is_trained() -> None:
+    source = inspect.getsource(Trainer._run_epoch)
+    ours = "look at trainer.py (get_batch_samples, compute_loss): the plan of a step is made there"
+    for part in ("self.get_batch_samples(", "self.current_gradient_accumulation_steps =", "self.training_step("):
+        assert part in source, f"Trainer._run_epoch has no {part!r}; {ours}"
+    assert source.index("self.get_batch_samples(") < source.index("self.training_step("), ours
+    assert source.index("on_pre_optimizer_step(") < source.index("self.optimizer.step()"), (
+        "the weights move before the callback: look at trainer.py (_StopOnNonFinite)"
+    )
+    assert "self.loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step), (
+        "gradient accumulation is scaled elsewhere: look at trainer.py (loss_is_scaled_for_ga)"
+    )
+
+
+def test_transformers_deletes_checkpoints_by_the_argument_that_we_take_away() -> None:
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert "self.args.save_total_limit" in source, (
+        "old checkpoints are deleted otherwise, perhaps before the new one is sealed: look at trainer.py "
+        "(_save_checkpoint)"
+    )
