@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.checkpoint import torn_because
-from selfaug.errors import ConfigError
+from selfaug.errors import ConfigError, UserError
 from selfaug.terminal import say
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ class Pair:
         Raises:
             ConfigError: If the weights do not fit the base model, or are of a kind that cannot be compared.
         """
+        from safetensors import SafetensorError
+
         from selfaug.reference.frozen import FrozenReference
 
         try:
@@ -103,7 +105,9 @@ class Pair:
                 return self._adapted(state)
             model = self._model(str(state.folder), {**self._options, "revision": "main"})
             return model, FrozenReference(self.name, model, **self._options)
-        except (RuntimeError, OSError, KeyError) as error:
+        except UserError:
+            raise
+        except (RuntimeError, OSError, LookupError, ValueError, SafetensorError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 f"the weights in {state.folder} do not fit the base model {self.name}: {first}",
