@@ -76,6 +76,7 @@ def test_killed_at_random_moments_the_adapter_is_the_same_to_the_bit(
         output_dir = tmp_path / f"run{runs}"
         while not (output_dir / "adapter" / ADAPTER).is_file():
             resumed += last_whole(output_dir / "checkpoints") is not None
+            torn_before = set(unsealed(output_dir / "checkpoints"))
             process = start(output_dir)
             if killed < KILLS or not torn:
                 # Every second one while a checkpoint is being written, the others at any moment.
@@ -90,7 +91,7 @@ def test_killed_at_random_moments_the_adapter_is_the_same_to_the_bit(
                 process.join()
                 if process.exitcode == -signal.SIGKILL:
                     killed += 1
-                    torn += bool(unsealed(output_dir / "checkpoints"))
+                    torn += bool(set(unsealed(output_dir / "checkpoints")) - torn_before)
                     continue
             process.join()
             assert process.exitcode == 0, (output_dir / "talk.txt").read_text()[-3000:]

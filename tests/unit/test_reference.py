@@ -1,56 +1,23 @@
-"""Does the reference stay where it is, give back what it borrows, and get refused where it is not what it claims?"""
+"""Does the reference stay where it is, and give back what it borrows?"""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from pathlib import Path
-from typing import Any
 
-import peft
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from peft import LoraConfig
 
 from selfaug.errors import ConfigError
-from selfaug.model_checks import check_head, probe_tokens
+from selfaug.model_checks import check_head
 from selfaug.model_parts import body_of, head_of
 from selfaug.reference import make_reference
 from selfaug.reference.adapter import BaseReference, InitialReference, adapters_off, evaluating
 from selfaug.reference.checks import check_peft, check_reference
 from selfaug.trl_names import switchable_layers
-from tests.integration import small
-from tests.models import VOCAB, perturb_adapter, tiny, with_lora
-
-INPUT_IDS = torch.arange(5, 17)[None]
-
-
-def hidden(model: nn.Module) -> Tensor:
-    return body_of(model)(input_ids=INPUT_IDS, use_cache=False).last_hidden_state.detach()
-
-
-def adapted(
-    arch: str = "llama", perturb: bool = False, dtype: torch.dtype = torch.float64, **settings: Any
-) -> tuple[nn.Module, nn.Module]:
-    """The causal LM inside the wrapper, and the wrapper."""
-    config = LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        wrapped = get_peft_model(tiny(arch, dtype=dtype), config, autocast_adapter_dtype=False)
-    if perturb:
-        perturb_adapter(wrapped)
-    return wrapped.get_base_model(), wrapped.eval()
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
+from tests.models import VOCAB, perturb_adapter, tiny
+from tests.unit.adapted import INPUT_IDS, adapted, hidden, same, state
 
 # ---- switching ------------------------------------------------------------------------------------------------------
 
@@ -212,107 +179,6 @@ def test_saved_modules_work_with_base(modules: list[str]) -> None:
     assert head_of(model).logits(hidden(model)).allclose(model(INPUT_IDS).logits[0])
 
 
-# ---- refusals -------------------------------------------------------------------------------------------------------
-
-
-_REWRITES = "rewrites the base weights"
-_INITIAL = "reference='initial'"
-REFUSED = {
-    "pissa": (LoraConfig(init_lora_weights="pissa"), _REWRITES, _INITIAL),
-    "pissa_niter_4": (LoraConfig(init_lora_weights="pissa_niter_4"), _REWRITES, _INITIAL),
-    "olora": (LoraConfig(init_lora_weights="olora"), _REWRITES, _INITIAL),
-    "bias all": (LoraConfig(bias="all"), "bias='all'", "bias='none'"),
-    "bias lora_only": (LoraConfig(bias="lora_only"), "bias='lora_only'", "bias='none'"),
-    "layer_replication": (LoraConfig(layer_replication=[(0, 2), (1, 2)]), "deeper", "layer_replication"),
-    "lm_head": (LoraConfig(target_modules=["q_proj", "lm_head"]), "'lm_head'", "modules_to_save"),
-    "lm_head alone": (LoraConfig(target_modules="lm_head"), "'lm_head'", "modules_to_save"),
-    "prompt tuning": (
-        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PROMPT_TUNING", "use LoRA",
-    ),
-    "prefix tuning": (
-        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PREFIX_TUNING", "use LoRA",
-    ),
-    "p-tuning": (
-        peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "P_TUNING", "use LoRA",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_an_adapter_that_hides_the_base_is_refused_by_name(case: str) -> None:
-    config, said, remedy = REFUSED[case]
-    with pytest.raises(ConfigError) as refused:
-        check_peft(config, "base")
-    assert said in refused.value.message
-    assert remedy in refused.value.hint
-    if "reference='initial'" in refused.value.hint:
-        check_peft(config, "initial")  # the remedy works
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "orthogonal"}, {"use_dora": True},
-     {"use_rslora": True}, {"init_lora_weights": "mica"}, {"target_modules": r".*(?<!lm_head)_proj"}],
-)  # fmt: skip
-def test_adapters_that_keep_the_base_pass_every_check(settings: dict[str, Any]) -> None:
-    config = LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", "r": 4, **settings})
-    check_peft(config, "base")
-    model, _ = adapted(dtype=torch.float32, **settings)
-    for kind in ("base", "initial"):
-        check_reference(model, make_reference(kind, model))
-
-
-@pytest.mark.parametrize("start", ["pissa", "olora", False])
-def test_the_trial_itself_finds_out(start: Any) -> None:
-    # What `check_peft` refuses by name, the check with a perturbed adapter must find by itself.
-    base = tiny("llama", dtype=torch.float32)
-    model, _ = adapted(init_lora_weights=start, dtype=torch.float32)
-    if start is not False:
-        assert hidden(model).allclose(hidden(base), atol=1e-3)
-        with BaseReference().serving(model) as served:
-            assert not hidden(served).allclose(hidden(base), atol=0.1), "the base weights were not rewritten"
-    with pytest.raises(ConfigError, match="already changes the model"):
-        check_reference(model, BaseReference())
-    check_reference(model, InitialReference(model))
-
-
-def test_an_existing_adapter_is_refused_for_base_and_taken_for_initial() -> None:
-    model, _ = adapted(perturb=True)
-    with pytest.raises(ConfigError, match="already changes the model") as refused:
-        check_reference(model, BaseReference())
-    assert "reference='initial'" in refused.value.hint
-    check_reference(model, InitialReference(model))
-
-
-def test_a_weight_trained_outside_the_adapter_is_found() -> None:
-    model, _ = adapted()
-    model.get_submodule("model.norm").weight.requires_grad_(True)
-    with pytest.raises(ConfigError, match="moves when the trained weights do"):
-        check_reference(model, BaseReference())
-    check_reference(model, InitialReference(model))
-
-
-def test_an_adapter_without_effect_is_found() -> None:
-    model, _ = adapted(perturb=True)
-    for layer in switchable_layers(model):
-        layer._disable_adapters = True
-    with pytest.raises(ConfigError, match="do not change the model's output"):
-        check_reference(model, BaseReference())
-
-
-def test_full_fine_tuning_needs_a_path(tmp_path: Path) -> None:
-    from selfaug.trainer import SelfAugTrainer
-    from tests.integration.killed_run import config
-
-    rows = Dataset.from_list(small.rows(8))
-    for kind in ("base", "initial"):
-        with pytest.raises(ConfigError, match="full fine-tuning has none") as refused:
-            SelfAugTrainer(
-                small.model(), config(tmp_path, reference=kind), train_dataset=rows, processing_class=small.tokenizer()
-            )
-        assert "--reference PATH" in refused.value.hint
-
-
 def test_a_path_is_a_frozen_copy_with_the_same_vocabulary(tmp_path: Path) -> None:
     tiny("llama").save_pretrained(tmp_path / "base")
     model = tiny("llama")
@@ -330,67 +196,3 @@ def test_a_path_is_a_frozen_copy_with_the_same_vocabulary(tmp_path: Path) -> Non
     assert torch.equal(own.weight_VH, tiny("llama").lm_head.weight)
     with pytest.raises(ConfigError, match=f"vocabulary of {VOCAB} tokens, the trained model one of {VOCAB + 2}"):
         make_reference(str(tmp_path / "base"), tiny("llama", vocab=VOCAB + 2))
-
-
-# ---- the checks leave no trace --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["base", "initial"])
-@pytest.mark.parametrize("training", [True, False])
-def test_the_checks_leave_weights_modes_and_random_state_as_they_were(kind: str, training: bool) -> None:
-    model, _ = adapted(lora_dropout=0.3)
-    model.train(training)
-    torch.manual_seed(11)
-    weights, random_state = state(model), torch.get_rng_state()
-    modes = [module.training for module in model.modules()]
-    flags = [p.requires_grad for p in model.parameters()]
-    check_head(model)
-    check_reference(model, make_reference(kind, model))
-    assert same(state(model), weights)
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert [module.training for module in model.modules()] == modes
-    assert [p.requires_grad for p in model.parameters()] == flags
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_a_failed_check_leaves_the_weights_too() -> None:
-    model, _ = adapted(perturb=True)
-    weights = state(model)
-    with pytest.raises(ConfigError):
-        check_reference(model, BaseReference())
-    assert same(state(model), weights)
-
-
-@pytest.mark.parametrize("arch", ["llama", "gemma2", "cohere", "granite", "falcon_h1"])
-def test_a_head_that_we_know_passes(arch: str) -> None:
-    check_head(tiny(arch))
-
-
-@pytest.mark.parametrize("change", ["scale", "cap", "shift"])
-def test_a_head_that_we_do_not_know_is_refused(change: str) -> None:
-    model = tiny("llama")
-    original = model.forward
-    transforms = {"scale": lambda z: 1.01 * z, "cap": lambda z: 5 * torch.tanh(z / 5), "shift": lambda z: z.roll(1, -1)}
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        outputs = copy.copy(original(*args, **kwargs))
-        outputs.logits = transforms[change](outputs.logits)
-        return outputs
-
-    model.forward = forward
-    with pytest.raises(ConfigError, match="does something to its logits that selfaug does not know"):
-        check_head(model)
-
-
-def test_an_adapter_on_the_head_is_refused_where_the_head_is_read() -> None:
-    model, _ = adapted(target_modules=["q_proj", "lm_head"])
-    with pytest.raises(ConfigError, match="the output projection") as refused:
-        head_of(model)
-    assert "lm_head" in refused.value.hint
-
-
-def test_probe_tokens_are_in_the_vocabulary_and_differ() -> None:
-    tokens = probe_tokens(with_lora(tiny("llama")).get_base_model())
-    assert tokens.shape == (1, 8)
-    assert len(set(tokens[0].tolist())) == 8
-    assert 0 <= int(tokens.min()) <= int(tokens.max()) < VOCAB
