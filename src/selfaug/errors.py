@@ -20,9 +20,14 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(f"{message}\n\nhint: {hint}")
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = _sentence(message), _sentence(hint)
+        super().__init__(f"{self.message}\n\nhint: {self.hint}")
+
+
+def _sentence(text: str) -> str:
+    """The text with a full stop, unless it ends a sentence already or with something to be copied."""
+    text = text.rstrip()
+    return text if text.endswith((".", "?", "!", ":", "`", "'", '"')) or "\n" in text else f"{text}."
 
 
 class ConfigError(UserError):
