@@ -127,6 +127,21 @@ def test_shift_equals_dense_logits(arch: str) -> None:
         assert result["totals"][total]["base_to_tuned"]["value"] == pytest.approx(float(np.mean(both)), rel=1e-4)
 
 
+def test_a_trained_head_meets_the_base_with_its_own() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    model = get_peft_model(tiny("llama"), config, autocast_adapter_dtype=False)
+    with torch.no_grad():
+        model.get_base_model().lm_head.modules_to_save["default"].weight.mul_(1.5)
+    found = texts(5)
+    wanted = by_dense_logits(model, found)["question"]
+    entry = measure(model.get_base_model(), BaseReference(), found)["regions"]["question"]
+    assert np.mean(wanted["base_to_tuned"]) > 1e-3
+    for name, values in wanted.items():
+        assert entry[name]["value"] == pytest.approx(float(np.mean(values)), rel=1e-9), name
+
+
 def test_batches_and_blocks_do_not_change_the_result() -> None:
     model = with_lora(tiny("llama"))
     found = texts(7)
