@@ -5,8 +5,6 @@
 Forward and backward of ``Σ KL(softmax(W reference_n) ‖ softmax(W hidden_n))`` with a frozen W, gradient to the hidden
 states. Every variant's value and gradient is first held against the definition. Times are medians of interleaved
 rounds in one process; memory is the peak above the inputs, each variant in a process of its own.
-
-Shapes: N rows, V vocabulary, H hidden.
 """
 
 from __future__ import annotations
@@ -16,17 +14,16 @@ import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
 from measure import Demand, add_common_options, environment, interleaved, median_ratio, peak_bytes, report, table
-from torch import Tensor
+from objective_variants import BARE, VARIANTS, Inputs, Sizes, bare_products, forward_backward, make_inputs
 
-from selfaug.objective import BaseToTuned, LMHead, Rows, WeightedTerm, plain, sweep
-from selfaug.objective.sweep import default_block_bytes
+from selfaug.objective import LMHead, plain
+from selfaug.objective.blocks import default_block_bytes
 
 # Least speed-up over dense logits and over TRL's kernel, least share of the bare products, by dtype.
 DEMANDS = {"float32": (1.3, 2.5, 0.70), "bfloat16": (1.3, 5.0, 0.40)}
@@ -37,93 +34,6 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
 CHECKED_ROWS = 48
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Hidden states of the tuned model (with a gradient) and of the reference, N × H, and the shared head, V × H."""
-
-    hidden_NH: Tensor
-    reference_NH: Tensor
-    weight_VH: Tensor
-
-    def first(self, rows: int) -> Inputs:
-        """The first rows only."""
-        return Inputs(self.hidden_NH[:rows].detach().requires_grad_(), self.reference_NH[:rows], self.weight_VH)
-
-
-def make_inputs(rows: int, vocabulary: int, hidden: int, dtype: torch.dtype, seed: int = 0) -> Inputs:
-    """Logits with a standard deviation of 3 (a few nats below uniform), and a reference a little away from tuned."""
-    generator = torch.Generator().manual_seed(seed)
-    weight_VH = torch.randn(vocabulary, hidden, generator=generator, dtype=dtype).mul_(3 / hidden**0.5)
-    reference_NH = torch.randn(rows, hidden, generator=generator, dtype=dtype)
-    moved_NH = torch.randn(rows, hidden, generator=generator, dtype=dtype).mul_(0.1)
-    return Inputs((reference_NH + moved_NH).requires_grad_(), reference_NH, weight_VH)
-
-
-def ours(inputs: Inputs) -> Tensor:
-    """The row-block sweep with its default memory."""
-    index_N = torch.arange(len(inputs.hidden_NH))
-    rows = Rows(index_N, (WeightedTerm(BaseToTuned(), 1.0),), reference_NH=inputs.reference_NH)
-    return sweep(inputs.hidden_NH, LMHead(inputs.weight_VH), [rows]).loss
-
-
-def dense(inputs: Inputs) -> Tensor:
-    """Both models' logits whole and in float32, as the release computes it."""
-    logits_NV = F.linear(inputs.hidden_NH, inputs.weight_VH).float()
-    with torch.no_grad():
-        reference_NV = F.linear(inputs.reference_NH, inputs.weight_VH).float()
-    log_p_NV, log_q_NV = F.log_softmax(logits_NV, dim=-1), F.log_softmax(reference_NV, dim=-1)
-    return F.kl_div(log_p_NV, log_q_NV, reduction="sum", log_target=True)
-
-
-def trl(inputs: Inputs) -> Tensor:
-    """TRL's chunked divergence (β = 0: forward KL from the teacher, our base, to the student, our tuned model)."""
-    from trl.trainer.distillation_trainer import _chunked_divergence_loss
-
-    mask_1N = torch.ones(1, len(inputs.hidden_NH))
-    loss, _, _ = _chunked_divergence_loss(
-        inputs.hidden_NH[None], inputs.reference_NH[None], inputs.weight_VH, inputs.weight_VH, mask_1N, 0.0, 1
-    )
-    return torch.as_tensor(loss)
-
-
-def liger(inputs: Inputs) -> Tensor:
-    """Liger's chunked JSD at β = 0 (forward KL), which needs no Triton; uncompiled, its default chunk.
-
-    It always forms the head's gradient too, which a frozen head does not need.
-    """
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
-    count = len(inputs.hidden_NH)
-    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False)
-    labels_N = torch.zeros(count, dtype=torch.int64)
-    mean = loss(inputs.hidden_NH, inputs.weight_VH, inputs.reference_NH, inputs.weight_VH, labels_N)
-    return torch.as_tensor(mean) * count
-
-
-def bare_products(inputs: Inputs) -> None:
-    """The three products of N·V·H alone, in the blocks that the sweep takes."""
-    vocabulary = len(inputs.weight_VH)
-    size = max(1, default_block_bytes(torch.device("cpu")) // (2 * vocabulary * inputs.weight_VH.element_size()))
-    with torch.no_grad():
-        for i in range(0, len(inputs.hidden_NH), size):
-            projected_nV = F.linear(inputs.hidden_NH[i : i + size], inputs.weight_VH)
-            reference_nV = F.linear(inputs.reference_NH[i : i + size], inputs.weight_VH)
-            back_nH = projected_nV @ inputs.weight_VH
-            del projected_nV, reference_nV, back_nH
-
-
-VARIANTS: dict[str, Callable[[Inputs], Tensor]] = {"ours": ours, "dense float32": dense, "trl": trl, "liger": liger}
-BARE = "bare products"
-
-
-def forward_backward(variant: Callable[[Inputs], Tensor], inputs: Inputs) -> float:
-    """One turn; the value, summed over rows, in nats."""
-    inputs.hidden_NH.grad = None
-    loss = variant(inputs)
-    loss.backward()
-    return float(loss.detach())
-
-
 def check(inputs: Inputs, dtype: str, names: list[str]) -> dict[str, tuple[float, float]]:
     """Each variant's relative error of value and gradient against the definition in float32, on a few rows.
 
@@ -131,9 +41,9 @@ def check(inputs: Inputs, dtype: str, names: list[str]) -> dict[str, tuple[float
         RuntimeError: If one is not the same function as the others: its time would mean nothing.
     """
     few = inputs.first(CHECKED_ROWS)
-    wide = Inputs(few.hidden_NH.detach().float().requires_grad_(), few.reference_NH.float(), few.weight_VH.float())
-    rows = Rows(torch.arange(len(few.hidden_NH)), (WeightedTerm(BaseToTuned(), 1.0),), reference_NH=wide.reference_NH)
-    truth = forward_backward(lambda x: plain(x.hidden_NH, LMHead(x.weight_VH), [rows]).loss, wide)
+    hidden_NH = few.hidden_NH.detach().float().requires_grad_()
+    wide = Inputs(hidden_NH, few.reference_NH.float(), few.weight_VH.float(), few.block_bytes)
+    truth = forward_backward(lambda x: plain(x.hidden_NH, LMHead(x.weight_VH), [x.group]).loss, wide)
     truth_NH = wide.hidden_NH.grad
     assert truth_NH is not None
     assert truth > 0.01 * len(few.hidden_NH), "base and tuned do not differ, so agreement would show nothing"
@@ -148,17 +58,16 @@ def check(inputs: Inputs, dtype: str, names: list[str]) -> dict[str, tuple[float
     return errors
 
 
-def _memory_child(name: str, sizes: tuple[int, int, int], dtype: str, send: Any) -> None:
-    torch.manual_seed(0)
-    inputs = make_inputs(*sizes, getattr(torch, dtype))
+def _memory_child(name: str, sizes: Sizes, dtype: str, send: Any) -> None:
+    inputs = make_inputs(sizes, getattr(torch, dtype))
     # Code that is loaded on first use is no part of the variant's working memory.
-    forward_backward(VARIANTS[name], make_inputs(2, 64, 32, getattr(torch, dtype)))
+    forward_backward(VARIANTS[name], make_inputs(Sizes(2, 64, 32, 2**20), getattr(torch, dtype)))
     before = peak_bytes()
     forward_backward(VARIANTS[name], inputs)
     send.send(peak_bytes() - before)
 
 
-def extra_memory(name: str, sizes: tuple[int, int, int], dtype: str) -> int:
+def extra_memory(name: str, sizes: Sizes, dtype: str) -> int:
     """Peak resident memory above the inputs, in bytes, in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
@@ -173,9 +82,9 @@ def extra_memory(name: str, sizes: tuple[int, int, int], dtype: str) -> int:
         child.join()
 
 
-def measure(sizes: tuple[int, int, int], dtype: str, repeats: int, names: list[str], clock: str) -> dict[str, Any]:
+def measure(sizes: Sizes, dtype: str, repeats: int, names: list[str], clock: str) -> dict[str, Any]:
     """Seconds of each round, errors and memory of every variant in one dtype."""
-    inputs = make_inputs(*sizes, getattr(torch, dtype))
+    inputs = make_inputs(sizes, getattr(torch, dtype))
     errors = check(inputs, dtype, names)
     runs: dict[str, Callable[[], object]] = {n: partial(forward_backward, VARIANTS[n], inputs) for n in names}
     seconds = interleaved({**runs, BARE: partial(bare_products, inputs)}, repeats, clock=clock)
@@ -221,21 +130,30 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--hidden", type=int, default=896)
     parser.add_argument("--dtype", nargs="+", choices=list(DEMANDS), default=list(DEMANDS))
+    parser.add_argument("--block_mib", type=int, help="Memory of our row blocks; by default the package's own.")
     parser.add_argument("--without", nargs="*", choices=["dense float32", "trl", "liger"], default=[])
     add_common_options(parser, repeats=5)
     args = parser.parse_args()
     names = [name for name in VARIANTS if name not in args.without]
-    sizes = (args.rows, args.vocabulary, args.hidden)
+    block_bytes = args.block_mib * 2**20 if args.block_mib else default_block_bytes(torch.device("cpu"))
+    sizes = Sizes(args.rows, args.vocabulary, args.hidden, block_bytes)
     about = environment()
     measured = [measure(sizes, dtype, args.repeats, names, args.clock) for dtype in args.dtype]
     head = ["variant", "dtype", "seconds", "times ours", "bare share", "extra MiB", "value error", "gradient error"]
     text = [
-        f"N={args.rows} V={args.vocabulary} H={args.hidden}, {args.repeats} interleaved rounds, {args.clock} clock, "
+        f"N={args.rows} V={args.vocabulary} H={args.hidden}, blocks {block_bytes / 2**20:.0f} MiB, "
+        f"{args.repeats} interleaved rounds, {args.clock} clock, "
         f"{about['threads']} threads, torch {about['torch']}, load {about['load_average'][0]} before",
         "",
         table(head, [line for m in measured for line in as_rows(m)]),
     ]
-    figures = {"before": about, "sizes": sizes, "repeats": args.repeats, "clock": args.clock, "measured": measured}
+    figures = {
+        "before": about,
+        "sizes": asdict(sizes),
+        "repeats": args.repeats,
+        "clock": args.clock,
+        "measured": measured,
+    }
     return report(text, [d for m in measured for d in demands_of(m)], figures, args.json)
 
 
