@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import SFTTrainer
+from transformers import Trainer
 
-from selfaug import checkpoint
 from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
 from selfaug.meter import Meter
 from selfaug.methods import get_method
-from selfaug.model_checks import check_head, check_packing
 from selfaug.model_parts import depends_on_what_follows, model_type
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.checks import check_peft, check_reference
+from selfaug.reference.checks import check_peft
+from selfaug.resuming import ResumableTrainer, StopOnNonFinite
 from selfaug.step import StepObjective, install, micro_inputs
 from selfaug.training_rows import prepare_rows, require_aligned_tokens
 from selfaug.trl_names import spare_refused_modules
@@ -33,13 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SelfAugTrainer"]
 
-_REFERENCE_FILE = "selfaug_reference.safetensors"
 _PLAN = "selfaug"  # key of the plan in a micro-batch, and of the model's extra keyword
 
 logger = logging.getLogger(__name__)
 
 
-class SelfAugTrainer(SFTTrainer):
+class SelfAugTrainer(ResumableTrainer):
     """``loss = Σ nll / n_response + α · Σ_drawn kl / (align_fraction · n_aligned)``, over the whole optimiser step.
 
     Takes the arguments of `trl.SFTTrainer` and its data formats, and also rows of `selfaug.Record` (``question``,
@@ -93,9 +87,7 @@ class SelfAugTrainer(SFTTrainer):
         install(self._base_model, self._step)
         self._whole_reference = depends_on_what_follows(self.model.config)
         self._meters = {"train": Meter(), "eval": Meter()}
-        self._tokens_before = self._tokens_here = 0
-        self.add_callback(_StopOnNonFinite(self))
-        self._finite: Tensor | None = None
+        self.add_callback(StopOnNonFinite(self))
 
     # ---- what is refused, and the reference -------------------------------------------------------------------
 
@@ -260,11 +252,6 @@ class SelfAugTrainer(SFTTrainer):
             logs["num_tokens"] = self._num_tokens()
         Trainer.log(self, logs, start_time)
 
-    def _num_tokens(self) -> int:
-        """Tokens trained on since the run began, over all ranks and resumptions."""
-        here = torch.tensor(self._tokens_here, device=self.accelerator.device)
-        return self._tokens_before + int(self.accelerator.reduce(here, reduction="sum"))
-
     def _drain(self, mode: str) -> dict[str, float]:
         return self._meters[mode].drain(
             self.accelerator.device, lambda values: self.accelerator.reduce(values, reduction="sum")
@@ -284,97 +271,3 @@ class SelfAugTrainer(SFTTrainer):
             auxiliary = self.router_aux_loss_coef * measured.get("aux_loss", 0.0)
             output.metrics[f"{prefix}_loss"] = measured["nll"] + weighted + auxiliary
         return output
-
-    # ---- checkpoints ------------------------------------------------------------------------------------------
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train; resume only from whole checkpoints, with the same reference.
-
-        Raises:
-            ConfigError: If the checkpoint is torn, or its reference is not this one.
-        """
-        folder = checkpoint.resolve(resume_from_checkpoint, Path(self.args.output_dir))
-        if not any(p.is_meta for p in self._base_model.parameters()):
-            with self.accelerator.autocast():
-                self._check_model()
-            if self.reference is not None:
-                self._restore_reference(folder)
-        if folder is not None:
-            self._tokens_before = int(checkpoint.read_seal(folder).get("num_tokens", 0))
-        return super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
-
-    def _check_model(self) -> None:
-        check_head(self._base_model)
-        if self.padding_free:
-            check_packing(self._base_model, self.data_collator)
-        if self.reference is not None and self.args.check_reference:
-            check_reference(self._base_model, self.reference)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # transformers looks whether the training is over only after a step: a run that was stopped between its last
-        # checkpoint and its end would be given one step too many.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
-
-    def _restore_reference(self, folder: Path | None) -> None:
-        assert self.reference is not None
-        if folder is not None and (folder / _REFERENCE_FILE).is_file():
-            self.reference.load_tensors(load_file(folder / _REFERENCE_FILE))
-        self._reference_digest = self.reference.digest(self._base_model)
-        if folder is None:
-            return
-        stored = checkpoint.read_seal(folder).get("reference")
-        if stored != {"name": self.reference.name, "digest": self._reference_digest}:
-            raise ConfigError(
-                f"{folder} was trained against another reference ({stored}) than this run's ({self.reference.name!r}, "
-                f"{self._reference_digest}).",
-                "resume with the same model and the same --reference, or begin a new run.",
-            )
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # TRL's own step before this writes a model card that says "SFT"; the run folder has ours. Deleting old
-        # checkpoints comes after the seal: killed in between, a whole one is always left.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        output_dir = Path(self._get_output_dir(trial=trial))
-        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            checkpoint.unseal(folder)
-        self.accelerator.wait_for_everyone()
-        try:
-            Trainer._save_checkpoint(self, model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        num_tokens = self._num_tokens()
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            state: dict[str, Any] = {"num_tokens": num_tokens}
-            if self.reference is not None:
-                state["reference"] = {
-                    "name": self.reference.name,
-                    "digest": getattr(self, "_reference_digest", None),
-                }
-                if self.reference.tensors():
-                    tensors = {n: t.detach().cpu().contiguous() for n, t in self.reference.tensors().items()}
-                    save_file(tensors, folder / _REFERENCE_FILE)
-            checkpoint.seal(folder, state)
-            checkpoint.rotate(output_dir, limit, folder, self.state.best_model_checkpoint)
-
-
-class _StopOnNonFinite(TrainerCallback):
-    """Stops the run before the optimiser moves when a loss of the step is not finite."""
-
-    def __init__(self, trainer: SelfAugTrainer) -> None:
-        self._trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        finite, self._trainer._finite = self._trainer._finite, None
-        accelerator = self._trainer.accelerator
-        if finite is not None and accelerator.num_processes > 1:
-            # Agreed between ranks: one that went on alone would wait for the others in its next collective.
-            finite = accelerator.reduce((~finite).to(torch.int64), reduction="sum") == 0
-        if finite is not None and not bool(finite):
-            raise FloatingPointError(
-                f"the loss of step {state.global_step + 1} is not finite; the weights are as they were before it"
-            )

@@ -171,7 +171,7 @@ def test_a_packed_micro_batch_has_what_the_plan_reads(trained: SimpleNamespace) 
 
 
 def test_the_callback_comes_before_the_optimizer_moves(trained: SimpleNamespace) -> None:
-    assert trained.events == ["before", "after"], "look at trainer.py (_StopOnNonFinite)"
+    assert trained.events == ["before", "after"], "look at resuming.py (StopOnNonFinite)"
 
 
 def test_a_run_shorter_than_save_steps_is_saved_by_transformers(trained: SimpleNamespace) -> None:

@@ -41,12 +41,12 @@ NAMES = {
     "trl:SFTTrainer._name": "trainer.py",
     "transformers:Trainer.loss_is_scaled_for_ga": "trainer.py",
     "transformers:Trainer.get_batch_samples": "trainer.py",
-    "transformers:Trainer._run_epoch": "trainer.py",
-    "transformers:Trainer._save_checkpoint": "trainer.py",
-    "transformers:Trainer._get_output_dir": "trainer.py",
+    "transformers:Trainer._run_epoch": "resuming.py",
+    "transformers:Trainer._save_checkpoint": "resuming.py",
+    "transformers:Trainer._get_output_dir": "resuming.py",
     "transformers:Trainer.evaluation_loop": "trainer.py",
     "transformers:Trainer._prepare_inputs": "trainer.py",
-    "transformers:TrainerCallback.on_pre_optimizer_step": "trainer.py (_StopOnNonFinite)",
+    "transformers:TrainerCallback.on_pre_optimizer_step": "resuming.py (StopOnNonFinite)",
     "transformers:PrinterCallback": "callbacks.py",
     "transformers:ProgressCallback": "callbacks.py",
     "transformers.models.mixtral.modeling_mixtral:load_balancing_loss_func": "model_parts.py (auxiliary_loss)",
@@ -125,7 +125,7 @@ def test_the_whole_step_is_asked_for_before_it_is_trained() -> None:
         assert part in source, f"Trainer._run_epoch has no {part!r}; {ours}"
     assert source.index("self.get_batch_samples(") < source.index("self.training_step("), ours
     assert source.index("on_pre_optimizer_step(") < source.index("self.optimizer.step()"), (
-        "the weights move before the callback: look at trainer.py (_StopOnNonFinite)"
+        "the weights move before the callback: look at resuming.py (StopOnNonFinite)"
     )
     assert "self.loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step), (
         "gradient accumulation is scaled elsewhere: look at trainer.py (loss_is_scaled_for_ga)"
