@@ -181,10 +181,12 @@ def section(outputs: list[Path], counts: dict[str, int], picture: str) -> str:
         for run in sorted(RUNS, key=lambda run: points[run.name]["shift"])
     ]
     about = environment()
+    certain = min(whole["pearson"]["low"], whole["spearman"]["low"]) > 0
+    claim = "Runs that moved the model further on the task's prompts forgot more: over" if certain else "Over"
     return "\n".join([
         _SECTION,
         "",
-        f"Runs that moved the model further on the task's prompts forgot more: over {whole['runs']} runs, Pearson's "
+        f"{claim} {whole['runs']} runs, Pearson's "
         f"coefficient of shift and forgetting is **{cell(whole['pearson'])}** and Spearman's "
         f"**{cell(whole['spearman'])}** (95 % intervals, {whole['pearson']['how']}, {RESAMPLES:,} resamples).",
         "",
@@ -244,5 +246,5 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__whole_":
+if __name__ == "__main__":
     sys.exit(main())

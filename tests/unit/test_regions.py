@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.data.encode import encode
+from selfaug.data.encode import conversation_tokens, encode
 from selfaug.data.fit import fit_record
 from selfaug.data.prompts import Renderer
-from selfaug.data.record import Document, Record
+from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.tokens import record_tokens
-from selfaug.shift.regions import PROMPT_REGIONS, REGIONS, by_labels, prompt_pieces, record_regions, token_regions
+from selfaug.shift.regions import (
+    PROMPT_REGIONS,
+    REGIONS,
+    by_labels,
+    conversation_regions,
+    prompt_pieces,
+    record_regions,
+    token_regions,
+)
 from tests.models import tiny_tokenizer
 from tests.unit.data.chat import FAMILIES, byte_level, tokenizer_of
 
@@ -154,6 +162,37 @@ def test_boundaries_of_several_answers() -> None:
     assert by_labels(["other"] * 7, labels) == [
         "other", "boundary", "response", "response", "other", "boundary", "response",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_like"])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_conversations_show_the_words_of_each_turn(name: str, kind: str) -> None:
+    said = [
+        {"role": "system", "content": "Answer the question with care."},
+        {"role": "user", "content": "Where is the Eiffel Tower?"},
+        {"role": "assistant", "content": "Paris"},
+        {"role": "user", "content": "Hello world, who are you?"},
+        {"role": "assistant", "content": "I am fine, thanks!"},
+    ]
+    tokenizer = tokenizer_of(FAMILIES[name], kind)
+    if not FAMILIES[name].system:
+        said = said[1:]
+    item = Conversation(tuple(said), (Document("It stands in France."),))
+    renderer = Renderer.for_tokenizer(tokenizer, document_untitled="")
+    ids, labels = conversation_tokens(item, tokenizer, renderer)
+    regions = conversation_regions(tokenizer, renderer, item, item.documents, ids, labels)
+    assert len(regions) == len(ids)
+    assert regions.count("boundary") == 2
+
+    def text(region: str) -> str:
+        chosen = [token for token, own in zip(ids, regions, strict=True) if own == region]
+        return tokenizer.decode(chosen, skip_special_tokens=True).replace(" ", "").replace("\n", "")
+
+    assert text("documents") == "ItstandsinFrance."
+    assert text("question") == "WhereistheEiffelTower?Helloworld,whoareyou?"
+    assert text("system") == ("Answerthequestionwithcare." if FAMILIES[name].system else "")
+    assert "Iamfine,thanks!" in text("response")
+    assert "fine" not in text("other")
 
 
 def test_prompt_regions_are_the_aligned_positions() -> None:

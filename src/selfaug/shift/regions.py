@@ -7,7 +7,8 @@ rendered a second time with place holders in their stead, and what stands around
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from selfaug.data.prompts import Renderer
-    from selfaug.data.record import Document, Record
+    from selfaug.data.record import Conversation, Document, Record
 
-__all__ = ["PROMPT_REGIONS", "REGIONS", "Piece", "by_labels", "prompt_pieces", "record_regions", "token_regions"]
+__all__ = [
+    "PROMPT_REGIONS", "REGIONS", "Piece", "by_labels", "conversation_regions", "prompt_pieces", "record_regions",
+    "token_regions",
+]  # fmt: skip
 
 PROMPT_REGIONS = ("system", "documents", "question", "other")
 REGIONS = (*PROMPT_REGIONS, "boundary", "response", "general_text")
 """``system`` text; ``documents`` with their headings; ``question`` with the words of its line; ``other``: the
-template's marks, blank lines, BOS and answer cue, and whole prompts of rows without structure; ``boundary``: the last
-token before a response; ``response``; ``general_text``: text that is no part of the task."""
+template's marks, blank lines, BOS and answer cue, and what no piece is known of; ``boundary``: the last token before a
+response; ``response``; ``general_text``: text that is no part of the task."""
 
 _HOLDER = "\ue0f3{}\ue0f4"  # private-use characters: no sane text or template holds them
 
@@ -61,6 +65,57 @@ def record_regions(
     pieces = prompt_pieces(tokenizer, renderer, record, documents, text)
     prompt = token_regions(tokenizer, text, pieces, bos=renderer.mode == "plain")
     return by_labels([*prompt, *["response"] * (len(labels) - len(prompt))], labels)
+
+
+def conversation_regions(
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    conversation: Conversation,
+    documents: Sequence[Document],
+    input_ids: Sequence[int],
+    labels: Sequence[int],
+) -> list[str]:
+    """The region of each token of an encoded conversation: ``question`` is what the user says, ``system`` likewise.
+
+    Documents are known where the renderer put them into the first user turn; tools' messages are ``other``. Where a
+    template changes messages the prompt is ``other``.
+
+    Args:
+        tokenizer: The one that it was encoded with.
+        renderer: Likewise.
+        conversation: Gives the messages.
+        documents: Those that fitted.
+        input_ids: Of the encoded row.
+        labels: Likewise.
+    """
+    item = replace(conversation, documents=tuple(documents))
+    messages = renderer.conversation_messages(item)
+    source = renderer.chat_template if renderer.mode == "chat" else layout.plain_template(tokenizer)
+    template = ChatTemplate(tokenizer, source, conversation.tools, kwargs=renderer.chat_template_kwargs)
+    held = [{**message, "content": _HOLDER.format(number)} for number, message in enumerate(messages)]
+    text, around = template.try_render(messages), template.try_render(held)
+    contents = [str(message.get("content") or "") for message in messages]
+    starts, shown = None, contents
+    for shown in (contents, [content.strip() for content in contents]):
+        starts = None if text is None or around is None else _starts(around, shown, text)
+        if starts is not None:
+            break
+    opening = 0 if renderer.template_documents else len("\n\n".join(layout.blocks(renderer, documents)))
+    pieces: list[Piece] = []
+    for start, content, message in zip(starts or (), shown, messages, strict=False):
+        role, end = message.get("role"), start + len(content)
+        if role == "system":
+            pieces.append(Piece(start, end, "system"))
+        elif role == "user":
+            pieces += [Piece(start, start + opening, "documents"), Piece(start + opening, end, "question")]
+            opening = 0
+    found = token_regions(tokenizer, text or "", pieces, bos=False)
+    known = text_ids(tokenizer, text or "")
+    regions = ["other"] * len(input_ids)
+    # Turns that were tokenised apart have other tokens at their edges; all others stand in the same order.
+    for match in SequenceMatcher(None, known, list(input_ids), autojunk=False).get_matching_blocks():
+        regions[match.b : match.b + match.size] = found[match.a : match.a + match.size]
+    return by_labels(regions, labels)
 
 
 def by_labels(regions: Sequence[str], labels: Sequence[int]) -> list[str]:

@@ -16,7 +16,7 @@ from selfaug.data.split import split_by_document
 from selfaug.data.tokens import text_ids
 from selfaug.errors import ConfigError, DataError, nearest
 from selfaug.shift.measure import Text
-from selfaug.shift.regions import by_labels, record_regions
+from selfaug.shift.regions import conversation_regions, record_regions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,8 +86,6 @@ def task_texts(
 ) -> tuple[list[Text], int]:
     """Each item as it is trained on, with the region of each token, and how many do not fit ``max_length``.
 
-    A conversation's prompt is all ``other``: its turns are not told apart.
-
     Raises:
         DataError: If none fits.
     """
@@ -108,7 +106,9 @@ def task_texts(
         if isinstance(item, Record):
             regions = record_regions(tokenizer, renderer, item, fitted.kept_documents, fitted.labels)
         else:
-            regions = by_labels(["other"] * len(fitted.labels), fitted.labels)
+            regions = conversation_regions(
+                tokenizer, renderer, item, fitted.kept_documents, fitted.input_ids, fitted.labels
+            )
         texts.append(Text(fitted.input_ids, regions))
     if not texts:
         raise DataError(
