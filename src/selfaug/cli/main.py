@@ -32,10 +32,13 @@ class Verb(NamedTuple):
 VERBS = {
     "train": Verb("selfaug.cli.train", "fine-tune a model on RAG data and keep what it could already do"),
     "prepare": Verb("selfaug.cli.prepare", "check and convert data, retrieve documents, hold out a split"),
+    "evaluate": Verb("selfaug.cli.evaluate", "measure what a run gained at its task and lost elsewhere"),
     "shift": Verb(
         "selfaug.cli.shift", "measure how far a run moved the model's distribution, where and in which layers"
     ),
     "relate": Verb("selfaug.cli.relate", "relate shift to forgetting over runs, with a coefficient and a picture"),
+    "report": Verb("selfaug.cli.report", "write one page on what runs gained, lost and cost"),
+    "gate": Verb("selfaug.cli.gate", "pass or fail a run by what it gained and lost, for continuous integration"),
     "merge": Verb("selfaug.cli.merge", "fold a run's adapter into its base model"),
     "chat": Verb("selfaug.cli.chat", "talk to a run's model, with or without its adapter"),
 }

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfaug.checkpoint import write_durably
 from selfaug.errors import DataError
 from selfaug.evaluation.statistics import CONFIDENCE, RESAMPLES, Items, difference, standard_error, value
+from selfaug.evaluation.store import write_whole
 
 __all__ = [
     "SCHEMA", "SIDES", "items_of", "metric", "primary", "problems", "read_results", "read_samples", "write_results",
@@ -169,11 +169,15 @@ def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write whole or not at all, after the check that readers make."""
+    """Write whole or not at all, after the check that readers make.
+
+    Raises:
+        DiskError: If the file cannot be written.
+    """
     wrong = problems(results)
     if wrong:
         raise AssertionError(f"results that no reader would take: {'; '.join(wrong[:5])}")
-    write_durably(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:

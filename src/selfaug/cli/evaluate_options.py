@@ -1,0 +1,147 @@
+"""Which options has `selfaug evaluate`, and which are in force?"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfaug.cli.yaml_file import check_value, read_settings
+from selfaug.errors import ConfigError, nearest
+
+__all__ = ["Settings", "add_flags", "resolve"]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BACKENDS = ("hf", "vllm")
+
+
+@dataclass
+class Settings:
+    """What `selfaug evaluate` was asked to do; the flags' help says what each means."""
+
+    run: str | None = None
+    data: list[str] = field(default_factory=list)
+    format: str = "auto"
+    on_bad_row: str = "error"
+    limit: int | None = None
+    no_task: bool = False
+    max_new_tokens: int = 128
+    max_length: int | None = None
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_key_env: str = "OPENAI_API_KEY"
+    judge_timeout: float = 60.0
+    judge_retries: int = 4
+    general: list[str] = field(default_factory=list)
+    general_data: list[str] = field(default_factory=list)
+    general_limit: int | None = None
+    max_gen_toks: int | None = None
+    include_path: str | None = None
+    allow_code_execution: bool = False
+    backend: str = "hf"
+    batch_size: int = 8
+    dtype: str = "auto"
+    base: str | None = None
+    seed: int = 0
+    store: str | None = None
+    fresh: bool = False
+    json: bool = False
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `selfaug evaluate`; what is not typed leaves no trace in the result."""
+
+    def add(name: str, help_: str, **options: Any) -> None:
+        # Suppressed, so that what was typed can be told from what was not and goes before the file of settings.
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, default=argparse.SUPPRESS, help=help_, **options)
+
+    switch: dict[str, Any] = {"type": _switch, "nargs": "?", "const": True, "metavar": "true|false"}
+    parser.add_argument(
+        "run", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the --output_dir of a finished training"
+    )
+    add("config", "YAML file of these options; flags go before it", metavar="FILE")
+    add("data", "records to answer (default: what the run held out or evaluated on)", nargs="+", metavar="PATH")
+    add("format", "format of --data; 'auto' looks at the first rows", metavar="NAME")
+    add("on_bad_row", "what a row that cannot be used does (default: error)", choices=["error", "skip"])
+    add("limit", "only the first N records of each data set", type=int, metavar="N")
+    add("no_task", "measure general ability alone", **switch)
+    add("max_new_tokens", "longest answer in tokens (default: 128)", type=int, metavar="N")
+    add("max_length", "tokens of prompt and accepted answer (default: as in training)", type=int, metavar="N")
+    add("judge_url", "OpenAI-compatible endpoint that gives the CRAG verdicts, instead of rules", metavar="URL")
+    add("judge_model", "the judge's name there", metavar="NAME")
+    add("judge_key_env", "environment variable with its API key (default: OPENAI_API_KEY)", metavar="NAME")
+    add("judge_timeout", "seconds for one verdict (default: 60)", type=float, metavar="S")
+    add("judge_retries", "further tries of one verdict (default: 4)", type=int, metavar="N")
+    add("general", "paper, quick, or any task of lm_eval; NAME=FILE takes its data from a file", nargs="+",
+        metavar="NAME")  # fmt: skip
+    add("general_data", "plain texts (.txt, .json, .jsonl) for nats per token", nargs="+", metavar="FILE")
+    add("general_limit", "only the first N items of each general task, instead of its own limit", type=int, metavar="N")
+    add("max_gen_toks", "longest generated answer of general tasks, instead of their own", type=int, metavar="N")
+    add("include_path", "folder with further task YAMLs of lm_eval", metavar="DIR")
+    add("allow_code_execution", "let tasks run code that the model writes; only in a sandbox", **switch)
+    add("backend", "what runs general tasks (default: hf, the model that is loaded anyway)", choices=BACKENDS)
+    add("batch_size", "prompts at a time (default: 8)", type=int, metavar="N")
+    add("dtype", "number format of the weights (default: auto, the base's own)", choices=DTYPES)
+    add("base", "where the base model lies now, if not where the run found it", metavar="MODEL")
+    add("seed", "of the bootstrap (default: 0)", type=int, metavar="N")
+    add("store", "folder of finished parts; runs with one base can share it (default: RUN/evaluation)", metavar="DIR")
+    add("fresh", "repeat parts that are finished", **switch)
+    add("json", "print the results as JSON instead of a table", **switch)
+
+
+def resolve(args: argparse.Namespace) -> Settings:
+    """The options in force: flags, then the file of settings, then defaults.
+
+    Raises:
+        ConfigError: If the file has an unknown key or a wrong value, something is missing, or options contradict.
+    """
+    hints = typing.get_type_hints(Settings)
+    given = {name: value for name, value in vars(args).items() if name in hints}
+    config = getattr(args, "config", None)
+    if config is not None:
+        parser = argparse.ArgumentParser()
+        add_flags(parser)
+        actions = {action.dest: action for action in parser._actions}
+        for name, value in read_settings(Path(config).expanduser()).items():
+            if name not in hints:
+                raise ConfigError(
+                    f"{config}: evaluate has no option {name!r}.{nearest(name, hints)}",
+                    "`selfaug evaluate --help` lists every option.",
+                )
+            given.setdefault(name, check_value(actions[name], hints[name], value, f"{config}: {name}"))
+    settings = Settings(**given)
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    if settings.run is None:
+        raise ConfigError("no run is given", "name the --output_dir of a training: selfaug evaluate RUN ...")
+    for name in ("max_new_tokens", "max_length", "limit", "general_limit", "max_gen_toks", "batch_size"):
+        number = getattr(settings, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is {number}, and it counts something", "give 1 or more.")
+    if settings.judge_timeout <= 0 or settings.judge_retries < 0:
+        raise ConfigError("judge_timeout and judge_retries count seconds and tries", "give more than 0, and 0 or more.")
+    if (settings.judge_url is None) != (settings.judge_model is None):
+        raise ConfigError(
+            "judge_url and judge_model belong together: where the judge is, and which model gives the verdicts there",
+            "pass both, or neither for verdicts by rules.",
+        )
+    if settings.no_task and not settings.general and not settings.general_data:
+        raise ConfigError("no_task leaves nothing to measure", "name --general tasks or --general_data, or drop it.")
+    if settings.no_task and settings.data:
+        raise ConfigError("no_task and data contradict each other", "pass one of them.")
+    if settings.backend != "hf" and not settings.general:
+        raise ConfigError(f"backend {settings.backend} runs general tasks, and none is named", "name --general tasks.")
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, received {text!r}")

@@ -1,0 +1,138 @@
+"""What does the model answer, and how likely does it find the given answer?
+
+Both take token ids and a causal model; batches are of like length, and results come back in the order that was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from selfaug.model_parts import body_of, head_of
+from selfaug.objective import NLL
+from selfaug.objective.values import row_values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from selfaug.data.prompts import Renderer
+
+__all__ = ["continuation_nll", "greedy", "stop_ids"]
+
+Progress = Callable[[int], None]
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> list[int]:
+    """Tokens that end an answer: the model's and the tokenizer's EOS, and the template's end of turn if it is one."""
+    from selfaug.data.tokens import text_ids
+
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    stops = set(configured if isinstance(configured, list) else [configured])
+    stops.add(tokenizer.eos_token_id)
+    turn = text_ids(tokenizer, renderer.end_of_turn.strip()) if renderer.end_of_turn.strip() else []
+    stops.update(turn if len(turn) == 1 else ())
+    return sorted(stop for stop in stops if stop is not None)
+
+
+def greedy(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stops: Sequence[int],
+    pad: int,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """For each prompt the likeliest next tokens, one by one, up to and with a stop token or ``max_new_tokens``.
+
+    The model's own sampling settings, penalties included, are set aside: base and tuned answer plainly.
+
+    Args:
+        model: In evaluation mode.
+        prompts: Token ids.
+        stops: Ids that end an answer.
+        pad: Id of the padding, left of the prompts.
+        max_new_tokens: Longest answer.
+        batch_size: Prompts at a time.
+        progress: Called with the number of prompts done.
+    """
+    from transformers import GenerationConfig
+
+    found: list[list[int]] = [[] for _ in prompts]
+    own = model.generation_config
+    device = model.get_input_embeddings().weight.device
+    # `generate` fills what is unset from the model's own settings, so those are put aside, not overridden one by one.
+    model.generation_config = GenerationConfig()
+    try:
+        for places in _batches([len(prompt) for prompt in prompts], batch_size, progress):
+            width = max(len(prompts[i]) for i in places)
+            ids = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in places])
+            mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in places])
+            settings = GenerationConfig(
+                do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=list(stops), pad_token_id=pad
+            )
+            out: Any = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+            )
+            for i, answer in zip(places, out[:, width:].tolist(), strict=True):
+                end = next((n + 1 for n, token in enumerate(answer) if token in stops), len(answer))
+                found[i] = answer[:end]
+    finally:
+        model.generation_config = own
+    return found
+
+
+@torch.no_grad()
+def continuation_nll(
+    model: PreTrainedModel,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> list[tuple[float, int]]:
+    """For each (context, continuation): ``-Σ log p(continuation token | all before it)`` in nats, and their number.
+
+    Hidden states of the continuation meet the head in row blocks; full logits never exist.
+
+    Args:
+        model: In evaluation mode.
+        rows: Token ids; an empty context leaves the first token of the continuation out, as nothing predicts it.
+        batch_size: Rows at a time.
+        progress: Called with the number of rows done.
+    """
+    found: list[tuple[float, int]] = [(0.0, 0) for _ in rows]
+    device = model.get_input_embeddings().weight.device
+    head = head_of(model)
+    for places in _batches([len(a) + len(b) for a, b in rows], batch_size, progress):
+        whole = [[*rows[i][0], *rows[i][1]] for i in places]
+        width = max(map(len, whole))
+        # Padding stands behind, where a causal model does not look.
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in whole])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole])
+        hidden = body_of(model)(
+            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+        ).last_hidden_state
+        picked, labels, counts = [], [], []
+        for row, i in enumerate(places):
+            start = max(len(rows[i][0]), 1)
+            counts.append(max(len(whole[row]) - start, 0))
+            picked.append(hidden[row, start - 1 : start - 1 + counts[-1]])
+            labels += whole[row][start:]
+        label_N = torch.tensor(labels, dtype=torch.int64)
+        hidden_NH = torch.cat(picked).to(head.weight_VH.device)
+        nll_N = row_values(hidden_NH, head, [NLL()], label_N=label_N.to(hidden_NH.device))[NLL().name].double().cpu()
+        for i, part in zip(places, nll_N.split(counts), strict=True):
+            found[i] = (float(part.sum()), len(part))
+    return found
+
+
+def _batches(lengths: Sequence[int], size: int, progress: Progress | None) -> Iterator[list[int]]:
+    """Places, longest first: what does not fit into memory fails at once, and little is padded."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+        if progress is not None:
+            progress(min(start + size, len(order)))

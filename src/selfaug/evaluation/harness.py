@@ -1,0 +1,221 @@
+"""How is a task of lm_eval run around the model that is loaded, and what do its faults mean to the user?"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.errors import ConfigError
+from selfaug.evaluation.general import recorded
+from selfaug.evaluation.harness_faults import code_refused, quiet, repeatable_language_detection, translated
+from selfaug.evaluation.models import Origin, lora_rank
+from selfaug.evaluation.suites import GeneralTask
+from selfaug.provenance import file_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["SEEDS", "Harness", "backend_args", "file_facts"]
+
+SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234, "fewshot_random_seed": 1234}
+"""lm_eval's own defaults, written down."""
+
+# Instructions of IFEval whose check asks NLTK for data that it downloads.
+_NEEDS_NLTK = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
+_OWN_TASKS = Path(__file__).parent / "tasks"
+_NO_LM_EVAL = "install it: pip install 'selfaug[eval]'."
+
+
+class Harness:
+    """lm_eval with its index of tasks, and our own task YAMLs.
+
+    Args:
+        include_path: A folder with further task YAMLs.
+
+    Raises:
+        ConfigError: If lm_eval is not installed, or the folder does not exist.
+    """
+
+    def __init__(self, include_path: str | None = None) -> None:
+        folders = [str(_OWN_TASKS)]
+        if include_path is not None:
+            if not Path(include_path).expanduser().is_dir():
+                raise ConfigError(f"include_path {include_path!r} is no folder", "give a folder of task YAMLs.")
+            folders.append(str(Path(include_path).expanduser()))
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise ConfigError(f"general tasks need lm_eval, which cannot be imported: {error}", _NO_LM_EVAL) from error
+        with quiet():
+            self._manager: Any = TaskManager(include_path=folders)
+
+    def known(self) -> dict[str, list[str]]:
+        """Every name, with the tasks or groups that it stands for: a tag its tasks, any other name itself."""
+        index = self._manager.task_index
+        return {
+            name: sorted(index[name].tags) if index[name].kind.name == "TAG" else [name]
+            for name in self._manager.all_tasks
+        }
+
+    def check(self, task: GeneralTask, *, allow_code_execution: bool) -> None:
+        """Refuse, before a model is loaded, a task that runs the model's code where that is not allowed.
+
+        Raises:
+            ConfigError: If it does; or a file is given for a group.
+        """
+        entry = self._manager.task_index[task.task]
+        if task.data is not None and entry.kind.name != "TASK":
+            raise ConfigError(
+                f"general: {task.task} is a group of tasks, which has no one file", "name one of its tasks."
+            )
+        if self.settings(task.task).get("unsafe_code") and not allow_code_execution:
+            raise code_refused(task.task)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The YAML of a task with what it includes; functions stay names, so nothing is imported or downloaded."""
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        path = self._manager.task_index[name].yaml_path
+        return {} if path is None else dict(load_yaml(path, resolve_func=False))
+
+    def run(
+        self,
+        task: GeneralTask,
+        model: PreTrainedModel | str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model_args: Mapping[str, Any] | None = None,
+        batch_size: int,
+        max_length: int | None = None,
+        allow_code_execution: bool = False,
+    ) -> dict[str, Any]:
+        """Run one task on one model: lm_eval's own numbers, and every item's, as JSON.
+
+        Args:
+            task: Of :func:`selfaug.evaluation.suites.chosen`.
+            model: The loaded model; or the name of another backend of lm_eval, which loads its own.
+            tokenizer: Saved with the run.
+            model_args: Of that backend.
+            batch_size: Requests at a time.
+            max_length: Longest sequence; ``None`` asks the model.
+            allow_code_execution: Run code that the model writes.
+
+        Raises:
+            ConfigError, DataError: If the task cannot be run: its data, an extra package or the model's length.
+        """
+        import lm_eval
+
+        chat = bool(tokenizer.chat_template) if task.chat_template == "auto" else bool(task.chat_template)
+        if allow_code_execution:
+            os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+        with quiet(), translated(task):
+            repeatable_language_detection()
+            spec = self._spec(task)
+            kept, left_out = self._without_missing_data(spec, task)
+            if isinstance(model, str):
+                lm: Any = model
+            else:
+                from lm_eval.models.huggingface import HFLM
+
+                # A copy: lm_eval sets a padding token where there is none.
+                lm = HFLM(
+                    pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, max_length=max_length
+                )
+            found = lm_eval.simple_evaluate(
+                model=lm,
+                model_args=None if model_args is None else dict(model_args),
+                tasks=[spec],
+                task_manager=self._manager,
+                num_fewshot=task.num_fewshot,
+                batch_size=batch_size,
+                limit=task.limit if kept is None else None,
+                samples=kept,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=task.fewshot_as_multiturn and chat,
+                gen_kwargs=dict(task.generation) or None,
+                log_samples=True,
+                bootstrap_iters=100_000,
+                confirm_run_unsafe_code=allow_code_execution,
+                **SEEDS,
+            )
+        return {**recorded(found, task.task), "left_out": left_out, "chat_template": chat}
+
+    def _spec(self, task: GeneralTask) -> Any:
+        if task.data is None:
+            return task.task
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        settings = dict(load_yaml(self._manager.task_index[task.task].yaml_path, resolve_func=True))
+        for name in ("tag", "group", "dataset_name", "training_split", "validation_split", "fewshot_split"):
+            settings.pop(name, None)
+        split = settings.setdefault("test_split", "test")
+        # The task's own few-shot examples come from splits that one file does not have.
+        if task.num_fewshot:
+            raise ConfigError(
+                f"general: {task.task} asks for {task.num_fewshot} examples before each question, and {task.data} "
+                "holds only the questions",
+                "leave the file out, or name the task outside of a suite.",
+            )
+        return {
+            **settings,
+            "num_fewshot": 0,
+            "dataset_path": "json",
+            # The file's hash is a part of the key under which `datasets` keeps what it read.
+            "dataset_kwargs": {"data_files": {split: str(task.data)}},
+        }
+
+    def _without_missing_data(self, spec: Any, task: GeneralTask) -> tuple[dict[str, list[int]] | None, dict[str, int]]:
+        """Items to keep by task, where some need NLTK's data and it is not there; ``None`` keeps all."""
+        if "ifeval" not in task.task:
+            return None, {}
+        loaded = self._manager.load([spec])["tasks"]
+        import nltk
+
+        try:
+            nltk.data.find("tokenizers/punkt_tab")
+        except LookupError:
+            kept: dict[str, list[int]] = {}
+            dropped = 0
+            for name, leaf in loaded.items():
+                documents = list(leaf.eval_docs)
+                if task.limit is not None:
+                    documents = documents[: task.limit]
+                good = [
+                    i for i, d in enumerate(documents) if not set(d.get("instruction_id_list", ())) & set(_NEEDS_NLTK)
+                ]
+                kept[name] = good
+                dropped += len(documents) - len(good)
+            return kept, {"needs data of NLTK (punkt_tab) that is not on this machine": dropped} if dropped else {}
+        return None, {}
+
+
+def file_facts(task: GeneralTask) -> dict[str, Any] | None:
+    """Path, size and hash of a task's local file."""
+    if task.data is None:
+        return None
+    return {"path": str(task.data), "bytes": task.data.stat().st_size, "hash": file_hash(task.data)}
+
+
+def backend_args(backend: str, origin: Origin, dtype: str) -> dict[str, dict[str, Any]]:
+    """Arguments, by side, of a backend of lm_eval that loads its own model: vLLM's, with the adapter as LoRA.
+
+    Raises:
+        ConfigError: If the run's adapter is none that the backend takes.
+    """
+    common = {"dtype": dtype, "revision": origin.revision, "trust_remote_code": origin.trust_remote_code}
+    tokenizer = {"tokenizer": str(origin.final)}
+    base = {"pretrained": origin.base, **common, **tokenizer}
+    if not origin.adapter:
+        return {"base": base, "tuned": {"pretrained": str(origin.final), **common, **tokenizer}}
+    rank = lora_rank(origin.final)
+    if rank is None or not origin.switchable:
+        raise ConfigError(
+            f"backend {backend} takes plain LoRA adapters, and {origin.final} holds another kind",
+            "use --backend hf, or merge the adapter first: `selfaug merge`.",
+        )
+    # vLLM allocates for a rank of 16 unless told, refuses larger adapters, and takes powers of two from 8 on.
+    lora = {"lora_local_path": str(origin.final), "max_lora_rank": max(8, 1 << (rank - 1).bit_length())}
+    return {"base": base, "tuned": {**base, **lora}}

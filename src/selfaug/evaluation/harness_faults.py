@@ -1,0 +1,99 @@
+"""What does lm_eval say and raise, and what of it does the user hear?"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+
+from selfaug.errors import ConfigError, DataError
+from selfaug.evaluation.suites import GeneralTask
+
+__all__ = ["code_refused", "quiet", "repeatable_language_detection", "translated"]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """lm_eval and NLTK print to stdout, which is for data, and warn of what we chose on purpose.
+
+    Where stderr is no terminal their progress bars, which no setting switches off, are dropped too.
+    """
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    talk = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    try:
+        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk), _without_git():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_git() -> Iterator[None]:
+    """lm_eval asks git for a commit of the folder it happens to run in, which says `fatal:` outside of one."""
+    from lm_eval import evaluator
+
+    own = getattr(evaluator, "get_git_commit_hash", None)
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = own
+
+
+@contextlib.contextmanager
+def translated(task: GeneralTask) -> Iterator[None]:
+    """What lm_eval and the hub's libraries raise, as an error that says what to do."""
+    try:
+        yield
+    except (ConfigError, DataError):
+        raise
+    except ImportError as error:
+        raise ConfigError(
+            f"general task {task.task} needs a package that cannot be imported: {_first(error)}",
+            "install what is named above; lm_eval has an extra for most tasks, such as lm_eval[math].",
+        ) from error
+    except AssertionError as error:
+        raise ConfigError(
+            f"general task {task.task} cannot be run with this model: {_first(error)}",
+            "a model with a short context needs fewer generated tokens: --max_gen_toks 128.",
+        ) from error
+    except ValueError as error:
+        if "marked as unsafe" in str(error):
+            raise code_refused(task.task) from error
+        raise DataError(f"general task {task.task} cannot be run: {_first(error)}", _hint(task)) from error
+    except (OSError, KeyError, IndexError, RuntimeError) as error:
+        raise DataError(f"general task {task.task} cannot be run: {_first(error)}", _hint(task)) from error
+
+
+def _hint(task: GeneralTask) -> str:
+    if task.data is not None:
+        return f"check that {task.data} has the columns that the task reads."
+    return (
+        "its data comes from the hub: check the network (and HF_HUB_OFFLINE), or name a file, "
+        f"--general {task.task}=FILE."
+    )
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def code_refused(task: str) -> ConfigError:
+    """The error for a task that runs what the model wrote."""
+    return ConfigError(
+        f"general task {task} runs code that the model writes, on this machine",
+        "pass --allow_code_execution in a sandbox, or leave the task out.",
+    )
+
+
+def repeatable_language_detection() -> None:
+    """Seed langdetect: it draws at random, and the same answers would get other IFEval scores from call to call."""
+    try:
+        from langdetect import DetectorFactory
+    except ImportError:
+        return
+    DetectorFactory.seed = 0

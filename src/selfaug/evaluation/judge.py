@@ -1,0 +1,254 @@
+"""Is an answer right, by the verdict of a language model behind an OpenAI-compatible endpoint?
+
+What rules can settle (no answer, an exact match) is not asked. Verdicts are kept on disk by the hash of model and
+prompt. One that cannot be read is counted and shown, never guessed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from urllib.parse import urlsplit
+
+from selfaug.errors import ConfigError, UserError
+from selfaug.evaluation.metrics import Verdict, abstains, exact_match
+from selfaug.evaluation.store import DiskError
+from selfaug.provenance import text_hash
+
+__all__ = ["Judge", "JudgeError", "parse_verdict"]
+
+PROMPT = """You judge an answer to a question. The reference answers are correct; others may be correct too if they \
+say the same.
+
+Question: {question}
+Reference answers: {accepted}
+Answer to judge: {response}
+
+Reply with one JSON object and nothing else:
+{{"verdict": "right"}} if the answer says what a reference answer says and nothing that contradicts it,
+{{"verdict": "missing"}} if it gives no answer, says that it does not know, or asks back,
+{{"verdict": "wrong"}} otherwise."""
+_NO_REFERENCE = "(none: the question has no answer)"
+_RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+_OBJECT = re.compile(r"\{[^{}]*\}")
+_VERDICTS: tuple[Verdict, ...] = ("right", "missing", "wrong")
+
+
+class JudgeError(UserError):
+    """The judge gives no verdicts at all."""
+
+
+class _PassingError(Exception):
+    """An answer that another try may better."""
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+def parse_verdict(reply: str) -> Verdict | None:
+    """The verdict in a reply: its only JSON object with ``verdict``, or the bare word; ``None`` for anything else.
+
+    Two objects that contradict each other are no verdict.
+    """
+    bare = reply.strip().strip("\"'.` ").lower()
+    if bare in _VERDICTS:
+        return bare
+    found = set()
+    for text in _OBJECT.findall(reply):
+        try:
+            value = json.loads(text).get("verdict")
+        except ValueError:
+            continue
+        found.add(value.strip().lower() if isinstance(value, str) else None)
+    if len(found) != 1:
+        return None
+    verdict = found.pop()
+    return verdict if verdict in _VERDICTS else None
+
+
+@dataclass
+class Judge:
+    """A judge, its cache, and what came of asking it.
+
+    Args:
+        url: Of the endpoint: up to ``/v1`` or to ``/chat/completions``.
+        model: Its name there.
+        cache: JSONL file of verdicts; ``None`` for no cache.
+        api_key: Sent as a bearer token; never written anywhere.
+        timeout: Seconds for one reply.
+        retries: Further tries of a question after time-outs, refused connections and the server's passing errors.
+        first_wait: Seconds before the second try; doubled each time, up to a minute, unless the server says how long.
+        concurrency: Questions on their way at once.
+
+    Raises:
+        ConfigError: If the URL is none.
+    """
+
+    url: str
+    model: str
+    cache: Path | None = None
+    api_key: str | None = None
+    timeout: float = 60.0
+    retries: int = 4
+    first_wait: float = 1.0
+    concurrency: int = 4
+    asked: int = 0
+    from_cache: int = 0
+    unparsed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ConfigError(
+                f"judge_url {self.url!r} is no http address", "give one such as http://localhost:8000/v1."
+            )
+        self.url = self.url.rstrip("/")
+        if not self.url.endswith("/chat/completions"):
+            self.url += "/chat/completions"
+        self._lock = Lock()
+        self._known = self._read_cache()
+
+    def verdicts(
+        self,
+        rows: Sequence[tuple[str, Sequence[str], str]],
+        abstention: str = "",
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Verdict | None]:
+        """A verdict for each (question, accepted answers, response); ``None`` where the reply could not be read.
+
+        Raises:
+            JudgeError: If the endpoint refuses, or does not answer after all tries. What it said before is kept.
+            DiskError: If the cache cannot be written.
+        """
+        done = 0
+
+        def one(row: tuple[str, Sequence[str], str]) -> Verdict | None:
+            nonlocal done
+            verdict = self._verdict(*row, abstention)
+            with self._lock:
+                done += 1
+                if progress is not None:
+                    progress(done)
+            return verdict
+
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            futures = [pool.submit(one, row) for row in rows]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                for future in futures:
+                    future.cancel()  # an endpoint that is down is not asked another thousand times
+                raise
+
+    def _verdict(self, question: str, accepted: Sequence[str], response: str, abstention: str) -> Verdict | None:
+        if accepted and exact_match(response, accepted):
+            return "right"
+        if abstains(response, abstention):
+            return "missing"
+        listed = "; ".join(accepted) if accepted else _NO_REFERENCE
+        prompt = PROMPT.format(question=question, accepted=listed, response=response)
+        key = str(text_hash(f"{self.model}\0{prompt}"))
+        with self._lock:
+            reply = self._known.get(key)
+            if reply is not None:
+                self.from_cache += 1
+        if reply is None:
+            reply = self._ask(prompt)
+            with self._lock:
+                self.asked += 1
+                self._keep(key, reply)
+        verdict = parse_verdict(reply)
+        if verdict is None:
+            with self._lock:
+                self.unparsed.append(reply)
+        return verdict
+
+    def _ask(self, prompt: str) -> str:
+        wait = self.first_wait
+        for left in range(self.retries, -1, -1):
+            try:
+                return self._post(prompt)
+            except _PassingError as error:
+                if not left:
+                    raise JudgeError(
+                        f"the judge at {self.url} gave no answer in {self.retries + 1} tries: {error}",
+                        "start it or mend the address, then run the same command again: answers and verdicts so far "
+                        "are kept.",
+                    ) from error
+                time.sleep(min(error.wait if error.wait is not None else wait, 60.0))
+                wait *= 2
+        raise AssertionError("unreachable")
+
+    def _post(self, prompt: str) -> str:
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": 256,
+        }
+        headers = {"Content-Type": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                raw = reply.read()
+        except urllib.error.HTTPError as error:
+            said = error.read(500).decode("utf-8", "replace").strip()
+            if error.code in _RETRIED:
+                after = error.headers.get("Retry-After", "")
+                wait = float(after) if after.isdigit() else None
+                raise _PassingError(f"HTTP {error.code} {said[:200]}", wait) from None
+            raise JudgeError(
+                f"the judge at {self.url} refuses: HTTP {error.code} {said[:200]}",
+                "check --judge_url, --judge_model and the API key in the environment.",
+            ) from None
+        except (OSError, http.client.HTTPException) as error:  # refused, unknown host, time-out, broken off
+            raise _PassingError(str(getattr(error, "reason", error)) or type(error).__name__) from None
+        return _content(raw)
+
+    def _read_cache(self) -> dict[str, str]:
+        known: dict[str, str] = {}
+        if self.cache is None or not self.cache.is_file():
+            return known
+        for line in self.cache.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                known[row["key"]] = str(row["reply"])
+            except (ValueError, KeyError, TypeError):
+                continue  # the last line of an interrupted run
+        return known
+
+    def _keep(self, key: str, reply: str) -> None:
+        self._known[key] = reply
+        if self.cache is None or parse_verdict(reply) is None:
+            return  # a reply that cannot be read may be a passing fault: it is asked for again next time
+        try:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            with self.cache.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "model": self.model, "reply": reply}) + "\n")
+        except OSError as error:
+            raise DiskError(
+                f"{self.cache} cannot be written: {error.strerror or error}",
+                "free some space, then run the same command again: verdicts so far are kept.",
+            ) from error
+
+
+def _content(raw: bytes) -> str:
+    """The text of a chat completion, or the raw reply where it is none: then it cannot be read, and is shown so."""
+    try:
+        body: Any = json.loads(raw)
+        return str(body["choices"][0]["message"]["content"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return raw[:500].decode("utf-8", "replace")

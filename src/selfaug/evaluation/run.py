@@ -1,0 +1,117 @@
+"""How are the parts of an evaluation run, one after the other, so that nothing finished is lost or repeated?"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from selfaug.evaluation.models import Sides
+from selfaug.evaluation.parts import Finished, Part
+from selfaug.evaluation.results import SIDES, problems, read_samples, write_results
+from selfaug.evaluation.store import Store, key_of, write_whole
+from selfaug.provenance import versions
+
+__all__ = ["Bar", "evaluate", "kept_parts", "write"]
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+# Libraries whose version can change a number.
+_DECIDING_VERSIONS = ("selfaug", "torch", "transformers", "peft", "tokenizers")
+
+
+def evaluate(
+    parts: Sequence[Part],
+    sides: Sides,
+    store: Store,
+    *,
+    seed: int,
+    bar: Bar,
+    say: Callable[[str], None],
+    fresh: bool = False,
+) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Compute what is not in the store, and yield each part as it is finished: name, entry, samples.
+
+    Args:
+        parts: In order.
+        sides: The models; loaded when the first side that is not stored needs them.
+        store: Of finished sides.
+        seed: Of the bootstrap.
+        bar: Progress: what, and how many steps.
+        say: Told what is done and what is taken from before.
+        fresh: Compute everything anew.
+    """
+    origin = sides.origin
+    common = {
+        "dtype": sides.dtype,
+        "base": origin.base_hash or f"{origin.base}@{origin.revision}",
+        "device": _device(),
+        "versions": {name: version for name, version in versions().items() if name in _DECIDING_VERSIONS},
+        "quantization": None if origin.quantization is None else str(origin.quantization),
+    }
+    for part in parts:
+        deciding = {"part": part.name.partition(":")[0], **common, **part.deciding()}
+        keys = {"base": key_of(deciding), "tuned": key_of({**deciding, "tuned": origin.tuned_hash})}
+        stored = {side: None if fresh else store.get(f"{part.name}-{side}", keys[side]) for side in SIDES}
+        for side in sides.order():
+            found = stored[side]
+            if found is not None:
+                say(f"{part.name}, {side}: finished before")
+                continue
+            began = time.perf_counter()
+            with bar(f"{part.name}, {side}", part.size()) as progress:
+                if part.needs_model:
+                    with sides.side(side) as model:
+                        payload = part.compute(side, model, progress)
+                else:
+                    sides.release()  # the other program loads its own, and needs the memory
+                    payload = part.compute(side, None, progress)
+            seconds = time.perf_counter() - began
+            stored[side] = {"seconds": seconds, "payload": payload}
+            store.put(f"{part.name}-{side}", keys[side], stored[side])
+            say(f"{part.name}, {side}: {seconds:.1f} s")
+        both: dict[str, Any] = {side: stored[side] for side in SIDES}
+        payloads = {side: both[side]["payload"] for side in SIDES}
+        finished: Finished = part.finish(payloads, seed)
+        entry = {
+            **finished.entry,
+            "key": key_of({"keys": keys, "settings": finished.entry["settings"], "seed": seed}),
+            "seconds": {side: round(float(both[side]["seconds"]), 3) for side in SIDES},
+        }
+        yield part.name, entry, [{"part": part.name, **sample} for sample in finished.samples]
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+
+
+def kept_parts(
+    results: Path, samples: Path, hashes: Mapping[str, Any], replaced: Sequence[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Parts and samples of an earlier evaluation of the same weights that the present one does not measure anew."""
+    try:
+        earlier = json.loads(results.read_text(encoding="utf-8"))
+        if problems(earlier) or any(earlier["hashes"].get(side) != hashes[side] for side in SIDES):
+            return {}, []
+        parts = {name: part for name, part in earlier["parts"].items() if name not in replaced}
+        lines = [sample for sample in read_samples(samples) if sample["part"] in parts]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, []
+    return parts, lines
+
+
+def write(folder: Path, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write the sample log, then the results; each whole or as it was before.
+
+    Raises:
+        DiskError: If the disk is full.
+    """
+    lines = "".join(json.dumps(sample, ensure_ascii=False, allow_nan=False) + "\n" for sample in samples)
+    write_whole(folder / "samples.jsonl", lines)
+    write_results(folder / "results.json", results)

@@ -1,0 +1,109 @@
+"""How likely does a model find a plain text, in nats per token?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Window", "read_texts", "text_nll", "windows"]
+
+_DEFAULT_WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a text as the model reads it.
+
+    Args:
+        text: Number of the text in its file.
+        ids: Tokens; the first of a text stands behind what the tokenizer puts first (BOS), if anything.
+        context: How many of the first ones are not scored.
+    """
+
+    text: int
+    ids: list[int]
+    context: int
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """The texts of a file: of ``.json`` a list of strings, of ``.jsonl`` each row's ``text``, else the whole file.
+
+    Raises:
+        DataError: If the file does not exist, is no text, or holds none.
+    """
+    file = Path(path).expanduser()
+    try:
+        raw = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
+        raise DataError(
+            f"general_data {str(path)!r} does not exist.{nearest(file.name, siblings)}", "check the path."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"general_data {str(path)!r} cannot be read: {error}", "give UTF-8 text files.") from None
+    texts: list[Any]
+    try:
+        if file.suffix == ".json":
+            texts = json.loads(raw)
+        elif file.suffix == ".jsonl":
+            rows = [json.loads(line) for line in raw.splitlines() if line.strip()]
+            texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
+        else:
+            texts = [raw]
+    except ValueError as error:
+        raise DataError(f"general_data {str(path)!r} is no {file.suffix[1:]}: {error}", "mend the file.") from None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f"general_data {str(path)!r} holds something else than texts",
+            'give a .txt file, a .json list of strings, or .jsonl rows {"text": "..."}.',
+        )
+    kept = [text for text in texts if text.strip()]
+    if not kept:
+        raise DataError(f"general_data {str(path)!r} holds no text", "give a file with text in it.")
+    return kept
+
+
+def windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[Window]:
+    """The texts' tokens in windows of at most ``context`` tokens; every token but the first of a text is scored once.
+
+    A text longer than the context goes on in windows that begin with the second half of the one before, unscored.
+    """
+    size = context or _DEFAULT_WINDOW
+    found = []
+    for number, text in enumerate(texts):
+        ids: list[int] = tokenizer(text, add_special_tokens=True)["input_ids"]
+        if ids and ids[-1] == tokenizer.eos_token_id and ids[0] != tokenizer.eos_token_id:
+            ids = ids[:-1]
+        start, scored = 0, 1
+        while scored < len(ids):
+            end = min(start + size, len(ids))
+            found.append(Window(number, ids[start:end], scored - start))
+            start, scored = max(end - size // 2, start + 1), end
+    return found
+
+
+def text_nll(
+    model: PreTrainedModel,
+    pieces: Sequence[Window],
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[float, int]]:
+    """Nats and scored tokens of each text, in the order of the texts."""
+    from selfaug.evaluation.generate import continuation_nll
+
+    rows = [(piece.ids[: piece.context], piece.ids[piece.context :]) for piece in pieces]
+    found = continuation_nll(model, rows, batch_size=batch_size, progress=progress)
+    totals: dict[int, tuple[float, int]] = {}
+    for piece, (nats, count) in zip(pieces, found, strict=True):
+        before = totals.get(piece.text, (0.0, 0))
+        totals[piece.text] = (before[0] + nats, before[1] + count)
+    return [totals[number] for number in sorted(totals)]
