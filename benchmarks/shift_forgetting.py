@@ -31,7 +31,7 @@ __all__ = ["RUNS", "Run", "main"]
 
 CONTEXT = 512
 STORIES = 150
-QUESTIONS = 200
+QUESTIONS = 100
 RESAMPLES = 10_000
 # The model knows neither instructions nor headings: the story, the question, the cue.
 PROMPT = {"system": "", "document_untitled": ""}
