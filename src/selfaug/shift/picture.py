@@ -20,7 +20,7 @@ _LOOKS = (("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D")
 def draw(
     points: Sequence[Point], relation: Relation, path: Path, *, shift_label: str, forgetting_label: str, title: str = ""
 ) -> None:
-    """Write the scatter of shift and forgetting, a colour a method and a number (α) a run, as SVG or PNG.
+    """Write the scatter of shift and forgetting, a colour a method and its α beside a run, as SVG or PNG.
 
     The same points give the same bytes.
 
@@ -85,7 +85,7 @@ def _scatter(axes: Any, points: Sequence[Point]) -> None:
             end = [point for point in own if point.run == run][-1]
             if end.alpha:
                 axes.annotate(
-                    f"{end.alpha:g}", (end.shift, end.forgetting), xytext=(5, -10), textcoords="offset points",
+                    f"α {end.alpha:g}", (end.shift, end.forgetting), xytext=(7, -5), textcoords="offset points",
                     fontsize=8, color=colour,
                 )  # fmt: skip
     axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
