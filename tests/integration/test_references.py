@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from tests.integration.steps import SEQUENCES, TOLERANCE, run
+from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step, run
 from tests.models import adapter_name, lora_config, perturb_adapter, tiny, with_lora
 from tests.oracles.step import Gradients, relative_distance, step_gradient
 
@@ -45,6 +45,27 @@ def test_initial_is_the_adapter_as_training_began(layout: str, tmp_path: Path) -
     assert relative_distance(oracle(lambda: tiny("llama"), tuned), expected) > 0.1  # the start is not the base
     for gradient in ran.gradients:
         assert relative_distance(gradient, expected) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("reference", ["base", "initial"])
+def test_the_reference_pass_leaves_nothing_behind_in_autocast(
+    reference: str, checkpointing: bool, tmp_path: Path
+) -> None:
+    """In bfloat16 autocast keeps copies of the trained weights; those of the reference pass are not the tuned ones."""
+    expected = oracle_step(SEEN, dtype=torch.float32).gradient()[1]
+    ran = run(
+        SEEN,
+        tmp_path,
+        dtype=torch.float32,
+        reference=reference,
+        bf16=True,
+        gradient_checkpointing=checkpointing,
+    )
+    assert ran.trainer is not None
+    assert ran.trainer.accelerator.mixed_precision == "bf16"
+    # bfloat16 keeps 8 bits of each product; a gradient of other weights is another one altogether.
+    assert 1e-4 < relative_distance(ran.gradient, expected) < 0.1
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gemma3_text", "cohere"])

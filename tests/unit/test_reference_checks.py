@@ -100,6 +100,16 @@ def test_a_weight_trained_outside_the_adapter_is_found() -> None:
     check_reference(model, InitialReference(model))
 
 
+@pytest.mark.parametrize("kind", ["base", "initial"])
+def test_autocast_does_not_hide_that_weights_moved(kind: str) -> None:
+    """Autocast keeps its 16-bit copy of a trained weight: the perturbed adapter would look like the one before."""
+    model, _ = adapted(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.is_autocast_cache_enabled()
+        check_reference(model, make_reference(kind, model))
+        assert torch.is_autocast_cache_enabled()
+
+
 def test_an_adapter_without_effect_is_found() -> None:
     model, _ = adapted(perturb=True)
     for layer in switchable_layers(model):

@@ -19,7 +19,7 @@ from selfaug.model_parts import head_of
 from selfaug.objective.head import LMHead
 from selfaug.trl_names import switchable_layers
 
-__all__ = ["BaseReference", "InitialReference", "adapters_off", "digest", "evaluating"]
+__all__ = ["BaseReference", "InitialReference", "adapters_off", "digest", "evaluating", "uncached_autocast"]
 
 # Elements of a weight that enter a digest: enough to tell two models apart, cheap at 70B parameters.
 _DIGEST_SAMPLE = 4096
@@ -51,6 +51,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def uncached_autocast() -> Iterator[None]:
+    """Inside, autocast rounds each weight anew instead of keeping the copy that it made at the weight's first use.
+
+    A copy made while other values stand in a weight would otherwise serve the training pass that follows under the
+    same autocast, values and missing gradient included.
+    """
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
 def digest(weights: Mapping[str, Tensor]) -> str:
     """sha256 over names, shapes, dtypes and an even sample of up to 4,096 elements of each weight."""
     sha = hashlib.sha256()
@@ -70,7 +85,7 @@ class BaseReference:
     @contextmanager
     def serving(self, model: nn.Module) -> Iterator[nn.Module]:
         """Inside, the yielded model's body gives the reference's hidden states, without gradient or dropout."""
-        with torch.no_grad(), adapters_off(model), evaluating(model):
+        with torch.no_grad(), uncached_autocast(), adapters_off(model), evaluating(model):
             yield model
 
     def head(self, model: nn.Module) -> LMHead | None:
@@ -113,7 +128,7 @@ class InitialReference:
     def serving(self, model: nn.Module) -> Iterator[nn.Module]:
         """As :meth:`BaseReference.serving`."""
         trained = {name: p for name, p in model.named_parameters() if name in self._start}
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), uncached_autocast(), evaluating(model):
             aside = {name: p.detach().clone() for name, p in trained.items()}
             try:
                 for name, p in trained.items():

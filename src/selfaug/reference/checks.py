@@ -17,7 +17,7 @@ from selfaug.model_checks import final_hidden, probe_tokens
 from selfaug.model_parts import head_of
 from selfaug.objective import BaseToTuned
 from selfaug.reference import Reference
-from selfaug.reference.adapter import evaluating
+from selfaug.reference.adapter import evaluating, uncached_autocast
 from selfaug.trl_names import switchable_layers
 
 __all__ = ["check_peft", "check_reference"]
@@ -115,7 +115,7 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
 
 
 def _tuned_and_base(model: nn.Module, reference: Reference, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), uncached_autocast(), evaluating(model):
         head = head_of(model)
         tuned = head.logits(final_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
         with reference.serving(model) as base:
