@@ -101,7 +101,7 @@ class Fields:
         """The error that says what this field should have held."""
         value = self.row.get(key, _MISSING)
         near = nearest(key, (str(k) for k in self.row)) if value is _MISSING else ""
-        return RowError(self.where, self.name(key), expected, shown(value) + near.rstrip(), hint)
+        return RowError(self.where, self.name(key), expected, shown(value) + (f".{near}" if near else ""), hint)
 
     def optional_text(self, key: str, *, blank: bool = False) -> str | None:
         """Text, or ``None`` where absent; with ``blank`` empty text is allowed and returned as it is."""

@@ -176,11 +176,20 @@ def require_documents(fields: Fields, documents: tuple[Document, ...], key: str,
 
 
 def _documents(fields: Fields, needed: bool) -> tuple[Document, ...]:
-    documents = tuple(
-        Document(d.text("text"), d.optional_text("title", blank=True) or None, d.identifier(), d.number("score"))
-        for d in fields.objects("documents", "objects with a text") or []
-    )
+    values = fields.items("documents", "texts, or objects with a text") or []
+    documents = tuple(_document(fields, f"documents[{i}]", value) for i, value in enumerate(values))
     return require_documents(fields, documents, "documents", needed)
+
+
+def _document(fields: Fields, key: str, value: object) -> Document:
+    inner = Fields({key: value}, fields.where, fields.path)
+    if isinstance(value, str):
+        return Document(inner.text(key))
+    if not isinstance(value, Mapping):
+        raise inner.error(key, "a text, or an object with a text")
+    row = Fields(value, fields.where, inner.name(key))
+    title = row.optional_text("title", blank=True) or None
+    return Document(row.text("text"), title, row.identifier(), row.number("score"))
 
 
 def _message(fields: Fields) -> dict[str, Any]:

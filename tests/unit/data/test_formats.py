@@ -13,7 +13,7 @@ import pytest
 from selfaug.data.formats import FORMATS, detect, get_format
 from selfaug.data.formats.html import html_text
 from selfaug.data.read import read_rows
-from selfaug.data.record import Conversation, Record, RowError, Where
+from selfaug.data.record import Conversation, Document, Record, RowError, Where
 from selfaug.errors import ConfigError, DataError
 from tests.unit.data.samples import MEANING, ROWS, format_of
 
@@ -91,7 +91,7 @@ def test_an_unknown_format_names_the_near_one(tmp_path: Path) -> None:
         ("followrag", {"answer_gold": 3}, "answer_gold"),
         ("followrag", {"passages": [{"title": "t"}]}, "passages[0].text"),
         ("rag-instruct", {"documents": ["a", 1]}, "documents[1]"),
-        ("rag-instruct", {"answer": ["a"]}, "answer"),
+        ("rag-instruct", {"answer": ["a", 1]}, "answer[1]"),
         ("trl pair", {"completion": ""}, "completion"),
         ("trl pair", {"prompt": 3}, "prompt"),
         ("trl chat pair", {"completion": "May"}, "completion"),
@@ -115,6 +115,17 @@ def test_a_bad_field_is_named(tmp_path: Path, sample: str, change: dict[str, Any
     skipped = read_rows(path, format=name, on_bad_row="skip")
     assert skipped.items == MEANING[sample]
     assert [problem.field for problem in skipped.problems] == [field]
+
+
+@pytest.mark.parametrize("more", [{"system": "Be brief."}, {"answerable": False}, {"answer": ["a", "b"]}, {}])
+def test_documents_may_be_texts_beside_every_other_field(tmp_path: Path, more: dict[str, Any]) -> None:
+    row = {"question": "q", "documents": ["one", {"title": "t", "text": "two"}], "answer": "a", **more}
+    if more == {"answerable": False}:
+        del row["answer"]
+    (item,) = read_rows(write(tmp_path / "rows.jsonl", [row])).items
+    texts = (Document("one"), Document("two", "t"))
+    answers = tuple(row["answer"]) if "answer" in more else ("a",) if "answer" in row else ()
+    assert item == Record("q", texts, answers, system=more.get("system"), answerable=more.get("answerable", True))
 
 
 def test_one_bad_question_does_not_lose_its_article(tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def test_every_field_is_read() -> None:
         (("answer",), None, "answer", "a text or a list of accepted texts", "None"),
         (("documents",), None, "documents", "at least one document", "None"),
         (("documents",), [], "documents", "at least one document", "[]"),
-        (("documents",), "text", "documents", "a list of objects", "'text'"),
-        (("documents", 0), "text", "documents[0]", "an object", "'text'"),
+        (("documents",), "text", "documents", "a list of texts, or objects with a text", "'text'"),
+        (("documents", 0), 5, "documents[0]", "a text, or an object with a text", "5"),
         (("documents", 0, "text"), "\n", "documents[0].text", "non-empty text", "'\\n'"),
         (("documents", 0, "title"), 5, "documents[0].title", "text", "5"),
         (("documents", 0, "score"), math.nan, "documents[0].score", "a finite number", "nan"),
@@ -101,7 +101,7 @@ def test_a_bad_field_is_named(path: tuple[Any, ...], value: Any, field: str, exp
 
 def test_a_missing_field_names_the_near_key() -> None:
     row = {key: value for key, value in GOOD.items() if key != "answer"} | {"answers": ["Ann"]}
-    with pytest.raises(RowError, match=r"field 'answer'.*received nothing Did you mean 'answers'"):
+    with pytest.raises(RowError, match=r"field 'answer'.*received nothing\. Did you mean 'answers'"):
         parse_record(row, HERE)
 
 

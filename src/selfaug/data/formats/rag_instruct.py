@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from selfaug.data.fields import Fields, Where
-from selfaug.data.record import Document, Record, require_documents
+from selfaug.data.record import Record, Where, parse_record
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -21,14 +20,5 @@ def matches(row: Mapping[str, Any]) -> bool:
 
 
 def parse(row: Mapping[str, Any], where: Where, needs_documents: bool) -> Record:
-    """The record of one instruction."""
-    fields = Fields(row, where)
-    values = fields.items("documents", "texts") or []
-    paths = [f"documents[{i}]" for i in range(len(values))]
-    documents = tuple(Document(Fields({p: v}, where).text(p)) for p, v in zip(paths, values, strict=True))
-    return Record(
-        question=fields.text("question"),
-        documents=require_documents(fields, documents, "documents", needs_documents),
-        answers=(fields.text("answer"),),
-        id=fields.identifier(),
-    )
+    """The record of one instruction: the canonical row, whose documents may be plain texts."""
+    return parse_record(row, where, needs_documents=needs_documents)
