@@ -17,10 +17,10 @@ from selfaug.methods import get_method
 from selfaug.model_parts import depends_on_what_follows, model_type
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.checks import check_peft
+from selfaug.reference.checks import check_full_tuning, check_peft
 from selfaug.resuming import ResumableTrainer, StopOnNonFinite
 from selfaug.step import StepObjective, install, micro_inputs
-from selfaug.training_rows import prepare_rows, require_aligned_tokens
+from selfaug.training_rows import prepare_rows, require_aligned_tokens, with_empty_rows
 from selfaug.trl_names import spare_refused_modules
 
 if TYPE_CHECKING:
@@ -115,13 +115,8 @@ class SelfAugTrainer(ResumableTrainer):
         adapted = self._base_model is not self.model
         if adapted:
             check_peft(self.model.active_peft_config, args.reference)
-        elif args.reference in ("base", "initial"):
-            raise ConfigError(
-                f"reference={args.reference!r} is the model without its adapter, but full fine-tuning has none: the "
-                "base would be the model that is being changed.",
-                "name the model to be held to with --reference PATH (usually the value of --model_name_or_path), or "
-                "train an adapter (--use_peft true).",
-            )
+        else:
+            check_full_tuning(args.reference)
         init_kwargs = dict(args.model_init_kwargs or {})
         init_kwargs.pop("device_map", None)
         return make_reference(args.reference, self._base_model, **init_kwargs)
@@ -156,6 +151,12 @@ class SelfAugTrainer(ResumableTrainer):
             require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
         return trl(prepared, pack=packing, shuffle=args.shuffle_dataset)
 
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        ranks = self.accelerator.num_processes
+        if not kwargs.get("is_training") and ranks > 1 and not self.args.dataloader_drop_last:
+            dataset = with_empty_rows(dataset, ranks * batch_size)
+        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+
     # ---- the step ---------------------------------------------------------------------------------------------
 
     def get_batch_samples(
@@ -182,14 +183,15 @@ class SelfAugTrainer(ResumableTrainer):
             align=self.reference is not None,
         )
 
-    def _micro_inputs(self, plan: StepPlan, align_fraction: float) -> list[dict[str, Any]]:
+    def _micro_inputs(self, plan: StepPlan, align_fraction: float, *, alone: bool = False) -> list[dict[str, Any]]:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return [
             micro_inputs(
                 micro,
                 n_response=plan.n_response,
                 drawn_divisor=align_fraction * plan.n_aligned,
-                join_reference=sharded and anywhere,
+                # What the other ranks do in a batch of an evaluation is not asked: all of them run a reference pass.
+                join_reference=sharded and (anywhere or alone),
             )
             for micro, anywhere in zip(plan.micro, plan.anywhere, strict=True)
         ]
@@ -206,7 +208,7 @@ class SelfAugTrainer(ResumableTrainer):
         micro = inputs.pop(_PLAN, None)
         if micro is None:  # evaluation: a batch is a step of its own, with every sequence aligned
             plan = self._plan([inputs], step=0, align_fraction=1.0)
-            micro = self._prepare_inputs(self._micro_inputs(plan, 1.0)[0])
+            micro = self._prepare_inputs(self._micro_inputs(plan, 1.0, alone=True)[0])
         outputs = model(**inputs, selfaug=micro)
         loss = outputs["loss"]
         if mode == "train":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl.data_utils import get_dataset_column_names, maybe_convert_to_chatml
 
 from selfaug.data.encode import aligned_tokens, encode
@@ -20,7 +20,7 @@ from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Record, Where, parse_conversation, parse_record
 from selfaug.errors import DataError
 
-__all__ = ["prepare_rows", "require_aligned_tokens"]
+__all__ = ["prepare_rows", "require_aligned_tokens", "with_empty_rows"]
 
 Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
@@ -147,3 +147,21 @@ def require_aligned_tokens(dataset: Rows, name: str, *, boundary: bool) -> None:
         "give prompts apart from answers (records, messages, or prompt/completion rows without "
         "completion_only_loss=False), or set alpha to 0.",
     )
+
+
+def with_empty_rows(dataset: Any, multiple: int) -> Any:
+    """A tokenised table, filled up to a multiple of ``multiple`` rows with rows that count for nothing.
+
+    Such a row is one token, which nothing predicts and which predicts nothing. Without them accelerate fills the last
+    batches of an evaluation on several ranks with rows from its beginning, which would count twice. Streams and other
+    data sets stay as they are.
+    """
+    missing = -len(dataset) % multiple if isinstance(dataset, Dataset) and len(dataset) else 0
+    if not missing or "input_ids" not in dataset.column_names:
+        return dataset
+    first = dataset[0]
+    length = len(first["input_ids"])
+    row = {k: v[:1] if isinstance(v, list) and len(v) == length else v for k, v in first.items()}
+    row |= {name: value for name, value in (("labels", [-100]), ("seq_lengths", [1])) if name in row}
+    columns = {name: [value] * missing for name, value in row.items()}
+    return concatenate_datasets([dataset, Dataset.from_dict(columns, features=dataset.features)])

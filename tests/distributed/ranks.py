@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 # torchrun starts a file, and the tests that it imports are a package of the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from selfaug import plan
+from selfaug import SelfAugTrainer, plan
 from tests.integration.steps import SEQUENCES, run
 
 
@@ -36,6 +37,23 @@ def documents(batch: dict[str, Any]) -> list[list[int]]:
     return found
 
 
+def evaluating(kinds: list[str], found: dict[str, float]) -> Any:
+    """What makes a trainer evaluate these sequences once it has trained."""
+    rows = [{"input_ids": list(ids), "labels": list(labels)} for kind in kinds for ids, labels in SEQUENCES[kind]]
+
+    def change(trainer: SelfAugTrainer) -> None:
+        original = trainer.train
+
+        def train(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            found.update(trainer.evaluate(Dataset.from_list(rows)))
+            return result
+
+        trainer.train = train  # type: ignore[method-assign]
+
+    return change
+
+
 def main(cases_file: Path, folder: Path) -> None:
     rank = int(os.environ["RANK"])
     right = plan.draw
@@ -46,11 +64,14 @@ def main(cases_file: Path, folder: Path) -> None:
             return right(seed + 1000 * rank, step, tokens, align_fraction)
 
         plan.draw = by_rank if case["planted"] else right
-        ran = run(chosen, folder / name / "run", ddp_backend="gloo", **case["settings"])
+        found: dict[str, float] = {}
+        change = evaluating(case["evaluated"], found) if "evaluated" in case else None
+        ran = run(chosen, folder / name / "run", change=change, ddp_backend="gloo", **case["settings"])
         steps = [[documents(batch) for batch in step] for step in ran.batches]
         response = [sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in step) for step in ran.batches]
         torch.save(
-            {"gradients": ran.gradients, "documents": steps, "response": response, "losses": ran.losses},
+            {"gradients": ran.gradients, "documents": steps, "response": response, "losses": ran.losses}
+            | {"evaluation": found},
             folder / name / f"rank{rank}.pt",
         )
 

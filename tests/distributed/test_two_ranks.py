@@ -49,6 +49,14 @@ CASES: dict[str, dict[str, Any]] = {
         "settings": {"align_fraction": 0.5, "per_device_train_batch_size": 1, "max_steps": 4},
         "planted": True,
     },
+    "evaluation": {
+        "settings": {"per_device_train_batch_size": 5, "per_device_eval_batch_size": 2},
+        "evaluated": ["multi-turn", "odd shapes"],
+    },
+    "evaluation, padding-free": {
+        "settings": {"per_device_train_batch_size": 5, "per_device_eval_batch_size": 2, "padding_free": True},
+        "evaluated": ["multi-turn", "odd shapes"],
+    },
     "few": {
         # One rank has the sequence without a prompt or the one without a response; nothing is drawn on it.
         "kinds": ["odd shapes"],
@@ -129,3 +137,16 @@ def test_accumulation_and_layout_give_the_same_gradient_on_two_ranks(folder: Pat
     reference = load(folder, "padding")[0]["gradients"][0]
     for name in ("accumulation", "checkpointing", "padding-free", "packing"):
         assert relative_distance(load(folder, name)[0]["gradients"][0], reference) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "evaluated" in case])
+def test_an_evaluation_counts_every_row_once(name: str, folder: Path) -> None:
+    """The last batches of two ranks are filled up, and what fills them counts for nothing."""
+    held_out = tuple(sequence for kind in CASES[name]["evaluated"] for sequence in SEQUENCES[kind])
+    assert len(held_out) % 4, "no batch has to be filled up"
+    nll = oracle_step(held_out, alpha=0.0).gradient()[0]
+    total = oracle_step(held_out, alpha=2.0).gradient()[0]
+    for rank in load(folder, name):
+        assert rank["evaluation"]["eval_nll"] == pytest.approx(nll, rel=1e-6)
+        assert rank["evaluation"]["eval_alignment"] == pytest.approx((total - nll) / 2.0, rel=1e-6)
+        assert rank["evaluation"]["eval_loss"] == pytest.approx(total, rel=1e-6)

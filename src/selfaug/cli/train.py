@@ -93,10 +93,13 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
 
 
 def _check_reference(settings: Settings) -> None:
-    """A reference that is a model of its own is looked for now, as the base is, and not after the base was loaded."""
+    """What is wrong with the reference is said now, and not after the base was loaded."""
     from selfaug.cli.inputs import check_model
+    from selfaug.reference.checks import check_full_tuning
 
     training = settings.training
+    if training.aligns and not settings.model.use_peft:
+        check_full_tuning(training.reference)
     if not training.aligns or training.reference in ("base", "initial"):
         return
     try:

@@ -20,11 +20,26 @@ from selfaug.reference import Reference
 from selfaug.reference.adapter import evaluating, uncached_autocast
 from selfaug.trl_names import switchable_layers
 
-__all__ = ["check_peft", "check_reference"]
+__all__ = ["check_full_tuning", "check_peft", "check_reference"]
 
 # Initialisations of LoRA that leave the base weights as they are.
 _HARMLESS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 _LARGEST_KL = 1e-6
+
+
+def check_full_tuning(reference: str) -> None:
+    """Refuse to hold a model that is trained whole to itself.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    if reference in ("base", "initial"):
+        raise ConfigError(
+            f"reference={reference!r} is the model without its adapter, but full fine-tuning has none: the base would "
+            "be the model that is being changed.",
+            "name the model to be held to with --reference PATH (usually the value of --model_name_or_path), or train "
+            "an adapter (--use_peft true).",
+        )
 
 
 def check_peft(peft_config: Any, reference: str) -> None:
