@@ -44,16 +44,23 @@ class ResumableTrainer(SFTTrainer):
         """Train; resume only from whole checkpoints, with the same reference.
 
         Raises:
-            ConfigError: If the checkpoint is torn, or its reference is not this one.
+            ConfigError: If the checkpoint is torn or holds the model alone, or its reference is not this one.
         """
         folder = checkpoint.resolve(resume_from_checkpoint, Path(self.args.output_dir))
+        if folder is not None:
+            state = checkpoint.read_seal(folder)
+            if state.get("model_only"):
+                raise ConfigError(
+                    f"{folder} was saved with save_only_model: without the optimizer's state the run would go on as "
+                    "another one.",
+                    "begin a new run without --save_only_model, or start one from this model or adapter.",
+                )
+            self._tokens_before = int(state.get("num_tokens", 0))
         if not any(p.is_meta for p in self._base_model.parameters()):
             with self.accelerator.autocast():
                 self._check_model()
             if self.reference is not None:
                 self._restore_reference(folder)
-        if folder is not None:
-            self._tokens_before = int(checkpoint.read_seal(folder).get("num_tokens", 0))
         return super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
 
     def _check_model(self) -> None:
@@ -107,7 +114,7 @@ class ResumableTrainer(SFTTrainer):
         num_tokens = self._num_tokens()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            state: dict[str, Any] = {"num_tokens": num_tokens}
+            state: dict[str, Any] = {"num_tokens": num_tokens, "model_only": self.args.save_only_model}
             if self.reference is not None:
                 state["reference"] = {
                     "name": self.reference.name,

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from selfaug.checkpoint import last_whole
+from selfaug.errors import ConfigError
 from tests.integration import small
+from tests.integration.steps import SEQUENCES, run
 
 STEPS = 60
 ADAPTER = Path("adapter") / "adapter_model.safetensors"
@@ -122,3 +124,13 @@ def test_a_second_signal_ends_at_once_and_a_short_run_saves(flags: list[str], tm
     _, talk = short.communicate(timeout=300)
     assert short.returncode == 0, talk[-3000:]
     assert last_whole(tmp_path / "short" / "checkpoints") == tmp_path / "short" / "checkpoints" / "checkpoint-3"
+
+
+def test_a_checkpoint_of_the_model_alone_is_not_resumed(tmp_path: Path) -> None:
+    """transformers would go on with a fresh optimizer, and say nothing."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    trainer = run(SEQUENCES["single-turn"], tmp_path, **settings).trainer
+    assert trainer is not None
+    assert last_whole(tmp_path) == tmp_path / "checkpoint-1"
+    with pytest.raises(ConfigError, match="save_only_model"):
+        trainer.train(resume_from_checkpoint=True)
