@@ -261,4 +261,7 @@ class ProgressOnStderr(TrainerCallback):
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A count as it is, anything else with four digits; powers of ten only where a number is small or astronomic."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"

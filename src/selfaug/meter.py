@@ -56,7 +56,8 @@ class Meter:
         self._sums, self._counts, self._since = {}, dict.fromkeys(COUNTS, 0), time.perf_counter()
         if not count["tokens"]:
             return {}
-        result = {name: count[name] for name in ("tokens", "response_tokens", "aligned_tokens", "reference_tokens")}
+        whole = ("tokens", "response_tokens", "aligned_tokens", "reference_tokens")
+        result: dict[str, float] = {name: round(count[name]) for name in whole}
         result["tokens_per_second"] = count["tokens"] / seconds
         if count["response_tokens"]:
             result["nll"] = sums["nll"] / count["response_tokens"]
