@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from selfaug.config import SelfAugConfig as SelfAugConfig
     from selfaug.data.prompts import Renderer as Renderer
+    from selfaug.data.prompts import render as render
     from selfaug.data.record import Document as Document
     from selfaug.data.record import Record as Record
     from selfaug.errors import UserError as UserError
@@ -23,9 +24,10 @@ _PUBLIC = {
     "SelfAugConfig": "selfaug.config",
     "SelfAugTrainer": "selfaug.trainer",
     "UserError": "selfaug.errors",
+    "render": "selfaug.data.prompts",
 }
 
-__all__ = ["Document", "Record", "Renderer", "SelfAugConfig", "SelfAugTrainer", "UserError", "__version__"]
+__all__ = ["Document", "Record", "Renderer", "SelfAugConfig", "SelfAugTrainer", "UserError", "__version__", "render"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+import selfaug
 from selfaug.cli.main import VERBS
 from selfaug.cli.parsing import parse
 from tests.docs_tables import ROOT, TABLES, between
@@ -56,3 +60,28 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_commands_use_known_verbs(page: Path) -> None:
     for verb in re.findall(r"^(?:bin/)?selfaug ([a-z]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
         assert verb in VERBS, verb
+
+
+def test_public_names_are_there() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"\bselfaug\.(\w+)\(", pages))
+    assert "render" in named, "the documentation names nothing to look for"
+    for name in named | set(selfaug.__all__):
+        assert getattr(selfaug, name), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_python_examples_use_only_what_they_import_or_make(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        tree = ast.parse(block)
+        known: set[str] = set(dir(builtins))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+                known |= {alias.asname or alias.name for alias in node.names}
+            elif isinstance(node, ast.Import):
+                known |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        known |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        assert {node.id for node in names} <= known, f"{page.name}: {sorted({node.id for node in names} - known)}"
