@@ -153,6 +153,16 @@ def test_resume_without_a_value_means_the_last() -> None:
     assert parse(["--resume_from_checkpoint", "run/checkpoint-3"]).values["resume_from_checkpoint"].endswith("-3")
 
 
+@pytest.mark.parametrize("word", ["base", "initial"])
+def test_a_folder_does_not_take_a_word_of_the_reference(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / word).mkdir()
+    assert parse(["--reference", word]).values["reference"] == word
+    assert parse(["--reference", f"./{word}"]).values["reference"] == str(tmp_path / word)
+
+
 def test_secrets_and_one_call_choices_are_not_in_the_resolved_settings() -> None:
     values = parse(["--hub_token", "SECRET", "--resume_from_checkpoint", "--overwrite_output_dir", "true"]).values
     values["model_init_kwargs"] = {"token": "SECRET", "revision": "a"}

@@ -142,6 +142,8 @@ def _normal(values: dict[str, Any]) -> dict[str, Any]:
     # Local paths become absolute: the run's config.yaml and the adapter must work from any folder.
     for name in ("model_name_or_path", "dataset_name", "eval_dataset", "chat_template_path", "renderer", "reference"):
         value = values.get(name)
+        if name == "reference" and value in ("base", "initial"):
+            continue  # words of the setting, also where a folder has that name
         if isinstance(value, str) and Path(value).expanduser().exists():
             values[name] = str(Path(value).expanduser().resolve())
     values["output_dir"] = str(Path(values["output_dir"] or "trainer_output").expanduser().resolve())
