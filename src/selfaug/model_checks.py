@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from selfaug.errors import ConfigError
 from selfaug.model_parts import body_of, head_of
+from selfaug.objective.blocks import compute_dtype
 from selfaug.reference.adapter import evaluating
 
 __all__ = ["check_head", "check_packing", "final_hidden", "probe_tokens"]
@@ -39,8 +40,8 @@ def check_head(model: nn.Module) -> None:
         head = head_of(model)
         ours = head.logits(final_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
     known = ours.abs().max().clamp(min=1e-6)
-    # 16-bit weights round each logit to 8 bits; a forgotten scale or cap is off by far more.
-    tolerance = 0.03 if head.weight_VH.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    # 16-bit products round each logit to 8 bits; a forgotten scale or cap is off by far more.
+    tolerance = 0.03 if compute_dtype(head, input_ids.device).itemsize == 2 else 1e-3
     if own.shape != ours.shape or ((own - ours).abs().max() / known) > tolerance:
         raise ConfigError(
             f"{type(model).__name__} does something to its logits that selfaug does not know (difference "
