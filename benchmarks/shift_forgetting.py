@@ -206,8 +206,9 @@ def section(outputs: list[Path], counts: dict[str, int], picture: str) -> str:
         *runs,
         "",
         "What this does not show: the runs differ in α, learning rate, length and seed together, on one small model "
-        "and one task; a coefficient over runs that were chosen to differ says that the two go together here, not how "
-        "closely they would elsewhere, nor that one causes the other.",
+        "and one task, and its prompts are themselves children's stories, close to the text whose loss is measured. A "
+        "coefficient over runs that were chosen to differ says that the two go together here, not how closely they "
+        "would where task and general text are far apart, nor that one causes the other.",
         "",
         f"Command: `python benchmarks/shift_forgetting.py --shared DIR --work FOLDER --document docs/results.md "
         f"--picture docs/images/{Path(picture).name}`; seeds as in the table, bootstrap seed 0; torch "
@@ -218,7 +219,7 @@ def section(outputs: list[Path], counts: dict[str, int], picture: str) -> str:
 
 def write_section(document: Path, text: str) -> None:
     """Put the section in the place of the one of the same heading, or at the end."""
-    old = document.read_text(encoding="utf-8") if document.exists() else "# Results\n"
+    old = (document.read_text(encoding="utf-8") if document.exists() else "") or "# Results\n"
     pattern = re.compile(rf"^{re.escape(_SECTION)}$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     new = pattern.sub(lambda _: f"{text}\n", old) if pattern.search(old) else f"{old.rstrip()}\n\n{text}"
     document.parent.mkdir(parents=True, exist_ok=True)
