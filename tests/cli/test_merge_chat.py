@@ -59,6 +59,9 @@ def test_the_number_format_is_the_one_asked_for(cli: Cli, trained: Run, tmp_path
     result = cli("merge", trained[0], "--output_dir", tmp_path / "merged", "--dtype", "bfloat16")
     assert result.code == 0, result.err
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").dtype == torch.bfloat16
+    again = cli("merge", trained[0], "--output_dir", tmp_path / "merged", "--overwrite_output_dir")
+    assert again.code == 0, again.err
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").dtype == torch.float32
 
 
 def test_a_merge_that_changes_the_logits_saves_nothing(
@@ -108,6 +111,8 @@ def test_mistakes_of_merge(cli: Cli, trained: Run, model: Path, tmp_path: Path) 
         (["merge", tmp_path / "nowhere", "--output_dir", tmp_path / "out"], "does not exist"),
         (["merge", model, "--output_dir", tmp_path / "out"], "not a run folder"),
         (["merge", trained[0], "--output_dir", tmp_path / "full"], "not empty"),
+        (["merge", trained[0], "--output_dir", tmp_path / "full", "--overwrite_output_dir"], "would be lost"),
+        (["merge", trained[0], "--output_dir", trained[0] / "adapter", "--overwrite_output_dir"], "would be lost"),
         (["merge", trained[0], "--output_dir", trained[0]], "the run itself"),
         (["merge", trained[0], "--output_dir", trained[0].parent, "--overwrite_output_dir"], "the run itself"),
         (["merge", trained[0]], "--output_dir"),

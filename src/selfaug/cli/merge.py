@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.data.prompt_files import SETTINGS
 from selfaug.errors import ConfigError
 from selfaug.terminal import emit, quiet_bars, say
 
@@ -40,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
         "--dtype", choices=DTYPES, default="auto", help="number format of the merged weights; auto is the base's own"
     )
     parser.add_argument(
-        "--overwrite_output_dir", "--overwrite-output-dir", action="store_true", help="replace what lies in OUT"
+        "--overwrite_output_dir", "--overwrite-output-dir", action="store_true", help="replace the merged model in OUT"
     )
 
 
@@ -85,9 +86,16 @@ def _check_output(out: Path, run: Path, overwrite: bool) -> None:
     inside = run.resolve()
     if out.resolve() == inside or inside.is_relative_to(out.resolve()):
         raise ConfigError(f"output_dir {out} holds the run itself", "give a folder outside the run.")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
         raise ConfigError(
             f"output_dir {out} is not empty", "give another folder, or pass --overwrite_output_dir to replace it."
+        )
+    if not all((out / name).is_file() for name in ("config.json", SETTINGS)):
+        raise ConfigError(
+            f"output_dir {out} holds something else than a merged model, which would be lost",
+            "give another folder, or remove what is in it yourself.",
         )
 
 
