@@ -100,6 +100,11 @@ SIGNATURES: dict[str, tuple[Any, list[str], str]] = {
         ["self", "epoch_iterator", "num_batches", "device"],
         "trainer.py (get_batch_samples)",
     ),
+    "Trainer._get_dataloader": (
+        Trainer._get_dataloader,
+        ["self", "dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"],
+        "trainer.py (_get_dataloader)",
+    ),
     "Trainer._save_checkpoint": (
         Trainer._save_checkpoint, ["self", "model", "trial"], "trainer.py (_save_checkpoint)",
     ),

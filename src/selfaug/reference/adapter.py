@@ -90,8 +90,9 @@ class BaseReference:
 
     def head(self, model: nn.Module) -> LMHead | None:
         """The reference's own head; ``None`` where it shares the tuned model's."""
-        tuned, own = head_of(model), head_of(model, reference=True)
-        return None if own.weight_VH is tuned.weight_VH else own
+        # Not by comparing weights: sharded ones are gathered anew each time.
+        copied = getattr(model.get_output_embeddings(), "modules_to_save", None)  # type: ignore[operator]
+        return None if copied is None else head_of(model, reference=True)
 
     def digest(self, model: nn.Module) -> str:
         """What tells this reference from another; the frozen weights."""
