@@ -1,0 +1,217 @@
+"""What stands on the page? Everything that a report says of its runs, read from their folders and from nothing else.
+
+``config.yaml``, ``manifest.json``, ``log.jsonl``, ``results.json``, ``samples.jsonl`` and ``shift.json``; none but the
+first must be there. What is missing is said, with the command that makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfaug.errors import ConfigError, nearest
+from selfaug.report.about import Fact, origins, short
+from selfaug.report.gains import POINTS, Gain, Measured, mean_gain, measured
+from selfaug.report.gaps import Missing, missing_of, warnings_of
+from selfaug.report.regressions import Worst, read_worst
+from selfaug.report.shifts import Related, Shift, read_shift, related
+from selfaug.report.training import Cost, Training, read_log, training_of
+from selfaug.run_folder import RunFolder
+
+__all__ = ["KEYS", "Report", "Run", "Side", "report_of", "run_of"]
+
+KEYS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Runs of one report have letters: short enough for a phone and for the pictures."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What happened to ``task`` or ``general``: the mean gain of the primary metrics, one for each unit.
+
+    Args:
+        group: Which of the two.
+        gains: Those told in points first; with the interval as measured.
+        directions: Of each, with bounds no narrower than so few items can show: ``gain``, ``loss``, ``none`` or
+            ``unclear``.
+        names: The metrics behind each.
+    """
+
+    group: str
+    gains: tuple[Gain, ...]
+    directions: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Args:
+        key: A letter.
+        name: Of the folder; where two have the same, with the folder above.
+        path: As it was given.
+        model: The base model's name, without the folders of this machine.
+        method: ``selfaug``, ``sft``, and so on.
+        alpha: Weight of the alignment.
+        adapter: Whether an adapter was trained, or the whole model.
+        finished: Whether there are finished weights.
+        config: Every setting.
+        origins: Where the numbers come from.
+        training: Curves and cost; ``None`` without a log.
+        metrics: Every metric of ``results.json``; empty without it.
+        sides: Task and general ability, as far as they were measured.
+        left_out: Part, reason and number of items that were not measured.
+        confidence: Of the intervals.
+        worst: Regressions by part.
+        shift: The measured shift.
+        missing: What is not there.
+        warnings: What should make a reader doubt a number.
+    """
+
+    key: str
+    name: str
+    path: str
+    model: str
+    method: str
+    alpha: float
+    adapter: bool
+    finished: bool
+    config: Mapping[str, Any]
+    origins: tuple[Fact, ...]
+    training: Training | None
+    metrics: tuple[Measured, ...]
+    sides: tuple[Side, ...]
+    left_out: tuple[tuple[str, str, int], ...]
+    confidence: float
+    worst: tuple[Worst, ...]
+    shift: Shift | None
+    missing: tuple[Missing, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the training took."""
+        return None if self.training is None else self.training.cost
+
+
+@dataclass(frozen=True)
+class Report:
+    """Runs side by side; ``related`` is ``None`` for a single one."""
+
+    runs: tuple[Run, ...]
+    related: Related | None
+    version: str
+
+
+def report_of(paths: Sequence[str], *, regressions: int = 5) -> Report:
+    """The facts of some runs.
+
+    Args:
+        paths: Run folders, each once.
+        regressions: How many worst answers of each part are shown.
+
+    Raises:
+        ConfigError: If a folder is no run, is named twice, or there are more runs than letters.
+        DataError: If one of a run's files is damaged.
+    """
+    from selfaug import __version__
+
+    if len(paths) > len(KEYS):
+        raise ConfigError(f"{len(paths)} runs are more than one page can show", f"name at most {len(KEYS)}.")
+    folders = [_opened(path) for path in paths]
+    resolved = [folder.path.resolve() for folder in folders]
+    for number, path in enumerate(resolved):
+        if path in resolved[:number]:
+            raise ConfigError(f"{paths[number]} is named twice", "name each run once.")
+    names = _names(resolved)
+    runs = tuple(
+        run_of(folder, key=key, name=name, regressions=regressions)
+        for folder, key, name in zip(folders, KEYS, names, strict=False)
+    )
+    relation = related(folders, [run.key for run in runs]) if len(runs) > 1 else None
+    return Report(runs, relation, __version__)
+
+
+def _opened(path: str) -> RunFolder:
+    """A run, finished or not."""
+    folder = RunFolder(Path(path).expanduser())
+    if not folder.config.is_file():
+        siblings = [entry.name for entry in folder.path.parent.glob("*")] if folder.path.parent.is_dir() else []
+        there = "has no config.yaml" if folder.path.is_dir() else "does not exist"
+        close = "" if folder.path.is_dir() else nearest(folder.path.name, siblings)
+        raise ConfigError(f"{path} is not a run: it {there}.{close}", "give the --output_dir of a `selfaug train` run.")
+    return folder
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    names = [path.name for path in paths]
+    return [f"{path.parent.name}/{path.name}" if names.count(path.name) > 1 else path.name for path in paths]
+
+
+def run_of(folder: RunFolder, *, key: str = "A", name: str | None = None, regressions: int = 5) -> Run:
+    """The facts of one run.
+
+    Raises:
+        ConfigError: If its settings or manifest cannot be read.
+        DataError: If another of its files is damaged.
+    """
+    from selfaug.evaluation.results import read_results
+    from selfaug.provenance import read_manifest
+
+    config = folder.read_config()
+    manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
+    results = read_results(folder.path / "results.json") if (folder.path / "results.json").is_file() else None
+    metrics = tuple(measured(results)) if results is not None else ()
+    samples = folder.path / "samples.jsonl"
+    shift = read_shift(folder)
+    events = read_log(folder.log) if folder.log.is_file() else []
+    return Run(
+        key=key,
+        name=name or folder.path.resolve().name,
+        path=str(folder.path),
+        model=short(str(config.get("model_name_or_path", "unknown"))),
+        method=str(config.get("method", "unknown")),
+        alpha=float(config.get("alpha") or 0.0),
+        adapter=bool(config.get("use_peft", True)),
+        finished=folder.finished is not None,
+        config=config,
+        origins=tuple(origins(manifest, results)),
+        training=training_of(events, resumed=bool(manifest.get("resumed"))) if events else None,
+        metrics=metrics,
+        sides=tuple(side for side in (_side(group, metrics) for group in ("task", "general")) if side is not None),
+        left_out=_left_out(results),
+        confidence=_confidence(metrics),
+        worst=tuple(read_worst(samples, metrics, regressions)) if metrics and samples.is_file() else (),
+        shift=shift,
+        missing=tuple(missing_of(folder, events, metrics, samples.is_file(), shift)),
+        warnings=tuple(warnings_of(manifest, results, shift)),
+    )
+
+
+def _side(group: str, metrics: Sequence[Measured]) -> Side | None:
+    by_unit: dict[str, list[tuple[Measured, Gain, Gain]]] = {}
+    for one in metrics:
+        gain, sure = one.gain, one.sure
+        if one.group == group and one.primary and gain is not None and sure is not None:
+            by_unit.setdefault(one.unit, []).append((one, gain, sure))
+    if not by_unit:
+        return None
+    ordered = sorted(by_unit, key=lambda unit: unit not in POINTS)
+    return Side(
+        group,
+        tuple(mean_gain([gain for _, gain, _ in by_unit[unit]]) for unit in ordered),
+        tuple(mean_gain([sure for _, _, sure in by_unit[unit]]).direction for unit in ordered),
+        tuple(tuple(f"{one.part}:{one.metric}" for one, _, _ in by_unit[unit]) for unit in ordered),
+    )
+
+
+def _left_out(results: Mapping[str, Any] | None) -> tuple[tuple[str, str, int], ...]:
+    parts = {} if results is None else results["parts"]
+    return tuple((part, str(why), int(n)) for part, body in parts.items() for why, n in body["left_out"].items() if n)
+
+
+def _confidence(metrics: Sequence[Measured]) -> float:
+    levels = [one.entry["difference"].get("confidence") for one in metrics if one.entry["difference"]]
+    return float(next(filter(None, levels), 0.95))

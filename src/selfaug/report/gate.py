@@ -1,0 +1,232 @@
+"""May this run pass: did it lose no more, and gain no less, than was allowed, as far as its items can tell?
+
+A rule names what it looks at and a limit. It is decided on the interval of the paired difference: passed where all of
+it is on the right side of the limit, failed where all of it is on the wrong side, else not decided.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from selfaug.errors import ConfigError, nearest
+from selfaug.report.gains import POINTS, Gain, Measured, mean_gain, measured
+
+__all__ = ["Check", "Rule", "Verdict", "check", "decide", "overall", "parse_rule"]
+
+Kind = Literal["max-drop", "min-gain"]
+Verdict = Literal["pass", "fail", "undecided"]
+
+_GROUPS = ("task", "general")
+_LIMIT = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(pt|%|)")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``--max-drop NAME=LIMIT`` or ``--min-gain NAME=LIMIT``.
+
+    Args:
+        kind: Which of the two.
+        name: A group, a part, a metric, or a glob of them.
+        limit: The number; hundredths are not yet divided.
+        scale: ``pt`` (hundredths), ``%`` (of the base's value), or nothing (in the metric's own unit).
+    """
+
+    kind: Kind
+    name: str
+    limit: Decimal
+    scale: str
+
+    def __str__(self) -> str:
+        return f"--{self.kind} {self.name}={self.limit}{self.scale}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A rule on one metric, or on one mean.
+
+    Args:
+        rule: What was asked.
+        subject: What it was decided on.
+        gain: With the bounds that decided.
+        floor: The gain that is asked for: the negative of an allowed drop.
+        verdict: What came of it.
+        reason: In words.
+    """
+
+    rule: Rule
+    subject: str
+    gain: Gain
+    floor: float
+    verdict: Verdict
+    reason: str
+
+
+def parse_rule(kind: Kind, text: str) -> Rule:
+    """A rule from the command line.
+
+    Raises:
+        ConfigError: If it is not ``NAME=LIMIT``, or the limit is no finite number with ``pt``, ``%`` or nothing.
+    """
+    name, equals, limit = text.rpartition("=")
+    hint = f"write --{kind} NAME=LIMIT, such as general=2pt, task=0, 'general:*=0.02' or task:f1=5%."
+    if not equals or not name.strip():
+        raise ConfigError(f"--{kind} {text!r} does not say what may change by how much", hint)
+    found = _LIMIT.fullmatch(limit.strip())
+    try:
+        number = Decimal(found[1]) if found else None
+    except InvalidOperation:
+        number = None
+    if found is None or number is None or not math.isfinite(float(number)):
+        raise ConfigError(f"--{kind} {text!r}: {limit.strip()!r} is no limit", hint)
+    return Rule(kind, name.strip(), number, found[2])
+
+
+def decide(low: float, high: float, floor: float) -> Verdict:
+    """Whether a gain between ``low`` and ``high`` is at least ``floor``."""
+    return "pass" if low >= floor else "fail" if high < floor else "undecided"
+
+
+def overall(checks: Sequence[Check]) -> Verdict:
+    """One failure fails; else one check that is not decided leaves the whole undecided."""
+    verdicts = {one.verdict for one in checks}
+    return "fail" if "fail" in verdicts else "undecided" if "undecided" in verdicts else "pass"
+
+
+def check(rule: Rule, results: Mapping[str, Any]) -> tuple[list[Check], list[str]]:
+    """The checks of a rule, and notes on what it leaves aside.
+
+    ``task`` and ``general`` mean the mean gain of the group's primary metrics, one for each unit. Any other name means
+    each metric that it matches.
+
+    Raises:
+        ConfigError: If nothing has that name, or the limit does not suit a metric's unit.
+    """
+    every = list(measured(results))
+    notes: list[str] = []
+    if rule.name in _GROUPS:
+        subjects, notes = _of_group(rule, every)
+    else:
+        subjects = [(_label(one), one.sure) for one in _matching(rule, every)]
+    checks = []
+    for label, gain in subjects:
+        if gain is None:
+            notes.append(f"{label} has no difference between base and tuned, and is left out of {rule}.")
+        else:
+            checks.append(_checked(rule, label, gain))
+    if not checks:
+        raise ConfigError(f"{rule} finds nothing to decide on", _known_hint(every))
+    return checks, notes
+
+
+def _of_group(rule: Rule, every: Sequence[Measured]) -> tuple[list[tuple[str, Gain | None]], list[str]]:
+    members = [(one, one.sure) for one in every if one.group == rule.name and one.primary]
+    by_unit: dict[str, list[tuple[Measured, Gain]]] = {}
+    for one, gain in members:
+        if gain is not None:
+            by_unit.setdefault(one.unit, []).append((one, gain))
+    if not by_unit:
+        flag = " with --general quick, say" if rule.name == "general" else ""
+        raise ConfigError(f"{rule}: the run has no results of the group {rule.name!r}", f"`selfaug evaluate` it{flag}.")
+    notes = []
+    if rule.scale == "pt":
+        aside = [_label(one) for unit, of in by_unit.items() if unit not in POINTS for one, _ in of]
+        by_unit = {unit: of for unit, of in by_unit.items() if unit in POINTS}
+        if not by_unit:
+            raise _no_points(rule, aside[0])
+        notes += [f"{label} is not measured in points, and is left out of {rule}: name it itself." for label in aside]
+    elif not rule.scale and rule.limit and len(by_unit) > 1:
+        raise ConfigError(
+            f"{rule}: {rule.limit} of what? The group is measured in {' and in '.join(by_unit)}",
+            f"write {rule.name}={rule.limit * 100:f}pt for metrics in points, and name the others one by one.",
+        )
+    found: list[tuple[str, Gain | None]] = []
+    for of in by_unit.values():
+        names = ", ".join(_label(one) for one, _ in of)
+        label = names if len(of) == 1 else f"mean of {len(of)}: {names}"
+        found.append((label, mean_gain([gain for _, gain in of])))
+    return found, notes
+
+
+def _matching(rule: Rule, every: Sequence[Measured]) -> list[Measured]:
+    found = [one for one in every if any(_fits(name, rule.name) for name in _names(one))]
+    if found:
+        return found
+    same = next((one.metric for one in every if one.metric == rule.name), None)
+    if same is not None:
+        raise ConfigError(f"{rule}: {same!r} is a metric, and more than one part may have it", f"write '*:{same}=...'.")
+    known = [*_GROUPS, *(name for one in every for name in _names(one))]
+    raise ConfigError(f"{rule}: nothing is called {rule.name!r}.{nearest(rule.name, known)}", _known_hint(every))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """A star stands for one piece between colons: ``general:*`` is each part, ``*:f1`` a metric of each."""
+    pieces, wanted = name.split(":"), pattern.split(":")
+    return len(pieces) == len(wanted) and all(map(fnmatchcase, pieces, wanted))
+
+
+def _names(one: Measured) -> list[str]:
+    parts = dict.fromkeys((one.part, one.name))
+    if one.subtask is not None:
+        return [f"{part}/{one.subtask}:{one.metric}" for part in parts]
+    return [*(parts if one.primary else ()), *(f"{part}:{one.metric}" for part in parts)]
+
+
+def _label(one: Measured) -> str:
+    inner = "" if one.subtask is None else f"/{one.subtask}"
+    return f"{one.part}{inner}:{one.metric}"
+
+
+def _known_hint(every: Sequence[Measured]) -> str:
+    names = dict.fromkeys(_label(one) for one in every if one.subtask is None)
+    return f"name a group (task, general), a part, or one of {', '.join(names)}."
+
+
+def _no_points(rule: Rule, label: str) -> ConfigError:
+    return ConfigError(
+        f"{rule}: {label} is not measured in points", "give a number in the metric's own unit, or a percentage."
+    )
+
+
+def _checked(rule: Rule, label: str, gain: Gain) -> Check:
+    limit = float(rule.limit)
+    if rule.scale == "pt":
+        if gain.unit not in POINTS:
+            raise _no_points(rule, label)
+        limit = float(rule.limit / 100)
+    elif rule.scale == "%":
+        if gain.base <= 0 or gain.unit == "score":
+            raise ConfigError(
+                f"{rule}: {label} is {gain.base:g} for the base ({gain.unit}); a percentage of that says nothing",
+                "give points (2pt), or a number in the metric's own unit.",
+            )
+        limit = float(rule.limit / 100) * gain.base
+    floor = 0.0 + (-limit if rule.kind == "max-drop" else limit)
+    if gain.low is None or gain.high is None:
+        return Check(rule, label, gain, floor, "undecided", f"there is no interval: {gain.because or 'not known'}")
+    verdict = decide(gain.low, gain.high, floor)
+    return Check(rule, label, gain, floor, verdict, _reason(rule, gain, floor, verdict))
+
+
+def _reason(rule: Rule, gain: Gain, floor: float, verdict: Verdict) -> str:
+    if rule.kind == "max-drop":
+        said = {"pass": "surely lost no more than the limit", "fail": "surely lost more than the limit"}
+    else:
+        said = {"pass": "surely gained the limit or more", "fail": "surely gained less than the limit"}
+    if verdict != "undecided":
+        return said[verdict]
+    apart = abs(gain.value - floor)
+    reach = gain.value - (gain.low or 0.0) if gain.value >= floor else (gain.high or 0.0) - gain.value
+    # Widths fall with the root of the number of items.
+    times = (reach / apart) ** 2 if apart else math.inf
+    more = (
+        f"; about {times:.{0 if times >= 10 else 1}f} times as many items would decide, if the gain stays"
+        if times < 100
+        else ""
+    )
+    return f"{gain.n} items are too few: the interval holds the limit{more}"

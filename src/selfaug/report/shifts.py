@@ -1,0 +1,147 @@
+"""How far did runs move the model's distribution, and do those that moved further forget more, by `shift.json`?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from selfaug.errors import ConfigError, DataError
+from selfaug.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from selfaug.shift.relate import Point, Relation
+
+__all__ = ["Layer", "Region", "Related", "Shift", "read_shift", "related"]
+
+WHERE, DIRECTION = "prompt", "base_to_tuned"
+"""What stands on the page where one number must stand for the shift: the place and direction that training aligns."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Means over a region's tokens in nats, each with its standard error over texts (``None`` for one text)."""
+
+    name: str
+    tokens: int
+    base_to_tuned: tuple[float, float | None]
+    tuned_to_base: tuple[float, float | None]
+    base_nll: float
+    tuned_nll: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Mean change of hidden states behind a layer (from 1): cosine with the base's, and relative change of the norm."""
+
+    number: int
+    cosine: float
+    norm_change: float
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The shift of the finished weights, and its course.
+
+    Args:
+        regions: By name, ``prompt`` and ``data`` (sums of others) and ``general_text`` among them, as far as measured.
+        layers: At the positions of ``layers_of``; empty where hidden states were not compared.
+        layers_of: ``data`` or ``general_text``.
+        course: Step and shift of the prompt (or of general text) for each measured checkpoint, where there are more.
+        weights: Hash of the weights that were measured.
+        texts: Rows and pieces of general text that were measured.
+    """
+
+    regions: Mapping[str, Region]
+    layers: tuple[Layer, ...]
+    layers_of: str
+    course: tuple[tuple[int, float], ...]
+    weights: str | None
+    texts: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Related:
+    """Shift against forgetting over runs: points, coefficients (from three runs on), or why there are none."""
+
+    points: tuple[Point, ...]
+    relation: Relation | None
+    because: str | None
+
+
+def read_shift(run: RunFolder) -> Shift | None:
+    """The measured shift; ``None`` where there is no file.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    path = run.path / "shift.json"
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        entries = whole["checkpoints"]
+        last = next((entry for entry in entries if entry["name"] == "final"), None)
+        if last is None:
+            return None
+        means = {**last["regions"], **last["totals"]}
+        regions = {name: _region(name, entry) for name, entry in means.items()}
+        layers_of = "data" if "data" in means else "general_text"
+        sources = whole["sources"]
+        general = sources.get("general_text") or {}
+        return Shift(
+            regions=regions,
+            layers=tuple(_layer(entry, layers_of) for entry in last["layers"]),
+            layers_of=layers_of,
+            course=_course(entries),
+            weights=last.get("weights"),
+            texts=(int(sources["data"]["measured"]), int(general.get("measured", 0))),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        again = f"run `selfaug shift {run.path}` again."
+        raise DataError(f"{path} cannot be read: {error!r}", again) from None
+
+
+def _region(name: str, entry: Mapping[str, Any]) -> Region:
+    kls = [(float(entry[kind]["value"]), entry[kind].get("stderr")) for kind in ("base_to_tuned", "tuned_to_base")]
+    nlls = [float(entry[kind]["value"]) for kind in ("base_nll", "tuned_nll")]
+    return Region(name, int(entry["tokens"]), kls[0], kls[1], *nlls)
+
+
+def _layer(entry: Mapping[str, Any], place: str) -> Layer:
+    of = entry["regions"][place]
+    return Layer(int(entry["layer"]), float(of["cosine"]["value"]), float(of["norm_change"]["value"]))
+
+
+def _course(entries: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ...]:
+    found = {}
+    for entry in entries:
+        means = {**entry["regions"], **entry["totals"]}
+        place = means.get(WHERE) or means.get("general_text")
+        if place and entry.get("step") is not None:
+            found[int(entry["step"])] = float(place[DIRECTION]["value"])
+    return tuple(sorted(found.items())) if len(found) > 1 else ()
+
+
+def related(runs: Sequence[RunFolder], labels: Sequence[str]) -> Related:
+    """Shift of prompts against the rise of the NLL of general text, over runs with both, measured on the same texts."""
+    from selfaug.shift.relate import Point, points_of, relate
+
+    points: list[Point] = []
+    first: Any = None
+    for run, label in zip(runs, labels, strict=True):
+        try:
+            found, about = points_of(run, where=WHERE, direction=DIRECTION)
+        except (DataError, ConfigError) as error:
+            return Related((), None, f"{error.message}.")
+        if first is not None and about != first:
+            return Related((), None, f"The shift of run {label} was measured on other texts than that of {labels[0]}.")
+        first = first or about
+        points += [Point(**{**asdict(point), "run": label}) for point in found]
+    if len(points) < 3:
+        return Related(tuple(points), None, "A coefficient needs three runs or more.")
+    try:
+        return Related(tuple(points), relate(points), None)
+    except DataError as error:
+        return Related(tuple(points), None, f"There is no coefficient: {error.message}.")
