@@ -189,6 +189,8 @@ class Sides:
         """Forget the loaded model."""
         import torch
 
+        if self._model is None:
+            return
         self._model, self._loaded = None, ""
         gc.collect()
         if torch.cuda.is_available():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -46,4 +45,4 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
         write_whole(path, "new" * 10_000)
     assert "finished" in caught.value.hint
     assert path.read_text(encoding="utf-8") == "old"
-    assert os.listdir(tmp_path) == ["results.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]

@@ -1,0 +1,150 @@
+"""Does lm_eval know what our suites and task YAMLs name, and is code that a model writes only run when asked for?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfaug.cli.main import main
+from selfaug.errors import ConfigError
+from selfaug.evaluation.harness import Harness, backend_args
+from selfaug.evaluation.models import check_origin
+from selfaug.evaluation.results import read_results, read_samples
+from selfaug.evaluation.suites import SUITES, GeneralTask, suite
+from tests.models import tiny, tiny_tokenizer
+from tests.runs import finished_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def harness() -> Harness:
+    return Harness()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny("llama").float().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_task_of_a_suite_exists_and_has_the_metric_that_stands_for_it(harness: Harness, name: str) -> None:
+    known = harness.known()
+    for task in suite(name):
+        assert task.task in known
+        settings = harness.settings(task.task)
+        assert settings, task.task
+        text = str(settings)
+        metric = "pass_at_k" if task.primary == "pass@1" else task.primary
+        # A group names its metrics to average; a task its own; MATH's come from its results function.
+        assert metric in text or "process_results" in settings, task.task
+        if task.generation:
+            assert settings["output_type"] == "generate_until"
+
+
+def test_humaneval_is_parsed_and_its_code_not_run(harness: Harness) -> None:
+    task = next(task for task in suite("paper") if task.task == "humaneval_instruct")
+    assert harness.settings(task.task)["unsafe_code"] is True
+    with pytest.raises(ConfigError, match="runs code that the model writes") as caught:
+        harness.check(task, allow_code_execution=False)
+    assert "--allow_code_execution" in caught.value.hint
+    harness.check(task, allow_code_execution=True)
+
+
+def test_a_group_takes_no_file(harness: Harness, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no one file"):
+        harness.check(GeneralTask("mmlu", data=tmp_path), allow_code_execution=False)
+
+
+def test_vllm_gets_the_adapter_as_lora(tmp_path: Path, model: Path) -> None:
+    run = finished_run(tmp_path / "run", model, r=20)
+    args = backend_args("vllm", check_origin(run), "bfloat16")
+    assert args["base"]["pretrained"] == args["tuned"]["pretrained"] == str(model)
+    assert "lora_local_path" not in args["base"]
+    assert args["tuned"]["lora_local_path"] == str(run.adapter)
+    assert args["tuned"]["max_lora_rank"] == 32  # at least the rank, and a size that vLLM knows
+    assert args["tuned"]["dtype"] == "bfloat16"
+    whole = backend_args("vllm", check_origin(finished_run(tmp_path / "whole", model, full=True)), "auto")
+    assert whole["tuned"]["pretrained"] == str(tmp_path / "whole" / "model")
+    import inspect
+
+    vllm = Path(inspect.getfile(__import__("lm_eval"))).parent / "models" / "vllm_causallms.py"
+    text = vllm.read_text(encoding="utf-8")
+    for name in args["tuned"]:  # lm_eval still takes every argument by its name
+        assert f"{name}:" in text or name == "trust_remote_code", name
+    biased = finished_run(tmp_path / "biased", model, bias="lora_only")
+    with pytest.raises(ConfigError, match="plain LoRA"):
+        backend_args("vllm", check_origin(biased), "auto")
+
+
+def test_a_group_of_own_tasks_from_a_folder(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for name, count in (("first", 4), ("second", 6)):
+        rows = [{"question": f"w{i + 3} w5", "a": f"w{i + 7}", "b": f"w{i + 9}"} for i in range(count)]
+        (tasks / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        (tasks / f"{name}.yaml").write_text(
+            f"""task: own_{name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tasks / name}.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{[a, b]}}}}"
+doc_to_target: 0
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+""",
+            encoding="utf-8",
+        )
+    (tasks / "group.yaml").write_text(
+        "group: own_group\ntask: [own_first, own_second]\n"
+        "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n",
+        encoding="utf-8",
+    )
+    run = finished_run(tmp_path / "run", model)
+    words = ["--no_task", "--general", "own_group", "--include_path", str(tasks)]
+    assert main(["evaluate", str(run.path), *words]) == 0
+    part = read_results(run.path / "results.json")["parts"]["general:own_group"]
+    samples = list(read_samples(run.path / "samples.jsonl"))
+    assert part["items"] == len(samples) == 10
+    assert {name: entry["acc"]["base"]["n"] for name, entry in part["subtasks"].items()} == {
+        "own_first": 4,
+        "own_second": 6,
+    }
+    acc = part["metrics"]["acc"]
+    assert acc["primary"] is True
+    for side in ("base", "tuned"):
+        right = sum(sample[side]["values"]["acc"] for sample in samples)
+        assert acc[side]["value"] == pytest.approx(right / 10)
+    assert acc["difference"]["interval"] is not None
+    capsys.readouterr()
+    assert main(["evaluate", str(run.path), "--no_task", "--general", "own_grup", "--include_path", str(tasks)]) == 2
+    assert "Did you mean 'own_group'?" in capsys.readouterr().err
+
+
+def test_faults_of_a_task_are_told_and_what_is_finished_is_kept(tmp_path: Path, model: Path) -> None:
+    run = finished_run(tmp_path / "run", model)
+    good = tmp_path / "good.jsonl"
+    row = {"question": "w5", "options": [{"label": "A", "text": "w6"}, {"label": "B", "text": "w7"}], "answer": "B"}
+    good.write_text(json.dumps(row) + "\n" + json.dumps({**row, "question": "w8"}), encoding="utf-8")
+    # gsm8k's data is on the hub, which is not reached; it comes after a task that works.
+    words = ["--no_task", "--general", f"multiple_choice_file={good}", "gsm8k"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "selfaug", "evaluate", str(run.path), *words],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "general task gsm8k cannot be run" in ended.stderr
+    assert "hint: its data comes from the hub" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+    assert set(read_results(run.path / "results.json")["parts"]) == {"general:multiple_choice_file"}
