@@ -193,7 +193,7 @@ def section(outputs: list[Path], counts: dict[str, int], picture: str) -> str:
         f"![Shift on prompts against the rise of the stories' NLL, a mark a run]({picture})",
         "",
         f"Each mark is one training of stories260k on {counts['train']} MCTest questions (LoRA r 16 on all linear "
-        f"layers, batch 16); marks without an α are plain LoRA. Shift: KL(base ‖ tuned) at the prompt positions of "
+        f"layers, batch 16); `sft` is plain LoRA. Shift: KL(base ‖ tuned) at the prompt positions of "
         f"{QUESTIONS} held-out questions. Forgetting: NLL of {counts['stories']} stories after minus before. Both in "
         "nats per token.",
         "",

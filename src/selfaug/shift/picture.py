@@ -15,12 +15,13 @@ ENDINGS = (".svg", ".png")
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; the markers tell them apart in grey.
 _LOOKS = (("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+_PALEST = 0.75  # how far the smallest α of a method is from its colour towards white
 
 
 def draw(
     points: Sequence[Point], relation: Relation, path: Path, *, shift_label: str, forgetting_label: str, title: str = ""
 ) -> None:
-    """Write the scatter of shift and forgetting, a colour a method and its α beside a run, as SVG or PNG.
+    """Write the scatter of shift and forgetting, a colour a method and a shade an α, as SVG or PNG.
 
     The same points give the same bytes.
 
@@ -68,24 +69,24 @@ def headline(relation: Relation) -> str:
 
 
 def _scatter(axes: Any, points: Sequence[Point]) -> None:
+    """A colour and marker a method, darker for a larger α: numbers beside the marks would cover one another."""
+    from matplotlib.colors import to_hex, to_rgb
+
     methods = list(dict.fromkeys(point.method for point in points))
     for number, method in enumerate(methods):
         colour, marker = _LOOKS[number % len(_LOOKS)]
-        own = [point for point in points if point.method == method]
-        runs = dict.fromkeys(point.run for point in own)
-        for run in runs:
-            # The way of one training through its checkpoints.
-            way = [point for point in own if point.run == run]
-            axes.plot([p.shift for p in way], [p.forgetting for p in way], color=colour, linewidth=0.8, alpha=0.4)
-        axes.scatter(
-            [p.shift for p in own], [p.forgetting for p in own], c=colour, marker=marker, s=42, label=method,
-            edgecolors="white", linewidths=0.6, zorder=3,
-        )  # fmt: skip
-        for run in runs:
-            end = [point for point in own if point.run == run][-1]
-            if end.alpha:
-                axes.annotate(
-                    f"α {end.alpha:g}", (end.shift, end.forgetting), xytext=(7, -5), textcoords="offset points",
-                    fontsize=8, color=colour,
-                )  # fmt: skip
+        alphas = sorted({point.alpha for point in points if point.method == method})
+        for place, alpha in enumerate(alphas):
+            depth = 1 - _PALEST * (len(alphas) - 1 - place) / max(len(alphas) - 1, 1)
+            red, green, blue = (1 - depth * (1 - part) for part in to_rgb(colour))
+            shade = to_hex((red, green, blue))
+            own = [point for point in points if (point.method, point.alpha) == (method, alpha)]
+            for run in dict.fromkeys(point.run for point in own):
+                # The way of one training through its checkpoints.
+                way = [point for point in own if point.run == run]
+                axes.plot([p.shift for p in way], [p.forgetting for p in way], color=shade, linewidth=0.8, alpha=0.5)
+            axes.scatter(
+                [p.shift for p in own], [p.forgetting for p in own], c=shade, marker=marker, s=44, edgecolors=colour,
+                label=f"{method}, α {alpha:g}" if alpha else method, linewidths=0.8, zorder=3,
+            )  # fmt: skip
     axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
