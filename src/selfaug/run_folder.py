@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ class RunFolder:
         if folder.finished is None:
             raise ConfigError(
                 f"the run in {folder.path} has not finished: it has neither adapter/ nor model/",
-                f"finish it: `selfaug train --config {folder.config} --resume_from_checkpoint`.",
+                f"finish it: `selfaug train --config {shlex.quote(str(folder.config))} --resume_from_checkpoint`.",
             )
         return folder
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,12 @@ def test_open_wants_a_finished_run(folder: RunFolder) -> None:
     with pytest.raises(ConfigError, match="has not finished") as error:
         RunFolder.open(folder.path)
     assert "--resume_from_checkpoint" in error.value.hint
+    spaced = RunFolder(folder.path.parent / "my run")
+    spaced.create(CONFIG)
+    with pytest.raises(ConfigError) as error:
+        RunFolder.open(spaced.path)
+    command = shlex.split(error.value.hint.split("`")[1])
+    assert command == ["selfaug", "train", "--config", str(spaced.config), "--resume_from_checkpoint"]
     folder.adapter.mkdir()
     assert RunFolder.open(str(folder.path)).finished == folder.adapter
     with pytest.raises(ConfigError) as error:

@@ -7,6 +7,7 @@ the model. Data on stdout is one line, the folder of the finished adapter.
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -176,7 +177,7 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     if stop.exit_code:
         say(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; go on with\n"
-            f"  selfaug train --config {folder.config} --resume_from_checkpoint"
+            f"  selfaug train --config {shlex.quote(str(folder.config))} --resume_from_checkpoint"
         )
         return stop.exit_code
     final = export(trainer, renderer, folder, settings, manifest, result)
