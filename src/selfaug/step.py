@@ -79,7 +79,7 @@ class StepObjective:
         reference: ``None`` where no term needs one.
         block_bytes: For the sweep; ``None`` for the device's default.
         implementation: ``sweep`` or ``plain``.
-        auxiliary_weight: Of a mixture of experts' load-balancing loss, or ``None`` for none.
+        auxiliary: Whether a mixture of experts' load-balancing loss is wanted.
     """
 
     def __init__(
