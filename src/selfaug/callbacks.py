@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["JsonLog", "ProgressOnStderr", "StopOnSignal", "install", "kept_entries"]
 
-_FIRST = ("loss", "nll", "alignment", "eval_loss", "eval_nll", "eval_alignment", "learning_rate", "grad_norm")
-_NOT_SHOWN = frozenset({"epoch", "total_flos"})
+# What fits a line; `log.jsonl` has all of it.
+_SHOWN = (
+    *("loss", "nll", "alignment", "learning_rate", "grad_norm", "tokens_per_second"),
+    *("eval_loss", "eval_nll", "eval_alignment", "eval_mean_token_accuracy", "train_runtime"),
+)
 
 
 def install(trainer: Trainer, log: Path) -> StopOnSignal:
@@ -105,7 +108,9 @@ class StopOnSignal(TrainerCallback):
         if self._received:
             os._exit(128 + number)
         self._received = number
-        say(f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint. Once more stops at once.")
+        # Not through Python's buffered stderr: the signal may have interrupted a write to it.
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: stopping after this step, with a checkpoint. Once more stops at once.\n".encode())
 
 
 def _largest_of_all_ranks(value: int, args: TrainingArguments) -> int:
@@ -239,8 +244,7 @@ class ProgressOnStderr(TrainerCallback):
         """One line: the losses first, then the other numbers by name."""
         if not state.is_world_process_zero or not logs:
             return
-        names = [name for name in _FIRST if name in logs]
-        names += sorted(name for name in logs if name not in _FIRST and name not in _NOT_SHOWN)
+        names = [name for name in _SHOWN if name in logs]
         shown = "  ".join(f"{name} {_number(logs[name])}" for name in names)
         line = f"step {state.global_step}/{state.max_steps}  {shown}"
         if self._progress is not None:

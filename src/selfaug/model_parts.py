@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selfaug.errors import ConfigError
 from selfaug.objective.head import LMHead
 
-__all__ = ["auxiliary_loss", "body_of", "depends_on_what_follows", "head_of", "logit_shape", "model_type"]
+__all__ = ["auxiliary_loss", "body_of", "depends_on_what_follows", "head_layer", "head_of", "logit_shape", "model_type"]
 
 Body = Callable[..., Any]
 
@@ -46,10 +46,8 @@ def logit_shape(config: Any) -> tuple[float, float | None]:
     return (float(scaling) if text.model_type == "hyperclovax" else 1.0 / float(scaling)), soft_cap
 
 
-def head_of(model: nn.Module, *, reference: bool = False) -> LMHead:
-    """The model's output projection, or with ``reference`` the one it had before PEFT copied it for training.
-
-    Sharded weights (FSDP2) are gathered.
+def head_layer(model: nn.Module, *, reference: bool = False) -> Any:
+    """The linear layer at the model's end, or with ``reference`` the one before PEFT copied it for training.
 
     Raises:
         ConfigError: If the head is something else than a linear layer.
@@ -65,6 +63,16 @@ def head_of(model: nn.Module, *, reference: bool = False) -> LMHead:
             "leave 'lm_head' out of target_modules (and its tokens out of trainable_token_indices); to train the head, "
             "name it in modules_to_save.",
         )
+    return layer
+
+
+def head_of(model: nn.Module, *, reference: bool = False) -> LMHead:
+    """The model's output projection with what the model does to its logits; sharded weights (FSDP2) are gathered.
+
+    Raises:
+        ConfigError: As :func:`head_layer`.
+    """
+    layer = head_layer(model, reference=reference)
     weight_VH, bias_V = _whole(layer.weight), getattr(layer, "bias", None)
     scale, soft_cap = logit_shape(model.config)
     return LMHead(weight_VH, None if bias_V is None else _whole(bias_V), scale, soft_cap)

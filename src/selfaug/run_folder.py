@@ -32,7 +32,8 @@ MAY_DIFFER = frozenset(
         "objective_memory_mb", "use_cpu",
     }
 )  # fmt: skip
-"""Settings that a resumed run may change: how long, what is written, where it runs; not what is learnt."""
+"""Settings that a resumed run may change: how long it trains (the learning rate's schedule is stretched from there on),
+what is written, where it runs; not the data, the model or the objective."""
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

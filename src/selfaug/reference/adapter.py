@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selfaug.errors import ConfigError
-from selfaug.model_parts import head_of
+from selfaug.model_parts import head_layer, head_of
 from selfaug.objective.head import LMHead
 from selfaug.trl_names import switchable_layers
 
@@ -141,15 +141,18 @@ class InitialReference:
 
     def head(self, model: nn.Module) -> LMHead | None:
         """As :meth:`BaseReference.head`."""
-        tuned = head_of(model)
-        if not tuned.requires_grad:
+        # By the layer's own parameters, before sharded ones are gathered into new tensors.
+        layer = head_layer(model)
+        start = {id(p): self._start[name] for name, p in model.named_parameters() if name in self._start}
+        weight_VH, bias_V = start.get(id(layer.weight)), start.get(id(getattr(layer, "bias", None)))
+        if weight_VH is None and bias_V is None:
             return None
-        by_identity = {id(p): name for name, p in model.named_parameters()}
-        weight_VH = self._start.get(by_identity.get(id(tuned.weight_VH), ""), tuned.weight_VH)
-        bias_V = tuned.bias_V
-        if bias_V is not None:
-            bias_V = self._start.get(by_identity.get(id(bias_V), ""), bias_V)
-        return replace(tuned, weight_VH=weight_VH, bias_V=bias_V)
+        tuned = head_of(model)
+        return replace(
+            tuned,
+            weight_VH=tuned.weight_VH if weight_VH is None else weight_VH,
+            bias_V=tuned.bias_V if bias_V is None else bias_V,
+        )
 
     def digest(self, model: nn.Module) -> str:
         """What tells this reference from another: the frozen weights and the copy."""
