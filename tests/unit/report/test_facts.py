@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfaug.errors import ConfigError, DataError
@@ -46,6 +46,7 @@ def test_the_worst_falls_come_first_and_equal_ones_in_order(tmp_path: Path) -> N
     assert worst["task"].worse == 0
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab \n.", max_size=60), st.text(alphabet="ab \n.", max_size=60))
 def test_marked_pieces_are_the_texts_themselves(base: str, tuned: str) -> None:
     left, right = marked(base, tuned)

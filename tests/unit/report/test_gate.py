@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfaug.errors import ConfigError
@@ -41,6 +41,7 @@ def verdict(text: str, found: dict[str, Any], kind: Any = "max-drop") -> Verdict
     return checks[0].verdict
 
 
+@settings(deadline=None)
 @given(NUMBERS, NUMBERS, NUMBERS)
 def test_the_decision_is_that_of_the_definition(a: float, b: float, floor: float) -> None:
     low, high = sorted((a, b))
@@ -49,6 +50,7 @@ def test_the_decision_is_that_of_the_definition(a: float, b: float, floor: float
     assert (found == "fail") == all(gain < floor for gain in (low, high))
 
 
+@settings(deadline=None)
 @given(st.integers(-60, 20), st.integers(0, 30), st.integers(-40, 40), st.integers(0, 20))
 def test_a_looser_limit_is_never_stricter(low: int, width: int, limit: int, looser: int) -> None:
     found = exact(low / 100, (low + width) / 100)
@@ -58,6 +60,7 @@ def test_a_looser_limit_is_never_stricter(low: int, width: int, limit: int, loos
         assert ORDER[loose] >= ORDER[tight]
 
 
+@settings(deadline=None)
 @given(st.integers(-60, 20), st.integers(0, 30), st.integers(-40, 40))
 def test_an_allowed_drop_is_a_negative_gain(low: int, width: int, limit: int) -> None:
     found = exact(low / 100, (low + width) / 100)
@@ -101,6 +104,7 @@ def test_few_items_decide_nothing_however_alike_their_answers() -> None:
     same = [0.0, 1.0] * 10
     small = of(task=part("task", "task", {"f1": ("fraction", True, same, same)}))
     assert verdict("task=2pt", small) == "undecided"
+    assert verdict("task:f1=2pt", small) == "undecided"
     large = of(task=part("task", "task", {"f1": ("fraction", True, same * 50, same * 50)}))
     assert verdict("task=2pt", large) == "pass"
 
@@ -146,6 +150,15 @@ def test_a_glob_matches_piece_by_piece() -> None:
     assert subjects("text:*") == ["text:news:nll"]
     assert subjects("text:news:*") == ["text:news:nll"]
     assert subjects("general:?rc:a*") == ["general:arc:acc"]
+    # A metric that does not stand for its part is named with one piece more.
+    two = of()
+    two["parts"]["general:arc"]["metrics"]["acc_norm"] = {
+        **two["parts"]["general:arc"]["metrics"]["acc"],
+        "primary": False,
+    }
+    for name, wanted in (("general:*", ["acc", "strict"]), ("general:*:*", ["acc", "acc_norm", "strict"])):
+        checks, _ = check(parse_rule("max-drop", f"{name}=90%"), two)
+        assert [one.subject.rpartition(":")[2] for one in checks] == wanted
 
 
 MISTAKES = [
@@ -191,6 +204,7 @@ def test_a_metric_without_an_interval_is_not_decided() -> None:
         check(parse_rule("max-drop", "ifeval=90pt"), found)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["pass", "fail", "undecided"]), min_size=1))
 def test_one_failure_fails_and_one_doubt_leaves_doubt(verdicts: list[Verdict]) -> None:
     rule = parse_rule("max-drop", "task=1pt")

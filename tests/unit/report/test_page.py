@@ -153,6 +153,18 @@ def test_runs_differ_by_letter_and_marker_and_not_by_colour_alone(runs: list[Pat
     assert len(set(MARKERS)) == len(MARKERS)
 
 
+def test_pictures_are_drawn_in_the_units_that_they_name(runs: list[Path]) -> None:
+    from selfaug.report.figures import gains
+
+    points, nats = (
+        [float(text.replace("\u2212", "-")) for text in re.findall(r">\s*(\u2212?[\d.]+)\s*</text>", picture.svg)]
+        for picture in gains(report_of([str(runs[1])]))
+    )
+    # The task gained 30 points; the text's NLL rose by less than a tenth of a nat.
+    assert 20 <= max(points) <= 50
+    assert 0 < max(map(abs, nats)) < 0.2
+
+
 def test_the_same_files_give_the_same_bytes(runs: list[Path]) -> None:
     assert made(*runs[:2]) == made(*runs[:2])
 
