@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
     if is_main():
         overwrite = settings.run.overwrite_output_dir
         folder.check_free(settings.resolved, overwrite=overwrite and not resume, resume=resume)
-    if is_main():
         say(f"reading {values['dataset_name'] or 'the data sets'} ...")
     sources = _read(settings)
     if not is_launched():
