@@ -174,6 +174,7 @@ def regions(report: Report) -> list[Picture]:
         with drawing("course", "Shift over training", said) as (picture, axes):
             for place, run, points in courses:
                 axes.plot(*zip(*points, strict=True), _LINES[place % len(_LINES)], label=run.key, **_look(place))
+            axes.locator_params(axis="x", integer=True)
             axes.set_xlabel("step")
             axes.set_ylabel("KL(base ‖ tuned), nats per token")
             _legend(axes, [run for _, run, _ in courses] if len(report.runs) > 1 else [])

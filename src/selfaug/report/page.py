@@ -104,6 +104,7 @@ def page(report: Report, *, title: str | None = None) -> str:
         style=Markup((folder / "style.css").read_text(encoding="utf-8")),
         pictures=pictures,
         rows=_rows(report.runs),
+        omissions=_omissions(report.runs),
         regions=_regions(report.runs),
         settings=_settings(report.runs),
         measured_any=any(run.metrics for run in report.runs),
@@ -165,6 +166,15 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
             label = one.metric if one.subtask is None else f"{one.subtask}, {one.metric}"
             found.setdefault(one.part, {}).setdefault(label, []).append((run, one))
     return [(part, list(metrics.items())) for part, metrics in found.items()]
+
+
+def _omissions(runs: Sequence[Run]) -> list[tuple[list[Run], tuple[tuple[str, str, int], ...]]]:
+    """What was left out, with the runs that left out the same: on one test set that is all of them."""
+    found: dict[tuple[tuple[str, str, int], ...], list[Run]] = {}
+    for run in runs:
+        if run.left_out:
+            found.setdefault(run.left_out, []).append(run)
+    return [(sharing, left_out) for left_out, sharing in found.items()]
 
 
 def _regions(runs: Sequence[Run]) -> list[tuple[str, list[tuple[Run, Region]]]]:

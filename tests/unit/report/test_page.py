@@ -165,6 +165,11 @@ def test_pictures_are_drawn_in_the_units_that_they_name(runs: list[Path]) -> Non
     assert 0 < max(map(abs, nats)) < 0.2
 
 
+def test_what_all_runs_left_out_is_said_once(runs: list[Path]) -> None:
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", "", made(*runs)))
+    assert text.count("2 of task (no document fits)") == 1
+
+
 def test_the_same_files_give_the_same_bytes(runs: list[Path]) -> None:
     assert made(*runs[:2]) == made(*runs[:2])
 
