@@ -119,6 +119,8 @@ def _regression(sample: Mapping[str, Any]) -> Regression:
     base, tuned = sample["_values"]
     responses = [sample[side].get("response") for side in ("base", "tuned")]
     texts = [None if response is None else str(response) for response in responses]
+    if not any(texts) and not accepted:
+        texts = [None, None]  # a plain text is read and not answered
     return Regression(
         id=str(sample.get("id", sample.get("index", ""))),
         question=str(sample.get("question") or ""),

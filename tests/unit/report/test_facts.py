@@ -146,6 +146,20 @@ def test_a_shift_without_final_weights_is_missing(tmp_path: Path) -> None:
     assert "The shift is not measured" in [item.what for item in facts.missing]
 
 
+def test_a_text_that_nobody_answers_has_no_empty_answer(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", parts={"task": usual_parts()["task"]})
+    path = run / "samples.jsonl"
+    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for sample in samples:
+        sample["expected"], sample["answerable"] = None, True
+        sample["base"]["response"] = sample["tuned"]["response"] = ""
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
+    shown = [fall for worst in read_worst(path, report_of([str(run)]).runs[0].metrics, 5) for fall in worst.shown]
+    assert shown, "nothing became worse"
+    assert all(fall.base_response is None and fall.tuned_response is None for fall in shown if not fall.expected)
+    assert any(not fall.expected for fall in shown)
+
+
 def test_a_sample_without_a_value_is_no_regression(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", parts={"task": usual_parts()["task"]})
     path = run / "samples.jsonl"
