@@ -153,6 +153,7 @@ def test_a_text_that_nobody_answers_has_no_empty_answer(tmp_path: Path) -> None:
     for sample in samples:
         sample["expected"], sample["answerable"] = None, True
         sample["base"]["response"] = sample["tuned"]["response"] = ""
+        sample["base"]["values"]["f1"], sample["tuned"]["values"]["f1"] = 1.0, 0.5
     path.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
     shown = [fall for worst in read_worst(path, report_of([str(run)]).runs[0].metrics, 5) for fall in worst.shown]
     assert shown, "nothing became worse"
