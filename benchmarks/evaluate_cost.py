@@ -5,7 +5,7 @@
 MODEL is a small model with tokenizer (stories260k); SQUAD.json a file of questions. Each measurement is a process of
 its own. Time: 200 questions, from loading to answers; processor seconds, because the wall clock of a shared machine
 measures its other users, and wall seconds beside. Memory: a random model of Llama's shape with 77 million parameters
-and the same tokenizer, 16 questions; peak of the resident set above what it was after the imports.
+and the same tokenizer, 8 questions; peak of the resident set above what it was after the imports.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,15 +22,19 @@ from pathlib import Path
 from typing import Any
 
 QUESTIONS, NEW_TOKENS, BATCH = 200, 16, 8
-MEMORY_QUESTIONS = 16
+MEMORY_QUESTIONS = 8
 
 
 def measure(kind: str, run: Path, data: Path, questions: int) -> dict[str, float]:
     """Seconds and bytes of one way: ``evaluate``, ``base`` or ``tuned``; called in a process of its own."""
+    import datasets  # noqa: F401 - libraries are no memory of the model's: every way has them all
     import peft
     import torch
     import transformers
 
+    import selfaug.cli.evaluate
+    import selfaug.evaluation.run
+    import selfaug.reference.checks
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.cli.main import main as selfaug
     from selfaug.data.prompts import Renderer
@@ -108,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--repeats", type=int, default=2, help="of the time; the smallest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="the smallest time and the median peak count")
     parser.add_argument("--child", nargs=3, metavar=("KIND", "RUN", "QUESTIONS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -138,7 +143,8 @@ def main() -> None:
         for name in ("cpu", "wall"):
             ratio = best["evaluate"][name] / (best["base"][name] + best["tuned"][name])
             print(f"evaluate / (base + tuned), {name}: {ratio:.3f}")
-        peaks = {kind: ask(kind, work / "large", MEMORY_QUESTIONS)["bytes"] for kind in kinds}
+        large = [{kind: ask(kind, work / "large", MEMORY_QUESTIONS)["bytes"] for kind in kinds} for _ in rounds]
+        peaks = {kind: statistics.median(r[kind] for r in large) for kind in kinds}
         for kind in kinds:
             print(f"{MEMORY_QUESTIONS} questions, {kind:8}  {peaks[kind] / 2**20:7.0f} MiB above imports")
         print(f"evaluate / base, memory: {peaks['evaluate'] / peaks['base']:.3f}")

@@ -21,7 +21,7 @@ __all__ = ["CONFIDENCE", "RESAMPLES", "Difference", "Items", "difference", "stan
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_BLOCK_DRAWS = 2**22  # draws held at once: 32 MiB of indices
+_BLOCK_DRAWS = 2**19  # draws held at once: 4 MiB of indices, and as much for each of the sums
 
 Floats: TypeAlias = NDArray[np.float64]
 
