@@ -148,7 +148,7 @@ def test_a_part_of_arc_and_ifeval_gives_lm_evals_own_numbers(
     _compare(run, stories260k, shared, tmp_path, limit=16, batch_size=16)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.timeout(7200)
 def test_the_whole_of_arc_and_ifeval_gives_lm_evals_own_numbers(
     run: RunFolder, stories260k: Path, shared: Path, tmp_path: Path
