@@ -32,11 +32,8 @@ def measure(kind: str, run: Path, data: Path, questions: int) -> dict[str, float
     import torch
     import transformers
 
-    import selfaug.cli.evaluate
-    import selfaug.evaluation.run
-    import selfaug.reference.checks
     from selfaug.cli.encoding import load_tokenizer
-    from selfaug.cli.main import main as selfaug
+    from selfaug.cli.main import main as command
     from selfaug.data.prompts import Renderer
     from selfaug.evaluation.data import task_data
     from selfaug.evaluation.task import answer, ask
@@ -47,7 +44,7 @@ def measure(kind: str, run: Path, data: Path, questions: int) -> dict[str, float
     wall, cpu = time.perf_counter(), time.process_time()
     if kind == "evaluate":
         words = ["--data", str(data), "--limit", str(questions), "--max_new_tokens", str(NEW_TOKENS), "--fresh"]
-        assert selfaug(["evaluate", str(run), *words, "--batch_size", str(BATCH)]) == 0
+        assert command(["evaluate", str(run), *words, "--batch_size", str(BATCH)]) == 0
     else:
         folder = RunFolder.open(run)
         config = folder.read_config()

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from selfaug.cli.main import main
-from selfaug.evaluation.parts import TaskPart
 from selfaug.evaluation.results import read_results, read_samples
+from selfaug.evaluation.task_part import TaskPart
 from selfaug.run_folder import RunFolder
 from tests.models import tiny, tiny_tokenizer
 from tests.runs import finished_run

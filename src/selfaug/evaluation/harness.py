@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from selfaug.errors import ConfigError
 from selfaug.evaluation.general import recorded
 from selfaug.evaluation.harness_faults import code_refused, quiet, repeatable_language_detection, translated
-from selfaug.evaluation.models import Origin, lora_rank
+from selfaug.evaluation.models import Origin
 from selfaug.evaluation.suites import GeneralTask
 from selfaug.provenance import file_hash
 
@@ -210,7 +211,7 @@ def backend_args(backend: str, origin: Origin, dtype: str) -> dict[str, dict[str
     base = {"pretrained": origin.base, **common, **tokenizer}
     if not origin.adapter:
         return {"base": base, "tuned": {"pretrained": str(origin.final), **common, **tokenizer}}
-    rank = lora_rank(origin.final)
+    rank = _lora_rank(origin.final)
     if rank is None or not origin.switchable:
         raise ConfigError(
             f"backend {backend} takes plain LoRA adapters, and {origin.final} holds another kind",
@@ -219,3 +220,14 @@ def backend_args(backend: str, origin: Origin, dtype: str) -> dict[str, dict[str
     # vLLM allocates for a rank of 16 unless told, refuses larger adapters, and takes powers of two from 8 on.
     lora = {"lora_local_path": str(origin.final), "max_lora_rank": max(8, 1 << (rank - 1).bit_length())}
     return {"base": base, "tuned": {**base, **lora}}
+
+
+def _lora_rank(final: Path) -> int | None:
+    """The adapter's largest rank, or ``None`` where it has none."""
+    path = final / "adapter_config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    known = [int(rank) for rank in ranks if isinstance(rank, int)]
+    return max(known, default=None)

@@ -8,7 +8,6 @@ so that there is never more than one in memory.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from selfaug.run_folder import RunFolder
 
-__all__ = ["Origin", "Sides", "check_origin", "lora_rank", "renderer_hash"]
+__all__ = ["Origin", "Sides", "check_origin", "renderer_hash"]
 
 _RESTORE = "restore the run's folder and its base model as they were, or train anew."
 
@@ -249,14 +248,3 @@ def renderer_hash(final: Path) -> str | None:
 
     path = final / SETTINGS
     return file_hash(path) if path.is_file() else None
-
-
-def lora_rank(final: Path) -> int | None:
-    """The adapter's largest rank, or ``None`` where it has none."""
-    path = final / "adapter_config.json"
-    if not path.is_file():
-        return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
-    known = [int(rank) for rank in ranks if isinstance(rank, int)]
-    return max(known, default=None)

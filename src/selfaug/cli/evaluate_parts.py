@@ -1,0 +1,159 @@
+"""What does `selfaug evaluate` measure, from whatever its flags name? Everything is checked; no model is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfaug.cli.evaluate_options import Settings
+from selfaug.errors import ConfigError, DataError
+from selfaug.terminal import counting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.data.prompts import Renderer
+    from selfaug.evaluation.judge import Judge
+    from selfaug.evaluation.models import Origin
+    from selfaug.evaluation.parts import Part
+    from selfaug.run_folder import RunFolder
+
+__all__ = ["all_parts"]
+
+
+def all_parts(settings: Settings, folder: RunFolder, origin: Origin) -> list[Part]:
+    """The parts in the order in which they are measured: task, texts, general tasks."""
+    from selfaug.cli.encoding import load_tokenizer
+    from selfaug.data.prompts import Renderer
+
+    judge = _judge(settings, folder)
+    parts: list[Part] = []
+    tokenizer = load_tokenizer(origin.final)
+    if settings.general:
+        # First, because a mistyped task is said before a long reading of data.
+        parts += _general(settings, origin, tokenizer)
+    if settings.general_data:
+        parts = [*_texts(settings, origin, tokenizer), *parts]
+    if not settings.no_task:
+        parts = [*_tasks(settings, folder, origin, tokenizer, Renderer.load(origin.final), judge), *parts]
+    return parts
+
+
+def _judge(settings: Settings, folder: RunFolder) -> Judge | None:
+    if settings.judge_url is None:
+        return None
+    from selfaug.evaluation.judge import Judge
+
+    store = Path(settings.store).expanduser() if settings.store else folder.path / "evaluation"
+    return Judge(
+        settings.judge_url,
+        str(settings.judge_model),
+        cache=store / "judge.jsonl",
+        api_key=os.environ.get(settings.judge_key_env),
+        timeout=settings.judge_timeout,
+        retries=settings.judge_retries,
+    )
+
+
+def _tasks(
+    settings: Settings,
+    folder: RunFolder,
+    origin: Origin,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    judge: Judge | None,
+) -> list[Part]:
+    from selfaug.evaluation.data import task_data
+    from selfaug.evaluation.task import ask
+    from selfaug.evaluation.task_part import TaskPart
+    from selfaug.provenance import read_manifest
+
+    config = folder.read_config()
+    manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
+    longest = settings.max_length or config.get("max_length")
+    longest = int(longest) if isinstance(longest, int) else None
+    if origin.context is not None and settings.max_new_tokens >= origin.context:
+        raise ConfigError(
+            f"max_new_tokens is {settings.max_new_tokens}, and the model's context ends at {origin.context} tokens, so "
+            "there is no room for a prompt",
+            "lower --max_new_tokens.",
+        )
+    parts: list[Part] = []
+    for found in task_data(
+        settings.data, config, manifest, form=settings.format, on_bad_row=settings.on_bad_row, limit=settings.limit
+    ):
+        with counting(f"prompts of {found.name}", len(found.items)) as progress:
+            prompts = ask(
+                found.items,
+                tokenizer,
+                renderer,
+                max_length=longest,
+                context=origin.context,
+                max_new_tokens=settings.max_new_tokens,
+                progress=progress,
+            )
+        if not prompts.asked:
+            raise DataError(
+                f"none of the {len(found.items)} rows of {found.described['name']} can be asked: "
+                f"{'; '.join(f'{count}: {reason}' for reason, count in prompts.left_out.items())}",
+                "raise --max_length or lower --max_new_tokens.",
+            )
+        parts.append(
+            TaskPart(
+                found.name,
+                prompts,
+                found.described,
+                found.bad_rows,
+                tokenizer,
+                renderer,
+                settings.max_new_tokens,
+                settings.batch_size,
+                judge,
+            )
+        )
+    return parts
+
+
+def _texts(settings: Settings, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+    from selfaug.evaluation.general_part import TextPart
+    from selfaug.evaluation.text import read_texts, windows
+    from selfaug.provenance import files_of
+
+    parts: dict[str, Part] = {}
+    for path in settings.general_data:
+        texts = read_texts(path)[: settings.general_limit]
+        pieces = windows(texts, tokenizer, origin.context)
+        if not pieces:
+            raise DataError(f"general_data {path!r} has no text of two tokens", "give longer texts.")
+        name = f"text:{Path(path).stem}"
+        if name in parts:
+            raise ConfigError(f"general_data names two files called {Path(path).stem!r}", "rename one of them.")
+        data = {"files": files_of([Path(path).expanduser()]), "rows": len(texts)}
+        parts[name] = TextPart(name, texts, pieces, data, settings.batch_size)
+    return list(parts.values())
+
+
+def _general(settings: Settings, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+    from selfaug.evaluation.general_part import GeneralPart
+    from selfaug.evaluation.harness import Harness, backend_args
+    from selfaug.evaluation.suites import chosen
+
+    harness = Harness(settings.include_path)
+    tasks = chosen(settings.general, harness.known(), limit=settings.general_limit, max_gen_toks=settings.max_gen_toks)
+    for task in tasks:
+        harness.check(task, allow_code_execution=settings.allow_code_execution)
+    return [
+        GeneralPart(
+            f"general:{task.task}",
+            task,
+            harness,
+            tokenizer,
+            settings.batch_size,
+            origin.context,
+            settings.allow_code_execution,
+            settings.backend,
+            None if settings.backend == "hf" else backend_args(settings.backend, origin, settings.dtype),
+        )
+        for task in tasks
+    ]

@@ -1,0 +1,154 @@
+"""How are plain texts and tasks of lm_eval parts of an evaluation?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from selfaug.evaluation.general import general_metrics, side_samples
+from selfaug.evaluation.harness import SEEDS, Harness, file_facts
+from selfaug.evaluation.parts import Finished, Progress, shown
+from selfaug.evaluation.results import SIDES, items_of, metric
+from selfaug.evaluation.store import key_of
+from selfaug.evaluation.suites import GeneralTask
+from selfaug.evaluation.text import Window, text_nll
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["GeneralPart", "TextPart"]
+
+
+@dataclass
+class TextPart:
+    """Plain texts."""
+
+    name: str
+    texts: list[str]
+    pieces: list[Window]
+    data: dict[str, Any]
+    batch_size: int
+    needs_model: bool = True
+
+    def _prompts_hash(self) -> str:
+        return key_of({"windows": [(piece.text, piece.ids, piece.context) for piece in self.pieces]})
+
+    def deciding(self) -> dict[str, Any]:  # noqa: D102
+        return {"windows": self._prompts_hash(), "batch_size": self.batch_size}
+
+    def size(self) -> int:  # noqa: D102
+        return len(self.pieces)
+
+    def compute(self, side: str, model: PreTrainedModel | None, progress: Progress) -> Any:  # noqa: D102
+        assert model is not None
+        return text_nll(model, self.pieces, batch_size=self.batch_size, progress=progress)
+
+    def finish(self, payloads: Mapping[str, Any], seed: int) -> Finished:  # noqa: D102
+        measured = sorted({piece.text for piece in self.pieces})
+        samples = [
+            {
+                "id": str(number),
+                "index": number,
+                "expected": [],
+                **shown(self.texts[number]),
+                **{side: {"response": "", "values": {"nll": list(payloads[side][i])}} for side in SIDES},
+            }
+            for i, number in enumerate(measured)
+        ]
+        base, tuned = items_of(samples, "nll")
+        entry = metric(base, tuned, unit="nats/token", higher_is_better=False, primary=True, seed=seed)
+        left_out = len(self.texts) - len(measured)
+        return Finished(
+            {
+                "group": "general",
+                "name": self.name.partition(":")[2],
+                "settings": {"window": max(len(piece.ids) for piece in self.pieces), "batch_size": self.batch_size},
+                "data": self.data,
+                "prompts": self._prompts_hash(),
+                "items": len(measured),
+                "left_out": {"a single token": left_out} if left_out else {},
+                "counts": {"tokens": int(base.denominator_n.sum())},
+                "metrics": {} if entry is None else {"nll": entry},
+            },
+            samples,
+        )
+
+
+@dataclass
+class GeneralPart:
+    """A task or group of lm_eval."""
+
+    name: str
+    task: GeneralTask
+    harness: Harness
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    max_length: int | None
+    allow_code_execution: bool
+    backend: str = "hf"
+    backend_args: Mapping[str, Mapping[str, Any]] | None = None
+
+    @property
+    def needs_model(self) -> bool:
+        """Only where lm_eval does not load its own."""
+        return self.backend_args is None
+
+    def deciding(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "task": self.task.settings(),
+            "yaml": str(self.harness.settings(self.task.task)),
+            "file": file_facts(self.task),
+            "batch_size": self.batch_size,
+            "max_length": self.max_length,
+            "backend": self.backend,
+            "lm_eval": importlib.metadata.version("lm_eval"),
+            "seeds": SEEDS,
+        }
+
+    def size(self) -> int:
+        """lm_eval shows its own bars."""
+        return 0
+
+    def compute(self, side: str, model: PreTrainedModel | None, progress: Progress) -> Any:  # noqa: D102
+        chosen = self.backend if model is None else model
+        return self.harness.run(
+            self.task,
+            chosen,
+            self.tokenizer,
+            model_args=None if self.backend_args is None else self.backend_args[side],
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            allow_code_execution=self.allow_code_execution,
+        )
+
+    def finish(self, payloads: Mapping[str, Any], seed: int) -> Finished:  # noqa: D102
+        base, tuned = payloads["base"], payloads["tuned"]
+        samples = side_samples(base, tuned)
+        metrics, subtasks = general_metrics(self.task, base, tuned, samples, seed)
+        prompts = key_of({"prompts": [sample["prompt_hash"] for sample in samples]})
+        for sample in samples:
+            sample |= shown(sample["prompt"])
+        entry: dict[str, Any] = {
+            "group": "general",
+            "name": self.task.task,
+            "settings": {
+                **self.task.settings(),
+                "chat_template": base["chat_template"],
+                "versions": base["versions"],
+                "shots": base["shots"],
+                "batch_size": self.batch_size,
+                "backend": self.backend,
+                "seeds": SEEDS,
+            },
+            "data": {"file": file_facts(self.task), "items_hash": prompts},
+            "prompts": prompts,
+            "items": len(samples),
+            "left_out": base["left_out"],
+            "counts": {},
+            "metrics": metrics,
+        }
+        if subtasks:
+            entry["subtasks"] = subtasks
+        return Finished(entry, samples)
