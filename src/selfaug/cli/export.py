@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.cli.outputs import open_to_others
 from selfaug.model_card import model_card
 from selfaug.provenance import weight_files, weights_hash, write_manifest
 from selfaug.terminal import is_main, say
@@ -51,6 +52,7 @@ def export(
         renderer.save(partial)
         card = model_card(manifest, settings.resolved)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        open_to_others(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
         manifest["finished"] = {

@@ -150,6 +150,7 @@ def logits_apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _save(merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path, out: Path) -> None:
+    from selfaug.cli.outputs import open_to_others
     from selfaug.data.prompts import Renderer
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +160,7 @@ def _save(merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: 
         merged.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         Renderer.load(adapter).save(partial)
+        open_to_others(partial)
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)

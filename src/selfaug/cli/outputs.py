@@ -11,7 +11,16 @@ from pathlib import Path
 
 from selfaug.errors import ConfigError
 
-__all__ = ["check_free", "written_whole"]
+__all__ = ["check_free", "open_to_others", "written_whole"]
+
+
+def open_to_others(folder: Path) -> None:
+    """Give the files of a folder the rights that new files have here: safetensors writes for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 def check_free(folder: Path, *, ours: Collection[str], overwrite: bool) -> None:
