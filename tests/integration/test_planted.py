@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfaug import plan, step, trainer
+from selfaug import plan, resuming, step, trainer
 from selfaug.errors import ConfigError
 from selfaug.objective import ALIGNMENT_TERMS, TunedToBase
 from selfaug.reference import adapter
@@ -89,7 +89,7 @@ def micro_batch_divisor(patch: Patch) -> None:
 
 def adapter_in_reference(patch: Patch) -> None:
     patch.setattr(adapter, "adapters_off", lambda model: nullcontext())
-    patch.setattr(trainer, "check_reference", lambda model, reference: None)
+    patch.setattr(resuming, "check_reference", lambda model, reference: None)
 
 
 def place_keyed_draw(patch: Patch) -> None:
