@@ -18,7 +18,7 @@ from selfaug.errors import ConfigError, nearest
 __all__ = ["MAY_DIFFER", "RunFolder", "config_differences"]
 
 _FILES = ("config.yaml", "manifest.json", "log.jsonl", "results.json", "samples.jsonl", "shift.json", "report.html")
-_FOLDERS = ("checkpoints", "adapter", "model")
+_FOLDERS = ("checkpoints", "adapter", "model", "evaluation")
 
 MAY_DIFFER = frozenset(
     {
