@@ -139,8 +139,8 @@ def results_table(results: Mapping[str, Any]) -> str:
                     label + ("*" if entry["primary"] else ""),
                     f"{entry['base']['value']:.4f}",
                     f"{entry['tuned']['value']:.4f}",
-                    f"{apart['value']:+.4f}",
-                    "-" if interval is None else f"{interval[0]:+.4f} .. {interval[1]:+.4f}",
+                    f"{apart['value']:+z.4f}",
+                    "-" if interval is None else f"{interval[0]:+z.4f} .. {interval[1]:+z.4f}",
                     str(apart["n"]),
                     "higher" if entry["higher_is_better"] else "lower",
                 )

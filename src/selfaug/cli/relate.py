@@ -144,5 +144,5 @@ def _table(points: Sequence[Point]) -> str:
     from selfaug.shift.table import columns
 
     head = ("run", "state", "method", "alpha", "shift", "forgetting")
-    rows = [[p.run, p.state, p.method, f"{p.alpha:g}", f"{p.shift:.4f}", f"{p.forgetting:+.4f}"] for p in points]
+    rows = [[p.run, p.state, p.method, f"{p.alpha:g}", f"{p.shift:.4f}", f"{p.forgetting:+z.4f}"] for p in points]
     return columns(head, rows, 3)
