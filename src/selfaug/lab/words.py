@@ -1,0 +1,113 @@
+"""Which words and names are there, and which names may only be seen when a model is tested?
+
+Names are made of two syllables. A name belongs to the test part where a hash of it says so, whatever the seed: training
+and test never share an entity, across all skills, tasks and sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Literal
+
+__all__ = ["CATEGORIES", "KINDS", "WORDS", "Part", "in_test", "names", "part_of"]
+
+Part = Literal["train", "test"]
+
+TEST_SHARE = 5
+"""One in so many names, and prompts of skills without names of their own, is kept for tests."""
+
+CATEGORIES: Mapping[str, tuple[str, ...]] = {
+    "animals": ("goat", "cow", "hen", "horse", "fox", "owl", "bear", "hare", "duck", "wolf"),
+    "fruits": ("apple", "pear", "plum", "fig", "lemon", "grape", "cherry", "melon", "peach", "lime"),
+    "colours": ("red", "blue", "green", "white", "black", "grey", "brown", "pink", "gold", "silver"),
+    "tools": ("hammer", "saw", "axe", "rope", "knife", "spade", "needle", "ladder", "brush", "lamp"),
+    "jobs": ("baker", "smith", "farmer", "sailor", "weaver", "tailor", "miller", "guard", "nurse", "painter"),
+    "foods": ("bread", "soup", "rice", "cheese", "fish", "beans", "honey", "cake", "stew", "butter"),
+}
+"""What a category holds, in the order in which the base learns to tell it."""
+
+WORDS: tuple[str, ...] = tuple(word for words in CATEGORIES.values() for word in words)
+
+_PEOPLE = [
+    "Mi",
+    "Ra",
+    "To",
+    "Le",
+    "Bo",
+    "Sa",
+    "Ke",
+    "Du",
+    "Fi",
+    "Na",
+    "Jo",
+    "Pe",
+    "Ti",
+    "Lu",
+    "Va",
+    "Ro",
+    "Ha",
+    "El",
+    "Or",
+    "Is",
+    "Ze",
+    "Wi",
+    "Gu",
+    "Yo",
+]
+_PLACES = [
+    "Tar",
+    "Osk",
+    "Bel",
+    "Kor",
+    "Lim",
+    "Nor",
+    "Pel",
+    "Rud",
+    "Sul",
+    "Tov",
+    "Vas",
+    "Wim",
+    "Gal",
+    "Hed",
+    "Jor",
+    "Mar",
+    "Dun",
+    "Fen",
+    "Cal",
+    "Bro",
+    "Asp",
+    "Elm",
+    "Ist",
+    "Zan",
+]
+_SHIPS = ["Sea", "Star", "Moon", "Sun", "Storm", "Swift", "Gull", "Wave", "Cloud", "Dawn"]
+
+KINDS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+    "person": (_PEOPLE, ["ra", "lo", "dan", "sel", "mi", "na", "rik", "vin", "ta", "bel", "mon", "ke"]),
+    "town": (_PLACES, ["ton", "burg", "wick", "mouth", "ford", "by", "stead", "holm"]),
+    "river": (_PLACES, ["e", "a", "is", "el", "une", "ar"]),
+    "land": (_PLACES, ["mark", "land", "ria", "dor", "via", "stan", "heim", "gard"]),
+    "ship": (_SHIPS, ["wind", "hawk", "rose", "queen", "foam", "song", "light", "bird"]),
+}
+"""Beginnings and endings of the names of each kind of entity."""
+
+
+def in_test(text: str) -> bool:
+    """Whether a name or prompt is kept for tests: one in five, by its hash alone."""
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % TEST_SHARE == 0
+
+
+def part_of(text: str) -> Part:
+    """The part that a name or prompt belongs to."""
+    return "test" if in_test(text) else "train"
+
+
+@cache
+def names(kind: str, part: Part) -> tuple[str, ...]:
+    """All names of a kind (a key of :data:`KINDS`) in one part, in a fixed order."""
+    beginnings, endings = KINDS[kind]
+    every = [first + last for first in beginnings for last in endings]
+    return tuple(name for name in every if part_of(name) == part)
