@@ -103,7 +103,7 @@ class SelfAugConfig(SFTConfig):
     )
     objective_memory_mb: int | None = field(
         default=None,
-        metadata={"help": "Memory for the loss's row blocks in MiB. Default 160 on a CPU, 512 on a GPU."},
+        metadata={"help": "Memory for the loss's row blocks in MiB. Default 160 on a CPU, 448 on a GPU."},
     )
 
     def __post_init__(self) -> None:

@@ -24,7 +24,8 @@ __all__ = ["Block", "blocks", "compute_dtype", "default_block_bytes", "heads_in"
 _CPU_SLICE_ELEMENTS = 2**18
 # float32 copies of a row alive at once inside a term, worst case (JSD).
 _TERM_COPIES = 6
-_TILE = 32
+# Of rows of a product, the larger one on a GPU.
+_TILES = (128, 32)
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,11 @@ class Block:
 
 
 def default_block_bytes(device: torch.device) -> int:
-    """Memory that the sweep may hold beside its inputs, in bytes: 160 MiB on a CPU, 512 MiB elsewhere."""
-    return (160 if device.type == "cpu" else 512) * 2**20
+    """Memory that the sweep may hold beside its inputs, in bytes: 160 MiB on a CPU, 448 MiB elsewhere.
+
+    With the gradient of 8,192 hidden states of 3,584 in 16 bits, the latter stays below 0.6 GB.
+    """
+    return (160 if device.type == "cpu" else 448) * 2**20
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -63,10 +67,21 @@ def heads_in(dtype: torch.dtype, head: LMHead, reference_head: LMHead) -> tuple[
     return first, replace(reference_head, weight_VH=first.weight_VH, bias_V=bias_V)
 
 
-def blocks(group: Rows, hidden_TH: Tensor, head: LMHead, reference_head: LMHead, block_bytes: int) -> Iterator[Block]:
-    """The group's rows in blocks whose logits fit ``block_bytes`` (at least one row a block), projected one by one."""
+def blocks(
+    group: Rows,
+    hidden_TH: Tensor,
+    head: LMHead,
+    reference_head: LMHead,
+    block_bytes: int,
+    *,
+    wide_copies: bool = True,
+) -> Iterator[Block]:
+    """The group's rows in blocks whose logits fit ``block_bytes`` (at least one row a block), projected one by one.
+
+    ``wide_copies``: whether the elementwise work on a block makes float32 copies of it; the GPU kernels make none.
+    """
     dtype = head.weight_VH.dtype
-    for rows in _parts(group, _rows_per_block(group, head, hidden_TH.device, block_bytes)):
+    for rows in _parts(group, _rows_per_block(group, head, hidden_TH.device, block_bytes, wide_copies)):
         hidden_nH = hidden_TH[rows.index_N].to(dtype)
         projected_nV = F.linear(hidden_nH, head.weight_VH, head.bias_V)
         reference_nV = None
@@ -84,13 +99,14 @@ def slices(count: int, vocabulary: int, device: torch.device) -> Iterator[slice]
         yield slice(i, i + step)
 
 
-def _rows_per_block(rows: Rows, head: LMHead, device: torch.device, block_bytes: int) -> int:
+def _rows_per_block(rows: Rows, head: LMHead, device: torch.device, block_bytes: int, wide_copies: bool) -> int:
     vocabulary = head.weight_VH.shape[0]
     projections = head.weight_VH.element_size() * (1 if rows.reference_NH is None else 2)
-    copies = 0 if device.type == "cpu" else 4 * _TERM_COPIES
+    copies = 4 * _TERM_COPIES if wide_copies and device.type != "cpu" else 0
     size = max(1, block_bytes // (vocabulary * (projections + copies)))
-    # Matrix products are fastest on whole tiles of rows (measured: docs/results.md).
-    return size if size < _TILE else size // _TILE * _TILE
+    # Matrix products are fastest on whole tiles of rows (on a CPU measured: docs/results.md).
+    tile = next((tile for tile in _TILES if size >= tile and (tile == _TILES[-1] or device.type != "cpu")), 1)
+    return size // tile * tile
 
 
 def _parts(rows: Rows, size: int) -> Iterator[Rows]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from selfaug.objective.blocks import blocks, compute_dtype, default_block_bytes, heads_in, slices, wide_dtype
+from selfaug.objective.block_terms import ELEMENTWISE, block_terms, torch_terms_
+from selfaug.objective.blocks import blocks, compute_dtype, default_block_bytes, heads_in, wide_dtype
 from selfaug.objective.head import LMHead
 from selfaug.objective.rows import Objective, Rows, check_rows
 
@@ -31,6 +32,7 @@ def sweep(
     reference_head: LMHead | None = None,
     *,
     block_bytes: int | None = None,
+    elementwise: str | None = None,
 ) -> Objective:
     """``Σ_groups Σ_terms Σ_n weight · term(head(hidden_n), reference_head(reference_n), label_n)`` in row blocks.
 
@@ -44,17 +46,23 @@ def sweep(
         reference_head: The base's projection; ``None`` where both share one.
         block_bytes: Bound on the memory held beside inputs and gradients; ``None`` for the device's default. At least
             one row is taken at a time.
+        elementwise: Who does the work on logits: ``kernels`` (Triton, on a GPU, where the terms have one) or ``torch``;
+            ``None`` takes the kernels where it can. They agree to rounding.
 
     Returns:
         The loss, float32 (float64 for float64 heads): with no rows it is 0 and still has a graph, so a rank with
         nothing to do takes part in the backward collectives. Sums by name, detached.
 
     Raises:
-        ValueError: If shapes do not fit or a term lacks its labels or reference.
+        ValueError: If shapes do not fit, a term lacks its labels or reference, or the kernels are asked for where they
+            cannot be had.
     """
     groups = tuple(groups)
     check_rows(hidden_TH, head, groups)
-    plan = _Sweep(head, reference_head or head, groups, block_bytes or default_block_bytes(hidden_TH.device))
+    if elementwise not in (None, *ELEMENTWISE):
+        raise ValueError(f"elementwise={elementwise!r} is not one of {', '.join(ELEMENTWISE)}")
+    block_bytes = block_bytes or default_block_bytes(hidden_TH.device)
+    plan = _Sweep(head, reference_head or head, groups, block_bytes, elementwise)
     loss, *totals = _SweepFunction.apply(  # type: ignore[no-untyped-call]
         hidden_TH, head.weight_VH, head.bias_V, plan
     )
@@ -64,8 +72,16 @@ def sweep(
 class _Sweep:
     """What one sweep does, apart from the tensors that autograd must see."""
 
-    def __init__(self, head: LMHead, reference_head: LMHead, groups: tuple[Rows, ...], block_bytes: int) -> None:
+    def __init__(
+        self,
+        head: LMHead,
+        reference_head: LMHead,
+        groups: tuple[Rows, ...],
+        block_bytes: int,
+        elementwise: str | None,
+    ) -> None:
         self.head, self.reference_head, self.groups, self.block_bytes = head, reference_head, groups, block_bytes
+        self.elementwise = elementwise
         self.names: list[str] = []  # of the sums, filled by the forward pass
 
 
@@ -122,55 +138,18 @@ def _run(
     """All blocks of all groups; adds to ``gradients`` in place."""
     loss = hidden_TH.new_zeros((), dtype=wide_dtype(head.weight_VH.dtype))
     sums: dict[str, Tensor] = {}
+    heads = (head, reference_head)
     for group in plan.groups:
-        for block in blocks(group, hidden_TH, head, reference_head, plan.block_bytes):
+        terms_ = block_terms(group.terms, head.weight_VH.dtype, hidden_TH.device, plan.elementwise)
+        wide_copies = terms_ is torch_terms_
+        for block in blocks(group, hidden_TH, *heads, plan.block_bytes, wide_copies=wide_copies):
             rows, projected_nV = block.rows, block.projected_nV
-            heads = (head, reference_head)
-            weight_n, value = _terms_(rows, projected_nV, block.reference_nV, heads, gradients is not None, sums)
+            weight_n, value = terms_(rows, projected_nV, block.reference_nV, heads, gradients is not None, sums)
             loss += value
             if gradients is not None:
                 _project_back(gradients, rows.index_N, block.hidden_nH, projected_nV, weight_n, head)
             del block, projected_nV  # before the next block is projected
     return loss, sums
-
-
-def _terms_(
-    rows: Rows,
-    projected_nV: Tensor,
-    reference_nV: Tensor | None,
-    heads: tuple[LMHead, LMHead],
-    gradient: bool,
-    sums: dict[str, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Terms of one block: ``projected_nV`` is overwritten by its gradient, divided by the returned row weights.
-
-    The weights (α over a count of tokens) are small: taken out, the gradient keeps its precision in 16 bits.
-    """
-    head, reference_head = heads
-    wide = wide_dtype(projected_nV.dtype)
-    count, vocabulary = projected_nV.shape
-    weights = [torch.as_tensor(w.weight, dtype=wide, device=projected_nV.device).expand(count) for w in rows.terms]
-    scale_n = torch.stack(weights).abs().amax(dim=0)
-    safe_n = scale_n.clamp(min=torch.finfo(wide).tiny)
-    value = projected_nV.new_zeros((), dtype=wide)
-    for part in slices(count, vocabulary, projected_nV.device):
-        logits_nV = head.shape(projected_nV[part].to(wide))
-        part_reference_nV = None if reference_nV is None else reference_head.shape(reference_nV[part].to(wide))
-        label_n = None if rows.label_N is None else rows.label_N[part]
-        total_nV: Tensor | None = None
-        for weighted, weight_n in zip(rows.terms, weights, strict=True):
-            result = weighted.term(logits_nV, part_reference_nV, label_n, gradient=gradient)
-            value += (result.value_N * weight_n[part]).sum()
-            for name, part_n in ((weighted.term.name, result.value_N), *result.statistics.items()):
-                sums[name] = sums[name] + part_n.sum() if name in sums else part_n.sum()
-            if result.gradient_NV is not None and len(rows.terms) == 1:
-                total_nV = result.gradient_NV
-            elif result.gradient_NV is not None:
-                part_nV = result.gradient_NV.mul_((weight_n[part] / safe_n[part]).unsqueeze(-1))
-                total_nV = part_nV if total_nV is None else total_nV.add_(part_nV)
-        if total_nV is not None:
-            projected_nV[part] = head.unshape_(total_nV, logits_nV)
-    return (weights[0] if len(weights) == 1 else scale_n), value
 
 
 def _project_back(

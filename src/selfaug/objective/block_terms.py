@@ -1,0 +1,146 @@
+"""Who does the elementwise work of a block: PyTorch's own operations, or our GPU kernels?
+
+Both are one function: values of a block's rows, and their gradient in place of its logits. The sweep asks once a group
+which one to call.
+
+Shapes: n rows of a block, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from selfaug.errors import ConfigError
+from selfaug.objective import kernels
+from selfaug.objective.blocks import slices, wide_dtype
+from selfaug.objective.head import LMHead
+from selfaug.objective.rows import Rows, WeightedTerm
+
+__all__ = ["ELEMENTWISE", "BlockTerms", "block_terms", "kernel_terms_", "row_weights", "torch_terms_"]
+
+ELEMENTWISE = ("kernels", "torch")
+
+# (rows, projected_nV, reference_nV, (head, reference head), gradient wanted?, sums by name) -> (row weights, value).
+# Where a gradient is wanted, ``projected_nV`` is overwritten by it, divided by the returned row weights: these (α over
+# a count of tokens) are small, and taken out the gradient keeps its precision in 16 bits. ``sums`` is added to.
+BlockTerms = Callable[
+    [Rows, Tensor, "Tensor | None", tuple[LMHead, LMHead], bool, dict[str, Tensor]], tuple[Tensor, Tensor]
+]
+
+
+def block_terms(
+    terms: Sequence[WeightedTerm], dtype: torch.dtype, device: torch.device, elementwise: str | None = None
+) -> BlockTerms:
+    """The kernels on a GPU where all ``terms`` have a kernel form, else PyTorch's operations.
+
+    Args:
+        terms: Of the group.
+        dtype: Of the projected rows.
+        device: Where they are.
+        elementwise: ``kernels`` or ``torch`` to ask for one; ``None`` to choose.
+
+    Raises:
+        ConfigError: If the kernels are asked for and cannot be had.
+    """
+    if elementwise == "torch":
+        return torch_terms_
+    obstacle = kernels.obstacle([weighted.term for weighted in terms], dtype, device)
+    if obstacle is None and (elementwise == "kernels" or kernels.preferred(device)):
+        return kernel_terms_
+    if elementwise == "kernels":
+        raise ConfigError(
+            f"the objective was to run in GPU kernels, but {obstacle}.",
+            "leave the choice to the sweep (objective='sweep'), which takes PyTorch's own operations there.",
+        )
+    return torch_terms_
+
+
+def row_weights(rows: Rows, wide: torch.dtype, device: torch.device) -> list[Tensor]:
+    """The weight of each row (n) under each term. Nothing here waits for the device."""
+    count = rows.index_N.numel()
+    return [
+        w.weight.to(device, wide).expand(count)
+        if isinstance(w.weight, Tensor)
+        else torch.full((count,), w.weight, dtype=wide, device=device)
+        for w in rows.terms
+    ]
+
+
+def row_scale(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor] | None]:
+    """What the gradient of each row is divided by (n), and what is left of the weights: ``None`` for 1."""
+    if len(weights) == 1:
+        return weights[0], None
+    scale_n = torch.stack(list(weights)).abs().amax(dim=0)
+    safe_n = scale_n.clamp(min=torch.finfo(scale_n.dtype).tiny)
+    return scale_n, [weight_n / safe_n for weight_n in weights]
+
+
+def add_sum(sums: dict[str, Tensor], name: str, part_n: Tensor) -> None:
+    """Add the sum of ``part_n`` under ``name``."""
+    sums[name] = sums[name] + part_n.sum() if name in sums else part_n.sum()
+
+
+def torch_terms_(
+    rows: Rows,
+    projected_nV: Tensor,
+    reference_nV: Tensor | None,
+    heads: tuple[LMHead, LMHead],
+    gradient: bool,
+    sums: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`BlockTerms` of any terms, in PyTorch's operations on float32 (float64) copies of a slice of the rows."""
+    head, reference_head = heads
+    wide = wide_dtype(projected_nV.dtype)
+    count, vocabulary = projected_nV.shape
+    weights = row_weights(rows, wide, projected_nV.device)
+    scale_n, shares = row_scale(weights)
+    value = projected_nV.new_zeros((), dtype=wide)
+    for part in slices(count, vocabulary, projected_nV.device):
+        logits_nV = head.shape(projected_nV[part].to(wide))
+        part_reference_nV = None if reference_nV is None else reference_head.shape(reference_nV[part].to(wide))
+        label_n = None if rows.label_N is None else rows.label_N[part]
+        total_nV: Tensor | None = None
+        for i, weighted in enumerate(rows.terms):
+            result = weighted.term(logits_nV, part_reference_nV, label_n, gradient=gradient)
+            value += (result.value_N * weights[i][part]).sum()
+            for name, part_n in ((weighted.term.name, result.value_N), *result.statistics.items()):
+                add_sum(sums, name, part_n)
+            if result.gradient_NV is not None:
+                part_nV = result.gradient_NV
+                if shares is not None:
+                    part_nV.mul_(shares[i][part].unsqueeze(-1))
+                total_nV = part_nV if total_nV is None else total_nV.add_(part_nV)
+        if total_nV is not None:
+            projected_nV[part] = head.unshape_(total_nV, logits_nV)
+    return scale_n, value
+
+
+def kernel_terms_(
+    rows: Rows,
+    projected_nV: Tensor,
+    reference_nV: Tensor | None,
+    heads: tuple[LMHead, LMHead],
+    gradient: bool,
+    sums: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`BlockTerms` of the terms with a kernel form: one kernel, in place, no copy of the block."""
+    weights = row_weights(rows, torch.float32, projected_nV.device)
+    scale_n, shares = row_scale(weights)
+    found = kernels.rows_(
+        projected_nV,
+        reference_nV,
+        rows.label_N,
+        terms=[weighted.term for weighted in rows.terms],
+        heads=heads,
+        shares=shares,
+        gradient=gradient,
+    )
+    value = projected_nV.new_zeros((), dtype=torch.float32)
+    for weight_n, (value_n, statistics), weighted in zip(weights, found, rows.terms, strict=True):
+        value += (value_n * weight_n).sum()
+        for name, part_n in ((weighted.term.name, value_n), *statistics.items()):
+            add_sum(sums, name, part_n)
+    return scale_n, value
