@@ -23,8 +23,8 @@ Run = Callable[..., Objective]
 # Euclidean distance over Euclidean size, the package against the oracle.
 # float64, float32: a few hundred roundings of 1.1e-16 and 6e-8 in a row of V terms and a product of H.
 # bfloat16 keeps 8 bits: a logit of size 4 is off by up to 2^-7, so a probability by up to 0.8 %, and the gradient that
-# is projected back is rounded once more.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2}
+# is projected back is rounded once more. float16 keeps 11 bits: an eighth of it.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2.5e-3}
 DTYPES = tuple(TOLERANCE)
 BLOCKS_MODULE = importlib.import_module("selfaug.objective.blocks")
 TERMS = ("nll", *rows.DIRECTIONS)

@@ -134,7 +134,7 @@ def row_kernel(
     highest, log_sum = _log_sum(top, total)
     reference_log_sum = log_sum
     if DIRECTION > 0:
-        reference_highest, reference_log_sum = _log_sum(reference_top, reference_total)
+        _highest, reference_log_sum = _log_sum(reference_top, reference_total)
 
     entropy = tl.zeros((TILE,), tl.float32)
     earlier = tl.zeros((TILE,), tl.int32)  # 1 where an entry before the label is as likely as the most likely one
