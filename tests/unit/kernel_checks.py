@@ -88,7 +88,7 @@ def agree(found: Ran, wanted: Ran | Expected, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("direction", rows.DIRECTIONS)
 def test_kernels_equal_torch_and_loops(direction: str, head: str, dtype: torch.dtype, device: torch.device) -> None:
-    c = case(direction, dtype, head, separate=True)
+    c = case(direction, dtype, head, T=10, separate=True)
     found = run(c, device, "kernels")
     assert found[1].norm() > 0.01
     agree(found, run(c, device, "torch"), dtype)
@@ -96,13 +96,13 @@ def test_kernels_equal_torch_and_loops(direction: str, head: str, dtype: torch.d
     assert not found[1][[n for n in range(len(c.hidden_TH)) if n not in {*c.nll, *c.aligned, *c.both}]].any()
 
 
-@pytest.mark.parametrize("V", [1, 2, 5, TILE - 1, TILE, TILE + 1, 3 * TILE + 7])
+@pytest.mark.parametrize("V", [1, 5, TILE - 1, TILE, TILE + 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("direction", rows.DIRECTIONS)
 def test_sizes_on_and_off_a_tile(direction: str, dtype: torch.dtype, V: int, device: torch.device) -> None:
-    c = case(direction, dtype, "bias", T=8, V=V, H=3, separate=True, seed=V)
-    assert min(len(c.nll), len(c.aligned), len(c.both)) == 2 - (len(c.both) < 2)
-    found = run(c, device, "kernels", block_bytes=V * 4 * 2)  # few rows a block
+    c = case(direction, dtype, "bias", T=7, V=V, H=3, separate=True, seed=V)
+    assert [len(c.nll), len(c.aligned), len(c.both)] == [2, 2, 1]
+    found = run(c, device, "kernels", block_bytes=1)  # a row a block
     agree(found, run(c, device, "torch"), dtype)
     agree(found, by_loops(c), dtype)
 
@@ -124,7 +124,7 @@ def test_a_single_row_and_no_row(direction: str, device: torch.device) -> None:
 @pytest.mark.parametrize("head", ["bare", "bias, scale and soft cap"])
 @pytest.mark.parametrize("direction", rows.DIRECTIONS)
 def test_equal_models_give_exactly_zero(direction: str, head: str, dtype: torch.dtype, device: torch.device) -> None:
-    c = case(direction, dtype, head, V=3 * TILE + 7)
+    c = case(direction, dtype, head, T=5, V=2 * TILE + 7)
     c.reference_TH = c.hidden_TH.clone()
     c.aligned, c.nll, c.both = range(len(c.hidden_TH)), [], []
     result, hidden_TH, weight_VH, _ = run(c, device, "kernels")
@@ -140,7 +140,7 @@ def test_equal_models_give_exactly_zero(direction: str, head: str, dtype: torch.
 def test_minus_infinite_logits_stay_finite(
     direction: str, masked: str, dtype: torch.dtype, device: torch.device
 ) -> None:
-    c = case(direction, dtype, "bias", separate=True)
+    c = case(direction, dtype, "bias", T=10, separate=True)
     assert c.reference_head is not None
     for name, head in (("tuned", c.head), ("base", c.reference_head)):
         assert head.bias_V is not None
@@ -162,7 +162,6 @@ def test_minus_infinite_logits_stay_finite(
 
 def test_values_without_a_gradient_are_the_same(device: torch.device) -> None:
     c = case("jsd", torch.float32, "bias, scale and soft cap")
-    expected = run(c, device, "kernels")[0]
     index_N = torch.tensor(c.both, device=device)
     hidden_TH, weight_VH = c.hidden_TH.to(device), c.head.weight_VH.to(device)
     assert c.head.bias_V is not None

@@ -1,0 +1,33 @@
+"""Does a model under `torch.compile` keep the gradient of the trainer's step?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step, run
+from tests.oracles.step import relative_distance
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_has_the_same_gradient(backend: str, tmp_path: Path) -> None:
+    chosen = SEQUENCES["single-turn"]
+    settings = {"torch_compile": True, "torch_compile_backend": backend}
+    ran = run(chosen, tmp_path, dtype=torch.float32, alpha=2.0, **settings)
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    loss, expected = oracle_step(chosen, dtype=torch.float32).gradient()
+    assert relative_distance(ran.gradient, expected) < TOLERANCE[torch.float32]
+    assert ran.losses == pytest.approx([loss], rel=1e-5)
