@@ -5,6 +5,9 @@
 Forward and backward of ``Σ KL(softmax(W reference_n) ‖ softmax(W hidden_n))`` with a frozen W, gradient to the hidden
 states. Every variant's value and gradient is first held against the definition. Times are medians of interleaved
 rounds in one process; memory is the peak above the inputs, each variant in a process of its own.
+
+With a CUDA device it is measured there instead, in bfloat16 at N 8,192 and H 3,584 (`objective_gpu.py`), unless
+`--device cpu` is given.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import objective_gpu
 import torch
 from measure import Demand, add_common_options, environment, interleaved, median_ratio, peak_bytes, report, table
 from objective_variants import BARE, VARIANTS, Inputs, Sizes, bare_products, forward_backward, make_inputs
@@ -126,22 +130,26 @@ def demands_of(measured: dict[str, Any]) -> list[Demand]:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", type=int, help="Default 1,024 on a CPU, 8,192 on a GPU.")
     parser.add_argument("--vocabulary", type=int, default=151936)
-    parser.add_argument("--hidden", type=int, default=896)
-    parser.add_argument("--dtype", nargs="+", choices=list(DEMANDS), default=list(DEMANDS))
+    parser.add_argument("--hidden", type=int, help="Default 896 on a CPU, 3,584 on a GPU.")
+    parser.add_argument("--dtype", nargs="+", choices=list(DEMANDS), default=list(DEMANDS), help="Of a CPU.")
     parser.add_argument("--block_mib", type=int, help="Memory of our row blocks; by default the package's own.")
     parser.add_argument("--without", nargs="*", choices=["dense float32", "trl", "liger"], default=[])
     add_common_options(parser, repeats=5)
     args = parser.parse_args()
     names = [name for name in VARIANTS if name not in args.without]
-    block_bytes = args.block_mib * 2**20 if args.block_mib else default_block_bytes(torch.device("cpu"))
-    sizes = Sizes(args.rows, args.vocabulary, args.hidden, block_bytes)
+    block_bytes = args.block_mib * 2**20 if args.block_mib else default_block_bytes(torch.device(args.device))
+    rows, hidden = (8192, 3584) if args.device == "cuda" else (1024, 896)
+    sizes = Sizes(args.rows or rows, args.vocabulary, args.hidden or hidden, block_bytes)
+    if args.device == "cuda":
+        return objective_gpu.run(sizes, args.repeats, args.without, args.json)
     about = environment()
     measured = [measure(sizes, dtype, args.repeats, names, args.clock) for dtype in args.dtype]
     head = ["variant", "dtype", "seconds", "times ours", "bare share", "extra MiB", "value error", "gradient error"]
     text = [
-        f"N={args.rows} V={args.vocabulary} H={args.hidden}, blocks {block_bytes / 2**20:.0f} MiB, "
+        f"N={sizes.rows} V={sizes.vocabulary} H={sizes.hidden}, blocks {block_bytes / 2**20:.0f} MiB, "
         f"{args.repeats} interleaved rounds, {args.clock} clock, "
         f"{about['threads']} threads, torch {about['torch']}, load {about['load_average'][0]} before",
         "",

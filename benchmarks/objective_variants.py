@@ -15,7 +15,7 @@ from torch import Tensor
 from selfaug.objective import BaseToTuned, LMHead, Rows, WeightedTerm, sweep
 from selfaug.objective.blocks import blocks
 
-__all__ = ["BARE", "VARIANTS", "Inputs", "Sizes", "bare_products", "forward_backward", "make_inputs"]
+__all__ = ["BARE", "GPU_VARIANTS", "VARIANTS", "Inputs", "Sizes", "bare_products", "forward_backward", "make_inputs"]
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,32 @@ class Inputs:
     @property
     def group(self) -> Rows:
         """All rows under the alignment term with weight 1."""
-        index_N = torch.arange(len(self.hidden_NH))
+        index_N = torch.arange(len(self.hidden_NH), device=self.hidden_NH.device)
         return Rows(index_N, (WeightedTerm(BaseToTuned(), 1.0),), reference_NH=self.reference_NH)
 
 
-def make_inputs(sizes: Sizes, dtype: torch.dtype, seed: int = 0) -> Inputs:
+def make_inputs(sizes: Sizes, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Inputs:
     """Logits with a standard deviation of 3 (a few nats below uniform), and a reference a little away from tuned."""
-    generator = torch.Generator().manual_seed(seed)
-    weight_VH = torch.randn(sizes.vocabulary, sizes.hidden, generator=generator, dtype=dtype)
-    weight_VH.mul_(3 / sizes.hidden**0.5)
-    reference_NH = torch.randn(sizes.rows, sizes.hidden, generator=generator, dtype=dtype)
-    moved_NH = torch.randn(sizes.rows, sizes.hidden, generator=generator, dtype=dtype).mul_(0.1)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(count: int) -> Tensor:
+        return torch.randn(count, sizes.hidden, generator=generator, dtype=dtype, device=device)
+
+    weight_VH = normal(sizes.vocabulary).mul_(3 / sizes.hidden**0.5)
+    reference_NH = normal(sizes.rows)
+    moved_NH = normal(sizes.rows).mul_(0.1)
     return Inputs((reference_NH + moved_NH).requires_grad_(), reference_NH, weight_VH, sizes.block_bytes)
 
 
 def ours(inputs: Inputs) -> Tensor:
     """The row-block sweep."""
     return sweep(inputs.hidden_NH, LMHead(inputs.weight_VH), [inputs.group], block_bytes=inputs.block_bytes).loss
+
+
+def ours_torch(inputs: Inputs) -> Tensor:
+    """The row-block sweep without its GPU kernels."""
+    head, group = LMHead(inputs.weight_VH), inputs.group
+    return sweep(inputs.hidden_NH, head, [group], block_bytes=inputs.block_bytes, elementwise="torch").loss
 
 
 def dense(inputs: Inputs) -> Tensor:
@@ -77,7 +86,7 @@ def trl(inputs: Inputs) -> Tensor:
     """TRL's chunked divergence (β = 0: forward KL from the teacher, our base, to the student, our tuned model)."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-    mask_1N = torch.ones(1, len(inputs.hidden_NH))
+    mask_1N = torch.ones(1, len(inputs.hidden_NH), device=inputs.hidden_NH.device)
     loss, _, _ = _chunked_divergence_loss(
         inputs.hidden_NH[None], inputs.reference_NH[None], inputs.weight_VH, inputs.weight_VH, mask_1N, 0.0, 1
     )
@@ -93,21 +102,51 @@ def liger(inputs: Inputs) -> Tensor:
 
     count = len(inputs.hidden_NH)
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False)
-    labels_N = torch.zeros(count, dtype=torch.int64)
+    labels_N = torch.zeros(count, dtype=torch.int64, device=inputs.hidden_NH.device)
     mean = loss(inputs.hidden_NH, inputs.weight_VH, inputs.reference_NH, inputs.weight_VH, labels_N)
     return torch.as_tensor(mean) * count
+
+
+def liger_compiled(inputs: Inputs) -> Tensor:
+    """The same under `torch.compile`, which is Liger's default on a GPU."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    count = len(inputs.hidden_NH)
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0)
+    labels_N = torch.zeros(count, dtype=torch.int64, device=inputs.hidden_NH.device)
+    mean = loss(inputs.hidden_NH, inputs.weight_VH, inputs.reference_NH, inputs.weight_VH, labels_N)
+    return torch.as_tensor(mean) * count
+
+
+def liger_fused(inputs: Inputs) -> Tensor:
+    """Liger's fused linear JSD in Triton at β = 0 (forward KL); a mean over rows."""
+    from liger_kernel.transformers import LigerFusedLinearJSD
+
+    mean = LigerFusedLinearJSD(jsd_beta=0.0)(
+        inputs.hidden_NH, inputs.weight_VH, inputs.reference_NH, inputs.weight_VH, None
+    )
+    return torch.as_tensor(mean) * len(inputs.hidden_NH)
 
 
 def bare_products(inputs: Inputs) -> None:
     """The three products of N·V·H alone, in the blocks that the sweep takes."""
     head = LMHead(inputs.weight_VH)
     with torch.no_grad():
-        for block in blocks(inputs.group, inputs.hidden_NH, head, head, inputs.block_bytes):
+        for block in blocks(inputs.group, inputs.hidden_NH, head, head, inputs.block_bytes, wide_copies=False):
             torch.mm(block.projected_nV, inputs.weight_VH)
             del block  # before the next one is projected
 
 
 VARIANTS: dict[str, Callable[[Inputs], Tensor]] = {"ours": ours, "dense float32": dense, "trl": trl, "liger": liger}
+GPU_VARIANTS: dict[str, Callable[[Inputs], Tensor]] = {
+    "ours": ours,
+    "ours, torch": ours_torch,
+    "dense float32": dense,
+    "trl": trl,
+    "liger": liger,
+    "liger, compiled": liger_compiled,
+    "liger, fused": liger_fused,
+}
 BARE = "bare products"
 
 

