@@ -60,8 +60,8 @@ def run(sizes: Sizes, repeats: int, without: Sequence[str], file: Path | None) -
     text = [
         f"{torch.cuda.get_device_name()}: N={sizes.rows} V={sizes.vocabulary} H={sizes.hidden}, {DTYPE}, "
         f"blocks {sizes.block_bytes / 2**20:.0f} MiB, {repeats} interleaved rounds, torch {about['torch']}",
-        f"peak {peak / 1e12:.0f} TFLOP/s, of a product of {PEAK_SIDE} × {PEAK_SIDE} × {PEAK_SIDE}; TFLOP/s of a variant "
-        "are those of the three products that the objective needs; errors relative, against float64",
+        f"peak {peak / 1e12:.0f} TFLOP/s, of a product of {PEAK_SIDE} × {PEAK_SIDE} × {PEAK_SIDE}; a variant's TFLOP/s "
+        "count the three products that the objective needs; errors relative, against float64",
         "",
         table(head, lines),
         *(f"left out: {name}: {why}" for name, why in left_out.items()),

@@ -24,6 +24,9 @@ from selfaug.trl_names import gathered_head
 
 __all__ = ["StepObjective", "TermOn", "install", "micro_inputs"]
 
+# `torch.compile` of the model leaves it out: the number of its blocks changes with every batch, and it has its own kernels.
+_untraced_sweep = torch.compiler.disable(sweep)
+
 
 @dataclass(frozen=True)
 class TermOn:
@@ -131,7 +134,7 @@ class StepObjective:
     ) -> Objective:
         if self.implementation == "plain":
             return plain(hidden_TH, head, groups, reference_head)
-        return sweep(hidden_TH, head, groups, reference_head, block_bytes=self.block_bytes)
+        return _untraced_sweep(hidden_TH, head, groups, reference_head, block_bytes=self.block_bytes)
 
 
 def row_groups(terms: Sequence[TermOn], micro: Mapping[str, Any], reference_RH: Tensor | None) -> list[Rows]:
