@@ -24,8 +24,8 @@ from selfaug.trl_names import gathered_head
 
 __all__ = ["StepObjective", "TermOn", "install", "micro_inputs"]
 
-# `torch.compile` of the model leaves it out: the number of its blocks changes with every batch, and it has its own kernels.
-_untraced_sweep = torch.compiler.disable(sweep)
+# Left out by `torch.compile` of the model: its blocks change with every batch, and it has kernels of its own.
+_untraced_sweep: Callable[..., Objective] = torch.compiler.disable(sweep)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class StepObjective:
         terms: Of the method.
         reference: ``None`` where no term needs one.
         block_bytes: For the sweep; ``None`` for the device's default.
-        implementation: ``sweep`` or ``plain``.
+        implementation: One of `IMPLEMENTATIONS`.
         auxiliary: Whether a mixture of experts' load-balancing loss is wanted.
     """
 
