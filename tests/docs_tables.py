@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from selfaug.cli.options import DIFFERENT_DEFAULTS
 from selfaug.data.formats import FORMATS
+from selfaug.methods import METHODS, Method
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,9 +32,30 @@ def formats() -> str:
     return "\n".join(["| `--format` | rows |", "|---|---|", *rows])
 
 
+def methods() -> str:
+    def options(method: Method) -> str:
+        found = [
+            f"`{f.name}` ({f.default if f.default is not None else 'none'}): {f.metadata['help']}"
+            for f in dataclasses.fields(method.Options)
+        ]
+        return " ".join(found)
+
+    def source(method: Method) -> str:
+        numbers = re.sub(r"(\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", method.source)
+        return numbers or "-"
+
+    rows = [
+        f"| `{name}` | {m.summary} | {m.formula} | {source(m)} | {m.needs or '-'} | {options(m) or '-'} |"
+        for name, m in METHODS.items()
+    ]
+    head = "| `--method` | what it does | loss | source | needs | options (default) |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+
+
 TABLES: dict[str, tuple[Path, Callable[[], str]]] = {
     "defaults": (ROOT / "docs" / "train.md", defaults),
     "formats": (ROOT / "docs" / "data.md", formats),
+    "methods": (ROOT / "docs" / "methods.md", methods),
 }
 
 

@@ -11,6 +11,7 @@ from trl import SFTConfig
 
 from selfaug.errors import ConfigError, nearest
 from selfaug.methods import available, get_method
+from selfaug.methods.options import read_options, resolve_options
 from selfaug.objective import ALIGNMENT_TERMS
 
 __all__ = ["PRESETS", "SelfAugConfig"]
@@ -36,7 +37,17 @@ class SelfAugConfig(SFTConfig):
 
     method: str = field(
         default="selfaug",
-        metadata={"help": "Way of fine-tuning: " + "; ".join(f"'{n}': {s}" for n, s in available().items()) + "."},
+        metadata={
+            "help": f"Way of fine-tuning: {', '.join(available())}; several joined by '+', as in selfaug+dft. "
+            "docs/methods.md says what each does."
+        },
+    )
+    method_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of the method: a mapping (in YAML), name=value pairs joined by commas, or a JSON object. "
+            "docs/methods.md lists them."
+        },
     )
     preset: str = field(
         default="default",
@@ -122,14 +133,29 @@ class SelfAugConfig(SFTConfig):
         for name, value in {**PRESETS["default"], **chosen}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        classes = [part.Options for part in method.parts]
+        self.method_options = resolve_options(self.method, classes, read_options(self.method_options)) or None
         self._check_ranges()
-        self._check_combinations()
         method.check(self)
+        self._check_combinations()
 
     @property
     def aligns(self) -> bool:
+        """Whether prompt positions are compared with the reference."""
+        return "aligned" in self._places()
+
+    @property
+    def holds_response(self) -> bool:
+        """Whether response positions are compared with the reference."""
+        return "held" in self._places()
+
+    @property
+    def compares(self) -> bool:
         """Whether any term needs the reference."""
-        return bool(self.alpha)
+        return self.aligns or self.holds_response
+
+    def _places(self) -> set[str]:
+        return {term.where for term in get_method(self.method).terms(self)}
 
     def _check_ranges(self) -> None:
         assert self.alpha is not None
@@ -171,11 +197,11 @@ class SelfAugConfig(SFTConfig):
                 f"loss_type={self.loss_type!r} is not supported: the response's loss is the method's own.",
                 "leave it out, and choose a way of fine-tuning with --method.",
             )
-        if not self.aligns:
+        if not self.compares:
             return
         if self.packing and self.packing_strategy == "wrapped":
             raise ConfigError(
-                "packing_strategy='wrapped' keeps no document boundaries, so a document's last token would be aligned "
+                "packing_strategy='wrapped' keeps no document boundaries, so a document's last token would be compared "
                 "with the next document's first.",
                 "use packing_strategy='bfd'.",
             )

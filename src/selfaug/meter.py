@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["COUNTS", "Meter"]
 
 # Counts of one micro-batch: divisors of the averages, and what the pass cost.
-COUNTS = ("response_tokens", "aligned_tokens", "reference_tokens", "tokens", "auxiliary_passes")
+COUNTS = ("response_tokens", "aligned_tokens", "reference_tokens", "tokens", "auxiliary_passes", "held_tokens")
 _SUMS = ("nll", "alignment", "entropy", "correct", "auxiliary")
 
 
@@ -19,9 +19,13 @@ class Meter:
     """Sums of row terms and counts of tokens of one phase (training or evaluation).
 
     Sums stay on the device until they are read, so that adding to them waits for nothing.
+
+    Args:
+        divisors: For sums that only some methods have, the count that they are divided by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, divisors: Mapping[str, str] | None = None) -> None:
+        self._divisors = dict(divisors or {})
         self._sums: dict[str, Tensor] = {}
         self._counts = dict.fromkeys(COUNTS, 0)
         self._since = time.perf_counter()
@@ -39,13 +43,13 @@ class Meter:
 
         Keys: ``nll``, ``alignment`` (nats a token; only where something was aligned), ``entropy`` (nats),
         ``mean_token_accuracy``, ``aux_loss``, ``aligned_tokens``, ``reference_tokens``, ``response_tokens``,
-        ``tokens``, ``tokens_per_second`` (over all ranks).
+        ``tokens``, ``tokens_per_second`` (over all ranks); and the names of ``divisors``.
 
         Args:
             device: Where the ranks' sums are added up.
             total: Adds a tensor up over ranks.
         """
-        names = [*_SUMS, *sorted(set(self._sums) - set(_SUMS))]
+        names = [*_SUMS, *sorted({*self._sums, *self._divisors} - set(_SUMS))]
         dtype = torch.float32 if device.type == "mps" else torch.float64
         mine = [self._sums.get(name, torch.zeros(())).to(device, dtype) for name in names]
         counts = torch.tensor([self._counts[name] for name in COUNTS], dtype=dtype, device=device)
@@ -65,6 +69,9 @@ class Meter:
             result["mean_token_accuracy"] = sums["correct"] / count["response_tokens"]
         if count["aligned_tokens"]:
             result["alignment"] = sums["alignment"] / count["aligned_tokens"]
+        for name, divisor in self._divisors.items():
+            if count[divisor]:
+                result[name] = sums[name] / count[divisor]
         if count["auxiliary_passes"]:
             result["aux_loss"] = sums["auxiliary"] / count["auxiliary_passes"]
         return result

@@ -36,13 +36,18 @@ class ReferenceBatch:
 
 @dataclass(frozen=True)
 class MicroPlan:
-    """One micro-batch: positions whose next token is trained, and those tokens; drawn aligned positions; its size."""
+    """One micro-batch: positions whose next token is trained, and those tokens; drawn aligned positions; its size.
+
+    ``held_N``: the response positions of drawn sequences, where they are compared with the reference; the reference
+    batch then serves aligned and held positions, in rising order.
+    """
 
     response_N: Tensor
     label_N: Tensor
     aligned_N: Tensor
     reference: ReferenceBatch | None
     tokens: int
+    held_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ def plan_step(
     align_boundary: bool = False,
     whole_reference: bool = False,
     align: bool = True,
+    hold_response: bool = False,
 ) -> StepPlan:
     """The plan of one optimiser step on this rank.
 
@@ -141,7 +147,9 @@ def plan_step(
         align_boundary: Whether the last prompt position before a response is aligned too.
         whole_reference: Give the reference pass the whole micro-batch instead of the drawn prompts: where a position's
             hidden state depends on what follows it, or on the longest position of the batch.
-        align: ``False`` for methods without alignment: nothing is drawn and there is no reference pass.
+        align: ``False`` for methods without alignment: no prompt position is drawn.
+        hold_response: Whether the response positions of drawn sequences go through the reference pass. Without both
+            there is none.
     """
     micro: list[MicroPlan] = []
     n_response = n_aligned = 0
@@ -153,20 +161,25 @@ def plan_step(
         response_BT[:, :-1] &= documents_BT[:, :-1] >= 0
         response_N = response_BT.flatten().nonzero().squeeze(-1)
         n_response += response_N.numel()
-        aligned_N, reference = response_N[:0], None
-        if align:
-            aligned_BT = aligned_positions(labels_BT, documents_BT, align_boundary)
+        aligned_N, reference, held_N = response_N[:0], None, None
+        if align or hold_response:
+            aligned_BT = aligned_positions(labels_BT, documents_BT, align_boundary) & align
             n_aligned += int(aligned_BT.sum())
-            drawn = _drawn_documents(batch, aligned_BT, documents_BT, seed, step, align_fraction)
+            compared_BT = aligned_BT | response_BT if hold_response else aligned_BT
+            drawn = _drawn_documents(batch, compared_BT, documents_BT, seed, step, align_fraction)
             aligned_N, reference = _cut(batch, drawn, whole_reference)
+            if hold_response:
+                held_N = aligned_N[response_BT.flatten()[aligned_N]]
+                aligned_N = aligned_N[aligned_BT.flatten()[aligned_N]]
         label_N = labels_BT.flatten()[response_N + 1]
-        micro.append(MicroPlan(response_N, label_N, aligned_N, reference, int((documents_BT >= 0).sum())))
+        tokens = int((documents_BT >= 0).sum())
+        micro.append(MicroPlan(response_N, label_N, aligned_N, reference, tokens, held_N))
     return StepPlan(tuple(micro), n_response, n_aligned, tuple(m.reference is not None for m in micro))
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A drawn document: its row, its first token, one past its last aligned position, its aligned positions."""
+    """A drawn document: its row, its first token, one past its last compared position, its compared positions."""
 
     row: int
     start: int

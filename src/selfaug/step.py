@@ -30,14 +30,19 @@ _untraced_sweep: Callable[..., Objective] = torch.compiler.disable(sweep)
 
 @dataclass(frozen=True)
 class TermOn:
-    """A row term of a method, the positions it acts on (``response`` or ``aligned``), and its weight in the loss."""
+    """A row term of a method, the positions it acts on, and its weight in the loss.
+
+    Positions: ``response`` (all), ``held`` (response positions of drawn sequences, with the reference), ``aligned``.
+    """
 
     term: RowTerm
     where: str
     weight: float
 
 
-def micro_inputs(micro: MicroPlan, *, n_response: int, drawn_divisor: float, join_reference: bool) -> dict[str, Any]:
+def micro_inputs(
+    micro: MicroPlan, *, n_response: int, drawn_divisor: float, join_reference: bool, held_divisor: float = 0.0
+) -> dict[str, Any]:
     """What one call of the model needs of the plan, as tensors and numbers that any wrapper can carry.
 
     Positions are sorted into groups here, on the CPU: response rows, aligned rows, and rows that are both (an aligned
@@ -49,29 +54,43 @@ def micro_inputs(micro: MicroPlan, *, n_response: int, drawn_divisor: float, joi
         drawn_divisor: ``align_fraction · n_aligned`` of the whole step.
         join_reference: Run the reference pass on one token although nothing is drawn here (sharded models: a rank that
             skips a forward deadlocks the others).
+        held_divisor: ``align_fraction · n_response`` of the whole step.
     """
     reference = micro.reference
+    held = _held_rows(micro)
     in_aligned = torch.isin(micro.response_N, micro.aligned_N)
     in_response = torch.isin(micro.aligned_N, micro.response_N)
     groups = {
-        "response": {"index": micro.response_N[~in_aligned], "label": micro.label_N[~in_aligned]},
+        "response": {"index": micro.response_N[~in_aligned & ~held], "label": micro.label_N[~in_aligned & ~held]},
         "aligned": {"index": micro.aligned_N[~in_response]},
         "both": {"index": micro.response_N[in_aligned], "label": micro.label_N[in_aligned]},
     }
+    if micro.held_N is not None:
+        groups["held"] = {"index": micro.response_N[~in_aligned & held], "label": micro.label_N[~in_aligned & held]}
     if reference is not None:
-        # Positions rise in both lists, so the n-th common one here is the n-th common one there.
-        groups["aligned"]["reference"] = reference.index_N[~in_response]
-        groups["both"]["reference"] = reference.index_N[in_response]
+        # Positions rise in all lists, so the n-th common one here is the n-th common one there.
+        compared_N = micro.aligned_N
+        if micro.held_N is not None:
+            compared_N = torch.cat([micro.aligned_N, micro.held_N]).unique()
+        for name in groups.keys() - {"response"}:
+            groups[name]["reference"] = reference.index_N[torch.isin(compared_N, groups[name]["index"])]
     return {
         "groups": groups,
         "per_response": 1.0 / max(n_response, 1),
         "per_aligned": 1.0 / drawn_divisor if drawn_divisor > 0 else 0.0,
+        "per_held": 1.0 / held_divisor if held_divisor > 0 else 0.0,
         "reference": None if reference is None else reference.inputs,
         "has_reference": reference is not None,
         "join_reference": join_reference and reference is None,
         "reference_tokens": 0 if reference is None else reference.tokens,
         "tokens": micro.tokens,
     }
+
+
+def _held_rows(micro: MicroPlan) -> Tensor:
+    if micro.held_N is None:
+        return torch.zeros_like(micro.response_N, dtype=torch.bool)
+    return torch.isin(micro.response_N, micro.held_N)
 
 
 class StepObjective:
@@ -139,17 +158,25 @@ class StepObjective:
 
 def row_groups(terms: Sequence[TermOn], micro: Mapping[str, Any], reference_RH: Tensor | None) -> list[Rows]:
     """The groups of the micro-batch with the terms that act on each, weighted for the whole step."""
-    on_response = tuple(WeightedTerm(t.term, t.weight * micro["per_response"]) for t in terms if t.where == "response")
-    on_aligned = tuple(WeightedTerm(t.term, t.weight * micro["per_aligned"]) for t in terms if t.where == "aligned")
+    places = (("response", "per_response"), ("aligned", "per_aligned"), ("held", "per_held"))
+    on = {
+        where: tuple(WeightedTerm(t.term, t.weight * micro[per]) for t in terms if t.where == where)
+        for where, per in places
+    }
     groups = micro["groups"]
-    response = Rows(groups["response"]["index"], on_response, groups["response"]["label"])
-    if reference_RH is None or not on_aligned:
+    response = Rows(groups["response"]["index"], on["response"], groups["response"]["label"])
+    if reference_RH is None or not (on["aligned"] or on["held"]):
         return [response]
-    aligned, both = groups["aligned"], groups["both"]
+    meets = {"aligned": on["aligned"], "both": on["response"] + on["aligned"] + on["held"]}
+    if "held" in groups:
+        meets["held"] = on["response"] + on["held"]
     return [
         response,
-        Rows(aligned["index"], on_aligned, reference_NH=reference_RH[aligned["reference"]]),
-        Rows(both["index"], on_response + on_aligned, both["label"], reference_RH[both["reference"]]),
+        *(
+            Rows(groups[name]["index"], met, groups[name].get("label"), reference_RH[groups[name]["reference"]])
+            for name, met in meets.items()
+            if met
+        ),
     ]
 
 

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 class SelfAugTrainer(ResumableTrainer):
     """``loss = Σ nll / n_response + α · Σ_drawn kl / (align_fraction · n_aligned)``, over the whole optimiser step.
 
+    That is the default; `args.method` says what is trained instead.
+
     Takes the arguments of `trl.SFTTrainer` and its data formats, and also rows of `selfaug.Record` (``question``,
     ``documents``, ``answer``); ``messages`` rows are trained on their assistant turns whatever the chat template.
 
@@ -64,7 +66,7 @@ class SelfAugTrainer(ResumableTrainer):
             raise ConfigError("compute_loss_func is not supported: the loss is the method's.", "choose --method.")
         if kwargs.get("peft_config") is not None:
             spare_refused_modules(kwargs["peft_config"], model_type(model, args))
-            if args.aligns:
+            if args.compares:
                 check_peft(kwargs["peft_config"], args.reference)
         self.method = get_method(args.method)
         self.renderer = renderer
@@ -77,8 +79,9 @@ class SelfAugTrainer(ResumableTrainer):
         self._refuse_unsupported()
         self._base_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.reference = self._make_reference(args)
+        self._terms = self.method.terms(args)
         self._step = StepObjective(
-            self.method.terms(args),
+            self._terms,
             self.reference,
             block_bytes=None if args.objective_memory_mb is None else args.objective_memory_mb * 2**20,
             implementation=args.objective,
@@ -86,13 +89,13 @@ class SelfAugTrainer(ResumableTrainer):
         )
         install(self._base_model, self._step)
         self._whole_reference = depends_on_what_follows(self.model.config)
-        self._meters = {"train": Meter(), "eval": Meter()}
+        self._meters = {"train": self._meter(), "eval": self._meter()}
         self.add_callback(StopOnNonFinite(self))
 
     # ---- what is refused, and the reference -------------------------------------------------------------------
 
     def _refuse_unsupported(self) -> None:
-        if not self.args.aligns:
+        if not self.args.compares:
             return
         parallel = self.accelerator.parallelism_config
         if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
@@ -110,7 +113,7 @@ class SelfAugTrainer(ResumableTrainer):
             raise ConfigError("alignment on image data is not supported.", "train on text, or set alpha=0.")
 
     def _make_reference(self, args: SelfAugConfig) -> Reference | None:
-        if not args.aligns:
+        if not args.compares:
             return None
         adapted = self._base_model is not self.model
         if adapted:
@@ -180,7 +183,8 @@ class SelfAugTrainer(ResumableTrainer):
             align_fraction=align_fraction,
             align_boundary=bool(self.args.align_boundary),
             whole_reference=self._whole_reference,
-            align=self.reference is not None,
+            align=self.args.aligns,
+            hold_response=self.args.holds_response,
         )
 
     def _micro_inputs(self, plan: StepPlan, align_fraction: float, *, alone: bool = False) -> list[dict[str, Any]]:
@@ -190,6 +194,7 @@ class SelfAugTrainer(ResumableTrainer):
                 micro,
                 n_response=plan.n_response,
                 drawn_divisor=align_fraction * plan.n_aligned,
+                held_divisor=align_fraction * plan.n_response,
                 # What the other ranks do in a batch of an evaluation is not asked: all of them run a reference pass.
                 join_reference=sharded and (anywhere or alone),
             )
@@ -226,18 +231,31 @@ class SelfAugTrainer(ResumableTrainer):
         with torch.no_grad():
             return loss, model(**{k: v for k, v in inputs.items() if k != "labels"})
 
+    def _meter(self) -> Meter:
+        """Sums of the method's own terms are means over the positions that they act on."""
+        over = {"response": "response_tokens", "held": "held_tokens"}
+        own = [t for t in self._terms if t.where in over and t.term.name != "nll"]
+        return Meter({t.term.name: over[t.where] for t in own})
+
     def _measure(self, mode: str, micro: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         groups = micro["groups"]
         aligned = groups["aligned"]["index"].numel() + groups["both"]["index"].numel()
+        response = groups["response"]["index"].numel() + groups["both"]["index"].numel()
+        held = 0
+        if "held" in groups:
+            # A drawn boundary is held too.
+            held = groups["held"]["index"].numel() + groups["both"]["index"].numel()
+            response += groups["held"]["index"].numel()
         sums = dict(outputs["sums"])
         if outputs["auxiliary"] is not None:
             sums["auxiliary"] = outputs["auxiliary"]
         counts = {
-            "response_tokens": groups["response"]["index"].numel() + groups["both"]["index"].numel(),
+            "response_tokens": response,
             "aligned_tokens": aligned,
             "reference_tokens": micro["reference_tokens"],
             "tokens": micro["tokens"],
             "auxiliary_passes": int(outputs["auxiliary"] is not None),
+            "held_tokens": held,
         }
         self._meters[mode].add(sums, counts)
         if mode == "train":
@@ -260,16 +278,17 @@ class SelfAugTrainer(ResumableTrainer):
         )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Report token means over the whole set: ``nll``, ``alignment``, and ``loss = nll + α · alignment``."""
-        self._meters["eval"] = Meter()
+        """Report means over the whole set: ``nll``, ``alignment``, the method's own terms, and their weighted sum."""
+        self._meters["eval"] = self._meter()
         output = super().evaluation_loop(*args, **kwargs)
         measured = self._drain("eval")
         prefix = kwargs.get("metric_key_prefix", "eval")
-        for name in ("nll", "alignment", "entropy", "mean_token_accuracy", "aux_loss"):
+        own = [t.term.name for t in self._terms]
+        for name in dict.fromkeys(("nll", "alignment", "entropy", "mean_token_accuracy", "aux_loss", *own)):
             if name in measured:
                 output.metrics[f"{prefix}_{name}"] = measured[name]
         if "nll" in measured:
-            weighted = (self.args.alpha or 0.0) * measured.get("alignment", 0.0)
+            terms = sum(t.weight * measured.get(t.term.name, 0.0) for t in self._terms)
             auxiliary = self.router_aux_loss_coef * measured.get("aux_loss", 0.0)
-            output.metrics[f"{prefix}_loss"] = measured["nll"] + weighted + auxiliary
+            output.metrics[f"{prefix}_loss"] = terms + auxiliary
         return output

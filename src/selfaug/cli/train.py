@@ -100,9 +100,9 @@ def _check_reference(settings: Settings) -> None:
     from selfaug.reference.checks import check_full_tuning
 
     training = settings.training
-    if training.aligns and not settings.model.use_peft:
+    if training.compares and not settings.model.use_peft:
         check_full_tuning(training.reference)
-    if not training.aligns or training.reference in ("base", "initial"):
+    if not training.compares or training.reference in ("base", "initial"):
         return
     try:
         check_model(training.reference, trust_remote_code=training.trust_remote_code)

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from selfaug.errors import ConfigError, nearest
+from selfaug.methods.asft import ASFT
 from selfaug.methods.base import Method
+from selfaug.methods.combined import Combined
+from selfaug.methods.dft import DFT
+from selfaug.methods.eaft import EAFT
+from selfaug.methods.kl_response import KLResponse
 from selfaug.methods.selfaug import SelfAug
 from selfaug.methods.sft import SFT
+from selfaug.methods.talr import TALR
+from selfaug.methods.tmkl import TMKL
 
-__all__ = ["Method", "available", "get_method"]
+__all__ = ["METHODS", "Method", "available", "get_method"]
 
-_METHODS: dict[str, Method] = {method.name: method for method in (SelfAug(), SFT())}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (SelfAug(), SFT(), KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR())
+}
 
 
 def available() -> dict[str, str]:
     """Names and one-line summaries."""
-    return {name: method.summary for name, method in _METHODS.items()}
+    return {name: method.summary for name, method in METHODS.items()}
 
 
 def get_method(name: str) -> Method:
-    """The method of a name.
+    """The method of a name, or the combination of several, joined by ``+``.
 
     Raises:
-        ConfigError: If there is none; the near name is given.
+        ConfigError: If there is none (the near name is given), or the parts contradict each other.
     """
-    if name not in _METHODS:
-        raise ConfigError(
-            f"method={name!r} is not known.{nearest(name, _METHODS)}", f"choose one of: {', '.join(_METHODS)}."
-        )
-    return _METHODS[name]
+    for part in name.split("+"):
+        if part not in METHODS:
+            where = "" if part == name else f": {part!r}"
+            raise ConfigError(
+                f"method={name!r}{where} is not known.{nearest(part, METHODS)}", f"choose one of: {', '.join(METHODS)}."
+            )
+    parts = [METHODS[part] for part in name.split("+")]
+    return parts[0] if len(parts) == 1 else Combined(name, parts)

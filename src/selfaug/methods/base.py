@@ -1,19 +1,26 @@
 """What may a way of fine-tuning change?
 
-A method overrides only what it changes; trainer, seeds, data order and evaluation are the same for all.
+A method overrides only what it changes; trainer, seeds, data order and evaluation are the same for all. What several of
+them change apart from each other can be combined (``combined.py``), so each hook says one thing only.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from selfaug.objective import NLL
+from selfaug.errors import ConfigError
+from selfaug.methods.options import NoOptions
+from selfaug.objective import NLL, RowTerm
 from selfaug.step import TermOn
 
 if TYPE_CHECKING:
     from selfaug.config import SelfAugConfig
 
-__all__ = ["Method"]
+__all__ = ["RESPONSE_LOSS", "Method"]
+
+RESPONSE_LOSS = "the loss of response tokens"
 
 
 class Method:
@@ -21,17 +28,54 @@ class Method:
 
     Attributes:
         name: On the command line, and in results.
-        summary: One line for ``--help``.
-        defaults: Of the settings that are the method's own; ``None`` in the configuration means these.
+        summary: One line for the documentation's table.
+        formula: What is added to, or takes the place of, the NLL.
+        source: Where it was published.
+        needs: What must be there besides model and data; ``""`` for nothing.
+        strength: The option that says how much is kept, for those that sweep it; ``""`` where there is none.
+        defaults: Of settings that are the method's own; ``None`` in the configuration means these.
+        Options: A data class of its options (``options.py``).
+        decides: What only one part of a combination may decide.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    defaults: ClassVar[dict[str, object]] = {}
+    formula: ClassVar[str] = "Σ nll / n_response"
+    source: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
+    strength: ClassVar[str] = ""
+    defaults: ClassVar[dict[str, object]] = {"alpha": 0.0}
+    Options: ClassVar[type] = NoOptions
+    decides: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def parts(self) -> Sequence[Method]:
+        """The methods that this one is made of: itself."""
+        return (self,)
+
+    def options(self, config: SelfAugConfig) -> Any:
+        """This method's options, typed."""
+        given = config.method_options
+        assert given is None or isinstance(given, dict)
+        names = [field.name for field in dataclasses.fields(self.Options)]
+        return self.Options(**{name: (given or {})[name] for name in names})
 
     def check(self, config: SelfAugConfig) -> None:
         """Raise :class:`selfaug.errors.ConfigError` where the settings cannot work with this method."""
+        if config.alpha:
+            raise ConfigError(
+                f"alpha={config.alpha} has no effect with method={self.name!r}, which aligns no prompt.",
+                f"use --method selfaug (or a combination, --method selfaug+{self.name}), or leave alpha out.",
+            )
+
+    def response_term(self, config: SelfAugConfig) -> RowTerm:
+        """What each response token costs."""
+        return NLL()
+
+    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
+        """Row terms beside the response's own."""
+        return ()
 
     def terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
-        """The row terms of the loss with their weights."""
-        return (TermOn(NLL(), "response", 1.0),)
+        """All row terms of the loss with their weights."""
+        return (TermOn(self.response_term(config), "response", 1.0), *self.added_terms(config))

@@ -25,13 +25,19 @@ class SelfAug(Method):
 
     name: ClassVar[str] = "selfaug"
     summary: ClassVar[str] = "NLL on the response + alpha · KL(base ‖ tuned) on the prompt (arXiv 2509.03934)"
+    formula: ClassVar[str] = "NLL + α·KL(base ‖ tuned) on aligned positions"
+    source: ClassVar[str] = "2509.03934"
+    needs: ClassVar[str] = "prompts apart from responses"
+    strength: ClassVar[str] = "alpha"
     defaults: ClassVar[dict[str, object]] = {"alpha": 2.0}
 
-    def terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
-        """The NLL, and with α > 0 the alignment."""
+    def check(self, config: SelfAugConfig) -> None:
+        """Any α of 0 or more goes."""
+
+    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
+        """With α > 0 the alignment."""
         assert config.alpha is not None
         assert config.align_direction is not None
-        nll = super().terms(config)
         if config.alpha == 0:
-            return nll
-        return (*nll, TermOn(ALIGNMENT_TERMS[config.align_direction], "aligned", config.alpha))
+            return ()
+        return (TermOn(ALIGNMENT_TERMS[config.align_direction], "aligned", config.alpha),)

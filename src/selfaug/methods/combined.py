@@ -1,0 +1,63 @@
+"""What is ``a+b``? The parts' changes together, unless two of them decide the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from selfaug.errors import ConfigError
+from selfaug.methods.base import RESPONSE_LOSS, Method
+from selfaug.objective import NLL, RowTerm
+from selfaug.step import TermOn
+
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig
+
+__all__ = ["Combined"]
+
+
+class Combined(Method):
+    """Several methods at once: the one response loss that a part decides, and everything that the parts add.
+
+    Args:
+        name: As given, ``a+b``.
+        parts: At least two.
+
+    Raises:
+        ConfigError: If a part is named twice, or two decide the same thing.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Method]) -> None:
+        self.name = name  # type: ignore[misc]
+        self._parts = tuple(parts)
+        self.defaults = {"alpha": max((part.defaults["alpha"] for part in parts), key=lambda a: float(str(a)))}  # type: ignore[misc]
+        for one, other in combinations(self._parts, 2):
+            if one.name == other.name:
+                raise ConfigError(f"method={name!r} names {one.name!r} twice.", f"write {one.name!r} once.")
+            for thing in sorted(one.decides & other.decides):
+                raise ConfigError(
+                    f"method={name!r}: both {one.name!r} and {other.name!r} decide {thing}, so one would undo the "
+                    "other.",
+                    f"keep one of {one.name!r} and {other.name!r}.",
+                )
+
+    @property
+    def parts(self) -> Sequence[Method]:
+        """In the order given."""
+        return self._parts
+
+    def check(self, config: SelfAugConfig) -> None:
+        """Each part's own; an α is refused only where no part aligns prompts."""
+        aligning = any(part.defaults["alpha"] for part in self._parts)
+        for part in self._parts:
+            if not (aligning and type(part).check is Method.check):
+                part.check(config)
+
+    def response_term(self, config: SelfAugConfig) -> RowTerm:
+        """Of the part that decides it."""
+        return next((p.response_term(config) for p in self._parts if RESPONSE_LOSS in p.decides), NLL())
+
+    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
+        """Of all parts."""
+        return tuple(term for part in self._parts for term in part.added_terms(config))

@@ -1,0 +1,41 @@
+"""`dft`: weight each response token by the probability that the model gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from selfaug.methods.base import RESPONSE_LOSS, Method
+from selfaug.methods.options import option
+from selfaug.objective import RowTerm
+from selfaug.objective.response_terms import DFT as DFT_TERM
+
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig
+
+__all__ = ["DFT"]
+
+
+class DFT(Method):
+    """``loss = Σ p[y]^power · nll / n_response``, p[y] the tuned probability of the token, held constant.
+
+    Source: arXiv 2508.05629, which has ``power`` 1. We differ in: the exponent is an option, so that the method has a
+    curve between plain fine-tuning (0) and itself; the divisor counts tokens of the whole optimiser step.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Of `dft`."""
+
+        power: float = option(1.0, "Exponent of the token's probability; 0 is plain fine-tuning.", least=0.0)
+
+    name: ClassVar[str] = "dft"
+    summary: ClassVar[str] = "each response token weighted by its own probability"
+    formula: ClassVar[str] = "sg(p[y])^power · NLL"
+    source: ClassVar[str] = "2508.05629"
+    strength: ClassVar[str] = "power"
+    decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
+
+    def response_term(self, config: SelfAugConfig) -> RowTerm:
+        """The weighted NLL."""
+        return DFT_TERM(self.options(config).power)

@@ -1,0 +1,44 @@
+"""`eaft`: learn little from response tokens of which the model is sure, whatever it is sure of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from selfaug.methods.base import RESPONSE_LOSS, Method
+from selfaug.methods.options import option
+from selfaug.objective import RowTerm
+from selfaug.objective.response_terms import EAFT as EAFT_TERM
+
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig
+
+__all__ = ["EAFT"]
+
+
+class EAFT(Method):
+    """``loss = Σ (H_K / ln K)^gate_power · nll / n_response``.
+
+    H_K is the entropy of the K most likely tokens, renormalised. The gate lies in [0, 1], is 1 where those K are
+    equally likely, and is held constant. Source: arXiv 2601.02151, with K = 20. We differ in: the entropy is divided by
+    ln K itself (published code: by 3.0).
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Of `eaft`."""
+
+        top: int = option(20, "How many of the most likely tokens the entropy looks at.", least=2)
+        gate_power: float = option(1.0, "Exponent of the gate; 0 is plain fine-tuning.", least=0.0)
+
+    name: ClassVar[str] = "eaft"
+    summary: ClassVar[str] = "each response token gated by the entropy of the 20 most likely ones"
+    formula: ClassVar[str] = "sg(H_top / ln top)^gate_power · NLL"
+    source: ClassVar[str] = "2601.02151"
+    strength: ClassVar[str] = "gate_power"
+    decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
+
+    def response_term(self, config: SelfAugConfig) -> RowTerm:
+        """The gated NLL."""
+        options = self.options(config)
+        return EAFT_TERM(options.top, options.gate_power)

@@ -1,0 +1,44 @@
+"""`kl-response`: hold the response's own next-token distributions to the base model's while it is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from selfaug.methods.base import Method
+from selfaug.methods.options import option
+from selfaug.objective.response_terms import KL_RESPONSE
+from selfaug.step import TermOn
+
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig
+
+__all__ = ["KLResponse"]
+
+RESPONSE_KL = "the KL on response tokens"
+
+
+class KLResponse(Method):
+    """``loss = Σ nll / n_response + β · Σ_drawn KL(base ‖ tuned) / (align_fraction · n_response)``, on response tokens.
+
+    The control that is closest to SelfAug: the same divergence on the other side of the boundary. The reference pass
+    sees a drawn sequence up to its last response position; `align_fraction` draws sequences as it does for prompts.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Of `kl-response`."""
+
+        beta: float = option(0.5, "Weight of the KL on response tokens.", least=0.0)
+
+    name: ClassVar[str] = "kl-response"
+    summary: ClassVar[str] = "KL(base ‖ tuned) on the response's tokens"
+    formula: ClassVar[str] = "NLL + beta·KL(base ‖ tuned) on response tokens"
+    source: ClassVar[str] = "control; see also 2509.04259"
+    strength: ClassVar[str] = "beta"
+    decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_KL})
+
+    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
+        """With β > 0 the KL."""
+        beta = self.options(config).beta
+        return (TermOn(KL_RESPONSE, "held", beta),) if beta else ()

@@ -1,0 +1,43 @@
+"""`tmkl`: hold what the model thinks of all other tokens, while the gold one is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from selfaug.methods.base import Method
+from selfaug.methods.options import option
+from selfaug.objective.response_terms import WithoutGold
+from selfaug.step import TermOn
+
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig
+
+__all__ = ["TMKL"]
+
+
+class TMKL(Method):
+    """``loss = Σ nll / n_response + mask_weight · Σ_drawn KL(base' ‖ tuned') / (align_fraction · n_response)``.
+
+    base' and tuned' are the next-token distributions at response positions without the gold token, renormalised: the
+    NLL moves mass to the gold token, and the KL holds the shape of the rest. Source: arXiv 2605.29498. We differ in:
+    divisors count tokens of the whole optimiser step, sequences may be drawn (`align_fraction`), and the default
+    weight is ours.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Of `tmkl`."""
+
+        mask_weight: float = option(0.5, "Weight of the KL without the gold token.", least=0.0)
+
+    name: ClassVar[str] = "tmkl"
+    summary: ClassVar[str] = "KL(base ‖ tuned) on response tokens without the gold token"
+    formula: ClassVar[str] = "NLL + mask_weight·KL(base' ‖ tuned') on response tokens, ' = without y, renormalised"
+    source: ClassVar[str] = "2605.29498"
+    strength: ClassVar[str] = "mask_weight"
+
+    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
+        """With a weight above 0 the KL."""
+        weight = self.options(config).mask_weight
+        return (TermOn(WithoutGold(), "held", weight),) if weight else ()

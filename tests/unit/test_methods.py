@@ -1,0 +1,129 @@
+"""Which methods are there, what do they say of themselves, and what is refused before anything is loaded?"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfaug.config import SelfAugConfig
+from selfaug.errors import ConfigError
+from selfaug.methods import METHODS, get_method
+from selfaug.methods.options import read_options
+from selfaug.objective import NLL
+
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
+
+
+def config(**given: Any) -> SelfAugConfig:
+    return SelfAugConfig(**{"output_dir": "unused", "bf16": False, "report_to": "none", **given})
+
+
+def refused(**given: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as error:
+        config(**given)
+    assert error.value.hint.endswith(".")
+    return error.value
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_explains_itself(name: str) -> None:
+    method = METHODS[name]
+    assert method.name == name
+    assert method.summary
+    assert method.formula
+    assert type(method).__doc__
+    for field in dataclasses.fields(method.Options):
+        assert field.metadata["help"].endswith("."), field.name
+    assert method.strength in ("", "alpha", *(field.name for field in dataclasses.fields(method.Options)))
+
+
+def test_no_two_methods_share_an_option() -> None:
+    """They would not be told apart in a combination."""
+    names = [[field.name for field in dataclasses.fields(method.Options)] for method in METHODS.values()]
+    flat = list(itertools.chain(*names))
+    assert len(flat) == len(set(flat))
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [("selfaugg", "selfaug"), ("kl-respons", "kl-response"), ("selfaug+dtf", "dft"), ("aeft", "eaft")],
+)
+def test_an_unknown_method_names_the_near_one(given: str, near: str) -> None:
+    error = refused(method=given)
+    assert f"Did you mean {near!r}?" in error.message
+    assert near in error.hint
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("kl-response", {"bata": 1}, "Did you mean 'beta'?"),
+        ("sft", {"beta": 1}, "'beta' is not an option of method='sft'"),
+        ("kl-response", {"beta": -1}, "beta=-1.0 of method='kl-response' is out of range"),
+        ("kl-response", {"beta": float("nan")}, "out of range"),
+        ("kl-response", {"beta": "much"}, "beta='much' of method='kl-response' is not of type float"),
+        ("kl-response", {"beta": True}, "not of type float"),
+        ("eaft", {"top": 2.5}, "not of type int"),
+        ("eaft", {"top": 1}, "out of range"),
+        ("talr", {"tau": 0}, "out of range"),
+        ("talr", {"floor": 1.5}, "out of range"),
+        ("dft", "power", "not of the form name=value"),
+        ("dft", "{power: 1", "no JSON object"),
+        ("dft", 3, "not a mapping"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused(method: str, options: Any, said: str) -> None:
+    assert said in refused(method=method, method_options=options).message
+
+
+def test_options_are_read_from_pairs_json_and_mappings() -> None:
+    expected = {"tau": 1e-3, "floor": 0.5}
+    for given in ("tau=1e-3, floor=0.5", '{"tau": 0.001, "floor": 0.5}', expected):
+        assert config(method="talr", method_options=given).method_options == expected
+    assert config(method="talr").method_options == {"tau": 1.0, "floor": 0.01}
+    assert config(method="talr+selfaug", method_options="tau=2").method_options == {"tau": 2.0, "floor": 0.01}
+    assert config(method="sft").method_options is None
+    assert read_options("a=1,b=text") == {"a": 1, "b": "text"}
+
+
+def test_a_config_with_options_survives_a_round_trip(tmp_path: Path) -> None:
+    made = config(method="selfaug+asft", method_options="anchor=0.2", alpha=0.25, output_dir=str(tmp_path))
+    again = SelfAugConfig(**{f.name: getattr(made, f.name) for f in dataclasses.fields(SelfAugConfig) if f.init})
+    assert (again.alpha, again.method_options) == (0.25, {"anchor": 0.2})
+
+
+def test_parts_that_contradict_each_other_are_refused() -> None:
+    for pair in ("dft+eaft", "asft+dft", "talr+eaft"):
+        error = refused(method=pair)
+        assert all(repr(part) in error.message for part in pair.split("+"))
+        assert "the loss of response tokens" in error.message
+    assert "the KL on response tokens" in refused(method="asft+kl-response").message.replace("the loss", "")
+    assert "twice" in refused(method="dft+dft").message
+
+
+def test_a_combination_has_the_changes_of_its_parts() -> None:
+    made = config(method="dft+selfaug", alpha=0.5)
+    where = [(term.term.name, term.where, term.weight) for term in get_method("dft+selfaug").terms(made)]
+    assert where == [("dft", "response", 1.0), ("alignment", "aligned", 0.5)]
+    assert config(method="selfaug+dft").alpha == 2.0
+    assert (made.aligns, made.holds_response, made.compares) == (True, False, True)
+    held = config(method="kl-response")
+    assert (held.aligns, held.holds_response, held.compares) == (False, True, True)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "selfaug"])
+def test_an_alpha_without_effect_is_refused(name: str) -> None:
+    assert "has no effect" in refused(method=name, alpha=0.5).message
+    assert config(method=f"selfaug+{name}", alpha=0.5).alpha == 0.5
+
+
+def test_what_needs_no_reference_asks_for_none() -> None:
+    for name in ("sft", "dft", "eaft", "talr"):
+        made = config(method=name)
+        assert not made.compares
+        assert [term.where for term in get_method(name).terms(made)] == ["response"]
+    assert get_method("sft").response_term(config(method="sft")) == NLL()
