@@ -11,7 +11,15 @@ from torch import Tensor
 __all__ = ["COUNTS", "Meter"]
 
 # Counts of one micro-batch: divisors of the averages, and what the pass cost.
-COUNTS = ("response_tokens", "aligned_tokens", "reference_tokens", "tokens", "auxiliary_passes", "held_tokens")
+COUNTS = (
+    "response_tokens",
+    "aligned_tokens",
+    "reference_tokens",
+    "tokens",
+    "auxiliary_passes",
+    "held_tokens",
+    "passes",
+)
 _SUMS = ("nll", "alignment", "entropy", "correct", "auxiliary")
 
 

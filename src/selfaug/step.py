@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from selfaug.model_parts import auxiliary_loss, body_of, head_of
 from selfaug.objective import LMHead, Objective, Rows, RowTerm, WeightedTerm, plain, sweep
+from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.plan import MicroPlan
 from selfaug.reference import Reference
 from selfaug.trl_names import gathered_head
@@ -102,6 +103,7 @@ class StepObjective:
         block_bytes: For the sweep; ``None`` for the device's default.
         implementation: One of `IMPLEMENTATIONS`.
         auxiliary: Whether a mixture of experts' load-balancing loss is wanted.
+        parameter_terms: Of the method.
     """
 
     def __init__(
@@ -112,12 +114,14 @@ class StepObjective:
         block_bytes: int | None = None,
         implementation: str = "sweep",
         auxiliary: bool = False,
+        parameter_terms: Sequence[ParameterTerm] = (),
     ) -> None:
         self.terms, self.reference, self.block_bytes = tuple(terms), reference, block_bytes
         self.implementation, self.auxiliary = implementation, auxiliary
+        self.parameter_terms = tuple(parameter_terms)
 
     def __call__(self, model: nn.Module, micro: Mapping[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
-        """Loss (with a graph), sums by name (detached) and the auxiliary loss of one micro-batch."""
+        """Loss (with a graph), sums by name (detached), the auxiliary loss, and what the weights cost, by name."""
         inputs = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
         reference_RH = self._reference_pass(model, micro, inputs)
         if self.auxiliary:
@@ -131,7 +135,13 @@ class StepObjective:
             groups = row_groups(self.terms, micro, reference_RH)
             objective = self._objective(hidden_TH.to(head.weight_VH.device), head, groups, reference_head)
         auxiliary = auxiliary_loss(model, outputs, inputs.get("attention_mask")) if self.auxiliary else None
-        return {"loss": objective.loss, "sums": dict(objective.sums), "auxiliary": auxiliary}
+        penalties = {term.name: term.value(model) for term in self.parameter_terms}
+        return {
+            "loss": objective.loss,
+            "sums": dict(objective.sums),
+            "auxiliary": auxiliary,
+            "penalties": penalties,
+        }
 
     def _reference_pass(self, model: nn.Module, micro: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor | None:
         """All hidden states of the reference pass, flattened (R × H), or ``None`` where nothing is drawn."""

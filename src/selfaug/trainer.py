@@ -14,6 +14,7 @@ from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
 from selfaug.meter import Meter
 from selfaug.methods import get_method
+from selfaug.methods.adapters import check_adapter
 from selfaug.model_parts import depends_on_what_follows, model_type
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
@@ -69,6 +70,8 @@ class SelfAugTrainer(ResumableTrainer):
             if args.compares:
                 check_peft(kwargs["peft_config"], args.reference)
         self.method = get_method(args.method)
+        if isinstance(model, str) or kwargs.get("peft_config") is not None:
+            check_adapter(self.method, kwargs.get("peft_config"))
         self.renderer = renderer
         self._fit_length = args.max_length
         if args.padding_free and not args.packing:
@@ -78,14 +81,16 @@ class SelfAugTrainer(ResumableTrainer):
         args.max_length = self._fit_length
         self._refuse_unsupported()
         self._base_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        check_adapter(self.method, None if self._base_model is self.model else self.model.active_peft_config)
         self.reference = self._make_reference(args)
-        self._terms = self.method.terms(args)
+        self._terms, self._parameter_terms = self.method.terms(args), self.method.parameter_terms(args)
         self._step = StepObjective(
             self._terms,
             self.reference,
             block_bytes=None if args.objective_memory_mb is None else args.objective_memory_mb * 2**20,
             implementation=args.objective,
             auxiliary=self.aux_loss_enabled,
+            parameter_terms=self._parameter_terms,
         )
         install(self._base_model, self._step)
         self._whole_reference = depends_on_what_follows(self.model.config)
@@ -95,6 +100,11 @@ class SelfAugTrainer(ResumableTrainer):
     # ---- what is refused, and the reference -------------------------------------------------------------------
 
     def _refuse_unsupported(self) -> None:
+        if self.method.parameter_terms(self.args) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ConfigError(
+                f"method={self.method.name!r} penalises the trained weights themselves, which FSDP and ZeRO split up.",
+                "train on one device or with DDP, or choose another method.",
+            )
         if not self.args.compares:
             return
         parallel = self.accelerator.parallelism_config
@@ -123,6 +133,24 @@ class SelfAugTrainer(ResumableTrainer):
         init_kwargs = dict(args.model_init_kwargs or {})
         init_kwargs.pop("device_map", None)
         return make_reference(args.reference, self._base_model, **init_kwargs)
+
+    # ---- before the first step and after the last -------------------------------------------------------------
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The method may have a learning rate of its own."""
+        given = self.args.learning_rate
+        self.args.learning_rate = given * self.method.learning_rate_factor(self.args)
+        try:
+            return super().create_optimizer(*args, **kwargs)
+        finally:
+            self.args.learning_rate = given
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `ResumableTrainer.train`; then the method may change the model, unless a signal ended the training."""
+        result = super().train(*args, **kwargs)
+        if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
+            self.method.finish(self.args, self._base_model)
+        return result
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -222,6 +250,10 @@ class SelfAugTrainer(ResumableTrainer):
             # A mean over the micro-batch: averaged over the accumulated ones, as SFTTrainer does.
             steps = self.current_gradient_accumulation_steps if mode == "train" else 1
             loss = loss + self.router_aux_loss_coef * outputs["auxiliary"] / steps
+        for term in self._parameter_terms:
+            # Of the weights, not of the data: once a step, on every rank the same.
+            steps = self.current_gradient_accumulation_steps if mode == "train" else 1
+            loss = loss + term.weight * outputs["penalties"][term.name] / steps
         self._measure(mode, micro, outputs)
         if mode == "train":
             finite = torch.isfinite(loss.detach())
@@ -235,7 +267,8 @@ class SelfAugTrainer(ResumableTrainer):
         """Sums of the method's own terms are means over the positions that they act on."""
         over = {"response": "response_tokens", "held": "held_tokens"}
         own = [t for t in self._terms if t.where in over and t.term.name != "nll"]
-        return Meter({t.term.name: over[t.where] for t in own})
+        penalties = {term.name: "passes" for term in self._parameter_terms}
+        return Meter({t.term.name: over[t.where] for t in own} | penalties)
 
     def _measure(self, mode: str, micro: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         groups = micro["groups"]
@@ -246,7 +279,7 @@ class SelfAugTrainer(ResumableTrainer):
             # A drawn boundary is held too.
             held = groups["held"]["index"].numel() + groups["both"]["index"].numel()
             response += groups["held"]["index"].numel()
-        sums = dict(outputs["sums"])
+        sums = {**outputs["sums"], **outputs["penalties"]}
         if outputs["auxiliary"] is not None:
             sums["auxiliary"] = outputs["auxiliary"]
         counts = {
@@ -256,6 +289,7 @@ class SelfAugTrainer(ResumableTrainer):
             "tokens": micro["tokens"],
             "auxiliary_passes": int(outputs["auxiliary"] is not None),
             "held_tokens": held,
+            "passes": 1,
         }
         self._meters[mode].add(sums, counts)
         if mode == "train":
@@ -283,12 +317,13 @@ class SelfAugTrainer(ResumableTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         measured = self._drain("eval")
         prefix = kwargs.get("metric_key_prefix", "eval")
-        own = [t.term.name for t in self._terms]
+        own = [*(t.term.name for t in self._terms), *(term.name for term in self._parameter_terms)]
         for name in dict.fromkeys(("nll", "alignment", "entropy", "mean_token_accuracy", "aux_loss", *own)):
             if name in measured:
                 output.metrics[f"{prefix}_{name}"] = measured[name]
         if "nll" in measured:
             terms = sum(t.weight * measured.get(t.term.name, 0.0) for t in self._terms)
+            terms += sum(term.weight * measured[term.name] for term in self._parameter_terms)
             auxiliary = self.router_aux_loss_coef * measured.get("aux_loss", 0.0)
             output.metrics[f"{prefix}_loss"] = terms + auxiliary
         return output

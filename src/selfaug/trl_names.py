@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["gathered_head", "spare_refused_modules", "switchable_layers"]
+__all__ = ["LoraPair", "gathered_head", "lora_pairs", "spare_refused_modules", "switchable_layers"]
 
 
 def switchable_layers(model: nn.Module) -> list[Any]:
@@ -21,6 +21,36 @@ def switchable_layers(model: nn.Module) -> list[Any]:
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     return [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+class LoraPair(NamedTuple):
+    """A LoRA layer's A (R × I), B (O × R) and scale s, its pretrained weight W (O × I; ``None`` of an embedding)."""
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    W: Tensor | None
+
+
+def lora_pairs(model: nn.Module) -> list[LoraPair]:
+    """The active adapter's matrices, layer by layer; linear layers and embeddings."""
+    from peft.tuners.lora import LoraLayer
+
+    pairs = []
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                weight = layer.get_base_layer().weight
+                turned = weight.T if getattr(layer, "fan_in_fan_out", False) else weight
+                pairs.append(
+                    LoraPair(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], turned)
+                )
+            elif name in layer.lora_embedding_A:
+                A, B = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+                pairs.append(LoraPair(A, B, layer.scaling[name], None))
+    return pairs
 
 
 def gathered_head(weight: Any, bias: Any) -> Any:

@@ -29,7 +29,7 @@ def sums(nll: float, alignment: float | None = None, entropy: float = 0.0, corre
 def counts(
     response: int, aligned: int = 0, reference: int = 0, tokens: int = 1, auxiliary: int = 0, held: int = 0
 ) -> dict[str, int]:
-    return dict(zip(COUNTS, (response, aligned, reference, tokens, auxiliary, held), strict=True))
+    return dict(zip(COUNTS, (response, aligned, reference, tokens, auxiliary, held, 1), strict=True))
 
 
 def test_averages_are_over_tokens_not_over_micro_batches() -> None:

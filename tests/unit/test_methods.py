@@ -102,6 +102,7 @@ def test_parts_that_contradict_each_other_are_refused() -> None:
         assert all(repr(part) in error.message for part in pair.split("+"))
         assert "the loss of response tokens" in error.message
     assert "the KL on response tokens" in refused(method="asft+kl-response").message.replace("the loss", "")
+    assert "acts on a LoRA adapter" in refused(method="full+wise-ft").message
     assert "twice" in refused(method="dft+dft").message
 
 

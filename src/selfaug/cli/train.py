@@ -76,6 +76,8 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     """
     from selfaug.cli.options import AUTO, LONGEST
     from selfaug.cli.parsing import build
+    from selfaug.methods import get_method
+    from selfaug.methods.adapters import trains_without_adapter
 
     values = arguments.values
     longest = values["max_length"]
@@ -88,6 +90,8 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
             f"max_length is {longest}, and the model's context ends at {facts.context} tokens",
             f"give at most {facts.context}, or leave max_length out.",
         )
+    if trains_without_adapter(get_method(values["method"])) and "use_peft" not in arguments.given:
+        values["use_peft"] = False
     if (values["held_out"] or values["eval_dataset"]) and "eval_strategy" not in arguments.given:
         # Whoever names evaluation data wants an evaluation.
         values["eval_strategy"] = "epoch"
@@ -96,10 +100,15 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
 
 def _check_reference(settings: Settings) -> None:
     """What is wrong with the reference is said now, and not after the base was loaded."""
+    from trl import get_peft_config
+
     from selfaug.cli.inputs import check_model
+    from selfaug.methods import get_method
+    from selfaug.methods.adapters import check_adapter
     from selfaug.reference.checks import check_full_tuning
 
     training = settings.training
+    check_adapter(get_method(training.method), get_peft_config(settings.model))
     if training.compares and not settings.model.use_peft:
         check_full_tuning(training.reference)
     if not training.compares or training.reference in ("base", "initial"):

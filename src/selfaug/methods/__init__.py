@@ -8,17 +8,25 @@ from selfaug.methods.base import Method
 from selfaug.methods.combined import Combined
 from selfaug.methods.dft import DFT
 from selfaug.methods.eaft import EAFT
+from selfaug.methods.full import Full
 from selfaug.methods.kl_response import KLResponse
+from selfaug.methods.l2 import L2
+from selfaug.methods.low_lr import LowLR
+from selfaug.methods.orthogonal import Orthogonal
 from selfaug.methods.selfaug import SelfAug
 from selfaug.methods.sft import SFT
 from selfaug.methods.talr import TALR
 from selfaug.methods.tmkl import TMKL
+from selfaug.methods.wise_ft import WiseFT
 
 __all__ = ["METHODS", "Method", "available", "get_method"]
 
-METHODS: dict[str, Method] = {
-    method.name: method for method in (SelfAug(), SFT(), KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR())
-}
+_ALL: tuple[Method, ...] = (
+    *(SelfAug(), SFT(), Full(), LowLR()),
+    *(KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
+    *(L2(), Orthogonal(), WiseFT()),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 
 def available() -> dict[str, str]:

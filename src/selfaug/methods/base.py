@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from selfaug.errors import ConfigError
 from selfaug.methods.options import NoOptions
 from selfaug.objective import NLL, RowTerm
+from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.step import TermOn
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from selfaug.config import SelfAugConfig
 
 __all__ = ["RESPONSE_LOSS", "Method"]
@@ -35,6 +38,7 @@ class Method:
         strength: The option that says how much is kept, for those that sweep it; ``""`` where there is none.
         defaults: Of settings that are the method's own; ``None`` in the configuration means these.
         Options: A data class of its options (``options.py``).
+        adapter: ``lora`` where it acts on a LoRA adapter, ``none`` where there must be no adapter, else ``any``.
         decides: What only one part of a combination may decide.
     """
 
@@ -46,6 +50,7 @@ class Method:
     strength: ClassVar[str] = ""
     defaults: ClassVar[dict[str, object]] = {"alpha": 0.0}
     Options: ClassVar[type] = NoOptions
+    adapter: ClassVar[str] = "any"
     decides: ClassVar[frozenset[str]] = frozenset()
 
     @property
@@ -75,6 +80,17 @@ class Method:
     def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
         """Row terms beside the response's own."""
         return ()
+
+    def parameter_terms(self, config: SelfAugConfig) -> tuple[ParameterTerm, ...]:
+        """What the trained weights themselves cost."""
+        return ()
+
+    def learning_rate_factor(self, config: SelfAugConfig) -> float:
+        """What the learning rate is multiplied by."""
+        return 1.0
+
+    def finish(self, config: SelfAugConfig, model: nn.Module) -> None:
+        """Change the model, inside all wrappers, when its training is over."""
 
     def terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
         """All row terms of the loss with their weights."""

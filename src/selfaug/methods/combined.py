@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING
 from selfaug.errors import ConfigError
 from selfaug.methods.base import RESPONSE_LOSS, Method
 from selfaug.objective import NLL, RowTerm
+from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.step import TermOn
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from selfaug.config import SelfAugConfig
 
 __all__ = ["Combined"]
@@ -41,6 +45,12 @@ class Combined(Method):
                     "other.",
                     f"keep one of {one.name!r} and {other.name!r}.",
                 )
+            if {one.adapter, other.adapter} == {"lora", "none"}:
+                raise ConfigError(
+                    f"method={name!r}: one of {one.name!r} and {other.name!r} acts on a LoRA adapter, and the other "
+                    "trains without any.",
+                    f"keep one of {one.name!r} and {other.name!r}.",
+                )
 
     @property
     def parts(self) -> Sequence[Method]:
@@ -57,6 +67,19 @@ class Combined(Method):
     def response_term(self, config: SelfAugConfig) -> RowTerm:
         """Of the part that decides it."""
         return next((p.response_term(config) for p in self._parts if RESPONSE_LOSS in p.decides), NLL())
+
+    def parameter_terms(self, config: SelfAugConfig) -> tuple[ParameterTerm, ...]:
+        """Of all parts."""
+        return tuple(term for part in self._parts for term in part.parameter_terms(config))
+
+    def learning_rate_factor(self, config: SelfAugConfig) -> float:
+        """The product of the parts'."""
+        return math.prod(part.learning_rate_factor(config) for part in self._parts)
+
+    def finish(self, config: SelfAugConfig, model: nn.Module) -> None:
+        """In the order of the parts."""
+        for part in self._parts:
+            part.finish(config, model)
 
     def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
         """Of all parts."""

@@ -1,0 +1,58 @@
+"""Does the adapter that is trained fit the method? Asked before any weight is loaded where possible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfaug.errors import ConfigError
+from selfaug.methods.base import Method
+
+__all__ = ["check_adapter", "trains_without_adapter"]
+
+# Settings of LoRA under which the update is more than s · B A.
+_MORE_THAN_LORA = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "lora_bias")
+
+
+def trains_without_adapter(method: Method) -> bool:
+    """Whether the method is one of full fine-tuning."""
+    return any(part.adapter == "none" for part in method.parts)
+
+
+def check_adapter(method: Method, peft_config: Any) -> None:
+    """Refuse an adapter that the method cannot work with, or the lack of one.
+
+    Args:
+        method: Or a combination.
+        peft_config: Of the adapter; ``None`` for full fine-tuning.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    for part in method.parts:
+        if part.adapter == "none" and peft_config is not None:
+            raise ConfigError(
+                f"method={part.name!r} trains all weights, but there is an adapter.",
+                "leave the adapter out (--use_peft false), or choose --method sft.",
+            )
+        if part.adapter != "lora":
+            continue
+        if peft_config is None:
+            raise ConfigError(
+                f"method={part.name!r} acts on a LoRA adapter, and full fine-tuning has none.",
+                "train an adapter (--use_peft true), or choose another method.",
+            )
+        if peft_config.peft_type != "LORA":
+            raise ConfigError(
+                f"method={part.name!r} acts on a LoRA adapter, and this one is of type "
+                f"{getattr(peft_config.peft_type, 'value', peft_config.peft_type)}.",
+                "use LoRA, or choose another method.",
+            )
+        more = [name for name in _MORE_THAN_LORA if getattr(peft_config, name, None)]
+        if getattr(peft_config, "bias", "none") != "none":
+            more.append("bias")
+        if more:
+            raise ConfigError(
+                f"method={part.name!r} takes the update to be LoRA's product B·A, and with {', '.join(more)} it is "
+                "more than that.",
+                f"leave {', '.join(more)} at the default, or choose another method.",
+            )

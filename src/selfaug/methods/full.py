@@ -1,0 +1,22 @@
+"""`full`: fine-tune every weight, without an adapter."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from selfaug.methods.base import Method
+
+__all__ = ["Full"]
+
+
+class Full(Method):
+    """``loss = Σ nll / n_response`` over all weights of the model; what `trl sft` does unless told otherwise.
+
+    The learning rate is the user's: full fine-tuning usually wants one that is ten to a hundred times smaller than
+    LoRA's.
+    """
+
+    name: ClassVar[str] = "full"
+    summary: ClassVar[str] = "every weight is trained, without an adapter"
+    needs: ClassVar[str] = "memory for all weights' gradients"
+    adapter: ClassVar[str] = "none"

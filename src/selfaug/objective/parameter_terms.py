@@ -1,0 +1,89 @@
+"""What do the trained weights themselves cost, whatever the data says?
+
+A parameter term is a function of the model alone. Its gradient is that of one optimiser step, not of one micro-batch.
+
+Shapes of a LoRA layer: A is R × I, B is O × R, its pretrained weight W is O × I; the update is ΔW = s · B A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from selfaug.errors import ConfigError
+from selfaug.trl_names import LoraPair, lora_pairs
+
+__all__ = ["ParameterTerm", "overlap", "overlap_of_layers", "squared_update", "squared_updates"]
+
+
+@dataclass(frozen=True)
+class ParameterTerm:
+    """A function of the causal LM inside all wrappers, its weight in the loss, and the name of its log entry."""
+
+    name: str
+    weight: float
+    value: Callable[[nn.Module], Tensor]
+
+
+def squared_update(A_RI: Tensor, B_OR: Tensor, scale: float) -> Tensor:
+    """``‖s B A‖² = s² tr((Bᵀ B) (A Aᵀ))``: 2 products of R × R instead of one of O × I."""
+    return scale**2 * ((B_OR.T @ B_OR) * (A_RI @ A_RI.T)).sum()
+
+
+def squared_updates(model: nn.Module) -> Tensor:
+    """``Σ_layers ‖ΔW‖²`` over all LoRA layers; float32 (float64 for float64 adapters), whatever autocast says."""
+    return torch.stack([_wide(squared_update_of, pair) for pair in _pairs(model)]).sum()
+
+
+def squared_update_of(pair: LoraPair) -> Tensor:
+    """Of one layer."""
+    return squared_update(_float(pair.A), _float(pair.B), pair.scale)
+
+
+def overlap(W_OI: Tensor, A_RI: Tensor) -> Tensor:
+    """``I · ‖W Aᵀ‖² / (‖W‖² ‖A‖²)``: how strongly W acts on the directions that A reads, 1 for the average direction.
+
+    0 exactly where every row of A lies in W's null space, and at most I. No length of A or W changes it. A of zeros
+    overlaps with nothing: 0.
+    """
+    smallest = torch.finfo(A_RI.dtype).tiny
+    size = W_OI.square().sum() * A_RI.square().sum()
+    return W_OI.shape[1] * (A_RI @ W_OI.T).square().sum() / size.clamp(min=smallest)
+
+
+def overlap_of_layers(model: nn.Module) -> Tensor:
+    """The mean of :func:`overlap` over all LoRA layers on linear layers.
+
+    Raises:
+        ConfigError: If a pretrained weight is quantised.
+    """
+    return torch.stack([_wide(_overlap_of, pair) for pair in _pairs(model) if pair.W is not None]).mean()
+
+
+def _overlap_of(pair: LoraPair) -> Tensor:
+    assert pair.W is not None
+    if not pair.W.is_floating_point():
+        raise ConfigError(
+            "the pretrained weights are quantised, and the overlap of the adapter with them needs their values.",
+            "load the model without quantisation, or choose another method.",
+        )
+    A_RI = _float(pair.A)
+    return overlap(pair.W.detach().to(A_RI.dtype), A_RI)
+
+
+def _wide(value: Callable[[LoraPair], Tensor], pair: LoraPair) -> Tensor:
+    with torch.autocast(pair.A.device.type, enabled=False):
+        return value(pair)
+
+
+def _float(weight: Tensor) -> Tensor:
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def _pairs(model: nn.Module) -> list[LoraPair]:
+    found = lora_pairs(model)
+    assert found, "a method that acts on an adapter was given a model without one"
+    return found
