@@ -136,13 +136,14 @@ class SelfAugConfig(SFTConfig):
         classes = [part.Options for part in method.parts]
         self.method_options = resolve_options(self.method, classes, read_options(self.method_options)) or None
         self._check_ranges()
+        method.check_alpha(self)
         method.check(self)
         self._check_combinations()
 
     @property
     def aligns(self) -> bool:
         """Whether prompt positions are compared with the reference."""
-        return "aligned" in self._places()
+        return "aligned" in self._places() or get_method(self.method).activation_term(self) is not None
 
     @property
     def holds_response(self) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from selfaug.model_parts import auxiliary_loss, body_of, head_of
 from selfaug.objective import LMHead, Objective, Rows, RowTerm, WeightedTerm, plain, sweep
+from selfaug.objective.activation_terms import Activations, ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.plan import MicroPlan
 from selfaug.reference import Reference
@@ -104,6 +105,7 @@ class StepObjective:
         implementation: One of `IMPLEMENTATIONS`.
         auxiliary: Whether a mixture of experts' load-balancing loss is wanted.
         parameter_terms: Of the method.
+        activation_term: Of the method.
     """
 
     def __init__(
@@ -115,18 +117,21 @@ class StepObjective:
         implementation: str = "sweep",
         auxiliary: bool = False,
         parameter_terms: Sequence[ParameterTerm] = (),
+        activation_term: ActivationTerm | None = None,
     ) -> None:
         self.terms, self.reference, self.block_bytes = tuple(terms), reference, block_bytes
         self.implementation, self.auxiliary = implementation, auxiliary
-        self.parameter_terms = tuple(parameter_terms)
+        self.parameter_terms, self.activation_term = tuple(parameter_terms), activation_term
 
     def __call__(self, model: nn.Module, micro: Mapping[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
         """Loss (with a graph), sums by name (detached), the auxiliary loss, and what the weights cost, by name."""
         inputs = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
-        reference_RH = self._reference_pass(model, micro, inputs)
+        activations = Activations(self.activation_term, micro["groups"])
+        reference_RH = self._reference_pass(model, micro, inputs, activations)
         if self.auxiliary:
             inputs["output_router_logits"] = True
-        outputs = body_of(model)(**inputs)
+        with activations.of_tuned(body_of(model)):
+            outputs = body_of(model)(**inputs)
         hidden = outputs.last_hidden_state
         hidden_TH = hidden.reshape(-1, hidden.shape[-1])
         head = head_of(model)
@@ -135,15 +140,17 @@ class StepObjective:
             groups = row_groups(self.terms, micro, reference_RH)
             objective = self._objective(hidden_TH.to(head.weight_VH.device), head, groups, reference_head)
         auxiliary = auxiliary_loss(model, outputs, inputs.get("attention_mask")) if self.auxiliary else None
+        loss, sums = objective.loss, dict(objective.sums)
+        difference = activations.value()
+        if self.activation_term is not None and difference is not None:
+            loss = loss + (self.activation_term.weight * micro["per_aligned"] * difference).to(loss)
+            sums[self.activation_term.name] = difference.detach()
         penalties = {term.name: term.value(model) for term in self.parameter_terms}
-        return {
-            "loss": objective.loss,
-            "sums": dict(objective.sums),
-            "auxiliary": auxiliary,
-            "penalties": penalties,
-        }
+        return {"loss": loss, "sums": sums, "auxiliary": auxiliary, "penalties": penalties}
 
-    def _reference_pass(self, model: nn.Module, micro: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor | None:
+    def _reference_pass(
+        self, model: nn.Module, micro: Mapping[str, Any], inputs: Mapping[str, Any], activations: Activations
+    ) -> Tensor | None:
         """All hidden states of the reference pass, flattened (R × H), or ``None`` where nothing is drawn."""
         if self.reference is None or not (micro["has_reference"] or micro["join_reference"]):
             return None
@@ -151,7 +158,7 @@ class StepObjective:
         if micro["join_reference"]:
             one = inputs["input_ids"][:1, :1]
             given = {"input_ids": one, "attention_mask": torch.ones_like(one)}
-        with self.reference.serving(model) as base:
+        with self.reference.serving(model) as base, activations.of_base(body_of(base)):
             hidden = body_of(base)(**{**(inputs if given is None else given), "use_cache": False}).last_hidden_state
         if micro["join_reference"]:
             return None
@@ -175,19 +182,20 @@ def row_groups(terms: Sequence[TermOn], micro: Mapping[str, Any], reference_RH: 
     }
     groups = micro["groups"]
     response = Rows(groups["response"]["index"], on["response"], groups["response"]["label"])
-    if reference_RH is None or not (on["aligned"] or on["held"]):
+    if reference_RH is None:
         return [response]
     meets = {"aligned": on["aligned"], "both": on["response"] + on["aligned"] + on["held"]}
     if "held" in groups:
         meets["held"] = on["response"] + on["held"]
     return [
         response,
-        *(
-            Rows(groups[name]["index"], met, groups[name].get("label"), reference_RH[groups[name]["reference"]])
-            for name, met in meets.items()
-            if met
-        ),
+        *(_compared(groups[name], met, reference_RH) for name, met in meets.items() if met),
     ]
+
+
+def _compared(group: Mapping[str, Tensor], met: tuple[WeightedTerm, ...], reference_RH: Tensor) -> Rows:
+    needed = any(weighted.term.needs_reference for weighted in met)
+    return Rows(group["index"], met, group.get("label"), reference_RH[group["reference"]] if needed else None)
 
 
 def install(model: nn.Module, objective: StepObjective) -> None:

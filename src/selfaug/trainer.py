@@ -15,7 +15,8 @@ from selfaug.errors import ConfigError
 from selfaug.meter import Meter
 from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
-from selfaug.model_parts import depends_on_what_follows, model_type
+from selfaug.model_parts import body_of, depends_on_what_follows, model_type
+from selfaug.objective.activation_terms import find_modules
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
 from selfaug.reference.checks import check_full_tuning, check_peft
@@ -84,6 +85,9 @@ class SelfAugTrainer(ResumableTrainer):
         check_adapter(self.method, None if self._base_model is self.model else self.model.active_peft_config)
         self.reference = self._make_reference(args)
         self._terms, self._parameter_terms = self.method.terms(args), self.method.parameter_terms(args)
+        self._activation_term = self.method.activation_term(args)
+        if self._activation_term is not None:
+            find_modules(body_of(self._base_model), self._activation_term.kinds)
         self._step = StepObjective(
             self._terms,
             self.reference,
@@ -91,6 +95,7 @@ class SelfAugTrainer(ResumableTrainer):
             implementation=args.objective,
             auxiliary=self.aux_loss_enabled,
             parameter_terms=self._parameter_terms,
+            activation_term=self._activation_term,
         )
         install(self._base_model, self._step)
         self._whole_reference = depends_on_what_follows(self.model.config)
@@ -268,6 +273,8 @@ class SelfAugTrainer(ResumableTrainer):
         over = {"response": "response_tokens", "held": "held_tokens"}
         own = [t for t in self._terms if t.where in over and t.term.name != "nll"]
         penalties = {term.name: "passes" for term in self._parameter_terms}
+        if self._activation_term is not None:
+            penalties[self._activation_term.name] = "aligned_tokens"
         return Meter({t.term.name: over[t.where] for t in own} | penalties)
 
     def _measure(self, mode: str, micro: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
@@ -318,12 +325,16 @@ class SelfAugTrainer(ResumableTrainer):
         measured = self._drain("eval")
         prefix = kwargs.get("metric_key_prefix", "eval")
         own = [*(t.term.name for t in self._terms), *(term.name for term in self._parameter_terms)]
+        if self._activation_term is not None:
+            own.append(self._activation_term.name)
         for name in dict.fromkeys(("nll", "alignment", "entropy", "mean_token_accuracy", "aux_loss", *own)):
             if name in measured:
                 output.metrics[f"{prefix}_{name}"] = measured[name]
         if "nll" in measured:
             terms = sum(t.weight * measured.get(t.term.name, 0.0) for t in self._terms)
             terms += sum(term.weight * measured[term.name] for term in self._parameter_terms)
+            if self._activation_term is not None:
+                terms += self._activation_term.weight * measured.get(self._activation_term.name, 0.0)
             auxiliary = self.router_aux_loss_coef * measured.get("aux_loss", 0.0)
             output.metrics[f"{prefix}_loss"] = terms + auxiliary
         return output

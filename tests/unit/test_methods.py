@@ -41,11 +41,15 @@ def test_a_method_explains_itself(name: str) -> None:
     assert method.strength in ("", "alpha", *(field.name for field in dataclasses.fields(method.Options)))
 
 
-def test_no_two_methods_share_an_option() -> None:
-    """They would not be told apart in a combination."""
-    names = [[field.name for field in dataclasses.fields(method.Options)] for method in METHODS.values()]
-    flat = list(itertools.chain(*names))
-    assert len(flat) == len(set(flat))
+def test_no_two_methods_that_combine_share_an_option() -> None:
+    """They would not be told apart in a combination; `token` in a name would keep it out of the saved settings."""
+    own = {field.name for field in dataclasses.fields(SelfAugConfig)}
+    options = {name: {field.name for field in dataclasses.fields(method.Options)} for name, method in METHODS.items()}
+    for name, other in itertools.combinations(METHODS, 2):
+        assert METHODS[name].decides & METHODS[other].decides or not options[name] & options[other]
+    for names in options.values():
+        assert not names & own
+        assert not [name for name in names if "token" in name]
 
 
 @pytest.mark.parametrize(

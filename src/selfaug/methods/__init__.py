@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from selfaug.errors import ConfigError, nearest
+from selfaug.methods.activations import ACTIVATION_METHODS
 from selfaug.methods.asft import ASFT
 from selfaug.methods.base import Method
 from selfaug.methods.combined import Combined
@@ -25,6 +26,7 @@ _ALL: tuple[Method, ...] = (
     *(SelfAug(), SFT(), Full(), LowLR()),
     *(KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
     *(L2(), Orthogonal(), WiseFT()),
+    *ACTIVATION_METHODS,
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 

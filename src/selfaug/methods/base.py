@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from selfaug.errors import ConfigError
 from selfaug.methods.options import NoOptions
 from selfaug.objective import NLL, RowTerm
+from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.step import TermOn
 
@@ -67,7 +68,10 @@ class Method:
 
     def check(self, config: SelfAugConfig) -> None:
         """Raise :class:`selfaug.errors.ConfigError` where the settings cannot work with this method."""
-        if config.alpha:
+
+    def check_alpha(self, config: SelfAugConfig) -> None:
+        """Raise :class:`selfaug.errors.ConfigError` where an α is set and no part of the method aligns prompts."""
+        if config.alpha and not self.defaults["alpha"]:
             raise ConfigError(
                 f"alpha={config.alpha} has no effect with method={self.name!r}, which aligns no prompt.",
                 f"use --method selfaug (or a combination, --method selfaug+{self.name}), or leave alpha out.",
@@ -84,6 +88,10 @@ class Method:
     def parameter_terms(self, config: SelfAugConfig) -> tuple[ParameterTerm, ...]:
         """What the trained weights themselves cost."""
         return ()
+
+    def activation_term(self, config: SelfAugConfig) -> ActivationTerm | None:
+        """What activations inside the layers cost at aligned positions."""
+        return None
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:
         """What the learning rate is multiplied by."""

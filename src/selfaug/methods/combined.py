@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from selfaug.errors import ConfigError
 from selfaug.methods.base import RESPONSE_LOSS, Method
 from selfaug.objective import NLL, RowTerm
+from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.step import TermOn
 
@@ -58,11 +59,9 @@ class Combined(Method):
         return self._parts
 
     def check(self, config: SelfAugConfig) -> None:
-        """Each part's own; an α is refused only where no part aligns prompts."""
-        aligning = any(part.defaults["alpha"] for part in self._parts)
+        """Each part's own."""
         for part in self._parts:
-            if not (aligning and type(part).check is Method.check):
-                part.check(config)
+            part.check(config)
 
     def response_term(self, config: SelfAugConfig) -> RowTerm:
         """Of the part that decides it."""
@@ -71,6 +70,10 @@ class Combined(Method):
     def parameter_terms(self, config: SelfAugConfig) -> tuple[ParameterTerm, ...]:
         """Of all parts."""
         return tuple(term for part in self._parts for term in part.parameter_terms(config))
+
+    def activation_term(self, config: SelfAugConfig) -> ActivationTerm | None:
+        """Of the one part that has one."""
+        return next((term for part in self._parts if (term := part.activation_term(config)) is not None), None)
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:
         """The product of the parts'."""

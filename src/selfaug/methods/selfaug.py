@@ -31,9 +31,6 @@ class SelfAug(Method):
     strength: ClassVar[str] = "alpha"
     defaults: ClassVar[dict[str, object]] = {"alpha": 2.0}
 
-    def check(self, config: SelfAugConfig) -> None:
-        """Any α of 0 or more goes."""
-
     def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
         """With α > 0 the alignment."""
         assert config.alpha is not None

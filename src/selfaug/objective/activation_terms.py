@@ -1,0 +1,125 @@
+"""How far are the activations inside the layers from the base's, at the aligned positions?
+
+The outputs of named modules are caught in both passes. In the training pass they are only kept, not touched: inside a
+checkpointed layer any further operation would be missing when the layer is computed anew.
+
+Shapes: T tokens of a pass (flattened), N aligned positions, D features of a module's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfaug.errors import ConfigError
+
+__all__ = ["ActivationTerm", "Activations", "find_modules", "squared_difference"]
+
+
+@dataclass(frozen=True)
+class ActivationTerm:
+    """``weight · mean_modules Σ_n mean_d (tuned - base)² / (align_fraction · n_aligned)``.
+
+    Args:
+        name: Of its log entry.
+        weight: In the loss.
+        kinds: For each kind of module, the last parts of names that it has in one architecture or another.
+    """
+
+    name: str
+    weight: float
+    kinds: tuple[tuple[str, ...], ...]
+
+
+def squared_difference(tuned_ND: Tensor, base_ND: Tensor) -> Tensor:
+    """``Σ_n mean_d (tuned - base)²``; float32 (float64 for float64 activations)."""
+    wide = torch.float64 if tuned_ND.dtype == torch.float64 else torch.float32
+    return (tuned_ND.to(wide) - base_ND.to(wide)).square().mean(dim=-1).sum()
+
+
+def find_modules(body: nn.Module, kinds: Sequence[Sequence[str]]) -> dict[str, nn.Module]:
+    """The modules of these kinds by name, in the order of the model.
+
+    Raises:
+        ConfigError: If the model has none of a kind.
+    """
+    modules = {name: (name.rpartition(".")[2], module) for name, module in body.named_modules()}
+    for kind in kinds:
+        if not any(last in kind for last, _ in modules.values()):
+            raise ConfigError(
+                f"{type(body).__name__} has no module named {' or '.join(map(repr, kind))}, whose output the method "
+                "would hold to the base's.",
+                "align something else, or use --method selfaug, which works with any model.",
+            )
+    wanted = {last for kind in kinds for last in kind}
+    return {name: module for name, (last, module) in modules.items() if last in wanted}
+
+
+class Activations:
+    """What one micro-batch's two passes gave at the aligned positions.
+
+    Args:
+        term: Of the method; ``None`` catches nothing.
+        groups: Of the micro-batch: positions in the training pass, and in the reference pass where there is one.
+    """
+
+    def __init__(self, term: ActivationTerm | None, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._term = term if "reference" in groups["aligned"] else None
+        if self._term is not None:
+            parts = [groups["aligned"], groups["both"]]
+            self._tuned_N, self._base_N = (torch.cat([p[which] for p in parts]) for which in ("index", "reference"))
+        self._tuned: dict[str, Tensor] = {}
+        self._base: dict[str, Tensor] = {}
+
+    @contextmanager
+    def of_base(self, body: nn.Module) -> Iterator[None]:
+        """Inside, a call of ``body`` is the reference pass; only the rows that are compared are kept."""
+
+        def keep(name: str, output: Tensor) -> None:
+            self._base[name] = _rows(output, self._base_N)
+
+        with self._catching(body, keep):
+            yield
+
+    @contextmanager
+    def of_tuned(self, body: nn.Module) -> Iterator[None]:
+        """Inside, a call of ``body`` is the training pass."""
+        with self._catching(body, self._tuned.__setitem__):
+            yield
+
+    @contextmanager
+    def _catching(self, body: nn.Module, keep: Any) -> Iterator[None]:
+        handles = []
+        if self._term is not None:
+            for name, module in find_modules(body, self._term.kinds).items():
+                handles.append(module.register_forward_hook(_hook(name, keep)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def value(self) -> Tensor | None:
+        """``mean_modules Σ_n mean_d (tuned - base)²``, with a graph; ``None`` where nothing is compared."""
+        if self._term is None:
+            return None
+        assert self._tuned.keys() == self._base.keys() != set()
+        found = [squared_difference(_rows(self._tuned[name], self._tuned_N), base) for name, base in self._base.items()]
+        return torch.stack([each.to(found[0].device) for each in found]).mean()
+
+
+def _hook(name: str, keep: Any) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        # A mixture of experts gives its router's logits as well.
+        keep(name, output[0] if isinstance(output, tuple) else output)
+
+    return hook
+
+
+def _rows(output: Tensor, index_N: Tensor) -> Tensor:
+    return output.reshape(-1, output.shape[-1])[index_N.to(output.device)]
