@@ -9,7 +9,7 @@ Shapes: B rows and T tokens of a micro-batch, N selected positions. Positions in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -39,7 +39,8 @@ class MicroPlan:
     """One micro-batch: positions whose next token is trained, and those tokens; drawn aligned positions; its size.
 
     ``held_N``: the response positions of drawn sequences, where they are compared with the reference; the reference
-    batch then serves aligned and held positions, in rising order.
+    batch then serves aligned and held positions, in rising order. ``weight_N``: of the response positions, above 0;
+    ``None`` where all weigh the same.
     """
 
     response_N: Tensor
@@ -48,6 +49,7 @@ class MicroPlan:
     reference: ReferenceBatch | None
     tokens: int
     held_N: Tensor | None = None
+    weight_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def plan_step(
     whole_reference: bool = False,
     align: bool = True,
     hold_response: bool = False,
+    weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> StepPlan:
     """The plan of one optimiser step on this rank.
 
@@ -150,6 +153,8 @@ def plan_step(
         align: ``False`` for methods without alignment: no prompt position is drawn.
         hold_response: Whether the response positions of drawn sequences go through the reference pass. Without both
             there is none.
+        weigh: From a document's tokens and the places of its learnt ones to their weights. A token of weight 0 is not
+            learnt, and counts neither as response nor as prompt.
     """
     micro: list[MicroPlan] = []
     n_response = n_aligned = 0
@@ -159,6 +164,9 @@ def plan_step(
         response_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
         response_BT[:, :-1] = (labels_BT[:, 1:] != IGNORED) & (documents_BT[:, :-1] == documents_BT[:, 1:])
         response_BT[:, :-1] &= documents_BT[:, :-1] >= 0
+        weight_BT = None if weigh is None else _weights(batch, response_BT, documents_BT, weigh)
+        if weight_BT is not None:
+            response_BT &= weight_BT > 0
         response_N = response_BT.flatten().nonzero().squeeze(-1)
         n_response += response_N.numel()
         aligned_N, reference, held_N = response_N[:0], None, None
@@ -173,7 +181,8 @@ def plan_step(
                 aligned_N = aligned_N[aligned_BT.flatten()[aligned_N]]
         label_N = labels_BT.flatten()[response_N + 1]
         tokens = int((documents_BT >= 0).sum())
-        micro.append(MicroPlan(response_N, label_N, aligned_N, reference, tokens, held_N))
+        weight_N = None if weight_BT is None else weight_BT.flatten()[response_N]
+        micro.append(MicroPlan(response_N, label_N, aligned_N, reference, tokens, held_N, weight_N))
     return StepPlan(tuple(micro), n_response, n_aligned, tuple(m.reference is not None for m in micro))
 
 
@@ -192,15 +201,32 @@ def _drawn_documents(
 ) -> list[_Drawn]:
     input_ids_BT = batch["input_ids"].cpu()
     drawn = []
-    for row in range(len(documents_BT)):
-        documents_T = documents_BT[row]
-        edges = torch.nonzero(documents_T[1:] != documents_T[:-1]).squeeze(-1) + 1
-        bounds = [0, *edges.tolist(), len(documents_T)]
-        for start, stop in pairwise(bounds):
-            positions = aligned_BT[row, start:stop].nonzero().squeeze(-1) + start
-            if positions.numel() and draw(seed, step, input_ids_BT[row, start:stop], fraction):
-                drawn.append(_Drawn(row, start, int(positions[-1]) + 1, positions))
+    for row, start, stop in _bounds(documents_BT):
+        positions = aligned_BT[row, start:stop].nonzero().squeeze(-1) + start
+        if positions.numel() and draw(seed, step, input_ids_BT[row, start:stop], fraction):
+            drawn.append(_Drawn(row, start, int(positions[-1]) + 1, positions))
     return drawn
+
+
+def _bounds(documents_BT: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Row, first token, and one past the last token of each document (and of each stretch of padding)."""
+    for row, documents_T in enumerate(documents_BT):
+        edges = torch.nonzero(documents_T[1:] != documents_T[:-1]).squeeze(-1) + 1
+        for start, stop in pairwise([0, *edges.tolist(), len(documents_T)]):
+            yield row, start, stop
+
+
+def _weights(
+    batch: Mapping[str, Any], response_BT: Tensor, documents_BT: Tensor, weigh: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """B × T float32: the weight of the token that a response position predicts; 0 elsewhere."""
+    input_ids_BT = batch["input_ids"].cpu()
+    weight_BT = torch.zeros(response_BT.shape)
+    for row, start, stop in _bounds(documents_BT):
+        positions = response_BT[row, start:stop].nonzero().squeeze(-1)
+        if positions.numel():
+            weight_BT[row, start + positions] = weigh(input_ids_BT[row, start:stop], positions + 1)
+    return weight_BT
 
 
 def _cut(batch: Mapping[str, Any], drawn: list[_Drawn], whole: bool) -> tuple[Tensor, ReferenceBatch | None]:

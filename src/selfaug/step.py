@@ -69,6 +69,9 @@ def micro_inputs(
     }
     if micro.held_N is not None:
         groups["held"] = {"index": micro.response_N[~in_aligned & held], "label": micro.label_N[~in_aligned & held]}
+    if micro.weight_N is not None:
+        for name in groups.keys() - {"aligned"}:
+            groups[name]["weight"] = micro.weight_N[torch.isin(micro.response_N, groups[name]["index"])]
     if reference is not None:
         # Positions rise in all lists, so the n-th common one here is the n-th common one there.
         compared_N = micro.aligned_N
@@ -181,16 +184,24 @@ def row_groups(terms: Sequence[TermOn], micro: Mapping[str, Any], reference_RH: 
         for where, per in places
     }
     groups = micro["groups"]
-    response = Rows(groups["response"]["index"], on["response"], groups["response"]["label"])
+    own = {name: _weighed(on["response"], group.get("weight")) for name, group in groups.items()}
+    response = Rows(groups["response"]["index"], own["response"], groups["response"]["label"])
     if reference_RH is None:
         return [response]
-    meets = {"aligned": on["aligned"], "both": on["response"] + on["aligned"] + on["held"]}
+    meets = {"aligned": on["aligned"], "both": own["both"] + on["aligned"] + on["held"]}
     if "held" in groups:
-        meets["held"] = on["response"] + on["held"]
+        meets["held"] = own["held"] + on["held"]
     return [
         response,
         *(_compared(groups[name], met, reference_RH) for name, met in meets.items() if met),
     ]
+
+
+def _weighed(terms: tuple[WeightedTerm, ...], weight_N: Tensor | None) -> tuple[WeightedTerm, ...]:
+    if weight_N is None:
+        return terms
+    wide_N = weight_N if weight_N.device.type == "mps" else weight_N.double()
+    return tuple(WeightedTerm(weighted.term, weighted.weight * wide_N) for weighted in terms)
 
 
 def _compared(group: Mapping[str, Tensor], met: tuple[WeightedTerm, ...], reference_RH: Tensor) -> Rows:

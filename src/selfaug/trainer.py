@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from selfaug.resuming import ResumableTrainer, StopOnNonFinite
 from selfaug.step import StepObjective, install, micro_inputs
 from selfaug.training_rows import prepare_rows, require_aligned_tokens, with_empty_rows
 from selfaug.trl_names import spare_refused_modules
+from selfaug.weights import scores_of_base, token_weights
 
 if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
@@ -56,6 +57,8 @@ class SelfAugTrainer(ResumableTrainer):
 
     _tag_names = ("trl", "sft", "selfaug")
     _name = "SelfAug"
+    _train_rows: Any = None
+    _weigh: Callable[[Tensor, Tensor], Tensor] | None = None
     # Our loss is divided by the counts of the whole step.
     loss_is_scaled_for_ga = True
 
@@ -70,6 +73,8 @@ class SelfAugTrainer(ResumableTrainer):
             spare_refused_modules(kwargs["peft_config"], model_type(model, args))
             if args.compares:
                 check_peft(kwargs["peft_config"], args.reference)
+            if get_method(args.method).needs_scores:
+                check_peft(kwargs["peft_config"], "base")
         self.method = get_method(args.method)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
@@ -152,6 +157,9 @@ class SelfAugTrainer(ResumableTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `ResumableTrainer.train`; then the method may change the model, unless a signal ended the training."""
+        if self.method.needs_scores:
+            scores = scores_of_base(self, self._train_rows)
+            self._weigh = token_weights(self.method, self.args, scores, self._train_rows)
         result = super().train(*args, **kwargs)
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
             self.method.finish(self.args, self._base_model)
@@ -183,6 +191,8 @@ class SelfAugTrainer(ResumableTrainer):
             tokenise=lambda rows: trl(rows, pack=False, shuffle=False),
             name=dataset_name,
         )
+        if dataset_name == "train":
+            self._train_rows = prepared
         if args.aligns:
             require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
         return trl(prepared, pack=packing, shuffle=args.shuffle_dataset)
@@ -200,7 +210,8 @@ class SelfAugTrainer(ResumableTrainer):
     ) -> tuple[list[Any], Tensor]:
         """The step's micro-batches, each with its part of the plan; and the step's response tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        plan = self._plan(batches, step=self.state.global_step, align_fraction=self.args.align_fraction)
+        step, fraction = self.state.global_step, self.args.align_fraction
+        plan = self._plan(batches, step=step, align_fraction=fraction, weigh=self._weigh)
         if self.accelerator.num_processes > 1:
             totals = self.accelerator.reduce(plan.counts().to(device), reduction="sum")
             plan = plan.with_totals(totals)
@@ -208,7 +219,7 @@ class SelfAugTrainer(ResumableTrainer):
             batch[_PLAN] = inputs
         return batches, torch.tensor(plan.n_response, device=device)
 
-    def _plan(self, batches: list[Any], *, step: int, align_fraction: float) -> StepPlan:
+    def _plan(self, batches: list[Any], *, step: int, align_fraction: float, weigh: Any = None) -> StepPlan:
         return plan_step(
             batches,
             seed=self.args.seed,
@@ -218,6 +229,7 @@ class SelfAugTrainer(ResumableTrainer):
             whole_reference=self._whole_reference,
             align=self.args.aligns,
             hold_response=self.args.holds_response,
+            weigh=weigh,
         )
 
     def _micro_inputs(self, plan: StepPlan, align_fraction: float, *, alone: bool = False) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from selfaug.methods.base import Method
 from selfaug.methods.combined import Combined
 from selfaug.methods.dft import DFT
 from selfaug.methods.eaft import EAFT
+from selfaug.methods.flow import FLOW
 from selfaug.methods.full import Full
 from selfaug.methods.kl_response import KLResponse
 from selfaug.methods.l2 import L2
@@ -16,6 +17,7 @@ from selfaug.methods.low_lr import LowLR
 from selfaug.methods.orthogonal import Orthogonal
 from selfaug.methods.selfaug import SelfAug
 from selfaug.methods.sft import SFT
+from selfaug.methods.stm import STM
 from selfaug.methods.talr import TALR
 from selfaug.methods.tmkl import TMKL
 from selfaug.methods.wise_ft import WiseFT
@@ -25,6 +27,7 @@ __all__ = ["METHODS", "Method", "available", "get_method"]
 _ALL: tuple[Method, ...] = (
     *(SelfAug(), SFT(), Full(), LowLR()),
     *(KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
+    *(STM(), FLOW()),
     *(L2(), Orthogonal(), WiseFT()),
     *ACTIVATION_METHODS,
 )

@@ -7,8 +7,8 @@ them change apart from each other can be combined (``combined.py``), so each hoo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from selfaug.errors import ConfigError
 from selfaug.methods.options import NoOptions
@@ -18,11 +18,13 @@ from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.step import TermOn
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from selfaug.config import SelfAugConfig
 
-__all__ = ["RESPONSE_LOSS", "Method"]
+__all__ = ["RESPONSE_LOSS", "Method", "Weigh"]
+
+Weigh: TypeAlias = Callable[["Tensor"], "Tensor"]
 
 RESPONSE_LOSS = "the loss of response tokens"
 
@@ -40,6 +42,7 @@ class Method:
         defaults: Of settings that are the method's own; ``None`` in the configuration means these.
         Options: A data class of its options (``options.py``).
         adapter: ``lora`` where it acts on a LoRA adapter, ``none`` where there must be no adapter, else ``any``.
+        needs_scores: Whether it weighs response tokens by the base's scores of them.
         decides: What only one part of a combination may decide.
     """
 
@@ -52,6 +55,7 @@ class Method:
     defaults: ClassVar[dict[str, object]] = {"alpha": 0.0}
     Options: ClassVar[type] = NoOptions
     adapter: ClassVar[str] = "any"
+    needs_scores: ClassVar[bool] = False
     decides: ClassVar[frozenset[str]] = frozenset()
 
     @property
@@ -91,6 +95,18 @@ class Method:
 
     def activation_term(self, config: SelfAugConfig) -> ActivationTerm | None:
         """What activations inside the layers cost at aligned positions."""
+        return None
+
+    def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh | None:
+        """Weights of response tokens in the loss, from the base's NLL of them; asked where ``needs_scores``.
+
+        Args:
+            config: Of the run.
+            samples: The base's NLL of the response tokens of each training row that has any (N each, nats).
+
+        Returns:
+            A function from one row's (N) to its weights (N, 0 or more); a token of weight 0 is not learnt at all.
+        """
         return None
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:

@@ -8,14 +8,14 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from selfaug.errors import ConfigError
-from selfaug.methods.base import RESPONSE_LOSS, Method
+from selfaug.methods.base import RESPONSE_LOSS, Method, Weigh
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.step import TermOn
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from selfaug.config import SelfAugConfig
 
@@ -37,6 +37,7 @@ class Combined(Method):
         self.name = name  # type: ignore[misc]
         self._parts = tuple(parts)
         self.defaults = {"alpha": max((part.defaults["alpha"] for part in parts), key=lambda a: float(str(a)))}  # type: ignore[misc]
+        self.needs_scores = any(part.needs_scores for part in parts)  # type: ignore[misc]
         for one, other in combinations(self._parts, 2):
             if one.name == other.name:
                 raise ConfigError(f"method={name!r} names {one.name!r} twice.", f"write {one.name!r} once.")
@@ -74,6 +75,11 @@ class Combined(Method):
     def activation_term(self, config: SelfAugConfig) -> ActivationTerm | None:
         """Of the one part that has one."""
         return next((term for part in self._parts if (term := part.activation_term(config)) is not None), None)
+
+    def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh | None:
+        """The product of the parts' weights."""
+        found = [weigh for part in self._parts if (weigh := part.weigh(config, samples)) is not None]
+        return (lambda nll_N: math.prod((weigh(nll_N) for weigh in found), start=nll_N.new_ones(()))) if found else None
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:
         """The product of the parts'."""
