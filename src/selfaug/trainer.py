@@ -15,6 +15,7 @@ from selfaug.errors import ConfigError
 from selfaug.meter import Meter
 from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
+from selfaug.mixing import mixed, rows_of_file
 from selfaug.model_parts import body_of, depends_on_what_follows, model_type
 from selfaug.objective.activation_terms import find_modules
 from selfaug.plan import StepPlan, plan_step
@@ -191,6 +192,22 @@ class SelfAugTrainer(ResumableTrainer):
             tokenise=lambda rows: trl(rows, pack=False, shuffle=False),
             name=dataset_name,
         )
+        mix = self.method.mix(args) if dataset_name == "train" else None
+        if mix is not None:
+
+            def prepare(rows: Any) -> Any:
+                return prepare_rows(
+                    rows,
+                    tokenizer=self._tokenizer,
+                    renderer=self.renderer,
+                    max_length=self._fit_length,
+                    cut_prompt_left=args.cut_prompt_left,
+                    tokenise=lambda table: trl(table, pack=False, shuffle=False),
+                    name=str(mix.path),
+                )
+
+            others = rows_of_file(mix, self._tokenizer, self.renderer, self._fit_length, prepare)
+            prepared = mixed(prepared, others, mix, args.seed)
         if dataset_name == "train":
             self._train_rows = prepared
         if args.aligns:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from selfaug.config import SelfAugConfig
-from selfaug.errors import ConfigError
+from selfaug.errors import ConfigError, DataError
 from selfaug.methods import METHODS, get_method
-from selfaug.methods.options import read_options
+from selfaug.methods.options import paths_in, read_options
 from selfaug.objective import NLL
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
@@ -27,6 +27,19 @@ def refused(**given: Any) -> ConfigError:
         config(**given)
     assert error.value.hint.endswith(".")
     return error.value
+
+
+def test_replay_says_what_it_needs(tmp_path: Path) -> None:
+    assert "none is given" in refused(method="replay").message
+    assert "none is given" in refused(method="selfaug+replay").message
+    (tmp_path / "general.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"Did you mean 'general.jsonl'"):
+        config(method="replay", method_options={"replay_data": str(tmp_path / "generl.jsonl")})
+    made = config(method="replay", method_options={"replay_data": str(tmp_path / "general.jsonl")})
+    options = made.method_options
+    assert isinstance(options, dict)
+    assert paths_in([METHODS["replay"].Options], options) == {"replay_data": (tmp_path / "general.jsonl").resolve()}
+    assert config(method="replay", method_options="replay_ratio=0").method_options is not None
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -123,7 +136,8 @@ def test_a_combination_has_the_changes_of_its_parts() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "selfaug"])
 def test_an_alpha_without_effect_is_refused(name: str) -> None:
     assert "has no effect" in refused(method=name, alpha=0.5).message
-    assert config(method=f"selfaug+{name}", alpha=0.5).alpha == 0.5
+    options = "replay_ratio=0" if name == "replay" else None
+    assert config(method=f"selfaug+{name}", alpha=0.5, method_options=options).alpha == 0.5
 
 
 def test_what_needs_no_reference_asks_for_none() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.cli.inputs import model_folder
+from selfaug.data.files import data_files
 from selfaug.errors import ConfigError
-from selfaug.provenance import build_manifest, differences, weight_files, weights_hash
+from selfaug.methods import get_method
+from selfaug.methods.options import paths_in
+from selfaug.provenance import build_manifest, differences, files_of, weight_files, weights_hash
 from selfaug.terminal import is_main
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def run_manifest(
     return build_manifest(
         command=["selfaug", "train", *argv],
         config=settings.resolved,
-        data=sources.described(),
+        data=sources.described() | _data_of_method(settings),
         model={
             "name": name,
             "revision": settings.model.model_revision,
@@ -49,6 +52,14 @@ def run_manifest(
         seeds={"seed": settings.training.seed, "data_seed": settings.training.data_seed or settings.training.seed},
         lengths=reports,
     )
+
+
+def _data_of_method(settings: Settings) -> dict[str, Any]:
+    """Files that the method's options name, by option."""
+    training = settings.training
+    classes = [part.Options for part in get_method(training.method).parts]
+    named = paths_in(classes, cast("dict[str, Any] | None", training.method_options))
+    return {name: {"name": str(path), "files": files_of(data_files(path))} for name, path in named.items()}
 
 
 def continued(old: dict[str, Any], new: dict[str, Any], checkpoint: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from selfaug.methods.kl_response import KLResponse
 from selfaug.methods.l2 import L2
 from selfaug.methods.low_lr import LowLR
 from selfaug.methods.orthogonal import Orthogonal
+from selfaug.methods.replay import Replay
 from selfaug.methods.selfaug import SelfAug
 from selfaug.methods.sft import SFT
 from selfaug.methods.stm import STM
@@ -28,6 +29,7 @@ _ALL: tuple[Method, ...] = (
     *(SelfAug(), SFT(), Full(), LowLR()),
     *(KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
     *(STM(), FLOW()),
+    Replay(),
     *(L2(), Orthogonal(), WiseFT()),
     *ACTIVATION_METHODS,
 )

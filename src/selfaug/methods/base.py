@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from selfaug.config import SelfAugConfig
+    from selfaug.mixing import Mix
 
 __all__ = ["RESPONSE_LOSS", "Method", "Weigh"]
 
@@ -95,6 +96,10 @@ class Method:
 
     def activation_term(self, config: SelfAugConfig) -> ActivationTerm | None:
         """What activations inside the layers cost at aligned positions."""
+        return None
+
+    def mix(self, config: SelfAugConfig) -> Mix | None:
+        """Rows that are put among the training rows."""
         return None
 
     def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from selfaug.config import SelfAugConfig
+    from selfaug.mixing import Mix
 
 __all__ = ["Combined"]
 
@@ -75,6 +76,10 @@ class Combined(Method):
     def activation_term(self, config: SelfAugConfig) -> ActivationTerm | None:
         """Of the one part that has one."""
         return next((term for part in self._parts if (term := part.activation_term(config)) is not None), None)
+
+    def mix(self, config: SelfAugConfig) -> Mix | None:
+        """Of the one part that has one."""
+        return next((mix for part in self._parts if (mix := part.mix(config)) is not None), None)
 
     def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh | None:
         """The product of the parts' weights."""

@@ -10,13 +10,14 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from selfaug.errors import ConfigError, nearest
 
-__all__ = ["NoOptions", "option", "read_options", "resolve_options"]
+__all__ = ["NoOptions", "option", "paths_in", "read_options", "resolve_options"]
 
 _EXAMPLE = "write for example --method_options beta=0.5, or in YAML `method_options: {beta: 0.5}`."
 
@@ -27,7 +28,13 @@ class NoOptions:
 
 
 def option(
-    default: Any, says: str, *, least: float | None = None, most: float | None = None, above: float | None = None
+    default: Any,
+    says: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    path: bool = False,
 ) -> Any:
     """A field of a method's options.
 
@@ -37,8 +44,9 @@ def option(
         least: The smallest value taken.
         most: The largest value taken.
         above: Values must be larger than this.
+        path: Whether it names a file or folder: its hash goes into the manifest, and a local one becomes absolute.
     """
-    metadata = {"help": says, "least": least, "most": most, "above": above}
+    metadata = {"help": says, "least": least, "most": most, "above": above, "path": path}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -87,6 +95,12 @@ def resolve_options(method: str, classes: Sequence[type], given: Mapping[str, An
     return {name: _checked(method, field, given.get(name, field.default)) for name, field in fields.items()}
 
 
+def paths_in(classes: Sequence[type], options: Mapping[str, Any] | None) -> dict[str, Path]:
+    """The files and folders that options name, by option."""
+    named = [field.name for one in classes for field in dataclasses.fields(one) if field.metadata["path"]]
+    return {name: Path((options or {})[name]) for name in named if (options or {}).get(name) is not None}
+
+
 def _checked(method: str, field: dataclasses.Field[Any], value: Any) -> Any:
     wanted = str if field.default is None else type(field.default)
     if value is None and field.default is None:
@@ -98,6 +112,9 @@ def _checked(method: str, field: dataclasses.Field[Any], value: Any) -> Any:
             f"method_options: {field.name}={value!r} of method={method!r} is not of type {wanted.__name__}",
             f"{field.metadata['help']} The default is {field.default!r}.",
         )
+    if field.metadata["path"]:
+        local = Path(str(value)).expanduser()
+        return str(local.resolve()) if local.exists() else value
     least, most, above = (field.metadata[bound] for bound in ("least", "most", "above"))
     # A number that is not one compares false with every bound.
     inside = (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above)

@@ -1,0 +1,59 @@
+"""`replay`: mix general data of the user's own into the training rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from selfaug.data.files import data_files
+from selfaug.errors import ConfigError
+from selfaug.methods.base import Method
+from selfaug.methods.options import option
+from selfaug.mixing import Mix
+
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig
+
+__all__ = ["Replay"]
+
+
+class Replay(Method):
+    """``loss = Σ nll / n_response`` over the training rows and ``round(replay_ratio · rows)`` general ones.
+
+    The rows are drawn once, by the run's seed, none of them twice. With more rows an epoch has more steps: what a step
+    costs stays the same. Needs data that stands for what the model is to keep, which the other methods do without.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Of `replay`."""
+
+        replay_data: str | None = option(
+            None, "File or folder of general data, in any format of `--format`.", path=True
+        )
+        replay_ratio: float = option(0.1, "General rows for each training row; 0 is plain fine-tuning.", least=0.0)
+
+    name: ClassVar[str] = "replay"
+    summary: ClassVar[str] = "general data of the user's own mixed in"
+    formula: ClassVar[str] = "NLL on training rows and replay_ratio as many general rows"
+    source: ClassVar[str] = "control"
+    needs: ClassVar[str] = "general data"
+    strength: ClassVar[str] = "replay_ratio"
+
+    def check(self, config: SelfAugConfig) -> None:
+        """Refuse to go on without the data."""
+        options = self.options(config)
+        if not options.replay_ratio:
+            return
+        if options.replay_data is None:
+            raise ConfigError(
+                "method='replay' mixes in general data, and none is given.",
+                "name it with --method_options replay_data=FILE (JSONL of messages, records, or prompt/completion).",
+            )
+        data_files(Path(options.replay_data))
+
+    def mix(self, config: SelfAugConfig) -> Mix | None:
+        """With a ratio above 0 the general data."""
+        options = self.options(config)
+        return Mix(Path(options.replay_data), options.replay_ratio) if options.replay_ratio else None
