@@ -13,7 +13,7 @@ from torch import Tensor
 from selfaug.base_scores import FILE, BaseScores, response_places, score_rows
 from selfaug.errors import ConfigError, DataError
 from selfaug.reference.adapter import BaseReference, digest
-from selfaug.terminal import is_main, say
+from selfaug.terminal import counting, is_main, say
 
 if TYPE_CHECKING:
     from selfaug.config import SelfAugConfig
@@ -35,7 +35,7 @@ def scores_of_base(trainer: SelfAugTrainer, rows: Any) -> BaseScores:
         raise ConfigError(
             f"method={trainer.method.name!r} needs the base's scores of every row before training, and the data set is "
             "a stream or was not prepared here.",
-            "give a data set of known length (--streaming false, without skip_prepare_dataset).",
+            "give a data set of known length (--dataset_streaming false, without skip_prepare_dataset).",
         )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ConfigError(
@@ -57,8 +57,9 @@ def scores_of_base(trainer: SelfAugTrainer, rows: Any) -> BaseScores:
     if is_main():
         say(f"the base model scores the responses of {len(missing)} rows ...")
     single = 0 if trainer._whole_reference else 8192
-    with trainer.accelerator.autocast():
-        found = score_rows(model, base, missing[rank::ranks], batch_tokens=single)
+    mine = missing[rank::ranks]
+    with trainer.accelerator.autocast(), counting("scores of responses", len(mine)) as progress:
+        found = score_rows(model, base, mine, batch_tokens=single, progress=progress)
     for input_ids, nll_T in gather_object(found):
         scores.add(input_ids, nll_T.cpu())
     if is_main():
