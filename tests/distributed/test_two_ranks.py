@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from selfaug.plan import draw
-from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step
+from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step, run
 from tests.oracles.step import Sequence_, relative_distance
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -57,6 +57,15 @@ CASES: dict[str, dict[str, Any]] = {
         "settings": {"per_device_train_batch_size": 5, "per_device_eval_batch_size": 2, "padding_free": True},
         "evaluated": ["multi-turn", "odd shapes"],
     },
+    "penalty and held responses": {
+        "settings": {
+            "method": "l2+asft",
+            "method_options": {"update_weight": 0.5, "anchor": 0.3},
+            "per_device_train_batch_size": 1,
+        },
+    },
+    "weighted samples": {"settings": {"method": "flow", "per_device_train_batch_size": 1}},
+    "held activations": {"settings": {"method": "align-v", "per_device_train_batch_size": 1}},
     "few": {
         # One rank has the sequence without a prompt or the one without a response; nothing is drawn on it.
         "kinds": ["odd shapes"],
@@ -121,7 +130,20 @@ def distances(folder: Path, name: str) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case["planted"]])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "method" in case["settings"]])
+def test_a_method_has_one_gradient_on_one_rank_and_on_two(name: str, folder: Path, tmp_path: Path) -> None:
+    """The oracles of the methods stand beside their single-rank tests."""
+    known = tuple(sequence for kind in CASES[name]["kinds"] for sequence in SEQUENCES[kind])[: CASES[name]["count"]]
+    settings = {**CASES[name]["settings"], "gradient_accumulation_steps": 10}
+    expected = run(known, tmp_path, **settings).gradient
+    ranks = load(folder, name)
+    assert relative_distance(oracle_step(known).gradient()[1], expected) > 0.01
+    assert relative_distance(ranks[0]["gradients"][0], expected) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if not case["planted"] and "method" not in case["settings"]]
+)
 def test_two_ranks_equal_the_oracle(name: str, folder: Path) -> None:
     found = distances(folder, name)
     assert len(found) == CASES[name]["settings"].get("max_steps", 1)
