@@ -83,6 +83,14 @@ class SelfAugConfig(SFTConfig):
             "the expected gradient stays the same. 0.125 costs nearly nothing beside plain LoRA."
         },
     )
+    align_token_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the aligned tokens of each drawn sequence that is aligned in each step, in (0, 1]: drawn "
+            "and weighted as sequences are. It saves projections to the vocabulary; the reference pass still reads a "
+            "drawn prompt up to its last drawn token."
+        },
+    )
     reference: str = field(
         default="base",
         metadata={
@@ -166,12 +174,13 @@ class SelfAugConfig(SFTConfig):
                 "base.",
                 "give a finite number of 0 or more; 2 is the default, 0 trains as `trl sft`.",
             )
-        if not 0 < self.align_fraction <= 1:
-            raise ConfigError(
-                f"align_fraction={self.align_fraction} is not a share in (0, 1]: each sequence is drawn with this "
-                "chance, and its weight is divided by it.",
-                "give e.g. 0.125 for an eighth of the sequences, 1 for all; to align nothing set alpha to 0.",
-            )
+        for name, what in (("align_fraction", "sequence"), ("align_token_fraction", "aligned token")):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is not a share in (0, 1]: each {what} is drawn with this chance, "
+                    "and its weight is divided by it.",
+                    f"give e.g. 0.125 for an eighth of the {what}s, 1 for all; to align nothing set alpha to 0.",
+                )
         if self.align_direction not in ALIGNMENT_TERMS:
             raise ConfigError(
                 f"align_direction={self.align_direction!r} is not known."

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from selfaug.errors import ConfigError
 from selfaug.objective.head import LMHead
 
-__all__ = ["auxiliary_loss", "body_of", "depends_on_what_follows", "head_layer", "head_of", "logit_shape", "model_type"]
+__all__ = [
+    "auxiliary_loss", "body_of", "depends_on_what_follows", "head_layer", "head_of", "logit_shape", "model_type",
+    "takes_documents_in_a_row",
+]  # fmt: skip
 
 Body = Callable[..., Any]
 
@@ -94,6 +97,30 @@ def depends_on_what_follows(config: Any) -> bool:
     kinds = {p.get("rope_type") for p in [parameters, *nested]}
     bidirectional = bool(getattr(text, "use_bidirectional_attention", False))
     return bool(kinds & {"dynamic", "longrope"}) or bidirectional or not getattr(text, "is_causal", True)
+
+
+def layer_types(config: Any) -> frozenset[str]:
+    """What the layers of a model are, in transformers' words (``full_attention``, ``sliding_attention``, ``conv``, …).
+
+    Empty where the configuration does not say: then it is a state-space model, or attention throughout.
+    """
+    text = config.get_text_config()
+    return frozenset(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ())
+
+
+def takes_documents_in_a_row(model: nn.Module) -> bool:
+    """Whether attention has kernels that keep several documents in one row apart at no more than their own cost.
+
+    Such are the flash attentions. Layers that carry a state along the row are asked for too, and then it is not so.
+    """
+    from transformers.utils.generic import is_flash_attention_requested
+
+    config: Any = model.config
+    stateful = any("attention" not in kind or "linear" in kind for kind in layer_types(config))
+    stateful |= any(
+        getattr(config.get_text_config(), name, None) for name in ("mamba_d_state", "state_size", "ssm_cfg")
+    )
+    return is_flash_attention_requested(config.get_text_config()) and not stateful
 
 
 def auxiliary_loss(model: nn.Module, outputs: Any, attention_mask: Tensor | None) -> Tensor:

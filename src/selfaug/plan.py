@@ -1,4 +1,4 @@
-"""Which sequences of an optimiser step are aligned, what are its divisors, and where is each prompt cut?
+"""Which sequences of an optimiser step are aligned, at which tokens, and what are its divisors?
 
 Pure: micro-batches in, index tensors and counts out. It runs on the CPU, once a step, where all micro-batches of the
 step are at hand; only the counts of other ranks come from outside (`StepPlan.with_totals`).
@@ -14,24 +14,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MicroPlan", "ReferenceBatch", "StepPlan", "aligned_positions", "document_ids", "draw", "plan_step"]
+from selfaug.reference_batch import DrawnDocument, ReferenceBatch, ReferenceLayout, reference_batch
+
+__all__ = ["MicroPlan", "StepPlan", "aligned_positions", "document_ids", "draw", "draw_tokens", "plan_step"]
 
 IGNORED = -100
-
-
-@dataclass(frozen=True)
-class ReferenceBatch:
-    """The inputs of the reference pass, and where in its flattened hidden states the drawn positions lie.
-
-    ``inputs`` is ``None`` where the reference must see the micro-batch as it is (its own inputs are used).
-    """
-
-    inputs: Mapping[str, Any] | None
-    index_N: Tensor
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -124,8 +115,26 @@ def draw(seed: int, step: int, tokens: Tensor, align_fraction: float) -> bool:
     """
     if align_fraction >= 1.0:
         return True
-    digest = hashlib.blake2b(tokens.to(torch.int64).numpy().tobytes(), digest_size=8, key=f"{seed}:{step}".encode())
-    return int.from_bytes(digest.digest(), "little") < align_fraction * 2**64
+    return int.from_bytes(_digest(f"{seed}:{step}", tokens, 8), "little") < align_fraction * 2**64
+
+
+def draw_tokens(seed: int, step: int, tokens: Tensor, align_token_fraction: float) -> Tensor:
+    """T bool: which tokens of a drawn sequence are aligned in this step, if they are aligned at all.
+
+    Token t is where ``philox(hash(seed, step, tokens))[t] / 2^64 < align_token_fraction``: a function of the sequence
+    and of t, so the draw is the same under any split into micro-batches, ranks or packed rows.
+    """
+    if align_token_fraction >= 1.0:
+        return torch.ones(len(tokens), dtype=torch.bool)
+    # Another key than the sequence's own draw has, or sequences that are rarely drawn would have other tokens.
+    key = np.frombuffer(_digest(f"{seed}:{step}:tokens", tokens, 16), dtype=np.uint64)
+    words_T = np.random.Philox(key=key).random_raw(len(tokens))
+    return torch.from_numpy(words_T < np.uint64(align_token_fraction * 2**64))
+
+
+def _digest(key: str, tokens: Tensor, size: int) -> bytes:
+    values = tokens.to(torch.int64).numpy().tobytes()
+    return hashlib.blake2b(values, digest_size=size, key=key.encode()).digest()
 
 
 def plan_step(
@@ -134,8 +143,9 @@ def plan_step(
     seed: int,
     step: int,
     align_fraction: float = 1.0,
+    align_token_fraction: float = 1.0,
     align_boundary: bool = False,
-    whole_reference: bool = False,
+    reference_layout: ReferenceLayout | None = None,
     align: bool = True,
     hold_response: bool = False,
     weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -147,12 +157,12 @@ def plan_step(
         seed: Of the run.
         step: Optimiser steps done so far.
         align_fraction: Chance in (0, 1] that a sequence is drawn.
+        align_token_fraction: Chance in (0, 1] that an aligned token of a drawn sequence is drawn.
         align_boundary: Whether the last prompt position before a response is aligned too.
-        whole_reference: Give the reference pass the whole micro-batch instead of the drawn prompts: where a position's
-            hidden state depends on what follows it, or on the longest position of the batch.
+        reference_layout: How the reference pass takes the drawn prompts; by default as the micro-batch is laid.
         align: ``False`` for methods without alignment: no prompt position is drawn.
-        hold_response: Whether the response positions of drawn sequences go through the reference pass. Without both
-            there is none.
+        hold_response: Whether the response positions of drawn sequences, all of them, go through the reference pass.
+            Without both there is none.
         weigh: From a document's tokens and the places of its learnt ones to their weights. A token of weight 0 is not
             learnt, and counts neither as response nor as prompt.
     """
@@ -173,12 +183,12 @@ def plan_step(
         if align or hold_response:
             aligned_BT = aligned_positions(labels_BT, documents_BT, align_boundary) & align
             n_aligned += int(aligned_BT.sum())
-            compared_BT = aligned_BT | response_BT if hold_response else aligned_BT
-            drawn = _drawn_documents(batch, compared_BT, documents_BT, seed, step, align_fraction)
-            aligned_N, reference = _cut(batch, drawn, whole_reference)
-            if hold_response:
-                held_N = aligned_N[response_BT.flatten()[aligned_N]]
-                aligned_N = aligned_N[aligned_BT.flatten()[aligned_N]]
+            fractions = (align_fraction, align_token_fraction)
+            asked = (aligned_BT, response_BT & hold_response)
+            drawn, aligned_BT, held_BT = _drawn_documents(batch, *asked, documents_BT, seed, step, *fractions)
+            aligned_N = aligned_BT.flatten().nonzero().squeeze(-1)
+            held_N = held_BT.flatten().nonzero().squeeze(-1) if hold_response else None
+            reference = reference_batch(batch, drawn, reference_layout or ReferenceLayout())
         label_N = labels_BT.flatten()[response_N + 1]
         tokens = int((documents_BT >= 0).sum())
         weight_N = None if weight_BT is None else weight_BT.flatten()[response_N]
@@ -186,26 +196,30 @@ def plan_step(
     return StepPlan(tuple(micro), n_response, n_aligned, tuple(m.reference is not None for m in micro))
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """A drawn document: its row, its first token, one past its last compared position, its compared positions."""
-
-    row: int
-    start: int
-    stop: int
-    positions: Tensor
-
-
 def _drawn_documents(
-    batch: Mapping[str, Any], aligned_BT: Tensor, documents_BT: Tensor, seed: int, step: int, fraction: float
-) -> list[_Drawn]:
+    batch: Mapping[str, Any],
+    aligned_BT: Tensor,
+    held_BT: Tensor,
+    documents_BT: Tensor,
+    seed: int,
+    step: int,
+    fraction: float,
+    token_fraction: float,
+) -> tuple[list[DrawnDocument], Tensor, Tensor]:
+    """The drawn documents, and which of their aligned and of their held positions are drawn (both B × T bool)."""
     input_ids_BT = batch["input_ids"].cpu()
-    drawn = []
+    drawn: list[DrawnDocument] = []
+    aligned_drawn_BT, held_drawn_BT = torch.zeros_like(aligned_BT), torch.zeros_like(held_BT)
     for row, start, stop in _bounds(documents_BT):
-        positions = aligned_BT[row, start:stop].nonzero().squeeze(-1) + start
-        if positions.numel() and draw(seed, step, input_ids_BT[row, start:stop], fraction):
-            drawn.append(_Drawn(row, start, int(positions[-1]) + 1, positions))
-    return drawn
+        tokens, here = input_ids_BT[row, start:stop], (row, slice(start, stop))
+        if not (aligned_BT[here] | held_BT[here]).any() or not draw(seed, step, tokens, fraction):
+            continue
+        aligned_drawn_BT[here] = aligned_BT[here] & draw_tokens(seed, step, tokens, token_fraction)
+        held_drawn_BT[here] = held_BT[here]
+        positions = (aligned_drawn_BT[here] | held_drawn_BT[here]).nonzero().squeeze(-1)
+        if positions.numel():
+            drawn.append(DrawnDocument(row, start, positions + start))
+    return drawn, aligned_drawn_BT, held_drawn_BT
 
 
 def _bounds(documents_BT: Tensor) -> Iterator[tuple[int, int, int]]:
@@ -227,54 +241,3 @@ def _weights(
         if positions.numel():
             weight_BT[row, start + positions] = weigh(input_ids_BT[row, start:stop], positions + 1)
     return weight_BT
-
-
-def _cut(batch: Mapping[str, Any], drawn: list[_Drawn], whole: bool) -> tuple[Tensor, ReferenceBatch | None]:
-    """The drawn positions in the micro-batch, and the reference batch made of the drawn prompts up to their last one.
-
-    The reference batch has the layout of the micro-batch: padded rows where it has an attention mask, else one
-    padding-free row.
-    """
-    input_ids_BT = batch["input_ids"].cpu()
-    width = input_ids_BT.shape[1]
-    if not drawn:
-        return torch.empty(0, dtype=torch.int64), None
-    aligned_N = torch.cat([d.row * width + d.positions for d in drawn])
-    if whole:
-        return aligned_N, ReferenceBatch(None, aligned_N, input_ids_BT.numel())
-    prompts = [input_ids_BT[d.row, d.start : d.stop] for d in drawn]
-    lengths = [len(p) for p in prompts]
-    if batch.get("attention_mask") is not None:
-        longest = max(lengths)
-        offsets = [i * longest for i in range(len(prompts))]
-        inputs = _padded(prompts, longest)
-    else:
-        offsets = torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()
-        inputs = _padding_free(prompts, batch)
-    index_N = torch.cat([o + d.positions - d.start for o, d in zip(offsets, drawn, strict=True)])
-    return aligned_N, ReferenceBatch(inputs, index_N, sum(lengths))
-
-
-def _padded(prompts: list[Tensor], longest: int) -> dict[str, Any]:
-    input_ids_BT = torch.zeros(len(prompts), longest, dtype=prompts[0].dtype)
-    mask_BT = torch.zeros_like(input_ids_BT)
-    for row, prompt in enumerate(prompts):
-        input_ids_BT[row, : len(prompt)] = prompt
-        mask_BT[row, : len(prompt)] = 1
-    return {"input_ids": input_ids_BT, "attention_mask": mask_BT}
-
-
-def _padding_free(prompts: list[Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
-    lengths = torch.tensor([len(p) for p in prompts])
-    ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)
-    inputs: dict[str, Any] = {
-        "input_ids": torch.cat(prompts)[None],
-        "position_ids": torch.cat([torch.arange(len(p)) for p in prompts])[None],
-    }
-    # What the collator gives the training pass for variable-length kernels, the reference pass gets too.
-    if "cu_seq_lens_q" in batch:
-        inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = ends
-        inputs["max_length_q"] = inputs["max_length_k"] = int(lengths.max())
-    if "seq_idx" in batch:
-        inputs["seq_idx"] = torch.repeat_interleave(torch.arange(len(prompts), dtype=torch.int32), lengths)[None]
-    return inputs

@@ -53,7 +53,7 @@ def micro_inputs(
     Args:
         micro: Of this micro-batch.
         n_response: Response tokens of the whole step.
-        drawn_divisor: ``align_fraction · n_aligned`` of the whole step.
+        drawn_divisor: ``align_fraction · align_token_fraction · n_aligned`` of the whole step.
         join_reference: Run the reference pass on one token although nothing is drawn here (sharded models: a rank that
             skips a forward deadlocks the others).
         held_divisor: ``align_fraction · n_response`` of the whole step.

@@ -16,11 +16,12 @@ from selfaug.meter import Meter
 from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
 from selfaug.mixing import mixed, rows_of_file
-from selfaug.model_parts import body_of, depends_on_what_follows, model_type
+from selfaug.model_parts import body_of, depends_on_what_follows, model_type, takes_documents_in_a_row
 from selfaug.objective.activation_terms import find_modules
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
 from selfaug.reference.checks import check_full_tuning, check_peft
+from selfaug.reference_batch import ReferenceLayout
 from selfaug.resuming import ResumableTrainer, StopOnNonFinite
 from selfaug.step import StepObjective, install, micro_inputs
 from selfaug.training_rows import prepare_rows, require_aligned_tokens, with_empty_rows
@@ -38,7 +39,9 @@ logger = logging.getLogger(__name__)
 
 
 class SelfAugTrainer(ResumableTrainer):
-    """``loss = Σ nll / n_response + α · Σ_drawn kl / (align_fraction · n_aligned)``, over the whole optimiser step.
+    """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)``, over the whole optimiser step.
+
+    ``f = align_fraction · align_token_fraction`` is the chance with which an aligned token is drawn.
 
     That is the default; `args.method` says what is trained instead.
 
@@ -104,7 +107,9 @@ class SelfAugTrainer(ResumableTrainer):
             activation_term=self._activation_term,
         )
         install(self._base_model, self._step)
-        self._whole_reference = depends_on_what_follows(self.model.config)
+        self._layout = ReferenceLayout(
+            whole=depends_on_what_follows(self.model.config), concatenate=takes_documents_in_a_row(self.model)
+        )
         self._meters = {"train": self._meter(), "eval": self._meter()}
         self.add_callback(StopOnNonFinite(self))
 
@@ -227,35 +232,45 @@ class SelfAugTrainer(ResumableTrainer):
     ) -> tuple[list[Any], Tensor]:
         """The step's micro-batches, each with its part of the plan; and the step's response tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        step, fraction = self.state.global_step, self.args.align_fraction
-        plan = self._plan(batches, step=step, align_fraction=fraction, weigh=self._weigh)
+        fractions = (self.args.align_fraction, self.args.align_token_fraction)
+        plan = self._plan(batches, self.state.global_step, *fractions, weigh=self._weigh)
         if self.accelerator.num_processes > 1:
             totals = self.accelerator.reduce(plan.counts().to(device), reduction="sum")
             plan = plan.with_totals(totals)
-        for batch, inputs in zip(batches, self._micro_inputs(plan, self.args.align_fraction), strict=True):
+        for batch, inputs in zip(batches, self._micro_inputs(plan, *fractions), strict=True):
             batch[_PLAN] = inputs
         return batches, torch.tensor(plan.n_response, device=device)
 
-    def _plan(self, batches: list[Any], *, step: int, align_fraction: float, weigh: Any = None) -> StepPlan:
+    def _plan(
+        self,
+        batches: list[Any],
+        step: int,
+        align_fraction: float = 1.0,
+        align_token_fraction: float = 1.0,
+        weigh: Any = None,
+    ) -> StepPlan:
         return plan_step(
             batches,
             seed=self.args.seed,
             step=step,
             align_fraction=align_fraction,
+            align_token_fraction=align_token_fraction,
             align_boundary=bool(self.args.align_boundary),
-            whole_reference=self._whole_reference,
+            reference_layout=self._layout,
             align=self.args.aligns,
             hold_response=self.args.holds_response,
             weigh=weigh,
         )
 
-    def _micro_inputs(self, plan: StepPlan, align_fraction: float, *, alone: bool = False) -> list[dict[str, Any]]:
+    def _micro_inputs(
+        self, plan: StepPlan, align_fraction: float = 1.0, align_token_fraction: float = 1.0, *, alone: bool = False
+    ) -> list[dict[str, Any]]:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return [
             micro_inputs(
                 micro,
                 n_response=plan.n_response,
-                drawn_divisor=align_fraction * plan.n_aligned,
+                drawn_divisor=align_fraction * align_token_fraction * plan.n_aligned,
                 held_divisor=align_fraction * plan.n_response,
                 # What the other ranks do in a batch of an evaluation is not asked: all of them run a reference pass.
                 join_reference=sharded and (anywhere or alone),
@@ -274,8 +289,8 @@ class SelfAugTrainer(ResumableTrainer):
         mode = "train" if self.model.training else "eval"
         micro = inputs.pop(_PLAN, None)
         if micro is None:  # evaluation: a batch is a step of its own, with every sequence aligned
-            plan = self._plan([inputs], step=0, align_fraction=1.0)
-            micro = self._prepare_inputs(self._micro_inputs(plan, 1.0, alone=True)[0])
+            plan = self._plan([inputs], step=0)
+            micro = self._prepare_inputs(self._micro_inputs(plan, alone=True)[0])
         outputs = model(**inputs, selfaug=micro)
         loss = outputs["loss"]
         if mode == "train":

@@ -56,7 +56,7 @@ def scores_of_base(trainer: SelfAugTrainer, rows: Any) -> BaseScores:
     ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     if is_main():
         say(f"the base model scores the responses of {len(missing)} rows ...")
-    single = 0 if trainer._whole_reference else 8192
+    single = 0 if trainer._layout.whole else 8192
     mine = missing[rank::ranks]
     with trainer.accelerator.autocast(), counting("scores of responses", len(mine)) as progress:
         found = score_rows(model, base, mine, batch_tokens=single, progress=progress)

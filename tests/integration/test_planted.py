@@ -102,6 +102,25 @@ def place_keyed_draw(patch: Patch) -> None:
     patch.setattr(plan, "draw", wrong)
 
 
+def token_draw_keyed_by_place(patch: Patch) -> None:
+    right, calls = plan.draw_tokens, iter(range(10**9))
+
+    def wrong(seed: int, step: int, tokens: Tensor, align_token_fraction: float) -> Tensor:
+        return right(seed + next(calls), step, tokens, align_token_fraction)
+
+    patch.setattr(plan, "draw_tokens", wrong)
+
+
+def token_fraction_forgotten(patch: Patch) -> None:
+    """The drawn tokens are not weighted by what they stand for."""
+    right = step.micro_inputs
+
+    def wrong(micro: plan.MicroPlan, *, drawn_divisor: float, **options: Any) -> dict[str, Any]:
+        return right(micro, drawn_divisor=2 * drawn_divisor, **options)
+
+    patch.setattr(trainer, "micro_inputs", wrong)
+
+
 def layouts(layout: str, kind: str) -> Callable[[Path], None]:
     return lambda folder: named.test_layouts(layout, kind, torch.float64, folder)
 
@@ -118,6 +137,14 @@ PLANTED: dict[str, tuple[Callable[[Patch], None], Callable[[Path], None]]] = {
     "drawn count as divisor": (drawn_divisor, lambda folder: named.test_a_real_draw("padding", folder)),
     "micro-batch as divisor": (micro_batch_divisor, layouts("padding", "single-turn")),
     "adapter on in the reference pass": (adapter_in_reference, layouts("padding", "single-turn")),
+    "draw of tokens keyed by place": (
+        token_draw_keyed_by_place,
+        lambda folder: named.test_a_real_draw_of_tokens("padding", folder),
+    ),
+    "token fraction not in the divisor": (
+        token_fraction_forgotten,
+        lambda folder: named.test_a_real_draw_of_tokens("padding", folder),
+    ),
     "draw keyed by place": (place_keyed_draw, lambda folder: named.test_a_real_draw("padding", folder)),
 }
 

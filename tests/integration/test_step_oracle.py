@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from selfaug.plan import draw
+from selfaug.plan import draw, draw_tokens
 from selfaug.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, TOLERANCE, Ran, oracle_step, run
-from tests.oracles.step import relative_distance
+from tests.oracles.step import positions, relative_distance
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "padding": {},
@@ -131,6 +131,72 @@ def test_the_mean_over_all_draws_is_the_full_gradient(tmp_path: Path, monkeypatc
         gradient = ran.gradients[sum(1 << i for i in drawn)]
         expected = oracle_step(chosen, align_fraction=0.5, drawn=drawn).gradient()[1]
         assert relative_distance(gradient, expected) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("layout", ["padding", "packing"])
+def test_a_real_draw_of_tokens(layout: str, tmp_path: Path) -> None:
+    """Half of the sequences and of their tokens, over several steps: each gradient is that of what is drawn."""
+    chosen = SEQUENCES["single-turn"]
+    settings = {**LAYOUTS[layout], "gradient_accumulation_steps": 6, "max_steps": 4, "seed": 11}
+    ran = run(chosen, tmp_path, align_fraction=0.5, align_token_fraction=0.5, **settings)
+    seen = 0
+    for number, gradient in enumerate(ran.gradients):
+        drawn = {}
+        for i, (ids, labels) in enumerate(chosen):
+            tokens = torch.tensor(ids)
+            if draw(11, number, tokens, 0.5):
+                aligned = positions(labels, align_boundary=False).aligned
+                drawn[i] = [t for t in aligned if draw_tokens(11, number, tokens, 0.5)[t]]
+                seen += 0 < len(drawn[i]) < len(aligned)
+        expected = oracle_step(chosen, align_fraction=0.25, drawn=drawn).gradient()[1]
+        assert relative_distance(gradient, expected) < TOLERANCE[torch.float64]
+    assert seen >= 3
+
+
+def test_the_mean_over_all_draws_of_tokens_is_the_full_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """align_token_fraction 1/2, tokens drawn in 4 classes: each of the 2^4 draws has probability 1/16."""
+    chosen = SEQUENCES["single-turn"]
+
+    def one_of_all(seed: int, step: int, tokens: torch.Tensor, align_token_fraction: float) -> torch.Tensor:
+        assert align_token_fraction == 0.5
+        return (step >> (torch.arange(len(tokens)) + int(tokens[0])) % 4) & 1 == 1
+
+    monkeypatch.setattr("selfaug.plan.draw_tokens", one_of_all)
+    settings = {"align_token_fraction": 0.5, "max_steps": 16, "per_device_train_batch_size": 6}
+    ran = run(chosen, tmp_path, **settings)
+    full = oracle_step(chosen).gradient()[1]
+    assert min(relative_distance(each, full) for each in ran.gradients) > 0.01
+    mean = {name: torch.stack([each[name] for each in ran.gradients]).mean(dim=0) for name in full}
+    assert relative_distance(mean, full) < TOLERANCE[torch.float64]
+
+
+def test_a_reference_of_one_row_beside_padded_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens under flash attention, here with the masks that keep documents of a row apart on any device."""
+    monkeypatch.setattr("selfaug.trainer.takes_documents_in_a_row", lambda model: True)
+    chosen = SEQUENCES["single-turn"]
+    ran = run(chosen, tmp_path, per_device_train_batch_size=3)
+    references = [batch["selfaug"]["reference"] for batch in ran.batches[0]]
+    assert all(len(inputs["input_ids"]) == 1 and "attention_mask" not in inputs for inputs in references)
+    check_layout("padding", ran)
+    assert relative_distance(ran.gradient, oracle_step(chosen).gradient()[1]) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("fractions", [(1e-9, 1.0), (1.0, 1e-9)], ids=["sequences", "tokens"])
+def test_a_step_with_nothing_drawn_has_no_reference_pass(
+    fractions: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = SEQUENCES["single-turn"]
+
+    def refuse(trainer: SelfAugTrainer) -> None:
+        assert trainer.reference is not None
+        monkeypatch.setattr(trainer.reference, "serving", lambda model: pytest.fail("a reference pass"))
+
+    options = {"align_fraction": fractions[0], "align_token_fraction": fractions[1], "check_reference": False}
+    ran = run(chosen, tmp_path, change=refuse, **options)
+    expected = oracle_step(chosen, alpha=0.0).gradient()[1]
+    assert relative_distance(ran.gradient, expected) < TOLERANCE[torch.float64]
 
 
 @pytest.mark.parametrize("layout", ["packing", "padding-free"])

@@ -27,7 +27,7 @@ class Step:
     direction: str = "base_to_tuned"
     align_boundary: bool = False
     align_fraction: float = 1.0
-    drawn: tuple[int, ...] | None = None
+    drawn: tuple[int, ...] | dict[int, list[int]] | None = None
 
     def gradient(self, **find: Any) -> tuple[float, Gradients]:
         return step_gradient(
@@ -88,7 +88,7 @@ def neighbours_aligned(step: Step) -> Gradients:
 
 def drawn_divisor(step: Step) -> Gradients:
     """The aligned tokens of the drawn sequences divide, in place of f times those of all sequences."""
-    assert step.drawn is not None
+    assert isinstance(step.drawn, tuple)
     counts = [len(positions(labels, step.align_boundary).aligned) for _, labels in step.sequences]
     wrong = sum(counts[i] for i in step.drawn) / sum(counts)
     return replace(step, align_fraction=wrong).gradient()[1]

@@ -10,7 +10,7 @@ logits are dense; no batch, no padding, no attention mask, nothing imported from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,7 +52,7 @@ def step_gradient(
     direction: str,
     align_boundary: bool,
     align_fraction: float = 1.0,
-    drawn: Collection[int] | None = None,
+    drawn: Collection[int] | Mapping[int, Collection[int]] | None = None,
     find: Callable[[Sequence[int], bool], Positions] = positions,
 ) -> tuple[float, Gradients]:
     """The loss and the gradient of every trainable parameter of ``tuned_model``.
@@ -64,8 +64,8 @@ def step_gradient(
         alpha: Weight of the alignment.
         direction: "base_to_tuned", "tuned_to_base" or "jsd".
         align_boundary: Whether the last prompt position before a response is aligned as well.
-        align_fraction: f, the probability with which a sequence is drawn.
-        drawn: Indices of the drawn sequences; None draws all of them.
+        align_fraction: f, the probability with which an aligned token is drawn.
+        drawn: Indices of the drawn sequences, or for each its drawn positions; None draws all of them.
         find: The rule for positions; planted errors replace it.
     """
     found = [find(labels, align_boundary) for _, labels in sequences]
@@ -85,6 +85,8 @@ def step_gradient(
             gold = torch.tensor([labels[t + 1] for t in targets])
             parts.append(dense.nll_N(tuned_TV[targets], gold).sum() / n_response)
         aligned = found[index].aligned
+        if isinstance(chosen, Mapping):
+            aligned = [t for t in aligned if t in chosen.get(index, ())]
         if aligned and alpha and index in chosen:
             with torch.no_grad():
                 base_TV = base(input_ids=ids, use_cache=False).logits[0]

@@ -103,9 +103,10 @@ def test_an_alpha_that_is_no_weight_is_refused(alpha: float) -> None:
 @SLOWLY
 @given(st.one_of(st.floats(max_value=0.0), st.floats(min_value=1.0, exclude_min=True), st.just(math.nan)))
 def test_a_fraction_outside_its_range_is_refused(fraction: float) -> None:
-    with pytest.raises(ConfigError, match="align_fraction=") as refused:
-        config(align_fraction=fraction)
-    assert "alpha" in refused.value.hint
+    for name in ("align_fraction", "align_token_fraction"):
+        with pytest.raises(ConfigError, match=f"{name}=") as refused:
+            config(**{name: fraction})
+        assert "alpha" in refused.value.hint
 
 
 @SLOWLY

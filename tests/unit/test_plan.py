@@ -13,17 +13,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.plan import MicroPlan, StepPlan, draw, plan_step
+from selfaug.plan import MicroPlan, StepPlan, draw, draw_tokens, plan_step
+from selfaug.reference_batch import ReferenceLayout
 from tests.oracles.step import positions
 from tests.unit.plan_cases import LAYOUTS, Laid, placed, plan_of, prefixes, steps
 
 
 @settings(max_examples=80, deadline=None)
-@given(steps(), st.booleans(), st.sampled_from([1.0, 0.5, 0.125]))
-def test_positions_and_divisors(made: tuple[Any, ...], boundary: bool, fraction: float) -> None:
-    """Drawn positions are the oracle's, no other; the divisors count all sequences, drawn or not."""
+@given(steps(), st.booleans(), st.sampled_from([1.0, 0.5, 0.125]), st.sampled_from([1.0, 0.5, 0.125]))
+def test_positions_and_divisors(made: tuple[Any, ...], boundary: bool, fraction: float, of_tokens: float) -> None:
+    """Drawn positions are the oracle's, no other; the divisors count all sequences and tokens, drawn or not."""
     sequences, split, layout = made
-    plan, laid = plan_of(sequences, split, layout, align_boundary=boundary, align_fraction=fraction)
+    fractions = {"align_fraction": fraction, "align_token_fraction": of_tokens}
+    plan, laid = plan_of(sequences, split, layout, align_boundary=boundary, **fractions)
     expected = [positions(labels, boundary) for _, labels in sequences]
     assert plan.n_response == sum(len(each.targets) for each in expected)
     assert plan.n_aligned == sum(len(each.aligned) for each in expected)
@@ -32,21 +34,50 @@ def test_positions_and_divisors(made: tuple[Any, ...], boundary: bool, fraction:
         assert responses == {i: expected[i].targets for i in each.at if expected[i].targets}
         flat_ids = each.batch["input_ids"].flatten()
         assert torch.equal(micro.label_N, flat_ids[micro.response_N + 1])
-        drawn = {
-            i: expected[i].aligned
-            for i in each.at
-            if expected[i].aligned and draw(3, 5, torch.tensor(sequences[i][0]), fraction)
-        }
+        drawn = {}
+        for i in each.at:
+            tokens = torch.tensor(sequences[i][0])
+            chosen = [t for t in expected[i].aligned if draw_tokens(3, 5, tokens, of_tokens)[t]]
+            if chosen and draw(3, 5, tokens, fraction):
+                drawn[i] = chosen
         assert placed(micro.aligned_N, each, sequences) == drawn
         assert (micro.reference is None) == (not drawn)
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps(), st.booleans(), st.booleans())
-def test_the_reference_sees_the_same_prefix(made: tuple[Any, ...], boundary: bool, whole: bool) -> None:
+@given(steps(), st.booleans(), st.sampled_from([1.0, 0.5]), st.sampled_from([1.0, 0.3]))
+def test_held_responses_are_drawn_with_their_sequence_and_never_by_token(
+    made: tuple[Any, ...], boundary: bool, fraction: float, of_tokens: float
+) -> None:
+    """Their divisor knows the share of sequences alone, so a draw by token would bias them."""
+    sequences, split, layout = made
+    fractions = {"align_fraction": fraction, "align_token_fraction": of_tokens}
+    plan, laid = plan_of(sequences, split, layout, align_boundary=boundary, hold_response=True, **fractions)
+    for micro, each in zip(plan.micro, laid, strict=True):
+        assert micro.held_N is not None
+        held, aligned = {}, {}
+        for i in each.at:
+            tokens, found = torch.tensor(sequences[i][0]), positions(sequences[i][1], boundary)
+            if not draw(3, 5, tokens, fraction):
+                continue
+            held |= {i: found.targets} if found.targets else {}
+            chosen = [t for t in found.aligned if draw_tokens(3, 5, tokens, of_tokens)[t]]
+            aligned |= {i: chosen} if chosen else {}
+        assert placed(micro.held_N, each, sequences) == held
+        assert placed(micro.aligned_N, each, sequences) == aligned
+        compared = torch.cat([micro.held_N, micro.aligned_N]).unique()
+        assert (0 if micro.reference is None else len(micro.reference.index_N)) == len(compared)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps(), st.booleans(), st.sampled_from(["as it is laid", "whole", "concatenated"]), st.sampled_from([1.0, 0.3]))
+def test_the_reference_sees_the_same_prefix(made: tuple[Any, ...], boundary: bool, how: str, of_tokens: float) -> None:
     """At each drawn position the reference has the tokens of its own document up to there, and nothing else before."""
     sequences, split, layout = made
-    plan, laid = plan_of(sequences, split, layout, align_boundary=boundary, align_fraction=0.5, whole_reference=whole)
+    whole = how == "whole"
+    taken = ReferenceLayout(whole=whole, concatenate=how == "concatenated")
+    fractions = {"align_fraction": 0.5, "align_token_fraction": of_tokens}
+    plan, laid = plan_of(sequences, split, layout, align_boundary=boundary, reference_layout=taken, **fractions)
     for micro, each in zip(plan.micro, laid, strict=True):
         if micro.reference is None:
             continue
@@ -56,6 +87,7 @@ def test_the_reference_sees_the_same_prefix(made: tuple[Any, ...], boundary: boo
             continue
         inputs = micro.reference.inputs
         assert inputs is not None
+        assert ("attention_mask" in inputs) == ("attention_mask" in each.batch and how != "concatenated")
         if "attention_mask" in inputs:
             assert int(inputs["attention_mask"].sum()) == micro.reference.tokens
         real = prefixes(inputs)
@@ -76,17 +108,17 @@ def test_the_reference_sees_the_same_prefix(made: tuple[Any, ...], boundary: boo
 def test_the_draw_is_the_same_under_any_split(made: tuple[Any, ...], layouts: list[str], seed: int, step: int) -> None:
     """Micro-batches, ranks (a plan each), packing order and padding change nothing."""
     sequences, split, _ = made
-    options = {"seed": seed, "step": step, "align_fraction": 0.5}
+    options = {"seed": seed, "step": step, "align_fraction": 0.5, "align_token_fraction": 0.5}
 
-    def drawn(plan: StepPlan, laid: list[Laid]) -> set[int]:
-        found: set[int] = set()
+    def drawn(plan: StepPlan, laid: list[Laid]) -> set[tuple[int, int]]:
+        found: set[tuple[int, int]] = set()
         for micro, each in zip(plan.micro, laid, strict=True):
-            found |= placed(micro.aligned_N, each, sequences).keys()
+            found |= {(i, t) for i, ts in placed(micro.aligned_N, each, sequences).items() for t in ts}
         return found
 
     whole = drawn(*plan_of(sequences, [list(range(len(sequences)))], layouts[0], **options))
     assert drawn(*plan_of(sequences, split, layouts[1], **options)) == whole
-    by_rank: set[int] = set()
+    by_rank: set[tuple[int, int]] = set()
     totals = []
     for which in split:
         plan, laid = plan_of(sequences, [which], layouts[2], **options)
@@ -115,6 +147,31 @@ def test_the_draw_has_its_probability_and_is_independent() -> None:
     last[-1] += 1
     assert [draw(1, s, one, 0.5) for s in range(64)] != [draw(1, s, last, 0.5) for s in range(64)]
     assert all(draw(1, step, one, 1.0) for step in range(64))
+
+
+def test_the_draw_of_tokens_has_its_probability_and_is_independent() -> None:
+    tokens = [torch.randint(0, 1000, (50,), generator=torch.Generator().manual_seed(i)) for i in range(40)]
+    for fraction in (0.125, 0.5, 0.9):
+        hits = torch.stack([torch.stack([draw_tokens(1, s, t, fraction) for s in range(40)]) for t in tokens]).double()
+        assert abs(hits.mean().item() - fraction) < 4 * math.sqrt(fraction * (1 - fraction) / hits.numel())
+        # Neither a sequence, a step, nor a position is lucky.
+        for dims in ((1, 2), (0, 2), (0, 1)):
+            means = hits.mean(dim=dims)
+            assert 0.4 < means.var().item() * hits.numel() / means.numel() / (fraction * (1 - fraction)) < 1.9
+        # Whether a sequence is drawn says nothing about its tokens.
+        lucky = torch.tensor([[draw(1, s, t, 0.5) for s in range(40)] for t in tokens])
+        here = hits[lucky].mean().item()
+        assert abs(here - fraction) < 4 * math.sqrt(fraction * (1 - fraction) / (50 * int(lucky.sum())))
+    assert draw_tokens(1, 0, tokens[0], 1.0).all()
+
+
+def test_the_draw_of_a_token_is_of_its_place_in_the_document() -> None:
+    """The same word at two places is drawn apart, and a document's draw does not know where in a row it lies."""
+    same = torch.full((64,), 7)
+    assert 10 < int(draw_tokens(0, 0, same, 0.5).sum()) < 54
+    assert draw_tokens(0, 0, same, 0.5).tolist() == draw_tokens(0, 0, same.to(torch.int32), 0.5).tolist()
+    smaller, larger = draw_tokens(0, 0, same, 0.25), draw_tokens(0, 0, same, 0.5)
+    assert bool((larger | ~smaller).all())
 
 
 def test_the_draw_reads_values_not_storage() -> None:

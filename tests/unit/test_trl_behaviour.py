@@ -153,7 +153,7 @@ def test_the_trainer_has_the_attributes_that_we_read(trained: SimpleNamespace) -
 
 
 def test_a_packed_micro_batch_has_what_the_plan_reads(trained: SimpleNamespace) -> None:
-    ours = "look at plan.py (document_ids, _padding_free)"
+    ours = "look at plan.py (document_ids) and reference_batch.py (_padding_free)"
     assert len(trained.seen) == 2
     for entry in trained.seen:
         inputs = entry["inputs"]

@@ -1,0 +1,113 @@
+"""What does the reference pass of one micro-batch see, and where in its hidden states do the drawn positions lie?
+
+Shapes: B rows and T tokens of a micro-batch, N drawn positions, R rows of the reference's hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["DrawnDocument", "ReferenceBatch", "ReferenceLayout", "reference_batch"]
+
+
+@dataclass(frozen=True)
+class ReferenceLayout:
+    """How the reference pass takes its prompts.
+
+    Args:
+        whole: The micro-batch as it is: where a position's hidden state depends on what follows it, or on the longest
+            position of the batch.
+        concatenate: One padding-free row even where the micro-batch is padded: for attention with kernels for rows of
+            several documents. Without them such a row costs the square of its whole length.
+    """
+
+    whole: bool = False
+    concatenate: bool = False
+
+
+@dataclass(frozen=True)
+class ReferenceBatch:
+    """The inputs of the reference pass, and where in its flattened hidden states the drawn positions lie.
+
+    ``inputs`` is ``None`` where the reference must see the micro-batch as it is (its own inputs are used).
+    """
+
+    inputs: Mapping[str, Any] | None
+    index_N: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class DrawnDocument:
+    """A drawn document: its row, its first token, and its drawn positions in that row (rising, not empty)."""
+
+    row: int
+    start: int
+    positions: Tensor
+
+    @property
+    def stop(self) -> int:
+        """One past the last drawn position: the prompt is cut there."""
+        return int(self.positions[-1]) + 1
+
+    def tokens(self, input_ids_BT: Tensor) -> Tensor:
+        """The prompt up to its last drawn position."""
+        return input_ids_BT[self.row, self.start : self.stop]
+
+
+def reference_batch(
+    batch: Mapping[str, Any], drawn: Sequence[DrawnDocument], layout: ReferenceLayout
+) -> ReferenceBatch | None:
+    """The reference batch made of the drawn prompts, each cut behind its last drawn position; ``None`` without any.
+
+    It has the layout of the micro-batch (padded rows where that has an attention mask, else one padding-free row)
+    unless ``layout`` says otherwise.
+    """
+    if not drawn:
+        return None
+    input_ids_BT = batch["input_ids"].cpu()
+    if layout.whole:
+        width = input_ids_BT.shape[1]
+        index_N = torch.cat([d.row * width + d.positions for d in drawn])
+        return ReferenceBatch(None, index_N, input_ids_BT.numel())
+    prompts = [d.tokens(input_ids_BT) for d in drawn]
+    lengths = [len(p) for p in prompts]
+    if batch.get("attention_mask") is not None and not layout.concatenate:
+        longest = max(lengths)
+        offsets = [i * longest for i in range(len(prompts))]
+        inputs = _padded(prompts, longest)
+    else:
+        offsets = torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()
+        inputs = _padding_free(prompts, batch)
+    index_N = torch.cat([o + d.positions - d.start for o, d in zip(offsets, drawn, strict=True)])
+    return ReferenceBatch(inputs, index_N, sum(lengths))
+
+
+def _padded(prompts: list[Tensor], longest: int) -> dict[str, Any]:
+    input_ids_BT = torch.zeros(len(prompts), longest, dtype=prompts[0].dtype)
+    mask_BT = torch.zeros_like(input_ids_BT)
+    for row, prompt in enumerate(prompts):
+        input_ids_BT[row, : len(prompt)] = prompt
+        mask_BT[row, : len(prompt)] = 1
+    return {"input_ids": input_ids_BT, "attention_mask": mask_BT}
+
+
+def _padding_free(prompts: list[Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+    lengths = torch.tensor([len(p) for p in prompts])
+    ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)
+    inputs: dict[str, Any] = {
+        "input_ids": torch.cat(prompts)[None],
+        "position_ids": torch.cat([torch.arange(len(p)) for p in prompts])[None],
+    }
+    # What the collator gives the training pass for variable-length kernels, the reference pass gets too.
+    if "cu_seq_lens_q" in batch:
+        inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = ends
+        inputs["max_length_q"] = inputs["max_length_k"] = int(lengths.max())
+    if "seq_idx" in batch:
+        inputs["seq_idx"] = torch.repeat_interleave(torch.arange(len(prompts), dtype=torch.int32), lengths)[None]
+    return inputs
