@@ -98,6 +98,14 @@ class SelfAugConfig(SFTConfig):
             "the adapter as training began), or a model's path or hub name (full fine-tuning)."
         },
     )
+    reference_slice: int = field(
+        default=4096,
+        metadata={
+            "help": "Prompts longer than this many tokens go through the reference pass one at a time, in slices of it "
+            "with a cache of keys and values, so that its activations are those of a slice; 0 for never. Off where a "
+            "cache cannot give the same hidden states, and under FSDP and ZeRO."
+        },
+    )
     check_reference: bool = field(
         default=True,
         metadata={
@@ -189,6 +197,11 @@ class SelfAugConfig(SFTConfig):
             )
         if self.objective not in ("sweep", "plain"):
             raise ConfigError(f"objective={self.objective!r} is not known.", "choose 'sweep' or 'plain'.")
+        if self.reference_slice < 0:
+            raise ConfigError(
+                f"reference_slice={self.reference_slice} is not a number of tokens.",
+                "give the tokens of a slice, 4096 by default, or 0 to let every prompt through the reference at once.",
+            )
         if self.objective_memory_mb is not None and self.objective_memory_mb < 1:
             raise ConfigError(
                 f"objective_memory_mb={self.objective_memory_mb} leaves no memory for a row of logits.",

@@ -12,8 +12,8 @@ from selfaug.errors import ConfigError
 from selfaug.objective.head import LMHead
 
 __all__ = [
-    "auxiliary_loss", "body_of", "depends_on_what_follows", "head_layer", "head_of", "logit_shape", "model_type",
-    "takes_documents_in_a_row",
+    "auxiliary_loss", "body_of", "depends_on_what_follows", "head_layer", "head_of", "layer_types", "logit_shape",
+    "model_type", "takes_documents_in_a_row",
 ]  # fmt: skip
 
 Body = Callable[..., Any]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DrawnDocument", "ReferenceBatch", "ReferenceLayout", "reference_batch"]
+__all__ = ["DrawnDocument", "LongPrompt", "ReferenceBatch", "ReferenceLayout", "reference_batch"]
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,35 @@ class ReferenceLayout:
             position of the batch.
         concatenate: One padding-free row even where the micro-batch is padded: for attention with kernels for rows of
             several documents. Without them such a row costs the square of its whole length.
+        slice: Prompts longer than this many tokens go by themselves, in slices of it; ``None`` for none.
     """
 
     whole: bool = False
     concatenate: bool = False
+    slice: int | None = None
+
+
+@dataclass(frozen=True)
+class LongPrompt:
+    """A prompt that goes through the reference by itself: its tokens, and the drawn positions among them."""
+
+    input_ids_T: Tensor
+    index_N: Tensor
 
 
 @dataclass(frozen=True)
 class ReferenceBatch:
     """The inputs of the reference pass, and where in its flattened hidden states the drawn positions lie.
 
-    ``inputs`` is ``None`` where the reference must see the micro-batch as it is (its own inputs are used).
+    ``inputs`` is ``None`` where the reference must see the micro-batch as it is (its own inputs are used), and empty
+    where every prompt is ``long``. The hidden states of long prompts, at their drawn positions alone, follow those of
+    ``inputs``.
     """
 
     inputs: Mapping[str, Any] | None
     index_N: Tensor
     tokens: int
+    long: tuple[LongPrompt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,15 +90,35 @@ def reference_batch(
         return ReferenceBatch(None, index_N, input_ids_BT.numel())
     prompts = [d.tokens(input_ids_BT) for d in drawn]
     lengths = [len(p) for p in prompts]
+    is_long = [layout.slice is not None and n > layout.slice for n in lengths]
+    together = [p for p, long in zip(prompts, is_long, strict=True) if not long]
+    inputs, starts, size = _together(batch, together, layout)
+    at = iter(starts)
+    index, long_prompts = [], []
+    for d, prompt, long in zip(drawn, prompts, is_long, strict=True):
+        places = d.positions - d.start
+        if long:
+            long_prompts.append(LongPrompt(prompt, places))
+            places = torch.arange(len(places)) + size
+            size += len(places)
+        else:
+            places = places + next(at)
+        index.append(places)
+    return ReferenceBatch(inputs, torch.cat(index), sum(lengths), tuple(long_prompts))
+
+
+def _together(
+    batch: Mapping[str, Any], prompts: list[Tensor], layout: ReferenceLayout
+) -> tuple[dict[str, Any], list[int], int]:
+    """The inputs of one pass over several prompts; where each begins in its hidden states, flattened; their number."""
+    if not prompts:
+        return {}, [], 0
+    lengths = [len(p) for p in prompts]
     if batch.get("attention_mask") is not None and not layout.concatenate:
         longest = max(lengths)
-        offsets = [i * longest for i in range(len(prompts))]
-        inputs = _padded(prompts, longest)
-    else:
-        offsets = torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()
-        inputs = _padding_free(prompts, batch)
-    index_N = torch.cat([o + d.positions - d.start for o, d in zip(offsets, drawn, strict=True)])
-    return ReferenceBatch(inputs, index_N, sum(lengths))
+        return _padded(prompts, longest), [i * longest for i in range(len(prompts))], len(prompts) * longest
+    starts = torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()
+    return _padding_free(prompts, batch), starts, sum(lengths)
 
 
 def _padded(prompts: list[Tensor], longest: int) -> dict[str, Any]:

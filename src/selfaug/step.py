@@ -22,6 +22,7 @@ from selfaug.objective.activation_terms import Activations, ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.plan import MicroPlan
 from selfaug.reference import Reference
+from selfaug.reference.passes import batch_hidden, sliced_hidden
 from selfaug.trl_names import gathered_head
 
 __all__ = ["StepObjective", "TermOn", "install", "micro_inputs"]
@@ -85,6 +86,7 @@ def micro_inputs(
         "per_aligned": 1.0 / drawn_divisor if drawn_divisor > 0 else 0.0,
         "per_held": 1.0 / held_divisor if held_divisor > 0 else 0.0,
         "reference": None if reference is None else reference.inputs,
+        "long": [] if reference is None else [{"ids": p.input_ids_T, "index": p.index_N} for p in reference.long],
         "has_reference": reference is not None,
         "join_reference": join_reference and reference is None,
         "reference_tokens": 0 if reference is None else reference.tokens,
@@ -109,6 +111,7 @@ class StepObjective:
         auxiliary: Whether a mixture of experts' load-balancing loss is wanted.
         parameter_terms: Of the method.
         activation_term: Of the method.
+        slice_tokens: Tokens of a slice of the prompts that the plan calls long.
     """
 
     def __init__(
@@ -121,9 +124,10 @@ class StepObjective:
         auxiliary: bool = False,
         parameter_terms: Sequence[ParameterTerm] = (),
         activation_term: ActivationTerm | None = None,
+        slice_tokens: int | None = None,
     ) -> None:
         self.terms, self.reference, self.block_bytes = tuple(terms), reference, block_bytes
-        self.implementation, self.auxiliary = implementation, auxiliary
+        self.implementation, self.auxiliary, self.slice_tokens = implementation, auxiliary, slice_tokens
         self.parameter_terms, self.activation_term = tuple(parameter_terms), activation_term
 
     def __call__(self, model: nn.Module, micro: Mapping[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +158,7 @@ class StepObjective:
     def _reference_pass(
         self, model: nn.Module, micro: Mapping[str, Any], inputs: Mapping[str, Any], activations: Activations
     ) -> Tensor | None:
-        """All hidden states of the reference pass, flattened (R × H), or ``None`` where nothing is drawn."""
+        """The hidden states of the reference pass, flattened (R × H), or ``None`` where nothing is drawn."""
         if self.reference is None or not (micro["has_reference"] or micro["join_reference"]):
             return None
         given = micro["reference"]
@@ -162,11 +166,10 @@ class StepObjective:
             one = inputs["input_ids"][:1, :1]
             given = {"input_ids": one, "attention_mask": torch.ones_like(one)}
         with self.reference.serving(model) as base, activations.of_base(body_of(base)):
-            hidden = body_of(base)(**{**(inputs if given is None else given), "use_cache": False}).last_hidden_state
-        if micro["join_reference"]:
-            return None
-        flat: Tensor = hidden.reshape(-1, hidden.shape[-1])
-        return flat
+            parts = [] if given == {} else [batch_hidden(base, inputs if given is None else given)]
+            assert self.slice_tokens is not None or not micro["long"]
+            parts += [sliced_hidden(base, p["ids"], p["index"], self.slice_tokens or 1) for p in micro["long"]]
+        return None if micro["join_reference"] else torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _objective(
         self, hidden_TH: Tensor, head: LMHead, groups: Sequence[Rows], reference_head: LMHead | None

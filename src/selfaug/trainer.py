@@ -16,11 +16,13 @@ from selfaug.meter import Meter
 from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
 from selfaug.mixing import mixed, rows_of_file
+from selfaug.model_checks import probe_tokens
 from selfaug.model_parts import body_of, depends_on_what_follows, model_type, takes_documents_in_a_row
 from selfaug.objective.activation_terms import find_modules
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
 from selfaug.reference.checks import check_full_tuning, check_peft
+from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.reference_batch import ReferenceLayout
 from selfaug.resuming import ResumableTrainer, StopOnNonFinite
 from selfaug.step import StepObjective, install, micro_inputs
@@ -105,10 +107,13 @@ class SelfAugTrainer(ResumableTrainer):
             auxiliary=self.aux_loss_enabled,
             parameter_terms=self._parameter_terms,
             activation_term=self._activation_term,
+            slice_tokens=self._slice(args),
         )
         install(self._base_model, self._step)
         self._layout = ReferenceLayout(
-            whole=depends_on_what_follows(self.model.config), concatenate=takes_documents_in_a_row(self.model)
+            whole=depends_on_what_follows(self.model.config),
+            concatenate=takes_documents_in_a_row(self.model),
+            slice=self._step.slice_tokens,
         )
         self._meters = {"train": self._meter(), "eval": self._meter()}
         self.add_callback(StopOnNonFinite(self))
@@ -149,6 +154,22 @@ class SelfAugTrainer(ResumableTrainer):
         init_kwargs = dict(args.model_init_kwargs or {})
         init_kwargs.pop("device_map", None)
         return make_reference(args.reference, self._base_model, **init_kwargs)
+
+    def _slice(self, args: SelfAugConfig) -> int | None:
+        """Tokens of a slice of long prompts; ``None`` where they go through the reference at once."""
+        # A sharded model gathers its weights in every forward: all ranks must run the same number of them.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.reference is None or args.reference_slice == 0 or sharded or not can_slice(self.model.config):
+            return None
+        if self._activation_term is not None:  # its modules are watched in one pass over the whole batch
+            return None
+        if any(p.is_meta for p in self._base_model.parameters()):
+            return None
+        with self.accelerator.autocast(), self.reference.serving(self._base_model) as served:
+            agree = slices_agree(served, probe_tokens(self._base_model)[0])
+        if not agree:
+            logger.warning("this model gives other hidden states in slices: reference_slice has no effect")
+        return args.reference_slice if agree else None
 
     # ---- before the first step and after the last -------------------------------------------------------------
 

@@ -133,6 +133,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "align_direction": ({"align_direction": "base_to_tunned"}, "Did you mean 'base_to_tuned'?"),
     "objective": ({"objective": "fast"}, "objective='fast'"),
     "objective_memory_mb": ({"objective_memory_mb": 0}, "objective_memory_mb=0"),
+    "reference_slice": ({"reference_slice": -1}, "reference_slice=-1"),
     "label smoothing": ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
     "dft": ({"loss_type": "dft"}, "loss_type='dft'"),
     "wrapped packing": ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy='wrapped'"),
