@@ -96,6 +96,21 @@ def test_kernels_equal_torch_and_loops(direction: str, head: str, dtype: torch.d
     assert not found[1][[n for n in range(len(c.hidden_TH)) if n not in {*c.nll, *c.aligned, *c.both}]].any()
 
 
+@pytest.mark.parametrize("scale_and_cap", [(2.0, None), (1.0, 5.0)])
+@pytest.mark.parametrize("direction", rows.DIRECTIONS)
+def test_a_reference_head_of_another_shape(
+    direction: str, scale_and_cap: tuple[float, float | None], device: torch.device
+) -> None:
+    c = case(direction, torch.float32, "bias, scale and soft cap", T=10, separate=True)
+    assert c.reference_head is not None
+    same = by_loops(c).loss
+    scale, soft_cap = scale_and_cap
+    c.reference_head = replace(c.reference_head, scale=scale, soft_cap=soft_cap)
+    expected = by_loops(c)
+    assert abs(expected.loss - same) > 1e-2 * same
+    agree(run(c, device, "kernels"), expected, torch.float32)
+
+
 @pytest.mark.parametrize("V", [1, 5, TILE - 1, TILE, TILE + 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("direction", rows.DIRECTIONS)

@@ -33,9 +33,12 @@ def weighted(*terms: RowTerm) -> tuple[WeightedTerm, ...]:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with Triton and a GPU of today."""
     monkeypatch.setattr(kernels, "_triton_is_installed", lambda: True)
+    monkeypatch.setattr(kernels, "_capability", lambda device: (9, 0))
 
 
+@pytest.mark.slow
 def test_every_check_passes_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -73,8 +76,11 @@ def test_the_kernel_compiles_for_a_gpu(dtype: str, capability: int, directions: 
         types = pointers | integers | numbers | dict.fromkeys(flags, "constexpr")
         signature = {name: types[name] for name in row_kernel.arg_names}
         source = triton.compiler.ASTSource(row_kernel, signature, constexprs=flags)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(source, target=target, options=kernels.COMPILED_WITH)
         assert f"sm_{capability}" in compiled.asm["ptx"]
+        # A fused product and sum on one model's side alone would keep equal models from cancelling to 0.
+        assert compiled.metadata.enable_fp_fusion is False
 
 
 @pytest.mark.usefixtures("installed")
@@ -94,9 +100,10 @@ def test_terms_without_a_form_take_the_torch_path(terms: tuple[RowTerm, ...]) ->
         block_terms(weighted(*terms), torch.float32, CUDA, "kernels")
 
 
-def test_double_precision_a_cpu_and_a_missing_triton_take_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("installed")
+def test_what_the_kernels_cannot_do_takes_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Double precision, a CPU, an old GPU, no Triton."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(kernels, "_triton_is_installed", lambda: True)
     terms = weighted(NLL())
     assert block_terms(terms, torch.float64, CUDA) is torch_terms_
     assert block_terms(terms, torch.float32, CPU) is torch_terms_
@@ -105,6 +112,10 @@ def test_double_precision_a_cpu_and_a_missing_triton_take_the_torch_path(monkeyp
         sweep(c.hidden_TH, c.head, c.groups(), elementwise="kernels")
     with pytest.raises(ValueError, match="'fast' is not one of kernels, torch"):
         sweep(c.hidden_TH, c.head, c.groups(), elementwise="fast")
+    monkeypatch.setattr(kernels, "_capability", lambda device: (7, 5))
+    assert block_terms(terms, torch.float32, CUDA) is torch_terms_
+    with pytest.raises(ConfigError, match="older than Triton"):
+        block_terms(terms, torch.float32, CUDA, "kernels")
     monkeypatch.setattr(kernels, "_triton_is_installed", lambda: False)
     assert block_terms(terms, torch.float32, CUDA) is torch_terms_
     with pytest.raises(ConfigError, match="triton is not installed"):

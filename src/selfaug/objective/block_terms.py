@@ -52,8 +52,8 @@ def block_terms(
         return kernel_terms_
     if elementwise == "kernels":
         raise ConfigError(
-            f"the objective was to run in GPU kernels, but {obstacle}.",
-            "leave the choice to the sweep (objective='sweep'), which takes PyTorch's own operations there.",
+            f"elementwise='kernels' asks for GPU kernels, but {obstacle}.",
+            "leave elementwise out: PyTorch's own operations are taken where the kernels cannot be had.",
         )
     return torch_terms_
 

@@ -21,14 +21,24 @@ from selfaug.objective.terms import RowTerm
 
 __all__ = ["form_of", "obstacle", "preferred", "rows_"]
 
-# Entries of a row that a program holds at a time, and its warps: 16 entries a thread.
+# Entries of a row that a program holds at a time, and its warps: 16 entries a thread, two 16-byte loads of 16-bit
+# numbers. Reasoned, not measured.
 TILE = 4096
-_WARPS = 8
+# Without fusion the arithmetic is as it is written: a product and a sum made one for one of the two models only would
+# keep equal models from cancelling to exactly 0.
+COMPILED_WITH = {"num_warps": 8, "enable_fp_fusion": False}
+# Below it, Triton's compiler has no bfloat16.
+_LEAST_CAPABILITY = (8, 0)
 
 
 @functools.cache
 def _triton_is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def preferred(device: torch.device) -> bool:
@@ -42,6 +52,8 @@ def obstacle(terms: Sequence[RowTerm], dtype: torch.dtype, device: torch.device)
         return "the package triton is not installed"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the device is {device.type!r}, not 'cuda'"
+    if device.type == "cuda" and _capability(device) < _LEAST_CAPABILITY:
+        return "this GPU is older than Triton compiles for"
     if dtype not in DTYPES:
         return f"they compute in float32, which is too narrow for {dtype}"
     if form_of(terms) is None:
@@ -107,7 +119,7 @@ def rows_(
                 CAPPED=head.soft_cap is not None,
                 REFERENCE_CAPPED=reference_head.soft_cap is not None,
                 TILE=TILE,
-                num_warps=_WARPS,
+                **COMPILED_WITH,
             )
     nll = (found_4n[0], {"entropy": found_4n[1], "correct": found_4n[2]})
     return [nll if place == form.nll else (found_4n[3], {}) for place in range(len(terms))]
