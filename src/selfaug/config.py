@@ -98,6 +98,29 @@ class SelfAugConfig(SFTConfig):
             "the adapter as training began), or a model's path or hub name (full fine-tuning)."
         },
     )
+    reference_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps the base's hidden states at aligned positions, so that no step pays for a "
+            "reference pass: written before the first step where it is empty (or by `selfaug cache`), read by every "
+            "later run on the same data and base. Needs a frozen head; reference stays 'base'."
+        },
+    )
+    cache_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Number format of the reference cache: 'auto' that of the model's hidden states (exact), "
+            "'bfloat16', 'float32'.",
+            "choices": ["auto", "bfloat16", "float32"],
+        },
+    )
+    freeze_head: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave the output projection, and the embedding where both are one, as they are in full "
+            "fine-tuning; reference_cache needs it."
+        },
+    )
     reference_slice: int = field(
         default=4096,
         metadata={
@@ -174,6 +197,11 @@ class SelfAugConfig(SFTConfig):
     def _places(self) -> set[str]:
         return {term.where for term in get_method(self.method).terms(self)}
 
+    @property
+    def served_by_cache(self) -> bool:
+        """Whether final hidden states at aligned positions are all that is compared with the base."""
+        return self.aligns and not self.holds_response and get_method(self.method).activation_term(self) is None
+
     def _check_ranges(self) -> None:
         assert self.alpha is not None
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
@@ -194,6 +222,10 @@ class SelfAugConfig(SFTConfig):
                 f"align_direction={self.align_direction!r} is not known."
                 f"{nearest(str(self.align_direction), ALIGNMENT_TERMS)}",
                 f"choose one of: {', '.join(ALIGNMENT_TERMS)}.",
+            )
+        if self.cache_dtype not in ("auto", "bfloat16", "float32"):
+            raise ConfigError(
+                f"cache_dtype={self.cache_dtype!r} is not known.", "choose 'auto', 'bfloat16' or 'float32'."
             )
         if self.objective not in ("sweep", "plain"):
             raise ConfigError(f"objective={self.objective!r} is not known.", "choose 'sweep' or 'plain'.")
@@ -222,6 +254,18 @@ class SelfAugConfig(SFTConfig):
             )
         if not self.compares:
             return
+        if self.reference_cache is not None and self.reference != "base":
+            raise ConfigError(
+                f"reference={self.reference!r} cannot come out of a reference_cache: it holds the model that training "
+                "starts from, without an adapter.",
+                "leave --reference out, or --reference_cache.",
+            )
+        if self.reference_cache is not None and not self.served_by_cache:
+            raise ConfigError(
+                f"method={self.method!r} compares more with the base than a reference_cache holds: final hidden states "
+                "at aligned positions.",
+                "leave --reference_cache out, or choose a method that compares the prompt alone.",
+            )
         if self.packing and self.packing_strategy == "wrapped":
             raise ConfigError(
                 "packing_strategy='wrapped' keeps no document boundaries, so a document's last token would be compared "

@@ -218,7 +218,8 @@ def _drawn_documents(
         held_drawn_BT[here] = held_BT[here]
         positions = (aligned_drawn_BT[here] | held_drawn_BT[here]).nonzero().squeeze(-1)
         if positions.numel():
-            drawn.append(DrawnDocument(row, start, positions + start))
+            aligned = aligned_BT[here].nonzero().squeeze(-1) + start
+            drawn.append(DrawnDocument(row, start, positions + start, stop, aligned))
     return drawn, aligned_drawn_BT, held_drawn_BT
 
 

@@ -5,6 +5,7 @@ Shapes: B rows and T tokens of a micro-batch, N drawn positions, R rows of the r
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DrawnDocument", "LongPrompt", "ReferenceBatch", "ReferenceLayout", "reference_batch"]
+__all__ = [
+    "DrawnDocument", "LongPrompt", "ReferenceBatch", "ReferenceLayout", "Stored", "reference_batch", "sequence_key",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,22 @@ class ReferenceLayout:
             position of the batch.
         concatenate: One padding-free row even where the micro-batch is padded: for attention with kernels for rows of
             several documents. Without them such a row costs the square of its whole length.
+        cached: No pass at all: the hidden states are on disk, and the batch names which of them.
         slice: Prompts longer than this many tokens go by themselves, in slices of it; ``None`` for none.
     """
 
     whole: bool = False
     concatenate: bool = False
+    cached: bool = False
     slice: int | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Hidden states of one sequence in a reference cache: the sequence's key, and which of its aligned positions."""
+
+    key: str
+    rows_N: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,24 +57,35 @@ class LongPrompt:
 class ReferenceBatch:
     """The inputs of the reference pass, and where in its flattened hidden states the drawn positions lie.
 
-    ``inputs`` is ``None`` where the reference must see the micro-batch as it is (its own inputs are used), and empty
-    where every prompt is ``long``. The hidden states of long prompts, at their drawn positions alone, follow those of
-    ``inputs``.
+    ``inputs`` is ``None`` where the reference must see the micro-batch as it is (its own inputs are used), and where
+    there is no pass because everything is ``stored``; it is empty where every prompt is ``long``. The hidden states of
+    long prompts, at their drawn positions alone, follow those of ``inputs``.
     """
 
     inputs: Mapping[str, Any] | None
     index_N: Tensor
     tokens: int
+    stored: tuple[Stored, ...] | None = None
     long: tuple[LongPrompt, ...] = ()
 
 
 @dataclass(frozen=True)
 class DrawnDocument:
-    """A drawn document: its row, its first token, and its drawn positions in that row (rising, not empty)."""
+    """A drawn document: its row, its first token, and its drawn positions in that row (rising, not empty).
+
+    Args:
+        row: In the micro-batch.
+        start: Its first token.
+        positions: In the row.
+        end: One past its last token.
+        aligned: All its aligned positions, drawn or not, in the row.
+    """
 
     row: int
     start: int
     positions: Tensor
+    end: int
+    aligned: Tensor
 
     @property
     def stop(self) -> int:
@@ -71,6 +95,19 @@ class DrawnDocument:
     def tokens(self, input_ids_BT: Tensor) -> Tensor:
         """The prompt up to its last drawn position."""
         return input_ids_BT[self.row, self.start : self.stop]
+
+    def stored(self, input_ids_BT: Tensor) -> Stored:
+        """What a reference cache is asked for."""
+        key = sequence_key(input_ids_BT[self.row, self.start : self.end], self.aligned - self.start)
+        return Stored(key, torch.searchsorted(self.aligned, self.positions))
+
+
+def sequence_key(tokens_T: Tensor, aligned_N: Tensor) -> str:
+    """Hash of a sequence's tokens and aligned positions, whatever row or batch it lies in: 32 hexadecimal digits."""
+    sha = hashlib.blake2b(digest_size=16)
+    for part in (tokens_T, aligned_N):
+        sha.update(f"{len(part)}:".encode() + part.to(torch.int64).cpu().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def reference_batch(
@@ -84,6 +121,9 @@ def reference_batch(
     if not drawn:
         return None
     input_ids_BT = batch["input_ids"].cpu()
+    if layout.cached:
+        stored = tuple(d.stored(input_ids_BT) for d in drawn)
+        return ReferenceBatch(None, torch.arange(sum(len(each.rows_N) for each in stored)), 0, stored)
     if layout.whole:
         width = input_ids_BT.shape[1]
         index_N = torch.cat([d.row * width + d.positions for d in drawn])
@@ -104,7 +144,7 @@ def reference_batch(
         else:
             places = places + next(at)
         index.append(places)
-    return ReferenceBatch(inputs, torch.cat(index), sum(lengths), tuple(long_prompts))
+    return ReferenceBatch(inputs, torch.cat(index), sum(lengths), long=tuple(long_prompts))
 
 
 def _together(

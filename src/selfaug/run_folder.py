@@ -29,7 +29,7 @@ MAY_DIFFER = frozenset(
         "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
         "dataloader_persistent_workers", "dataset_num_proc", "skip_memory_metrics", "ddp_timeout", "local_rank",
-        "objective_memory_mb", "reference_slice", "use_cpu",
+        "objective_memory_mb", "reference_slice", "reference_cache", "use_cpu",
     }
 )  # fmt: skip
 """Settings that a resumed run may change: how long it trains (the learning rate's schedule is stretched from there on),

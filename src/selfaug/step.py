@@ -22,7 +22,8 @@ from selfaug.objective.activation_terms import Activations, ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.plan import MicroPlan
 from selfaug.reference import Reference
-from selfaug.reference.passes import batch_hidden, sliced_hidden
+from selfaug.reference.passes import prompts_hidden
+from selfaug.reference_batch import Stored
 from selfaug.trl_names import gathered_head
 
 __all__ = ["StepObjective", "TermOn", "install", "micro_inputs"]
@@ -44,7 +45,13 @@ class TermOn:
 
 
 def micro_inputs(
-    micro: MicroPlan, *, n_response: int, drawn_divisor: float, join_reference: bool, held_divisor: float = 0.0
+    micro: MicroPlan,
+    *,
+    n_response: int,
+    drawn_divisor: float,
+    join_reference: bool,
+    held_divisor: float = 0.0,
+    stored: Callable[[Sequence[Stored]], Tensor] | None = None,
 ) -> dict[str, Any]:
     """What one call of the model needs of the plan, as tensors and numbers that any wrapper can carry.
 
@@ -58,6 +65,7 @@ def micro_inputs(
         join_reference: Run the reference pass on one token although nothing is drawn here (sharded models: a rank that
             skips a forward deadlocks the others).
         held_divisor: ``align_fraction · n_response`` of the whole step.
+        stored: Reads hidden states from a reference cache, where there is one.
     """
     reference = micro.reference
     held = _held_rows(micro)
@@ -86,6 +94,8 @@ def micro_inputs(
         "per_aligned": 1.0 / drawn_divisor if drawn_divisor > 0 else 0.0,
         "per_held": 1.0 / held_divisor if held_divisor > 0 else 0.0,
         "reference": None if reference is None else reference.inputs,
+        # In place of a pass, where they are on disk.
+        "hidden": None if reference is None or reference.stored is None or stored is None else stored(reference.stored),
         "long": [] if reference is None else [{"ids": p.input_ids_T, "index": p.index_N} for p in reference.long],
         "has_reference": reference is not None,
         "join_reference": join_reference and reference is None,
@@ -161,15 +171,17 @@ class StepObjective:
         """The hidden states of the reference pass, flattened (R × H), or ``None`` where nothing is drawn."""
         if self.reference is None or not (micro["has_reference"] or micro["join_reference"]):
             return None
+        if micro["hidden"] is not None:
+            cached: Tensor = micro["hidden"]
+            return cached
         given = micro["reference"]
         if micro["join_reference"]:
             one = inputs["input_ids"][:1, :1]
             given = {"input_ids": one, "attention_mask": torch.ones_like(one)}
+        long = [(prompt["ids"], prompt["index"]) for prompt in micro["long"]]
         with self.reference.serving(model) as base, activations.of_base(body_of(base)):
-            parts = [] if given == {} else [batch_hidden(base, inputs if given is None else given)]
-            assert self.slice_tokens is not None or not micro["long"]
-            parts += [sliced_hidden(base, p["ids"], p["index"], self.slice_tokens or 1) for p in micro["long"]]
-        return None if micro["join_reference"] else torch.cat(parts) if len(parts) > 1 else parts[0]
+            flat_RH = prompts_hidden(base, inputs if given is None else given, long, self.slice_tokens)
+        return None if micro["join_reference"] else flat_RH
 
     def _objective(
         self, hidden_TH: Tensor, head: LMHead, groups: Sequence[Rows], reference_head: LMHead | None

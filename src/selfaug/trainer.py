@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
@@ -17,10 +21,12 @@ from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
 from selfaug.mixing import mixed, rows_of_file
 from selfaug.model_checks import probe_tokens
-from selfaug.model_parts import body_of, depends_on_what_follows, model_type, takes_documents_in_a_row
+from selfaug.model_parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
 from selfaug.objective.activation_terms import find_modules
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
+from selfaug.reference.cache_key import refuse_uncacheable
+from selfaug.reference.cached import CachedReference, ReferenceCache, open_cache
 from selfaug.reference.checks import check_full_tuning, check_peft
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.reference_batch import ReferenceLayout
@@ -67,6 +73,9 @@ class SelfAugTrainer(ResumableTrainer):
     _weigh: Callable[[Tensor, Tensor], Tensor] | None = None
     # Our loss is divided by the counts of the whole step.
     loss_is_scaled_for_ga = True
+    _cache: ReferenceCache | None = None
+    _cache_ready = False
+    _tables: Mapping[str, Dataset] = {}  # tokenised rows by data set, for the reference cache
 
     def __init__(
         self, model: Any, args: SelfAugConfig | None = None, *, renderer: Renderer | None = None, **kwargs: Any
@@ -94,6 +103,8 @@ class SelfAugTrainer(ResumableTrainer):
         self._refuse_unsupported()
         self._base_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         check_adapter(self.method, None if self._base_model is self.model else self.model.active_peft_config)
+        if args.freeze_head:
+            self._freeze_head(args)
         self.reference = self._make_reference(args)
         self._terms, self._parameter_terms = self.method.terms(args), self.method.parameter_terms(args)
         self._activation_term = self.method.activation_term(args)
@@ -115,6 +126,8 @@ class SelfAugTrainer(ResumableTrainer):
             concatenate=takes_documents_in_a_row(self.model),
             slice=self._step.slice_tokens,
         )
+        if self._cache is not None:
+            self._announce_cache(self._cache)
         self._meters = {"train": self._meter(), "eval": self._meter()}
         self.add_callback(StopOnNonFinite(self))
 
@@ -149,8 +162,12 @@ class SelfAugTrainer(ResumableTrainer):
         adapted = self._base_model is not self.model
         if adapted:
             check_peft(self.model.active_peft_config, args.reference)
-        else:
+        elif args.reference_cache is None:
             check_full_tuning(args.reference)
+        if args.reference_cache is not None:
+            refuse_uncacheable(self._base_model)
+            self._cache = self._open_cache(args, args.reference_cache)
+            return CachedReference(self._base_model, self._cache.key.weights)
         init_kwargs = dict(args.model_init_kwargs or {})
         init_kwargs.pop("device_map", None)
         return make_reference(args.reference, self._base_model, **init_kwargs)
@@ -170,6 +187,76 @@ class SelfAugTrainer(ResumableTrainer):
         if not agree:
             logger.warning("this model gives other hidden states in slices: reference_slice has no effect")
         return args.reference_slice if agree else None
+
+    def _freeze_head(self, args: SelfAugConfig) -> None:
+        head_layer(self._base_model).requires_grad_(False)
+        if args.gradient_checkpointing:
+            # Re-entrant checkpointing passes no gradient on where its input needs none, as behind a tied embedding.
+            self.model.enable_input_require_grads()
+
+    # ---- the reference cache ----------------------------------------------------------------------------------
+
+    def _open_cache(self, args: SelfAugConfig, folder: str) -> ReferenceCache:
+        if is_deepspeed_zero3_enabled():
+            raise ConfigError(
+                "reference_cache cannot tell whether it belongs to weights that ZeRO stage 3 loads in parts.",
+                "use ZeRO stage 2 or FSDP2, or leave --reference_cache out.",
+            )
+        if not self._tables:
+            raise ConfigError(
+                "reference_cache needs tokenised rows, and skip_prepare_dataset leaves them to somebody else.",
+                "leave --reference_cache or skip_prepare_dataset out.",
+            )
+        with self.accelerator.autocast():
+            return open_cache(
+                Path(folder).expanduser(),
+                self._base_model,
+                self._tokenizer,
+                self._tables,
+                align_boundary=bool(args.align_boundary),
+                precision=self.accelerator.mixed_precision,
+                dtype=args.cache_dtype,
+            )
+
+    def _announce_cache(self, cache: ReferenceCache) -> None:
+        missing = cache.missing()
+        if missing and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ConfigError(
+                f"the reference cache in {cache.folder} is not whole, and a sharded model cannot write it.",
+                "write it first with `selfaug cache`, on one device.",
+            )
+        cache.announce(missing)
+
+    def write_reference_cache(self, *, thorough: bool = False) -> int:
+        """Write what is missing of the reference cache and try one sequence of it; the number of shards written.
+
+        Args:
+            thorough: Also read what is there, and write damaged shards anew.
+
+        Raises:
+            ConfigError: If no cache is asked for, or it does not hold what the model computes.
+        """
+        if self._cache is None:
+            raise ConfigError("no reference_cache is named, so nothing can be written.", "name it: --reference_cache.")
+        written = 0
+        with self.accelerator.autocast():
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                written = self._cache.write(
+                    self._base_model,
+                    self._layout,
+                    rank=self.accelerator.process_index,
+                    ranks=self.accelerator.num_processes,
+                    wait=self.accelerator.wait_for_everyone,
+                    thorough=thorough,
+                )
+            self._cache.compare(self._base_model, self._layout)
+        self._cache_ready = True
+        return written
+
+    def _check_model(self) -> None:
+        super()._check_model()
+        if self._cache is not None and not self._cache_ready:
+            self.write_reference_cache()
 
     # ---- before the first step and after the last -------------------------------------------------------------
 
@@ -238,6 +325,14 @@ class SelfAugTrainer(ResumableTrainer):
             self._train_rows = prepared
         if args.aligns:
             require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
+        if args.aligns and args.reference_cache is not None and self._cache is None:
+            if not isinstance(prepared, Dataset):
+                raise ConfigError(
+                    f"reference_cache needs to know all rows before training, and the {dataset_name} data set is a "
+                    "stream.",
+                    "load it whole (--dataset_streaming false), or leave --reference_cache out.",
+                )
+            self._tables = {**self._tables, dataset_name: prepared.with_format("torch", ["input_ids", "labels"])}
         return trl(prepared, pack=packing, shuffle=args.shuffle_dataset)
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
@@ -270,6 +365,8 @@ class SelfAugTrainer(ResumableTrainer):
         align_token_fraction: float = 1.0,
         weigh: Any = None,
     ) -> StepPlan:
+        if self._cache is not None and not self._cache_ready:  # an evaluation before any training
+            self.write_reference_cache()
         return plan_step(
             batches,
             seed=self.args.seed,
@@ -277,7 +374,7 @@ class SelfAugTrainer(ResumableTrainer):
             align_fraction=align_fraction,
             align_token_fraction=align_token_fraction,
             align_boundary=bool(self.args.align_boundary),
-            reference_layout=self._layout,
+            reference_layout=replace(self._layout, cached=self._cache is not None),
             align=self.args.aligns,
             hold_response=self.args.holds_response,
             weigh=weigh,
@@ -294,7 +391,8 @@ class SelfAugTrainer(ResumableTrainer):
                 drawn_divisor=align_fraction * align_token_fraction * plan.n_aligned,
                 held_divisor=align_fraction * plan.n_response,
                 # What the other ranks do in a batch of an evaluation is not asked: all of them run a reference pass.
-                join_reference=sharded and (anywhere or alone),
+                join_reference=sharded and (anywhere or alone) and self._cache is None,
+                stored=None if self._cache is None else self._cache.load,
             )
             for micro, anywhere in zip(plan.micro, plan.anywhere, strict=True)
         ]

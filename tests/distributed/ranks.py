@@ -66,7 +66,10 @@ def main(cases_file: Path, folder: Path) -> None:
         plan.draw = by_rank if case["planted"] else right
         found: dict[str, float] = {}
         change = evaluating(case["evaluated"], found) if "evaluated" in case else None
-        ran = run(chosen, folder / name / "run", change=change, ddp_backend="gloo", **case["settings"])
+        settings = dict(case["settings"])
+        if case.get("cached"):
+            settings["reference_cache"] = str(folder / name / "cache")
+        ran = run(chosen, folder / name / "run", change=change, ddp_backend="gloo", **settings)
         steps = [[documents(batch) for batch in step] for step in ran.batches]
         response = [sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in step) for step in ran.batches]
         torch.save(

@@ -45,6 +45,11 @@ CASES: dict[str, dict[str, Any]] = {
             "max_steps": 4,
         }
     },
+    "drawn, cached": {
+        # Each rank writes its share of the cache, and reads what the other wrote.
+        "settings": {"align_fraction": 0.5, "per_device_train_batch_size": 1, "max_steps": 4},
+        "cached": True,
+    },
     "drawn, rank-keyed": {
         "settings": {"align_fraction": 0.5, "per_device_train_batch_size": 1, "max_steps": 4},
         "planted": True,

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
-    from selfaug.cli.data import Source
+    from selfaug.cli.data import Source, Sources
     from selfaug.cli.parsing import Settings
     from selfaug.data.record import Item
 
-__all__ = ["encode_source", "load_tokenizer", "tokenizer_and_renderer"]
+__all__ = ["encode_source", "encode_sources", "load_tokenizer", "tokenizer_and_renderer"]
 
 
 def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
@@ -92,6 +92,18 @@ def _chat_template(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
             "choose a template of the model's own tokens, or add them to the model first.",
         )
     return other.chat_template
+
+
+def encode_sources(
+    sources: Sources, settings: Settings, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tables and length reports by split, ``train`` and ``eval``; see :func:`encode_source`."""
+    reports: dict[str, Any] = {}
+    tables: dict[str, Any] = {"train": None, "eval": None}
+    for split, source in (("train", sources.train), ("eval", sources.evaluation)):
+        if source is not None:
+            tables[split], reports[split] = encode_source(source, split, settings, tokenizer, renderer)
+    return tables, reports
 
 
 def encode_source(

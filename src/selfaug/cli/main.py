@@ -32,6 +32,7 @@ class Verb(NamedTuple):
 VERBS = {
     "train": Verb("selfaug.cli.train", "fine-tune a model on RAG data and keep what it could already do"),
     "prepare": Verb("selfaug.cli.prepare", "check and convert data, retrieve documents, hold out a split"),
+    "cache": Verb("selfaug.cli.cache", "write the base's hidden states once, so that training pays no reference pass"),
     "evaluate": Verb("selfaug.cli.evaluate", "measure what a run gained at its task and lost elsewhere"),
     "shift": Verb(
         "selfaug.cli.shift", "measure how far a run moved the model's distribution, where and in which layers"

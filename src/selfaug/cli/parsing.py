@@ -146,6 +146,8 @@ def _normal(values: dict[str, Any]) -> dict[str, Any]:
             continue  # words of the setting, also where a folder has that name
         if isinstance(value, str) and Path(value).expanduser().exists():
             values[name] = str(Path(value).expanduser().resolve())
+    if values["reference_cache"] is not None:  # may be made by the run itself
+        values["reference_cache"] = str(Path(values["reference_cache"]).expanduser().resolve())
     values["output_dir"] = str(Path(values["output_dir"] or "trainer_output").expanduser().resolve())
     if values["bf16"] is None:
         from transformers.utils import is_torch_bf16_gpu_available

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
     from selfaug.run_folder import RunFolder
 
-__all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run"]
+__all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "check_reference", "make_trainer", "run", "settle"]
 
 READS_ITS_OWN_ARGUMENTS = True
 
@@ -38,6 +38,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, then train here or in processes that ``accelerate launch`` starts; the exit code."""
+    from selfaug.cli.data import read_sources
     from selfaug.cli.inputs import check_model
     from selfaug.cli.launch import is_launched, launch, processes_wanted
     from selfaug.cli.parsing import build_parser, parse
@@ -53,14 +54,14 @@ def run(args: argparse.Namespace) -> int:
         values["model_name_or_path"], revision=values["model_revision"], trust_remote_code=values["trust_remote_code"]
     )
     settings = settle(arguments, facts)
-    _check_reference(settings)
+    check_reference(settings)
     folder = RunFolder(Path(values["output_dir"]))
     resume = _resumes(settings)
     if is_main():
         overwrite = settings.run.overwrite_output_dir
         folder.check_free(settings.resolved, overwrite=overwrite and not resume, resume=resume)
         say(f"reading {values['dataset_name'] or 'the data sets'} ...")
-    sources = _read(settings)
+    sources = read_sources(settings)
     if not is_launched():
         words = processes_wanted(arguments.launch, use_cpu=settings.training.use_cpu)
         if words is not None:
@@ -98,8 +99,12 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     return build(values)
 
 
-def _check_reference(settings: Settings) -> None:
-    """What is wrong with the reference is said now, and not after the base was loaded."""
+def check_reference(settings: Settings) -> None:
+    """What is wrong with the reference is said now, and not after the base was loaded.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
     from trl import get_peft_config
 
     from selfaug.cli.inputs import check_model
@@ -109,7 +114,7 @@ def _check_reference(settings: Settings) -> None:
 
     training = settings.training
     check_adapter(get_method(training.method), get_peft_config(settings.model))
-    if training.compares and not settings.model.use_peft:
+    if training.compares and not settings.model.use_peft and training.reference_cache is None:
         check_full_tuning(training.reference)
     if not training.compares or training.reference in ("base", "initial"):
         return
@@ -125,27 +130,17 @@ def _resumes(settings: Settings) -> bool:
     return value is not None and value.lower() not in ("false", "none")
 
 
-def _read(settings: Settings) -> Sources:
-    from selfaug.cli.data import read_sources
-
-    return read_sources(settings)
-
-
 def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: Sources, argv: Sequence[str]) -> int:
     from selfaug.callbacks import install
     from selfaug.checkpoint import resolve
-    from selfaug.cli.encoding import encode_source, tokenizer_and_renderer
+    from selfaug.cli.encoding import encode_sources, tokenizer_and_renderer
     from selfaug.cli.export import export
     from selfaug.cli.recording import continued, run_manifest
     from selfaug.provenance import read_manifest, write_manifest
 
     quiet_bars()
     tokenizer, renderer = tokenizer_and_renderer(settings)
-    reports: dict[str, Any] = {}
-    tables: dict[str, Any] = {"train": None, "eval": None}
-    for split, source in (("train", sources.train), ("eval", sources.evaluation)):
-        if source is not None:
-            tables[split], reports[split] = encode_source(source, split, settings, tokenizer, renderer)
+    tables, reports = encode_sources(sources, settings, tokenizer, renderer)
     resumed_from = resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
     manifest = run_manifest(settings, facts, sources, tokenizer, argv, reports)
     if resumed_from is not None and folder.manifest.is_file():
@@ -156,7 +151,7 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     if settings.training.push_to_hub and settings.training.hub_model_id is None:
         settings.training.hub_model_id = folder.path.name
     try:
-        trainer = _make_trainer(settings, tables, tokenizer, renderer)
+        trainer = make_trainer(settings, tables, tokenizer, renderer)
     except BaseException:
         if is_main() and not existed:
             folder.remove_if_empty()
@@ -199,9 +194,14 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     return 0
 
 
-def _make_trainer(
+def make_trainer(
     settings: Settings, tables: dict[str, Any], tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 ) -> Any:
+    """The trainer of these settings and tables.
+
+    Raises:
+        ConfigError: If trl, peft, transformers or selfaug refuse a setting or file.
+    """
     from trl import get_peft_config, get_quantization_config
 
     from selfaug.trainer import SelfAugTrainer

@@ -6,7 +6,7 @@ for one slice at a time. Shapes: B rows and T tokens of a batch, S tokens of a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from selfaug.model_parts import body_of, layer_types
 
-__all__ = ["batch_hidden", "can_slice", "sliced_hidden", "slices_agree"]
+__all__ = ["batch_hidden", "can_slice", "prompts_hidden", "slice_size", "sliced_hidden", "slices_agree"]
 
 # Cached keys and values are all that such layers carry from one slice to the next.
 _SLICEABLE = frozenset({"full_attention", "sliding_attention"})
+# Attention without kernels of its own for it makes a mask of S × T: at most so many entries.
+_MASK = 2**26
+_SHORTEST = 256
 
 
 def batch_hidden(base: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -38,11 +41,12 @@ def sliced_hidden(base: nn.Module, input_ids_T: Tensor, index_N: Tensor, size: i
         base: What :meth:`selfaug.reference.Reference.serving` yields.
         input_ids_T: The prompt.
         index_N: Places in it; rising.
-        size: Tokens of a slice.
+        size: Tokens of a slice, at most; see :func:`slice_size`.
     """
     from transformers import DynamicCache
 
     cache = DynamicCache(config=base.config)
+    size = slice_size(len(input_ids_T), size)
     kept = []
     for start in range(0, len(input_ids_T), size):
         slice_S = input_ids_T[start : start + size]
@@ -52,6 +56,29 @@ def sliced_hidden(base: nn.Module, input_ids_T: Tensor, index_N: Tensor, size: i
         # A copy, where indexing with all positions of a slice could give a view that keeps the whole alive.
         kept.append(outputs.last_hidden_state[0].index_select(0, index_N[inside] - start))
     return torch.cat(kept)
+
+
+def slice_size(tokens: int, wanted: int) -> int:
+    """S: ``wanted``, less for prompts so long that the attention mask of a slice, S × T, would outgrow the rest."""
+    return min(wanted, max(_SHORTEST, _MASK // max(tokens, 1)))
+
+
+def prompts_hidden(
+    base: nn.Module, inputs: Mapping[str, Any], long: Sequence[tuple[Tensor, Tensor]], size: int | None
+) -> Tensor:
+    """R × H: the final hidden states of a batch (unless it is empty), then those of each long prompt's drawn positions.
+
+    Args:
+        base: What :meth:`selfaug.reference.Reference.serving` yields.
+        inputs: Of its body, for the prompts that go together.
+        long: Tokens and drawn positions of each prompt that goes by itself.
+        size: Tokens of a slice.
+    """
+    parts = [batch_hidden(base, inputs)] if inputs else []
+    for input_ids_T, index_N in long:
+        assert size is not None
+        parts.append(sliced_hidden(base, input_ids_T, index_N, size))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def can_slice(config: Any) -> bool:

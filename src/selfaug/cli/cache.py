@@ -1,0 +1,67 @@
+"""`selfaug cache`: write the base's hidden states at aligned positions once, for every training on the same data.
+
+Takes the words of `selfaug train`, so that both see the same rows, and trains nothing. Data on stdout is one line, the
+folder of the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from typing import Any
+
+from selfaug.errors import ConfigError
+from selfaug.terminal import emit, quiet_bars, say
+
+__all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run"]
+
+READS_ITS_OWN_ARGUMENTS = True
+
+
+def add_parser(subparsers: Any) -> None:
+    """The verb's place in the help; its flags are those of `selfaug train`."""
+    subparsers.add_parser("cache", add_help=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write what is missing of the cache, in this process; the exit code."""
+    from selfaug.cli.data import read_sources
+    from selfaug.cli.encoding import encode_sources, tokenizer_and_renderer
+    from selfaug.cli.inputs import check_model
+    from selfaug.cli.parsing import build_parser, parse
+    from selfaug.cli.train import check_reference, make_trainer, settle
+
+    argv: list[str] = args.argv
+    if {"-h", "--help"} & set(argv):
+        parser = build_parser()
+        parser.prog = "selfaug cache"
+        parser.description = "Write the folder that --reference_cache names. Takes every flag of `selfaug train`."
+        parser.print_help()
+        return 0
+    arguments = parse(argv)
+    values = arguments.values
+    if values["reference_cache"] is None:
+        raise ConfigError("no folder is given for the cache", "pass --reference_cache DIR, as to `selfaug train`.")
+    facts = check_model(
+        values["model_name_or_path"], revision=values["model_revision"], trust_remote_code=values["trust_remote_code"]
+    )
+    settings = settle(arguments, facts)
+    if not settings.training.aligns:
+        raise ConfigError(
+            f"alpha={settings.training.alpha} aligns nothing, so there is nothing to cache", "give an alpha above 0."
+        )
+    check_reference(settings)
+    if arguments.launch:
+        say("selfaug cache runs in one process; the launcher's flags have no effect on it.")
+    say(f"reading {values['dataset_name'] or 'the data sets'} ...")
+    sources = read_sources(settings)
+    quiet_bars()
+    tokenizer, renderer = tokenizer_and_renderer(settings)
+    tables, _ = encode_sources(sources, settings, tokenizer, renderer)
+    with tempfile.TemporaryDirectory() as folder:
+        settings.training.output_dir = folder  # the trainer makes it
+        trainer = make_trainer(settings, tables, tokenizer, renderer)
+        written = trainer.write_reference_cache(thorough=True)
+    say(f"{written} shards written" if written else "nothing to write: the cache is whole")
+    emit(str(values["reference_cache"]))
+    return 0

@@ -1,0 +1,102 @@
+"""What do cached hidden states depend on, and can a model's be cached at all?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfaug.errors import ConfigError
+from selfaug.model_parts import depends_on_what_follows, head_layer
+from selfaug.provenance import text_hash, tokenizer_hash
+from selfaug.reference.cache_files import UNKNOWN, CacheKey
+from selfaug.trl_names import switchable_layers
+
+__all__ = ["base_weights", "cache_key", "checksum", "refuse_uncacheable"]
+
+# Elements that a checksum widens to int64 at once.
+_CHECKED = 2**22
+
+
+def base_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The base's weights in a model with or without adapter, by the names that they have without."""
+    inside = [(n, p) for layer in switchable_layers(model) for n, p in layer.named_parameters()]
+    own = {id(p) for n, p in inside if "base_layer." not in n and "original_module." not in n}
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in own:
+            # Adapters of several weights of one module are wrapped around each other.
+            plain = ".".join(part for part in name.split(".") if part not in ("base_layer", "original_module"))
+            found[plain] = parameter
+    return found
+
+
+def checksum(weights: Mapping[str, Tensor]) -> str:
+    """Changes when any one element of any weight does, or a name, shape or number format.
+
+    Per weight ``sum_i bits_i · (2i + 1) mod 2^64``: each factor is odd, so no single change cancels. It is summed where
+    the weight lies, so a model on a GPU is checked in moments. Not meant against somebody who wants a collision.
+    """
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    parts: list[Any] = []
+    for name in sorted(weights):
+        weight = weights[name].detach()
+        bits = weight.contiguous().reshape(-1).view(integers[weight.element_size()])
+        total = torch.zeros((), dtype=torch.int64, device=weight.device)
+        for start in range(0, bits.numel(), _CHECKED):
+            part = bits[start : start + _CHECKED].to(torch.int64)
+            total += (part * (torch.arange(start, start + len(part), device=part.device) * 2 + 1)).sum()
+        parts.append([name, str(weight.dtype), list(weight.shape), int(total)])
+    return str(text_hash(json.dumps(parts)))
+
+
+def cache_key(model: nn.Module, tokenizer: Any, *, align_boundary: bool, precision: str) -> CacheKey:
+    """What a cache of this model's hidden states depends on."""
+    template = tokenizer.chat_template
+    config: Any = model.config
+    return CacheKey(
+        tokenizer=tokenizer_hash(tokenizer),
+        chat_template=text_hash(template if isinstance(template, str) or template is None else json.dumps(template)),
+        weights=UNKNOWN if any(p.is_meta for p in model.parameters()) else checksum(base_weights(model)),
+        config=str(text_hash(json.dumps(_of_the_outputs(config.to_dict()), sort_keys=True, default=str))),
+        align_boundary=align_boundary,
+        precision=precision,
+    )
+
+
+def _of_the_outputs(config: Any) -> Any:
+    """A configuration without its notes, what is asked of one call, and the names of tokens."""
+    if not isinstance(config, dict):
+        return config
+    noted = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "id2label", "label2id"}
+    return {
+        name: _of_the_outputs(value)
+        for name, value in config.items()
+        if name not in noted and not name.startswith(("_", "output_", "return_")) and not name.endswith("_token_id")
+    }
+
+
+def refuse_uncacheable(model: nn.Module) -> None:
+    """Refuse models whose hidden states or head cannot be kept on disk.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    if depends_on_what_follows(model.config):
+        raise ConfigError(
+            f"reference_cache cannot serve {type(model).__name__} as it is configured: its hidden states change with "
+            "the rest of the batch (dynamic or longrope positions, or attention to what follows), which no file knows.",
+            "leave --reference_cache out.",
+        )
+    embeddings: Any = model.get_output_embeddings()  # type: ignore[operator]
+    trained = hasattr(embeddings, "modules_to_save") or any(p.requires_grad for p in head_layer(model).parameters())
+    if trained:
+        raise ConfigError(
+            "reference_cache keeps the base's hidden states, which are its distributions only through its own head; "
+            "this run trains the head (lm_head, or the embedding that it is tied to).",
+            "train an adapter without lm_head in modules_to_save, set --freeze_head true in full fine-tuning, or leave "
+            "--reference_cache out.",
+        )
