@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import Trainer
-from transformers.integrations import is_deepspeed_zero3_enabled
 
+from selfaug.caching import CachingTrainer
 from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
 from selfaug.meter import Meter
@@ -25,12 +23,10 @@ from selfaug.model_parts import body_of, depends_on_what_follows, head_layer, mo
 from selfaug.objective.activation_terms import find_modules
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.cache_key import refuse_uncacheable
-from selfaug.reference.cached import CachedReference, ReferenceCache, open_cache
 from selfaug.reference.checks import check_full_tuning, check_peft
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.reference_batch import ReferenceLayout
-from selfaug.resuming import ResumableTrainer, StopOnNonFinite
+from selfaug.resuming import StopOnNonFinite
 from selfaug.step import StepObjective, install, micro_inputs
 from selfaug.training_rows import prepare_rows, require_aligned_tokens, with_empty_rows
 from selfaug.trl_names import spare_refused_modules
@@ -46,7 +42,7 @@ _PLAN = "selfaug"  # key of the plan in a micro-batch, and of the model's extra 
 logger = logging.getLogger(__name__)
 
 
-class SelfAugTrainer(ResumableTrainer):
+class SelfAugTrainer(CachingTrainer):
     """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)``, over the whole optimiser step.
 
     ``f = align_fraction · align_token_fraction`` is the chance with which an aligned token is drawn.
@@ -73,9 +69,6 @@ class SelfAugTrainer(ResumableTrainer):
     _weigh: Callable[[Tensor, Tensor], Tensor] | None = None
     # Our loss is divided by the counts of the whole step.
     loss_is_scaled_for_ga = True
-    _cache: ReferenceCache | None = None
-    _cache_ready = False
-    _tables: Mapping[str, Dataset] = {}  # tokenised rows by data set, for the reference cache
 
     def __init__(
         self, model: Any, args: SelfAugConfig | None = None, *, renderer: Renderer | None = None, **kwargs: Any
@@ -126,8 +119,7 @@ class SelfAugTrainer(ResumableTrainer):
             concatenate=takes_documents_in_a_row(self.model),
             slice=self._step.slice_tokens,
         )
-        if self._cache is not None:
-            self._announce_cache(self._cache)
+        self._announce_cache()
         self._meters = {"train": self._meter(), "eval": self._meter()}
         self.add_callback(StopOnNonFinite(self))
 
@@ -165,9 +157,7 @@ class SelfAugTrainer(ResumableTrainer):
         elif args.reference_cache is None:
             check_full_tuning(args.reference)
         if args.reference_cache is not None:
-            refuse_uncacheable(self._base_model)
-            self._cache = self._open_cache(args, args.reference_cache)
-            return CachedReference(self._base_model, self._cache.key.weights)
+            return self._cached_reference(args.reference_cache)
         init_kwargs = dict(args.model_init_kwargs or {})
         init_kwargs.pop("device_map", None)
         return make_reference(args.reference, self._base_model, **init_kwargs)
@@ -178,7 +168,7 @@ class SelfAugTrainer(ResumableTrainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.reference is None or args.reference_slice == 0 or sharded or not can_slice(self.model.config):
             return None
-        if self._activation_term is not None:  # its modules are watched in one pass over the whole batch
+        if self._activation_term is not None:  # activations inside the layers are caught in one pass
             return None
         if any(p.is_meta for p in self._base_model.parameters()):
             return None
@@ -193,70 +183,6 @@ class SelfAugTrainer(ResumableTrainer):
         if args.gradient_checkpointing:
             # Re-entrant checkpointing passes no gradient on where its input needs none, as behind a tied embedding.
             self.model.enable_input_require_grads()
-
-    # ---- the reference cache ----------------------------------------------------------------------------------
-
-    def _open_cache(self, args: SelfAugConfig, folder: str) -> ReferenceCache:
-        if is_deepspeed_zero3_enabled():
-            raise ConfigError(
-                "reference_cache cannot tell whether it belongs to weights that ZeRO stage 3 loads in parts.",
-                "use ZeRO stage 2 or FSDP2, or leave --reference_cache out.",
-            )
-        if not self._tables:
-            raise ConfigError(
-                "reference_cache needs tokenised rows, and skip_prepare_dataset leaves them to somebody else.",
-                "leave --reference_cache or skip_prepare_dataset out.",
-            )
-        with self.accelerator.autocast():
-            return open_cache(
-                Path(folder).expanduser(),
-                self._base_model,
-                self._tokenizer,
-                self._tables,
-                align_boundary=bool(args.align_boundary),
-                precision=self.accelerator.mixed_precision,
-                dtype=args.cache_dtype,
-            )
-
-    def _announce_cache(self, cache: ReferenceCache) -> None:
-        missing = cache.missing()
-        if missing and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ConfigError(
-                f"the reference cache in {cache.folder} is not whole, and a sharded model cannot write it.",
-                "write it first with `selfaug cache`, on one device.",
-            )
-        cache.announce(missing)
-
-    def write_reference_cache(self, *, thorough: bool = False) -> int:
-        """Write what is missing of the reference cache and try one sequence of it; the number of shards written.
-
-        Args:
-            thorough: Also read what is there, and write damaged shards anew.
-
-        Raises:
-            ConfigError: If no cache is asked for, or it does not hold what the model computes.
-        """
-        if self._cache is None:
-            raise ConfigError("no reference_cache is named, so nothing can be written.", "name it: --reference_cache.")
-        written = 0
-        with self.accelerator.autocast():
-            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                written = self._cache.write(
-                    self._base_model,
-                    self._layout,
-                    rank=self.accelerator.process_index,
-                    ranks=self.accelerator.num_processes,
-                    wait=self.accelerator.wait_for_everyone,
-                    thorough=thorough,
-                )
-            self._cache.compare(self._base_model, self._layout)
-        self._cache_ready = True
-        return written
-
-    def _check_model(self) -> None:
-        super()._check_model()
-        if self._cache is not None and not self._cache_ready:
-            self.write_reference_cache()
 
     # ---- before the first step and after the last -------------------------------------------------------------
 
@@ -325,14 +251,8 @@ class SelfAugTrainer(ResumableTrainer):
             self._train_rows = prepared
         if args.aligns:
             require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
-        if args.aligns and args.reference_cache is not None and self._cache is None:
-            if not isinstance(prepared, Dataset):
-                raise ConfigError(
-                    f"reference_cache needs to know all rows before training, and the {dataset_name} data set is a "
-                    "stream.",
-                    "load it whole (--dataset_streaming false), or leave --reference_cache out.",
-                )
-            self._tables = {**self._tables, dataset_name: prepared.with_format("torch", ["input_ids", "labels"])}
+            if args.reference_cache is not None and self._cache is None:
+                self._note_rows(prepared, dataset_name)
         return trl(prepared, pack=packing, shuffle=args.shuffle_dataset)
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
@@ -365,8 +285,7 @@ class SelfAugTrainer(ResumableTrainer):
         align_token_fraction: float = 1.0,
         weigh: Any = None,
     ) -> StepPlan:
-        if self._cache is not None and not self._cache_ready:  # an evaluation before any training
-            self.write_reference_cache()
+        self._ready_cache()  # an evaluation may come before any training
         return plan_step(
             batches,
             seed=self.args.seed,

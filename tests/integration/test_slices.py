@@ -11,7 +11,7 @@ import torch
 
 from selfaug.model_parts import body_of
 from selfaug.reference import passes
-from selfaug.reference.passes import batch_hidden, can_slice, sliced_hidden, slices_agree
+from selfaug.reference.passes import batch_hidden, can_slice, slice_size, sliced_hidden, slices_agree
 from selfaug.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step, run
 from tests.models import ARCHITECTURES, tiny
@@ -43,6 +43,16 @@ def test_slices_equal_the_whole(arch: str) -> None:
             got_NH = hidden(model, index_N, size)
             # Rotary tables and norms are float32 on both sides; other row counts add in another order.
             assert ((got_NH - expected_NH).norm() / expected_NH.norm()).item() < 1e-6
+
+
+def test_the_mask_of_a_slice_is_bounded() -> None:
+    for tokens in (1, 5000, 8192, 32_768, 131_072, 262_144):
+        size = slice_size(tokens, 4096)
+        assert 256 <= size <= 4096
+        assert size * tokens <= 2**26
+    assert slice_size(8192, 4096) == 4096
+    assert slice_size(32_768, 4096) == 2048
+    assert slice_size(32_768, 5) == 5
 
 
 def test_only_drawn_positions_are_kept() -> None:
@@ -110,6 +120,17 @@ def test_a_model_that_disagrees_with_its_slices_is_left_whole_and_it_is_said(
     with caplog.at_level(logging.WARNING, logger="selfaug.trainer"):
         ran = run(chosen, tmp_path, reference_slice=5)
     assert "reference_slice has no effect" in caplog.text
+    assert not any(batch["selfaug"]["long"] for batch in ran.batches[0])
+
+
+def test_methods_that_hold_responses_slice_and_those_that_catch_activations_do_not(tmp_path: Path) -> None:
+    chosen = SEQUENCES["single-turn"]
+    method = {"method": "selfaug+kl-response", "align_fraction": 0.5, "align_token_fraction": 0.5, "seed": 5}
+    whole = run(chosen, tmp_path / "whole", reference_slice=0, **method)
+    ran = run(chosen, tmp_path / "slices", reference_slice=5, **method)
+    assert any(batch["selfaug"]["long"] for batch in ran.batches[0])
+    assert relative_distance(ran.gradient, whole.gradient) < TOLERANCE[torch.float64]
+    ran = run(chosen, tmp_path / "activations", reference_slice=5, method="align-q")
     assert not any(batch["selfaug"]["long"] for batch in ran.batches[0])
 
 
