@@ -28,9 +28,9 @@ from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.reference_batch import ReferenceLayout
 from selfaug.resuming import StopOnNonFinite
 from selfaug.step import StepObjective, install, micro_inputs
+from selfaug.token_weights import scores_of_base, token_weights
 from selfaug.training_rows import prepare_rows, require_aligned_tokens, with_empty_rows
 from selfaug.trl_names import spare_refused_modules
-from selfaug.weights import scores_of_base, token_weights
 
 if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
@@ -222,30 +222,23 @@ class SelfAugTrainer(CachingTrainer):
             finally:
                 args.max_length, args.shuffle_dataset = kept, kept_shuffle
 
-        prepared = prepare_rows(
-            dataset,
-            tokenizer=self._tokenizer,
-            renderer=self.renderer,
-            max_length=self._fit_length,
-            cut_prompt_left=args.cut_prompt_left,
-            tokenise=lambda rows: trl(rows, pack=False, shuffle=False),
-            name=dataset_name,
-        )
+        def prepare(rows: Any, name: str) -> Any:
+            return prepare_rows(
+                rows,
+                tokenizer=self._tokenizer,
+                renderer=self.renderer,
+                max_length=self._fit_length,
+                cut_prompt_left=args.cut_prompt_left,
+                tokenise=lambda table: trl(table, pack=False, shuffle=False),
+                name=name,
+            )
+
+        prepared = prepare(dataset, dataset_name)
         mix = self.method.mix(args) if dataset_name == "train" else None
         if mix is not None:
-
-            def prepare(rows: Any) -> Any:
-                return prepare_rows(
-                    rows,
-                    tokenizer=self._tokenizer,
-                    renderer=self.renderer,
-                    max_length=self._fit_length,
-                    cut_prompt_left=args.cut_prompt_left,
-                    tokenise=lambda table: trl(table, pack=False, shuffle=False),
-                    name=str(mix.path),
-                )
-
-            others = rows_of_file(mix, self._tokenizer, self.renderer, self._fit_length, prepare)
+            others = rows_of_file(
+                mix, self._tokenizer, self.renderer, self._fit_length, lambda rows: prepare(rows, str(mix.path))
+            )
             prepared = mixed(prepared, others, mix, args.seed)
         if dataset_name == "train":
             self._train_rows = prepared

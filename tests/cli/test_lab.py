@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Cli
+
 MAKE = ("lab", "make", "--size", "small", "--steps", "8", "--threads", "1", "--checkpoint_every", "3")
 
 
@@ -61,7 +63,7 @@ def test_made_twice_and_made_from_a_kill_the_weights_are_the_same_to_the_bit(tmp
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
 
 
-def test_what_cannot_be_made_is_refused(cli: object, tmp_path: Path) -> None:
+def test_what_cannot_be_made_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "model.safetensors").write_bytes(b"")
     (tmp_path / "begun").mkdir()
@@ -75,7 +77,7 @@ def test_what_cannot_be_made_is_refused(cli: object, tmp_path: Path) -> None:
         (("task", "--count", "0"), "count=0"),
         (("task", "--output", tmp_path / "none" / "a.jsonl"), "does not exist"),
     ):
-        result = cli("lab", *words)  # type: ignore[operator]
+        result = cli("lab", *words)
         assert result.code == 2, (words, result.err)
         assert says in result.err
         assert "hint:" in result.err
@@ -83,12 +85,12 @@ def test_what_cannot_be_made_is_refused(cli: object, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_rows_of_the_task_are_read_by_prepare(cli: object, tmp_path: Path) -> None:
+def test_rows_of_the_task_are_read_by_prepare(cli: Cli, tmp_path: Path) -> None:
     written = tmp_path / "train.jsonl"
-    result = cli("lab", "task", "--count", 30, "--documents", 3, "--output", written)  # type: ignore[operator]
+    result = cli("lab", "task", "--count", 30, "--documents", 3, "--output", written)
     assert result.code == 0, result.err
     assert result.out == ""
-    printed = cli("lab", "task", "--count", 30, "--documents", 3)  # type: ignore[operator]
+    printed = cli("lab", "task", "--count", 30, "--documents", 3)
     assert printed.out == written.read_text()
-    checked = cli("prepare", written, "--check")  # type: ignore[operator]
+    checked = cli("prepare", written, "--check")
     assert checked.code == 0, checked.err

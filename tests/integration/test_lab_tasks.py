@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfaug.evaluation.harness import Harness
 from selfaug.evaluation.suites import suite
 from selfaug.lab.item import chat, passes
-from selfaug.lab.model import SIZES, make_tokenizer, new_model, save
+from selfaug.lab.model import SIZES, new_model, save
 from selfaug.lab.skills import SKILLS, items
+from selfaug.lab.tokenizer import make_tokenizer
 from selfaug.lab.world import World
 
 pytestmark = pytest.mark.slow

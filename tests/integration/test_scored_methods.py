@@ -111,7 +111,7 @@ def test_scores_are_kept_for_the_same_base_and_made_anew_for_another(
         passes.append(len(rows))
         return score_rows(model, base, rows, **options)
 
-    monkeypatch.setattr("selfaug.weights.score_rows", counted)
+    monkeypatch.setattr("selfaug.token_weights.score_rows", counted)
 
     def trained(chosen: Any, **given: Any) -> Ran:
         return run(chosen, tmp_path, method="flow", **given)

@@ -146,11 +146,3 @@ def test_slices_are_off_where_weights_are_sharded(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(passes, "body_of", lambda model: pytest.fail("a pass"))
     ran.trainer.args.reference_slice = 0
     assert ran.trainer._slice(ran.trainer.args) is None
-
-
-def test_watched_activations_take_their_prompts_at_once(tmp_path: Path) -> None:
-    """A method that compares activations catches them in one pass over the batch."""
-    ran = run(SEQUENCES["single-turn"][:2], tmp_path, method="align-v", reference_slice=5)
-    assert ran.trainer is not None
-    assert ran.trainer._slice(ran.trainer.args) is None
-    assert not any(batch["selfaug"]["long"] for batch in ran.batches[0])

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    from selfaug.lab.model import Making, make
+    from selfaug.lab.model import Making, is_finished, make
 
     for name in ("steps", "threads", "checkpoint_every"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -67,7 +67,7 @@ def _make(args: argparse.Namespace) -> int:
     chosen = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(Making)}
     making = Making(**{name: value for name, value in chosen.items() if value is not None})
     folder = Path(args.output_dir).expanduser()
-    if folder.is_dir() and (folder / "model.safetensors").exists():
+    if is_finished(folder):
         raise ConfigError(f"output_dir {str(folder)!r} holds a finished model.", "name another folder.")
     say(f"making {making.size}: {making.steps} steps of about {making.tokens} tokens")
     with counting("training", making.steps) as progress:

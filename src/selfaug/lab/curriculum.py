@@ -8,7 +8,7 @@ answer, and prompts only well enough that its distribution over them means somet
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from selfaug.lab.world import World
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["PROMPT_WEIGHT", "STAGES", "Example", "Stage", "batch", "sample_texts", "stage_at"]
+__all__ = ["PROMPT_WEIGHT", "STAGES", "Example", "Stage", "batches", "sample_texts", "stage_at"]
 
 PROMPT_WEIGHT = 0.1
 """Of a prompt token in the loss; an answer token weighs 1."""
@@ -118,10 +118,24 @@ def encode(item: Item, tokenizer: Tokenizer) -> Example:
     return Example(flat, [weight for piece, weight in zip(ids, weights, strict=True) for _ in piece])
 
 
-def batch(step: int, steps: int, tokens: int, world: World, tokenizer: Tokenizer, seed: int) -> list[Example]:
-    """Conversations of similar length that fill about so many tokens when padded."""
-    rng = random.Random(f"batch {seed} {step // _LENGTH_GROUPS}")
-    stage = stage_at(step - step % _LENGTH_GROUPS, steps)
+def batches(
+    first: int, steps: int, tokens: int, world: World, tokenizer: Tokenizer, seed: int
+) -> Iterator[list[Example]]:
+    """The batch of each step from ``first`` on: conversations of similar length, about so many tokens when padded.
+
+    A step's batch is the same wherever the training is gone on from.
+    """
+    groups: list[list[Example]] = []
+    for step in range(first, steps):
+        if not groups or step % _LENGTH_GROUPS == 0:
+            groups = _groups(step // _LENGTH_GROUPS, steps, tokens, world, tokenizer, seed)
+        yield groups[step % _LENGTH_GROUPS % len(groups)]
+
+
+def _groups(number: int, steps: int, tokens: int, world: World, tokenizer: Tokenizer, seed: int) -> list[list[Example]]:
+    """The batches of ``_LENGTH_GROUPS`` steps, each of one length; long and short ones in turn, not rising."""
+    rng = random.Random(f"batch {seed} {number}")
+    stage = stage_at(number * _LENGTH_GROUPS, steps)
     found: list[Example] = []
     while sum(len(example.input_ids) for example in found) < tokens * _LENGTH_GROUPS:
         found.append(encode(_item(rng, world, stage), tokenizer))
@@ -134,6 +148,5 @@ def batch(step: int, steps: int, tokens: int, world: World, tokenizer: Tokenizer
             groups.append([])
         groups[-1].append(example)
         filled += len(example.input_ids)
-    order = list(range(len(groups)))
-    rng.shuffle(order)  # long and short batches in turn, not rising
-    return groups[order[step % len(order)]]
+    rng.shuffle(groups)
+    return groups

@@ -1,4 +1,4 @@
-"""How is the lab's model made? Tokenizer, Qwen2 architecture, and a training that is a function of its settings alone.
+"""How is the lab's model made? Qwen2 architecture, and a training that is a function of its settings alone.
 
 A training that was killed goes on from its last checkpoint, and two trainings on one CPU machine with the same number
 of threads give the same weights to the bit.
@@ -20,20 +20,26 @@ import torch.nn.functional as F  # noqa: N812 - the field's own name for it
 from torch import Tensor
 
 from selfaug.errors import ConfigError
-from selfaug.lab.curriculum import Example, batch, sample_texts
+from selfaug.lab.curriculum import Example, batches
+from selfaug.lab.tokenizer import make_tokenizer
 from selfaug.lab.world import World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-__all__ = ["CHAT_TEMPLATE", "SIZES", "Making", "Size", "make", "make_tokenizer", "new_model", "save", "weights_hash"]
+__all__ = [
+    "SIZES",
+    "Making",
+    "Size",
+    "is_finished",
+    "make",
+    "make_tokenizer",
+    "new_model",
+    "save",
+    "weights_hash",
+]
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_ROLES = ("user", "assistant", "system")
+_STATE = "training.pt"  # the last checkpoint; gone when the model is finished
 
 
 @dataclass(frozen=True)
@@ -81,34 +87,6 @@ class Making:
         """The learning rate of a step: up, flat, down to 0."""
         up, down = max(1, self.steps // 50), max(1, self.steps * 2 // 5)
         return self.learning_rate * min(1.0, (step + 1) / up, (self.steps - step) / down)
-
-
-def make_tokenizer(world: World, vocabulary: int, texts: int = 20_000, seed: int = 0) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits: any text can be encoded, and nothing is unknown."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\d| ?[A-Za-z']+| ?[^\sA-Za-z\d]+|\s+"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(_SPECIALS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    roles = [f"{role}\n" for role in _ROLES for _ in range(2000)]
-    raw.train_from_iterator([*sample_texts(world, texts, seed), *roles], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<|endoftext|>", eos_token="<|im_end|>", model_max_length=2048
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
 
 
 def new_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
@@ -178,13 +156,40 @@ def make(
     """
     world = World.make()
     folder.mkdir(parents=True, exist_ok=True)
-    state_file, settings_file = folder / "training.pt", folder / "making.json"
+    state_file, settings_file = folder / _STATE, folder / "making.json"
     if settings_file.exists() and json.loads(settings_file.read_text("utf-8")) != asdict(making):
         raise ConfigError(f"{folder} holds a model that is being made with other settings.", "name another folder.")
     settings_file.write_text(json.dumps(asdict(making), indent=2) + "\n", encoding="utf-8")
-    torch.set_num_threads(making.threads)
     tokenizer = make_tokenizer(world, making.vocabulary, making.texts, making.seed)
     model = new_model(SIZES[making.size], tokenizer, making.seed).to(device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(making.threads)
+    try:
+        _train(model, tokenizer, world, making, state_file, device, checkpoint_every, log, progress)
+    finally:
+        torch.set_num_threads(threads)
+    save(model.eval(), tokenizer, folder)
+    # Only now: a folder with this file is not finished, however far its weights were written.
+    state_file.unlink()
+    return weights_hash(model)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a model that was made to its end."""
+    return (folder / "model.safetensors").exists() and not (folder / _STATE).exists()
+
+
+def _train(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    world: World,
+    making: Making,
+    state_file: Path,
+    device: str,
+    checkpoint_every: int,
+    log: Callable[[dict[str, Any]], None] | None,
+    progress: Callable[[int], None] | None,
+) -> None:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": 0.05},
@@ -198,30 +203,28 @@ def make(
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["step"])
     model.train()
-    for step in range(first, making.steps):
-        began = time.perf_counter()
-        examples = batch(step, making.steps, making.tokens, world, tokenizer.backend_tokenizer, making.seed)
+    data = batches(first, making.steps, making.tokens, world, tokenizer.backend_tokenizer, making.seed)
+    began = time.perf_counter()
+    read = 0
+    for step, examples in enumerate(data, start=first):
         ids_BT, weights_BT = _tensors(examples, int(tokenizer.pad_token_id))
         for group in optimizer.param_groups:
             group["lr"] = making.rate(step)
         loss = loss_of(model, ids_BT.to(device), weights_BT.to(device))
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss of step {step} is {loss.item()}")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of step {step} is {loss.item()}")
+        read += ids_BT.numel()
         if log is not None and (step + 1) % 50 == 0:
-            rate = ids_BT.numel() / (time.perf_counter() - began)
+            rate = read / (time.perf_counter() - began)
             log({"step": step + 1, "loss": round(loss.item(), 4), "tokens_per_second": round(rate)})
         if progress is not None:
             progress(step + 1)
-        if (step + 1) % checkpoint_every == 0 and step + 1 < making.steps:
+        if (step + 1) % checkpoint_every == 0 or step + 1 == making.steps:
             _write(state_file, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
-    model.eval()
-    save(model, tokenizer, folder)
-    state_file.unlink(missing_ok=True)
-    return weights_hash(model)
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:

@@ -20,7 +20,9 @@ _FFN = ("mlp", "feed_forward", "block_sparse_moe")
 
 
 class AlignActivations(Method):
-    """``loss = Σ nll / n_response + w · mean_m Σ_drawn mean_d (h_m - h_m,base)² / (align_fraction · n_aligned)``.
+    """``loss = Σ nll / n_response + w · mean_m Σ_drawn mean_d (h_m - h_m,base)² / (f · n_aligned)``.
+
+    ``f = align_fraction · align_token_fraction``.
 
     h_m are the outputs of the modules m at aligned positions: the projections of attention, or the feed-forward blocks.
     Source: arXiv 2509.03934, Table 2, which compares these with aligning the logits and gives neither the distance nor

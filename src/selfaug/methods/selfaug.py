@@ -15,7 +15,7 @@ __all__ = ["SelfAug"]
 
 
 class SelfAug(Method):
-    """``loss = Σ nll / n_response + α · Σ_drawn kl / (align_fraction · n_aligned)``.
+    """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)``, ``f = align_fraction · align_token_fraction``.
 
     Source: Huang et al., arXiv 2509.03934. We differ in: both divisors count tokens of the whole optimiser step, across
     micro-batches and ranks (the release: of a micro-batch); the last prompt position before a response belongs to the

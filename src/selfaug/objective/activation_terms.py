@@ -23,7 +23,9 @@ __all__ = ["ActivationTerm", "Activations", "find_modules", "squared_difference"
 
 @dataclass(frozen=True)
 class ActivationTerm:
-    """``weight · mean_modules Σ_n mean_d (tuned - base)² / (align_fraction · n_aligned)``.
+    """``weight · mean_modules Σ_n mean_d (tuned - base)² / (f · n_aligned)``.
+
+    ``f = align_fraction · align_token_fraction``, the chance with which an aligned position is drawn.
 
     Args:
         name: Of its log entry.

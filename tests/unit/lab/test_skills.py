@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from selfaug.lab.item import Item, chat, passes
-from selfaug.lab.model import CHAT_TEMPLATE, make_tokenizer
 from selfaug.lab.skills import SKILLS, items
+from selfaug.lab.tokenizer import CHAT_TEMPLATE, make_tokenizer
 from selfaug.lab.world import World
 
 WORLD = World.make()

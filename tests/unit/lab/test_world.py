@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from selfaug.data.record import Record
 from selfaug.errors import ConfigError
 from selfaug.lab.curriculum import STAGES, sample_texts
 from selfaug.lab.task import Distance, rows
-from selfaug.lab.words import KINDS, in_test, names
+from selfaug.lab.words import KINDS, Part, in_test, names
 from selfaug.lab.world import RELATIONS, World
 
 WORLD = World.make()
@@ -57,9 +58,9 @@ def test_what_the_base_reads_knows_neither_documents_nor_the_tasks_lands() -> No
         Distance(documents=20, sentences=8, told=5, terse=False, unanswerable=1.0),
     ],
 )
-def test_a_row_of_the_task(part: str, distance: Distance, tmp_path: object) -> None:
+def test_a_row_of_the_task(part: Part, distance: Distance) -> None:
     known = {land.name for land in WORLD.lands}
-    for row in rows(part, 60, WORLD, distance):  # type: ignore[arg-type]
+    for row in rows(part, 60, WORLD, distance):
         assert len(row["documents"]) == distance.documents
         titles = [document["title"] for document in row["documents"]]
         assert len(set(titles)) == len(titles)
@@ -80,11 +81,11 @@ def test_a_row_of_the_task(part: str, distance: Distance, tmp_path: object) -> N
         assert told == [row["answer"][0] if distance.terse else row["answer"][1]]
 
 
-def test_rows_are_records_and_a_function_of_their_arguments(tmp_path: object) -> None:
+def test_rows_are_records_and_a_function_of_their_arguments(tmp_path: Path) -> None:
     made = rows("train", 50, WORLD)
     assert made == rows("train", 50, WORLD)
     assert made != rows("train", 50, WORLD, seed=1)
-    path = tmp_path / "rows.jsonl"  # type: ignore[operator]
+    path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
     loaded = read_rows(path)
     assert not loaded.problems
