@@ -24,13 +24,17 @@ def add_parser(subparsers: Any) -> None:
     parts = parser.add_subparsers(title="parts", dest="part", metavar="PART", required=True)
     making = parts.add_parser("make", help="train the lab's model from nothing")
     making.add_argument("--output_dir", "--output-dir", required=True, metavar="FOLDER", help="of the model")
-    making.add_argument("--size", default="base", help="base or small")
+    making.add_argument("--size", default="base", help="small, base or large")
     making.add_argument("--steps", type=int, help="optimiser steps")
     making.add_argument("--learning_rate", "--learning-rate", type=float, help="highest learning rate")
     making.add_argument("--seed", type=int, help="of weights, order and mixture")
     making.add_argument("--threads", type=int, help="of the products; their number decides the last bits")
+    making.add_argument("--tokens", type=int, help="of a step, about")
+    making.add_argument("--precision", help="float32, or bfloat16 for a GPU")
+    making.add_argument("--workers", type=int, default=0, help="processes that make batches; they change nothing")
     making.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     making.add_argument("--checkpoint_every", "--checkpoint-every", type=int, default=200, metavar="STEPS")
+    making.add_argument("--probe_every", "--probe-every", type=int, default=0, metavar="STEPS", help="test all skills")
     task = parts.add_parser("task", help="write rows of the RAG task to stdout or a file")
     task.add_argument("--part_of", "--part-of", choices=("train", "test"), default="train", dest="rows_part")
     task.add_argument("--count", type=int, default=1000, help="rows")
@@ -61,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def _make(args: argparse.Namespace) -> int:
     from selfaug.lab.model import Making, is_finished, make
 
-    for name in ("steps", "threads", "checkpoint_every"):
+    for name in ("steps", "threads", "tokens", "checkpoint_every"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"{name}={getattr(args, name)} is no number of {name}.", "give 1 or more.")
     chosen = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(Making)}
@@ -75,6 +79,8 @@ def _make(args: argparse.Namespace) -> int:
             folder,
             making,
             device=args.device,
+            workers=args.workers,
+            probe_every=args.probe_every,
             checkpoint_every=args.checkpoint_every,
             log=lambda entry: say("  ".join(f"{name} {value}" for name, value in entry.items())),
             progress=progress,

@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's own name for it
 from torch import Tensor
 
 from selfaug.errors import ConfigError
-from selfaug.lab.curriculum import Example, batches
+from selfaug.lab.batches import Order, batches
 from selfaug.lab.tokenizer import make_tokenizer
 from selfaug.lab.world import World
 
@@ -39,6 +39,8 @@ __all__ = [
     "weights_hash",
 ]
 
+_LOG_EVERY = 50
+_PRECISIONS = ("float32", "bfloat16")
 _STATE = "training.pt"  # the last checkpoint; gone when the model is finished
 
 
@@ -52,7 +54,7 @@ class Size:
     feed_forward: int
 
 
-SIZES = {"base": Size(128, 4, 4, 384), "small": Size(96, 3, 3, 256)}
+SIZES = {"small": Size(96, 3, 3, 256), "base": Size(128, 4, 4, 384), "large": Size(192, 6, 6, 512)}
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Making:
         texts: Conversations that the tokenizer is made from.
         seed: Of weights, order and mixture.
         threads: Of the products; their number changes the order of sums.
+        precision: Of the products: ``float32`` or ``bfloat16`` (autocast; the weights stay in float32).
     """
 
     size: str = "base"
@@ -78,10 +81,15 @@ class Making:
     texts: int = 20_000
     seed: int = 0
     threads: int = 1
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ConfigError(f"size={self.size!r} is not a size of the lab.", f"choose one of: {', '.join(SIZES)}.")
+        if self.precision not in _PRECISIONS:
+            raise ConfigError(
+                f"precision={self.precision!r} is not one of the lab's.", f"choose one of: {', '.join(_PRECISIONS)}."
+            )
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: up, flat, down to 0."""
@@ -101,6 +109,8 @@ def new_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
         max_position_embeddings=2048,
+        # Rows of unit length: at such widths the usual 0.02 leaves all layers near nothing for hundreds of steps.
+        initializer_range=size.hidden**-0.5,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -120,16 +130,6 @@ def weights_hash(model: torch.nn.Module) -> str:
     return sha.hexdigest()
 
 
-def _tensors(examples: list[Example], pad: int) -> tuple[Tensor, Tensor]:
-    longest = max(len(example.input_ids) for example in examples)
-    ids_BT = torch.full((len(examples), longest), pad)
-    weights_BT = torch.zeros(len(examples), longest)
-    for row, example in enumerate(examples):
-        ids_BT[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
-        weights_BT[row, : len(example.weights)] = torch.tensor(example.weights)
-    return ids_BT, weights_BT
-
-
 def loss_of(model: Qwen2ForCausalLM, ids_BT: Tensor, weights_BT: Tensor) -> Tensor:
     """``Σ weight · nll / Σ weight`` of the next tokens. Rows are padded at their end: causality hides it."""
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
@@ -143,16 +143,29 @@ def make(
     making: Making,
     *,
     device: str = "cpu",
+    workers: int = 0,
     checkpoint_every: int = 200,
+    probe_every: int = 0,
     log: Callable[[dict[str, Any]], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Train a model into ``folder`` and return the hash of its weights.
+    """Train a model into ``folder`` and return the hash of its weights, which are stored in bfloat16.
 
     A folder that holds a checkpoint of the same settings is gone on with.
 
+    Args:
+        folder: Of the model.
+        making: What the weights are a function of.
+        device: Where the training runs; only on a CPU are the weights the same to the bit each time.
+        workers: Processes besides this one that make batches; their number changes nothing.
+        checkpoint_every: Steps.
+        probe_every: Steps after which the skills are tested on 100 items each; 0: never.
+        log: Gets what is measured on the way.
+        progress: Gets the steps that are done.
+
     Raises:
         ConfigError: If the folder holds a training with other settings.
+        FloatingPointError: If the loss is no number.
     """
     world = World.make()
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,14 +177,15 @@ def make(
     model = new_model(SIZES[making.size], tokenizer, making.seed).to(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(making.threads)
+    training = _Training(model, tokenizer, world, making, state_file, checkpoint_every, probe_every)
     try:
-        _train(model, tokenizer, world, making, state_file, device, checkpoint_every, log, progress)
+        training.run(workers, log or (lambda entry: None), progress or (lambda step: None))
     finally:
         torch.set_num_threads(threads)
-    save(model.eval(), tokenizer, folder)
+    digest = save(model.eval(), tokenizer, folder)
     # Only now: a folder with this file is not finished, however far its weights were written.
     state_file.unlink()
-    return weights_hash(model)
+    return digest
 
 
 def is_finished(folder: Path) -> bool:
@@ -179,52 +193,80 @@ def is_finished(folder: Path) -> bool:
     return (folder / "model.safetensors").exists() and not (folder / _STATE).exists()
 
 
-def _train(
-    model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    world: World,
-    making: Making,
-    state_file: Path,
-    device: str,
-    checkpoint_every: int,
-    log: Callable[[dict[str, Any]], None] | None,
-    progress: Callable[[int], None] | None,
-) -> None:
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": 0.05},
-        {"params": [p for p in model.parameters() if p.ndim < 2]},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=making.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
+@dataclass(frozen=True)
+class _Training:
+    model: Qwen2ForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    world: World
+    making: Making
+    state_file: Path
+    checkpoint_every: int
+    probe_every: int
+
+    def run(self, workers: int, log: Callable[[dict[str, Any]], None], progress: Callable[[int], None]) -> None:
+        """From the last checkpoint, or the first step, to the last step."""
+        model, making, device = self.model, self.making, self.model.device
+        optimizer = self._optimizer()
+        first = self._resume(optimizer)
+        model.train()
+        pad, tokenizer = int(self.tokenizer.pad_token_id), self.tokenizer.backend_tokenizer
+        order = Order(making.steps, making.tokens, self.world, tokenizer, pad, making.seed)
+        began, read = time.perf_counter(), 0
+        for step, batch in enumerate(batches(order, first, workers), start=first):
+            for group in optimizer.param_groups:
+                group["lr"] = making.rate(step)
+            ids_BT, weights_BT = (tensor.to(device, non_blocking=True) for tensor in batch)
+            with torch.autocast(device.type, torch.bfloat16, enabled=making.precision == "bfloat16"):
+                loss = loss_of(model, ids_BT, weights_BT)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            read += ids_BT.numel()
+            done = step + 1
+            saves = done % self.checkpoint_every == 0 or done == making.steps
+            if done % _LOG_EVERY == 0 or saves:
+                # Asked here alone: every look at a number makes a GPU wait.
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError(f"the loss of step {step} is {loss.item()}")
+                rate = round(read / (time.perf_counter() - began))
+                log({"step": done, "loss": round(loss.item(), 4), "tokens_per_second": rate})
+            if self.probe_every and done % self.probe_every == 0:
+                log({"step": done, **self._probe()})
+            progress(done)
+            if saves:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+                _write(self.state_file, state)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": 0.05},
+            {"params": [p for p in self.model.parameters() if p.ndim < 2]},
+        ]
+        fused = self.model.device.type == "cuda"
+        return torch.optim.AdamW(
+            groups, lr=self.making.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=fused
+        )
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> int:
+        if not self.state_file.exists():
+            return 0
+        state = torch.load(self.state_file, map_location=self.model.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first = int(state["step"])
-    model.train()
-    data = batches(first, making.steps, making.tokens, world, tokenizer.backend_tokenizer, making.seed)
-    began = time.perf_counter()
-    read = 0
-    for step, examples in enumerate(data, start=first):
-        ids_BT, weights_BT = _tensors(examples, int(tokenizer.pad_token_id))
-        for group in optimizer.param_groups:
-            group["lr"] = making.rate(step)
-        loss = loss_of(model, ids_BT.to(device), weights_BT.to(device))
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of step {step} is {loss.item()}")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        read += ids_BT.numel()
-        if log is not None and (step + 1) % 50 == 0:
-            rate = read / (time.perf_counter() - began)
-            log({"step": step + 1, "loss": round(loss.item(), 4), "tokens_per_second": round(rate)})
-        if progress is not None:
-            progress(step + 1)
-        if (step + 1) % checkpoint_every == 0 or step + 1 == making.steps:
-            _write(state_file, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+        return int(state["step"])
+
+    def _probe(self) -> dict[str, float]:
+        from selfaug.lab.probe import share_right
+        from selfaug.lab.skills import SKILLS, items
+
+        self.model.eval()
+        found = {
+            skill: share_right(self.model, self.tokenizer, items(skill, "test", 100, self.world)) for skill in SKILLS
+        }
+        self.model.train()
+        return found
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
@@ -234,8 +276,11 @@ def _write(path: Path, state: dict[str, Any]) -> None:
     beside.replace(path)
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """What `from_pretrained` loads."""
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
+    """What `from_pretrained` loads, into float32: the weights lie there in half the bytes. Returns their hash."""
     model.generation_config.do_sample = False
-    model.save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
+    return weights_hash(model)
