@@ -10,6 +10,7 @@ from typing import Any
 
 from selfaug.cli.yaml_file import check_value, read_settings
 from selfaug.errors import ConfigError, nearest
+from selfaug.lab import shipped
 
 __all__ = ["Settings", "add_flags", "resolve"]
 
@@ -113,6 +114,8 @@ def resolve(args: argparse.Namespace) -> Settings:
                 )
             given.setdefault(name, check_value(actions[name], hints[name], value, f"{config}: {name}"))
     settings = Settings(**given)
+    if settings.base is not None:
+        settings.base = shipped.resolve(settings.base)
     _check(settings)
     return settings
 

@@ -22,6 +22,7 @@ from selfaug.cli.launch import LaunchFlags
 from selfaug.cli.options import AUTO, DIFFERENT_DEFAULTS, RunArguments
 from selfaug.cli.yaml_file import check_value, read_settings
 from selfaug.errors import ConfigError, UserError, nearest
+from selfaug.lab import shipped
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
@@ -144,6 +145,8 @@ def _normal(values: dict[str, Any]) -> dict[str, Any]:
         value = values.get(name)
         if name == "reference" and value in ("base", "initial"):
             continue  # words of the setting, also where a folder has that name
+        if name in ("model_name_or_path", "reference") and isinstance(value, str):
+            values[name] = value = shipped.resolve(value)
         if isinstance(value, str) and Path(value).expanduser().exists():
             values[name] = str(Path(value).expanduser().resolve())
     if values["reference_cache"] is not None:  # may be made by the run itself

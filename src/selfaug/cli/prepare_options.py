@@ -10,6 +10,7 @@ from typing import Any
 
 from selfaug.cli.yaml_file import check_value, read_settings
 from selfaug.errors import ConfigError, nearest
+from selfaug.lab import shipped
 
 __all__ = ["Settings", "add_flags", "resolve"]
 
@@ -99,6 +100,8 @@ def resolve(args: argparse.Namespace) -> Settings:
                 )
             given.setdefault(name, check_value(actions[name], hints[name], value, f"{config}: {name}"))
     settings = Settings(**given)
+    if settings.model_name_or_path is not None:
+        settings.model_name_or_path = shipped.resolve(settings.model_name_or_path)
     if settings.check and "held_out" not in given:
         settings.held_out = 0.0  # Data that cannot be split is not bad data.
     if settings.input is None:

@@ -245,9 +245,7 @@ class _Training:
             {"params": [p for p in self.model.parameters() if p.ndim < 2]},
         ]
         fused = self.model.device.type == "cuda"
-        return torch.optim.AdamW(
-            groups, lr=self.making.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=fused
-        )
+        return torch.optim.AdamW(groups, lr=self.making.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> int:
         if not self.state_file.exists():

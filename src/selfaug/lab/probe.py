@@ -29,9 +29,9 @@ def answers(model: Any, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item
     found = [""] * len(items)
     for first in range(0, len(order), _BATCH):
         taken = order[first : first + _BATCH]
-        batch = tokenizer.pad(
-            {"input_ids": [prompts[i] for i in taken]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
+        batch = tokenizer.pad({"input_ids": [prompts[i] for i in taken]}, padding_side="left", return_tensors="pt").to(
+            model.device
+        )
         width = batch["input_ids"].shape[1]
         ids_BT = model.generate(**batch, max_new_tokens=longest, do_sample=False)
         for i, text in zip(taken, tokenizer.batch_decode(ids_BT[:, width:], skip_special_tokens=True), strict=True):

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from selfaug.errors import ConfigError
 from selfaug.lab import model as lab
-from selfaug.lab.curriculum import batches
+from selfaug.lab.batches import PROMPT_WEIGHT, Order, batches, encode
+from selfaug.lab.item import Item, chat
+from selfaug.lab.probe import answers, share_right
+from selfaug.lab.skills import items
 from selfaug.lab.tokenizer import make_tokenizer
 from selfaug.lab.world import World
 
@@ -21,7 +25,7 @@ def test_stopped_while_saving_it_is_not_finished_and_goes_on(tmp_path: Path, mon
     assert lab.is_finished(tmp_path / "whole")
     with monkeypatch.context() as patch:
 
-        def torn(model: object, tokenizer: object, folder: Path) -> None:
+        def torn(model: object, tokenizer: object, folder: Path) -> str:
             (folder / "model.safetensors").write_bytes(b"half of it")
             raise KeyboardInterrupt
 
@@ -46,10 +50,42 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         lab.make(tmp_path, lab.Making(size="small", steps=4, tokens=256, vocabulary=400, texts=300))
 
 
-def test_a_steps_batch_is_the_same_from_wherever_it_is_gone_on(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer(World.make(), 400, texts=300).backend_tokenizer
-    whole = list(batches(0, 11, 512, World.make(), tokenizer, seed=3))
-    assert len({tuple(example.input_ids) for batch in whole for example in batch}) > 20
-    for first in (1, 3, 4, 10):
-        assert list(batches(first, 11, 512, World.make(), tokenizer, seed=3)) == whole[first:]
-    assert list(batches(0, 11, 512, World.make(), tokenizer, seed=4)) != whole
+def test_a_steps_batch_is_the_same_from_wherever_it_is_gone_on_and_by_any_number_of_processes() -> None:
+    tokenizer = make_tokenizer(World.make(), 400, texts=300)
+    pad = int(tokenizer.pad_token_id)
+    order = Order(11, 512, World.make(), tokenizer.backend_tokenizer, pad, 3)
+    whole = [list(map(Tensor.tolist, batch)) for batch in batches(order, 0)]
+    assert len(whole) == 11
+    assert len({tuple(row) for ids, _ in whole for row in ids}) > 20
+    for first, workers in ((1, 0), (3, 2), (4, 0), (10, 1)):
+        assert [list(map(Tensor.tolist, batch)) for batch in batches(order, first, workers)] == whole[first:]
+    other = Order(11, 512, World.make(), tokenizer.backend_tokenizer, pad, 4)
+    assert [batch[0].tolist() for batch in batches(other, 0)] != [ids for ids, _ in whole]
+
+
+def test_answers_count_fully_and_prompts_a_little() -> None:
+    tokenizer = make_tokenizer(World.make(), 400, texts=300)
+    item = Item("reading", ("Hello.", "Yes.", "What is red?"), "A fox.", {})
+    ((ids, weights),) = encode([item], tokenizer.backend_tokenizer)
+    assert tokenizer.decode(ids) == f"{chat(item.turns)}A fox.<|im_end|>\n"
+    full = [i for i, weight in zip(ids, weights, strict=True) if weight == 1.0]
+    assert tokenizer.decode(full) == "Yes.<|im_end|>A fox.<|im_end|>"
+    assert set(weights) == {1.0, PROMPT_WEIGHT}
+
+
+def test_tokens_that_fill_up_rows_do_not_count() -> None:
+    tokenizer = make_tokenizer(World.make(), 400, texts=300)
+    pad = int(tokenizer.pad_token_id)
+    for ids_BT, weights_BT in batches(Order(4, 700, World.make(), tokenizer.backend_tokenizer, pad, 0), 0):
+        assert ids_BT.shape == weights_BT.shape
+        assert ((weights_BT == 0) == (ids_BT == pad)).all()
+
+
+def test_a_probe_counts_right_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lab.new_model(lab.SIZES["small"], tokenizer := make_tokenizer(World.make(), 400, texts=300), 0).eval()
+    wanted = [items("editing", "test", 5, World.make())[i] for i in (0, 3, 1)]
+    found = answers(model, tokenizer, wanted, longest=4)
+    alone = [answers(model, tokenizer, [item], longest=4)[0] for item in wanted]
+    assert found == alone
+    monkeypatch.setattr("selfaug.lab.probe.answers", lambda *_: [wanted[0].answer, "other", wanted[2].answer])
+    assert share_right(model, tokenizer, wanted) == pytest.approx(2 / 3)

@@ -1,0 +1,32 @@
+"""Which models of the lab come with the package, and by which names does every verb know them?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selfaug.errors import ConfigError, nearest
+
+__all__ = ["ASSETS", "NAMES", "resolve"]
+
+ASSETS = Path(__file__).parent / "assets"
+"""A folder for each size, as `from_pretrained` loads it."""
+
+NAMES = {"lab": "base", "lab:small": "small", "lab:base": "base", "lab:large": "large"}
+"""Names of models, and the size that each stands for."""
+
+
+def resolve(name: str) -> str:
+    """The folder of a model that comes with the package; any other name or path as it is.
+
+    A file or folder of that name in the working folder goes first.
+
+    Raises:
+        ConfigError: If the name begins with ``lab:`` and there is no such size.
+    """
+    if name in NAMES and not Path(name).exists():
+        return str(ASSETS / NAMES[name])
+    if name.startswith("lab:") and not Path(name).exists():
+        raise ConfigError(
+            f"{name!r} is no model of the lab.{nearest(name, NAMES)}", f"choose one of: {', '.join(NAMES)}."
+        )
+    return name
