@@ -31,7 +31,7 @@ PROMPT_WEIGHT = 0.1
 """Of a prompt token in the loss; an answer token weighs 1."""
 
 Batch = tuple[Tensor, Tensor]
-"""``ids_BT`` (int64) and ``weights_BT`` (float32, of each token as a target); rows are padded at their end, weight 0."""
+"""``ids_BT`` (int64), ``weights_BT`` (float32, of each token as a target); rows are padded at their end, weight 0."""
 
 _STEPS = 4  # made together, so that their conversations can be sorted by length and little is padded
 _AT_ONCE = 64  # conversations that are drawn and encoded together
@@ -59,7 +59,7 @@ class Order(Dataset[list[Batch]]):
     seed: int
 
     def __len__(self) -> int:
-        return -(-self.steps // _STEPS)
+        return (self.steps + _STEPS - 1) // _STEPS
 
     def __getitem__(self, number: int) -> list[Batch]:
         rng = random.Random(f"batch {self.seed} {number}")
