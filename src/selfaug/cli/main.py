@@ -40,6 +40,7 @@ VERBS = {
     "relate": Verb("selfaug.cli.relate", "relate shift to forgetting over runs, with a coefficient and a picture"),
     "report": Verb("selfaug.cli.report", "write one page on what runs gained, lost and cost"),
     "gate": Verb("selfaug.cli.gate", "pass or fail a run by what it gained and lost, for continuous integration"),
+    "demo": Verb("selfaug.cli.demo", "see it on a small model that comes along: forgetting with LoRA and with SelfAug"),
     "lab": Verb("selfaug.cli.lab", "make the lab's model from nothing, or rows of its RAG task"),
     "merge": Verb("selfaug.cli.merge", "fold a run's adapter into its base model"),
     "chat": Verb("selfaug.cli.chat", "talk to a run's model, with or without its adapter"),

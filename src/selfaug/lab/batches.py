@@ -10,22 +10,24 @@ Shapes: B conversations, T tokens of the longest.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from selfaug.lab.curriculum import draw, stage_at
 from selfaug.lab.item import Item
+from selfaug.lab.words import WORD
 from selfaug.lab.world import World
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["PROMPT_WEIGHT", "Batch", "Order", "batches", "encode"]
+__all__ = ["PROMPT_WEIGHT", "Batch", "Example", "Order", "Words", "batches", "encode"]
 
 PROMPT_WEIGHT = 0.1
 """Of a prompt token in the loss; an answer token weighs 1."""
@@ -33,14 +35,16 @@ PROMPT_WEIGHT = 0.1
 Batch = tuple[Tensor, Tensor]
 """``ids_BT`` (int64), ``weights_BT`` (float32, of each token as a target); rows are padded at their end, weight 0."""
 
-_STEPS = 4  # made together, so that their conversations can be sorted by length and little is padded
-_AT_ONCE = 64  # conversations that are drawn and encoded together
-_WAITING = 16  # batches of steps that each process has ready
+Example = tuple[list[int], list[float]]
+"""Token ids of a conversation, and the weight of each as a target."""
+
+_STEPS = 16  # made together, so that their conversations can be sorted by length and little is padded
+_WAITING = 4  # such groups that each process has ready
 
 
 @dataclass(frozen=True)
 class Order(Dataset[list[Batch]]):
-    """All batches of a training; item ``n`` holds those of steps ``4 n`` to ``4 n + 3``.
+    """All batches of a training; item ``n`` holds those of steps ``16 n`` to ``16 n + 15``.
 
     Args:
         steps: Of the whole training: they decide which stage a step is in.
@@ -64,46 +68,59 @@ class Order(Dataset[list[Batch]]):
     def __getitem__(self, number: int) -> list[Batch]:
         rng = random.Random(f"batch {self.seed} {number}")
         stage = stage_at(number * _STEPS, self.steps)
-        found: list[tuple[list[int], list[float]]] = []
-        wanted = self.tokens * _STEPS
-        while wanted > 0:
-            found += encode([draw(rng, self.world, stage) for _ in range(_AT_ONCE)], self.tokenizer)
-            wanted -= sum(len(ids) for ids, _ in found[-_AT_ONCE:])
+        words = Words(self.tokenizer)
+        found: list[Example] = []
+        total, wanted = 0, self.tokens * _STEPS
+        while total < wanted:
+            found.append(encode(draw(rng, self.world, stage), words))
+            total += len(found[-1][0])
         found.sort(key=lambda example: len(example[0]))
         # One length each; long and short ones in turn, not rising.
-        ends = [sum(len(ids) for ids, _ in found[: i + 1]) for i in range(len(found))]
-        groups: list[list[tuple[list[int], list[float]]]] = [[] for _ in range(_STEPS)]
-        for example, end in zip(found, ends, strict=True):
-            groups[min(_STEPS - 1, (end - len(example[0])) * _STEPS // ends[-1])].append(example)
+        groups: list[list[Example]] = [[] for _ in range(_STEPS)]
+        before = 0
+        for example in found:
+            groups[before * _STEPS // total].append(example)
+            before += len(example[0])
+        groups = [group for group in groups if group]
         rng.shuffle(groups)
-        return [_padded(group, self.pad) for group in groups]
+        # One long conversation can be more than a step; then another stands in for the step that is left empty.
+        return [_padded(groups[i % len(groups)], self.pad) for i in range(_STEPS)]
 
 
-def encode(items: Sequence[Item], tokenizer: Tokenizer) -> list[tuple[list[int], list[float]]]:
-    """ChatML of whole conversations: ids and weights. Every assistant turn and its end count as answers."""
-    pieces: list[str] = []
+class Words(dict[str, list[int]]):
+    """Ids of each word, asked of the tokenizer once: it splits text into these words before anything else."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, word: str) -> list[int]:
+        self[word] = self._tokenizer.encode(word, add_special_tokens=False).ids
+        return self[word]
+
+
+def encode(item: Item, words: Mapping[str, list[int]]) -> Example:
+    """ChatML of a whole conversation: ids and weights. Every assistant turn and its end count as answers."""
+    ids: list[int] = []
     weights: list[float] = []
-    counts: list[int] = []
-    for item in items:
-        before = len(pieces)
-        for number, turn in enumerate((*item.turns, item.answer)):
-            pieces += [f"<|im_start|>{('user', 'assistant')[number % 2]}\n", f"{turn}<|im_end|>", "\n"]
-            weights += [PROMPT_WEIGHT, 1.0 if number % 2 else PROMPT_WEIGHT, PROMPT_WEIGHT]
-        counts.append(len(pieces) - before)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
-    found, first = [], 0
-    for count in counts:
-        one = range(first, first + count)
-        found.append(([i for n in one for i in ids[n]], [w for n in one for w in [weights[n]] * len(ids[n])]))
-        first += count
-    return found
+    for number, turn in enumerate((*item.turns, item.answer)):
+        header = ("<|im_start|>", ("user", "assistant")[number % 2], "\n")
+        ids += [i for word in header for i in words[word]]
+        weights += [PROMPT_WEIGHT] * (len(ids) - len(weights))
+        ids += [i for word in WORD.findall(turn) for i in words[word]] + words["<|im_end|>"]
+        weights += [1.0 if number % 2 else PROMPT_WEIGHT] * (len(ids) - len(weights))
+        ids += words["\n"]
+        weights += [PROMPT_WEIGHT] * (len(ids) - len(weights))
+    return ids, weights
 
 
-def _padded(examples: Sequence[tuple[list[int], list[float]]], pad: int) -> Batch:
-    longest = max((len(ids) for ids, _ in examples), default=0)
-    ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in examples], dtype=torch.long)
-    weights_BT = torch.tensor([weights + [0.0] * (longest - len(weights)) for _, weights in examples])
-    return ids_BT, weights_BT
+def _padded(examples: Sequence[Example], pad: int) -> Batch:
+    longest = max(len(ids) for ids, _ in examples)
+    ids_BT = np.full((len(examples), longest), pad, dtype=np.int64)
+    weights_BT = np.zeros((len(examples), longest), dtype=np.float32)
+    for row, (ids, weights) in enumerate(examples):
+        ids_BT[row, : len(ids)] = ids
+        weights_BT[row, : len(weights)] = weights
+    return torch.from_numpy(ids_BT), torch.from_numpy(weights_BT)
 
 
 def batches(order: Order, first: int, workers: int = 0) -> Iterator[Batch]:

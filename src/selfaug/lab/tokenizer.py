@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from selfaug.lab.curriculum import sample_texts
+from selfaug.lab.words import WORD
 from selfaug.lab.world import World
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def make_tokenizer(world: World, vocabulary: int, texts: int = 20_000, seed: int
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d| ?[A-Za-z']+| ?[^\sA-Za-z\d]+|\s+"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(WORD.pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

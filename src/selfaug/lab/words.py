@@ -7,11 +7,15 @@ and test never share an entity, across all skills, tasks and sizes.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Literal
 
-__all__ = ["CATEGORIES", "KINDS", "WORDS", "Part", "in_test", "names", "part_of"]
+__all__ = ["CATEGORIES", "KINDS", "WORD", "WORDS", "Part", "in_test", "names", "part_of"]
+
+WORD = re.compile(r"\d| ?[A-Za-z']+| ?[^\sA-Za-z\d]+|\s+")
+"""What the tokenizer never joins across: single digits, words with the blank before them, signs, blank space."""
 
 Part = Literal["train", "test"]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from selfaug.errors import ConfigError
 from selfaug.lab import model as lab
-from selfaug.lab.batches import PROMPT_WEIGHT, Order, batches, encode
+from selfaug.lab.batches import PROMPT_WEIGHT, Order, Words, batches, encode
 from selfaug.lab.item import Item, chat
 from selfaug.lab.probe import answers, share_right
-from selfaug.lab.skills import items
+from selfaug.lab.skills import SKILLS, items
 from selfaug.lab.tokenizer import make_tokenizer
 from selfaug.lab.world import World
 
@@ -53,24 +53,33 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 def test_a_steps_batch_is_the_same_from_wherever_it_is_gone_on_and_by_any_number_of_processes() -> None:
     tokenizer = make_tokenizer(World.make(), 400, texts=300)
     pad = int(tokenizer.pad_token_id)
-    order = Order(11, 512, World.make(), tokenizer.backend_tokenizer, pad, 3)
+    order = Order(40, 512, World.make(), tokenizer.backend_tokenizer, pad, 3)
     whole = [list(map(Tensor.tolist, batch)) for batch in batches(order, 0)]
-    assert len(whole) == 11
+    assert len(whole) == 40
     assert len({tuple(row) for ids, _ in whole for row in ids}) > 20
-    for first, workers in ((1, 0), (3, 2), (4, 0), (10, 1)):
+    for first, workers in ((1, 0), (15, 2), (16, 0), (39, 1)):
         assert [list(map(Tensor.tolist, batch)) for batch in batches(order, first, workers)] == whole[first:]
-    other = Order(11, 512, World.make(), tokenizer.backend_tokenizer, pad, 4)
+    other = Order(40, 512, World.make(), tokenizer.backend_tokenizer, pad, 4)
     assert [batch[0].tolist() for batch in batches(other, 0)] != [ids for ids, _ in whole]
 
 
 def test_answers_count_fully_and_prompts_a_little() -> None:
     tokenizer = make_tokenizer(World.make(), 400, texts=300)
     item = Item("reading", ("Hello.", "Yes.", "What is red?"), "A fox.", {})
-    ((ids, weights),) = encode([item], tokenizer.backend_tokenizer)
+    ids, weights = encode(item, Words(tokenizer.backend_tokenizer))
     assert tokenizer.decode(ids) == f"{chat(item.turns)}A fox.<|im_end|>\n"
     full = [i for i, weight in zip(ids, weights, strict=True) if weight == 1.0]
     assert tokenizer.decode(full) == "Yes.<|im_end|>A fox.<|im_end|>"
     assert set(weights) == {1.0, PROMPT_WEIGHT}
+
+
+@pytest.mark.parametrize("skill", sorted(SKILLS))
+def test_word_by_word_the_ids_are_those_of_the_whole_text(skill: str) -> None:
+    tokenizer = make_tokenizer(World.make(), 400, texts=300)
+    words = Words(tokenizer.backend_tokenizer)
+    for item in items(skill, "test", 30, World.make()):
+        text = f"{chat(item.turns)}{item.answer}<|im_end|>\n"
+        assert encode(item, words)[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_tokens_that_fill_up_rows_do_not_count() -> None:

@@ -1,0 +1,147 @@
+"""`selfaug demo`: one fine-tune that forgets and one that does not, on a small model that comes with the package.
+
+The lab's model learns to answer from documents twice, with LoRA and with SelfAug: same rows, order, seed and learning
+rate. Both are measured on the task and on everything that the model could do before. Needs no network and no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selfaug.errors import ConfigError
+from selfaug.terminal import emit, quiet_bars, say
+
+__all__ = ["METHODS", "add_parser", "run", "train_words"]
+
+METHODS = {"lora": "sft", "selfaug": "selfaug"}
+"""Folder of each run, and its method."""
+
+TRAIN_ROWS, TEST_ROWS, SKILL_ITEMS = 1200, 200, 100
+SETTINGS: dict[str, object] = {
+    "learning_rate": 3e-3,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 16,
+    "logging_steps": 15,
+    "report_to": "none",
+    "use_cpu": True,
+}
+"""What both trainings share; docs/results.md has the curve over learning rates and epochs that it was chosen from."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """The flags of the verb."""
+    parser = subparsers.add_parser("demo", help="see it: forgetting with LoRA and with SelfAug", description=__doc__)
+    parser.add_argument("--output_dir", "--output-dir", default="selfaug-demo", metavar="FOLDER", help="(%(default)s)")
+    parser.add_argument("--model_name_or_path", "--model-name-or-path", default="lab", metavar="NAME",
+                        help="lab, lab:small or lab:large (%(default)s)")  # fmt: skip
+    parser.add_argument("--documents", type=int, default=4, help="of each question, 1 to 20 (%(default)s)")
+    parser.add_argument("--alpha", type=float, help="weight of the alignment (default: that of `selfaug train`)")
+    parser.add_argument("--seed", type=int, default=0, help="of rows, order and adapters (%(default)s)")
+    parser.add_argument("--overwrite_output_dir", "--overwrite-output-dir", action="store_true",
+                        help="remove the demo that FOLDER holds")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make rows, train twice, measure, show; the exit code."""
+    from selfaug.lab.shipped import NAMES
+    from selfaug.lab.task import Distance
+
+    if args.model_name_or_path not in NAMES:
+        raise ConfigError(
+            f"{args.model_name_or_path!r} is no model of the lab, and the demo's questions are about the lab's world.",
+            f"choose one of: {', '.join(NAMES)}; for your own model there is `selfaug train`.",
+        )
+    distance = Distance(documents=args.documents)  # refuses numbers that are out of range
+    if args.alpha is not None and not args.alpha > 0:
+        raise ConfigError(f"alpha={args.alpha} holds nothing to the base.", "give more than 0.")
+    _check_packages()
+    folder = Path(args.output_dir).expanduser()
+    runs = {name: folder / name for name in METHODS}
+    if any((path / "config.yaml").exists() for path in runs.values()) and not args.overwrite_output_dir:
+        raise ConfigError(
+            f"output_dir {str(folder)!r} holds a demo already.", "name another folder, or pass --overwrite_output_dir."
+        )
+    began = time.perf_counter()
+    quiet_bars()
+    folder.mkdir(parents=True, exist_ok=True)
+    train, test = _rows(folder, distance, args.seed)
+    for name, method in METHODS.items():
+        words = train_words(method, args.model_name_or_path, train, runs[name], args.seed, args.alpha)
+        _verb("train", words)
+    for path in runs.values():
+        _verb("evaluate", [
+            path, "--data", test, "--general", "lab", "--general_limit", SKILL_ITEMS,
+            "--batch_size", 100, "--store", folder / "measured", "--max_new_tokens", 24,
+        ])  # fmt: skip
+    page = folder / "report.html"
+    _verb("report", [*runs.values(), "--output", page, "--title", "LoRA and SelfAug on the lab's RAG task"])
+    from selfaug.cli.demo_shown import answers_text, table_text
+
+    emit(table_text(runs, args.documents))
+    emit("")
+    emit(answers_text(runs))
+    emit("")
+    emit(f"{page}")
+    say(f"{time.perf_counter() - began:.0f} s. Go on: selfaug chat {runs['selfaug']} --compare; selfaug shift {runs['selfaug']}")
+    return 0
+
+
+def train_words(
+    method: str, model: str, train: Path, output: Path, seed: int, alpha: float | None
+) -> list[object]:
+    """The words of `selfaug train` for one of the two runs."""
+    words: list[object] = [
+        "--method", method, "--model_name_or_path", model, "--dataset_name", train, "--output_dir", output,
+        "--seed", seed, "--overwrite_output_dir", "true",
+    ]  # fmt: skip
+    if alpha is not None and method == "selfaug":
+        words += ["--alpha", alpha]
+    return words + [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
+
+
+def _check_packages() -> None:
+    for package in ("lm_eval", "jinja2", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"the demo measures and reports, and {package} is not installed.",
+                'pip install "selfaug[eval,report]".',
+            )
+
+
+def _rows(folder: Path, distance: Any, seed: int) -> tuple[Path, Path]:
+    from selfaug.lab.task import rows
+    from selfaug.lab.world import World
+
+    found = []
+    for part, count in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
+        path = folder / f"{part}.jsonl"
+        made = rows(part, count, World.make(), distance, seed)  # type: ignore[arg-type]
+        path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in made), encoding="utf-8")
+        found.append(path)
+    return found[0], found[1]
+
+
+def _verb(name: str, words: Sequence[object]) -> None:
+    """Run a verb as a user would, in this process: what it prints as data is shown at the end, and not here."""
+    from selfaug.cli.main import Parser
+
+    text = [str(word) for word in words]
+    say(f"\n$ {shlex.join(['selfaug', name, *text])}")
+    module = importlib.import_module(f"selfaug.cli.{name}")
+    parser = Parser(prog="selfaug")
+    module.add_parser(parser.add_subparsers(dest="verb"))
+    known, _ = parser.parse_known_args([name, *text])
+    known.argv = text
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = module.run(known)
+    if code:
+        raise SystemExit(code)
