@@ -17,6 +17,7 @@ import measure
 import step_model
 import torch
 
+SHAPE = step_model.SHAPES["0.5B"]
 LAYERS = 2
 RESPONSE = 64
 BYTES = 4  # float32
@@ -32,9 +33,8 @@ def computed(tokens: int, size: int, fraction: float) -> dict[str, float]:
         size: S, of a slice.
         fraction: Share of the tokens drawn.
     """
-    shape = step_model.SHAPE
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    narrow = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
+    hidden, inner = SHAPE.hidden, SHAPE.inner
+    narrow = hidden // SHAPE.heads * SHAPE.key_value_heads
     # Of the largest moment of a layer: gate, up and their product, beside the residual stream, its norm and the sum.
     activations = (3 * inner + 3 * hidden) * BYTES
     return {
@@ -71,8 +71,8 @@ def _prepared(part: str, tokens: int, size: int, fraction: float) -> Any:
     from selfaug.step import StepObjective, TermOn, install, micro_inputs
 
     generator = torch.Generator().manual_seed(1)
-    model = step_model.base_model(LAYERS, "float32")
-    ids_T = torch.randint(0, step_model.SHAPE["vocab_size"], (tokens,), generator=generator)
+    model = step_model.base_model(SHAPE, LAYERS, torch.float32, "cpu")
+    ids_T = torch.randint(0, SHAPE.vocabulary, (tokens,), generator=generator)
     index_N = torch.arange(0, tokens, round(1 / fraction))
     if part in ("whole pass", "pass in slices"):
 
@@ -86,7 +86,7 @@ def _prepared(part: str, tokens: int, size: int, fraction: float) -> Any:
         return reference_pass
     if part == "objective":
         head = LMHead(model.lm_head.weight.detach())
-        hidden_NH = torch.randn(len(index_N), step_model.SHAPE["hidden_size"], generator=generator).requires_grad_()
+        hidden_NH = torch.randn(len(index_N), SHAPE.hidden, generator=generator).requires_grad_()
         reference_NH = torch.randn(hidden_NH.shape, generator=generator)
         rows = Rows(torch.arange(len(index_N)), (WeightedTerm(BaseToTuned(), 1.0),), reference_NH=reference_NH)
         return lambda: sweep(hidden_NH, head, [rows], None, block_bytes=OBJECTIVE).loss.backward()

@@ -24,7 +24,16 @@ from typing import Any
 import objective_gpu
 import torch
 from measure import Demand, add_common_options, environment, interleaved, median_ratio, peak_bytes, report, table
-from objective_variants import BARE, VARIANTS, Inputs, Sizes, bare_products, forward_backward, make_inputs
+from objective_variants import (
+    BARE,
+    GPU_VARIANTS,
+    VARIANTS,
+    Inputs,
+    Sizes,
+    bare_products,
+    forward_backward,
+    make_inputs,
+)
 
 from selfaug.objective import LMHead, plain
 from selfaug.objective.blocks import default_block_bytes
@@ -136,7 +145,8 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, help="Default 896 on a CPU, 3,584 on a GPU.")
     parser.add_argument("--dtype", nargs="+", choices=list(DEMANDS), default=list(DEMANDS), help="Of a CPU.")
     parser.add_argument("--block_mib", type=int, help="Memory of our row blocks; by default the package's own.")
-    parser.add_argument("--without", nargs="*", choices=["dense float32", "trl", "liger"], default=[])
+    rivals = [name for name in GPU_VARIANTS if not name.startswith("ours")]
+    parser.add_argument("--without", nargs="*", choices=rivals, default=[], help="liger: all of Liger's.")
     add_common_options(parser, repeats=5)
     args = parser.parse_args()
     names = [name for name in VARIANTS if name not in args.without]
