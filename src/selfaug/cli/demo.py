@@ -91,13 +91,11 @@ def run(args: argparse.Namespace) -> int:
     emit(answers_text(runs))
     emit("")
     emit(f"{page}")
-    say(f"{time.perf_counter() - began:.0f} s. Go on: selfaug chat {runs['selfaug']} --compare; selfaug shift {runs['selfaug']}")
+    say(f"{time.perf_counter() - began:.0f} s. Go on: selfaug chat {runs['selfaug']} --compare")
     return 0
 
 
-def train_words(
-    method: str, model: str, train: Path, output: Path, seed: int, alpha: float | None
-) -> list[object]:
+def train_words(method: str, model: str, train: Path, output: Path, seed: int, alpha: float | None) -> list[object]:
     """The words of `selfaug train` for one of the two runs."""
     words: list[object] = [
         "--method", method, "--model_name_or_path", model, "--dataset_name", train, "--output_dir", output,

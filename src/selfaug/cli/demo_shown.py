@@ -1,4 +1,4 @@
-"""What does `selfaug demo` show of its two runs? A table of what was gained and lost, and a few answers beside each other.
+"""What does `selfaug demo` show of its two runs? A table of what was gained and lost, and a few answers.
 
 Everything is read from the run folders, as `selfaug report` does.
 """
@@ -28,16 +28,17 @@ def table_text(runs: Mapping[str, Path], documents: int) -> str:
             entries = [primary(found, group)[part][1] for found in results.values()]
             name = label or part.rpartition(":")[2].removeprefix("lab_")
             cells = [_cell(entry["tuned"]["value"], entry["difference"]) for entry in entries]
-            rows.append((f"{name} ({metric})" if group == "task" else f"  {name}", _percent(entries[0]["base"]), *cells))
+            rows.append(
+                (f"{name} ({metric})" if group == "task" else f"  {name}", _percent(entries[0]["base"]), *cells)
+            )
     means = [_general_mean(found) for found in samples.values()]
     base = next(iter(means))[0]
     rows.append(("general, mean", f"{100 * base:.0f}", *(_cell(base + found[1], _as_entry(found)) for found in means)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "   ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        .rstrip()
-        for row in rows
-    )  # fmt: skip
+    padded = [
+        [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))] for row in rows
+    ]
+    return "\n".join("   ".join(row).rstrip() for row in padded)
 
 
 def _percent(side: Mapping[str, Any]) -> str:
@@ -55,6 +56,7 @@ def _general_mean(samples: Sequence[Mapping[str, Any]]) -> tuple[float, float, t
     general = [sample for sample in samples if sample["part"].startswith("general:")]
     base, tuned = items_of(general, "acc")
     found = difference([(base, tuned)], shared_items=True)
+    assert found is not None
     value = sum(sample["base"]["values"]["acc"] for sample in general) / len(general)
     return value, found.value, found.interval
 

@@ -38,6 +38,7 @@ VERBS = {
         "selfaug.cli.shift", "measure how far a run moved the model's distribution, where and in which layers"
     ),
     "relate": Verb("selfaug.cli.relate", "relate shift to forgetting over runs, with a coefficient and a picture"),
+    "compare": Verb("selfaug.cli.compare", "train and measure several methods, and show them side by side"),
     "report": Verb("selfaug.cli.report", "write one page on what runs gained, lost and cost"),
     "gate": Verb("selfaug.cli.gate", "pass or fail a run by what it gained and lost, for continuous integration"),
     "demo": Verb("selfaug.cli.demo", "see it on a small model that comes along: forgetting with LoRA and with SelfAug"),

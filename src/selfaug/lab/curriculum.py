@@ -55,6 +55,7 @@ _KINDS: Mapping[str, Callable[[random.Random, World], Item]] = {
     **{name: _trained(make) for name, make in SKILLS.items()},
     "describe": facts.describe,
     "copying": lambda rng, world: editing.copying(rng),
+    "read_alike": lambda rng, world: reading.make_alike(rng, rng.randint(2, 6), 6, 0.4),
     "read_one": lambda rng, world: reading.make_many(rng, 1, rng.randint(2, 4), 3, 0.1, 0.4),
     "read_few": lambda rng, world: reading.make_many(rng, rng.randint(2, 4), rng.randint(2, 4), 6, 0.1, 0.4),
     "read_many": lambda rng, world: reading.make_many(rng, rng.randint(5, 12), rng.randint(2, 3), 8, 0.1, 0.4),

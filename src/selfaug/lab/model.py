@@ -229,8 +229,10 @@ class _Training:
                 # Asked here alone: every look at a number makes a GPU wait.
                 if not math.isfinite(loss.item()):
                     raise FloatingPointError(f"the loss of step {step} is {loss.item()}")
-                rate = round(read / (time.perf_counter() - began))
-                log({"step": done, "loss": round(loss.item(), 4), "tokens_per_second": rate})
+                seconds = time.perf_counter() - began
+                rate = round(read / seconds)
+                entry = {"step": done, "loss": round(loss.item(), 4), "seconds": round(seconds, 1)}
+                log({**entry, "tokens_per_second": rate})
             if self.probe_every and done % self.probe_every == 0:
                 log({"step": done, **self._probe()})
             progress(done)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from selfaug.lab.item import Item
 from selfaug.lab.words import CATEGORIES, Part, names
 
-__all__ = ["ABSTENTION", "NAME", "make", "make_many"]
+__all__ = ["ABSTENTION", "NAME", "make", "make_alike", "make_many"]
 
 NAME = "reading"
 ABSTENTION = "I don't know"
@@ -19,6 +19,7 @@ _OF: Mapping[str, Mapping[str, str]] = {
     "person": {"home": "town", "work": "jobs", "pet": "animals", "food": "foods", "friend": "person"},
     "ship": {"captain": "person", "port": "town", "cargo": "foods", "colour": "colours", "home": "town"},
 }
+_ASKS = ("What is the {r} of {e}?", "Tell me the {r} of {e}.")
 _BRIEF = ("Answer in one word.", "Be brief.", "In short?")
 _FILLERS = (
     "The day was long.",
@@ -55,7 +56,7 @@ class _Passage:
             pairs, told = (missing, False) if missing else (pairs, True)
         entity, relation = rng.choice(pairs)
         short = rng.random() < brief
-        asks = rng.choice(("What is the {r} of {e}?", "Tell me the {r} of {e}.")).format(r=relation, e=entity)
+        asks = rng.choice(_ASKS).format(r=relation, e=entity)
         asks = f"{asks} {rng.choice(_BRIEF)}" if short else asks
         if not told:
             return asks, f"{ABSTENTION}." if not short else ABSTENTION, {"contains": [ABSTENTION]}
@@ -72,6 +73,27 @@ def make(
     passage = _Passage(rng, part, entities, told, 0)
     asks, answer, check = passage.ask(rng, unanswerable, brief)
     return Item(NAME, (f"{passage.text} {asks}",), answer, check)
+
+
+def make_alike(rng: random.Random, entities: int, questions: int, brief: float) -> Item:
+    """The same thing told of each of several: only who is asked about tells the answers apart. For training.
+
+    Over passages that tell many things a model soon finds the right *kind* of value, is right once in so many entities,
+    and stays there for long; here nothing else can be learnt than to look for the entity.
+    """
+    kind = rng.choice(list(_OF))
+    relation = rng.choice(list(_OF[kind]))
+    pool: Sequence[str] = CATEGORIES.get(_OF[kind][relation]) or names(_OF[kind][relation], "train")
+    told = {entity: rng.choice(pool) for entity in rng.sample(names(kind, "train"), entities)}
+    text = " ".join(f"The {relation} of {entity} is {value}." for entity, value in told.items())
+    turns: list[str] = []
+    for number in range(questions):
+        entity = rng.choice(list(told))
+        short = rng.random() < brief
+        asks = rng.choice(_ASKS).format(r=relation, e=entity) + (f" {rng.choice(_BRIEF)}" if short else "")
+        answer = told[entity] if short else f"The {relation} of {entity} is {told[entity]}."
+        turns += [f"{text} {asks}" if number == 0 else asks, answer]
+    return Item(NAME, tuple(turns[:-1]), answer, {"contains": [told[entity]]})
 
 
 def make_many(rng: random.Random, entities: int, told: int, questions: int, unanswerable: float, brief: float) -> Item:

@@ -1,0 +1,235 @@
+"""`selfaug compare`: methods side by side, on your data, with intervals.
+
+Every method is trained at the same number of its strengths and with the same seeds, as ordinary run folders; then a
+table, a picture and a sentence. Stopped at any time, it goes on where it was; finished runs are never repeated. What
+`compare` does not know is a flag of `selfaug train`, the same for all runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.cli.verb_options import Add, adder
+from selfaug.errors import ConfigError
+from selfaug.terminal import emit, quiet_bars, say
+
+if TYPE_CHECKING:
+    from selfaug.study.grid import Study
+    from selfaug.study.run import Failure
+
+__all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run", "study_of"]
+
+READS_ITS_OWN_ARGUMENTS = True
+_MEASURING = ("data", "general", "general_data", "general_limit", "max_new_tokens", "batch_size", "limit")
+_OWN = ("output_dir", "methods", "seeds", "settings", "strengths", "options", "grid", "processes", "task_metric")
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    add: Add = adder(parser)
+    add("output_dir", "folder of the comparison", metavar="FOLDER")
+    add("methods", "names, or combinations a+b; sft is always among them", nargs="+", metavar="NAME")
+    add("seeds", "how many, from 0 (default: 3)", type=int, metavar="N")
+    add("settings", "strengths of each method (default: 3)", type=int, metavar="N")
+    add("strengths", "chosen by hand: selfaug=0.5,2,8", nargs="+", metavar="METHOD=VALUES")
+    add(
+        "options", "further options of a method: replay.replay_data=texts.jsonl", nargs="+", metavar="METHOD.NAME=VALUE"
+    )
+    add("grid", "a train option and its values: align_fraction=1,0.125", nargs="+", metavar="NAME=VALUES")
+    add("processes", "runs at a time; on GPUs each has one (default: one a GPU, or 1)", type=int, metavar="N")
+    add("task_metric", "of the task's axis, such as answer_nll (default: the primary one)", metavar="NAME")
+    add("data", "records to answer, as for evaluate", nargs="+", metavar="PATH")
+    add("general", "general tasks, as for evaluate", nargs="+", metavar="NAME")
+    add("general_data", "texts for nats per token, as for evaluate", nargs="+", metavar="FILE")
+    add("general_limit", "items of each general task", type=int, metavar="N")
+    add("max_new_tokens", "longest answer", type=int, metavar="N")
+    add("batch_size", "prompts at a time when measuring", type=int, metavar="N")
+    add("limit", "first records of the data", type=int, metavar="N")
+
+
+def add_parser(subparsers: Any) -> None:
+    """The flags of the verb."""
+    _flags(subparsers.add_parser("compare", help="methods side by side on your data", description=__doc__))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every run, run what is missing, show; the exit code (1 where a run failed)."""
+    settings, train = _settings(args.argv)
+    if not settings.get("output_dir"):
+        raise ConfigError("no output_dir is given", "name the comparison's folder: --output_dir FOLDER.")
+    folder = Path(settings["output_dir"]).expanduser().resolve()
+    study = study_of(settings, train)
+    _check(study)
+    quiet_bars()
+    from selfaug.study.run import run_all
+
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"{len(study.points())} settings with {len(study.seeds)} seeds each in {folder}")
+    failures = run_all(study, folder, devices=_devices(settings.get("processes")), say=say)
+    _show(study, folder, failures)
+    return 1 if failures else 0
+
+
+def _settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The verb's own settings (flags, then the file), and the words that are for `train`."""
+    from selfaug.cli.main import Parser
+    from selfaug.cli.yaml_file import read_settings
+
+    parser = Parser(prog="selfaug compare")
+    _flags(parser)
+    known, words = parser.parse_known_args(list(argv))
+    given = vars(known)
+    own: dict[str, Any] = {}
+    if "config" in given:
+        for name, value in read_settings(Path(given.pop("config")).expanduser()).items():
+            if name in (*_OWN, *_MEASURING):
+                own[name] = value
+            else:
+                # Flags of `train` that are typed come later, and so go before the file.
+                values = value if isinstance(value, list) else [value]
+                words = [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values), *words]
+    return {**own, **given}, list(words)
+
+
+def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
+    """The comparison that settings describe.
+
+    Raises:
+        ConfigError: If a value cannot be read.
+    """
+    from selfaug.cli.parsing import parse
+    from selfaug.study.grid import Study
+
+    if not settings.get("methods"):
+        raise ConfigError("no methods are given", "name them: --methods selfaug kl-response wise-ft.")
+    seeds = settings.get("seeds", 3)
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ConfigError(f"seeds={seeds!r} is no number of trainings.", "give 1 or more.")
+    if not any(settings.get(name) for name in ("general", "general_data")):
+        raise ConfigError("nothing general is measured, and retention is an axis", "pass --general or --general_data.")
+    for owned in ("--method", "--seed", "--output_dir", "--alpha", "--method_options"):
+        if any(word == owned or word.startswith(f"{owned}=") for word in train):
+            raise ConfigError(f"{owned} is what a comparison varies itself", "use --methods, --seeds or --strengths.")
+    values = parse([*train, "--output_dir", "unused"]).values
+    evaluate = [word for name in _MEASURING if settings.get(name) is not None for word in _words(name, settings[name])]
+    return Study(
+        methods=tuple(settings["methods"]),
+        seeds=tuple(range(seeds)),
+        settings=settings.get("settings", 3),
+        train=tuple(_absolute(train)),
+        evaluate=tuple(_absolute(evaluate)),
+        learning_rate=float(values["learning_rate"]),
+        task_metric=settings.get("task_metric"),
+        strengths={k: [_number(k, v) for v in vs] for k, vs in _pairs(settings.get("strengths"), "strengths").items()},
+        options=_options(settings.get("options")),
+        grid=_pairs(settings.get("grid"), "grid"),
+    )
+
+
+def _words(name: str, value: Any) -> list[str]:
+    return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+
+
+def _absolute(words: Sequence[str]) -> list[str]:
+    """Paths that exist become absolute: runs are processes of their own, and may be gone on with from elsewhere."""
+    return [str(Path(word).expanduser().resolve()) if "/" in word and Path(word).expanduser().exists() else word
+            for word in words]  # fmt: skip
+
+
+def _pairs(given: Any, name: str) -> dict[str, list[Any]]:
+    import yaml
+
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return {str(key): list(value) if isinstance(value, list) else [value] for key, value in given.items()}
+    found = {}
+    for text in given:
+        key, equals, values = str(text).partition("=")
+        if not equals or not values:
+            raise ConfigError(f"{name}: {text!r} is not of the form NAME=VALUE,VALUE", "write selfaug=0.5,2,8.")
+        found[key] = [yaml.safe_load(value) for value in values.split(",")]
+    return found
+
+
+def _number(method: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"strengths: {value!r} of {method} is no number", "write selfaug=0.5,2,8.") from None
+
+
+def _options(given: Any) -> dict[str, dict[str, Any]]:
+    if isinstance(given, Mapping):
+        return {str(method): dict(options) for method, options in given.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for key, values in _pairs(given, "options").items():
+        method, dot, option = key.partition(".")
+        if not dot:
+            raise ConfigError(f"options: {key!r} names no option", "write replay.replay_data=texts.jsonl.")
+        path = Path(str(values[0])).expanduser()
+        found.setdefault(method, {})[option] = str(path.resolve()) if path.exists() else values[0]
+    return found
+
+
+def _check(study: Study) -> None:
+    """Whether every setting can be trained: said now, and not hours later."""
+    from selfaug.cli.inputs import check_model, looks_local, missing_path
+    from selfaug.cli.parsing import parse
+    from selfaug.cli.train import settle
+
+    for word in study.evaluate:
+        if not word.startswith("--") and looks_local(word) and not Path(word).exists():
+            raise missing_path("what is measured,", word, "check the paths after --data and --general_data.")
+    facts = None
+    for one in study.runs()[: len(study.points())]:
+        arguments = parse([*one.train, "--output_dir", "unused"])
+        if facts is None:
+            values = arguments.values
+            facts = check_model(values["model_name_or_path"], revision=values["model_revision"],
+                                trust_remote_code=values["trust_remote_code"])  # fmt: skip
+        try:
+            settle(arguments, facts)
+        except ConfigError as error:
+            raise ConfigError(f"{one.setting.label}: {error.message}", error.hint) from None
+
+
+def _devices(processes: int | None) -> list[str | None]:
+    import torch
+
+    if processes is not None and processes < 1:
+        raise ConfigError(f"processes={processes} runs nothing.", "give 1 or more.")
+    gpus = torch.cuda.device_count()
+    count = processes or max(1, gpus)
+    return [str(i % gpus) if gpus else None for i in range(count)]
+
+
+def _show(study: Study, folder: Path, failures: Sequence[Failure]) -> None:
+    from selfaug.checkpoint import write_durably
+    from selfaug.study.picture import draw
+    from selfaug.study.run import folder_of, is_finished
+    from selfaug.study.scores import read_scores
+    from selfaug.study.summary import summary
+    from selfaug.study.table import markdown
+
+    finished: dict[Any, list[Path]] = {}
+    for one in study.runs():
+        if is_finished(folder, study, one):
+            finished.setdefault(one.setting, []).append(folder_of(folder, one))
+    if not any(setting.method == "sft" for setting in finished):
+        raise ConfigError("no run of sft is finished, and it is what the others are measured against",
+                          f"look at why: {failures[0].says}" if failures else "run the comparison again.")  # fmt: skip
+    found = summary(read_scores(finished, study.task_metric))
+    found["failed"] = [f"{failure.run.name}: {failure.says}" for failure in failures]
+    found["study"] = dataclasses.asdict(study)
+    text = markdown(found)
+    write_durably(folder / "comparison.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_durably(folder / "comparison.md", text)
+    if found["curves"]:
+        draw(found, folder / "comparison.svg")
+    emit(text.rstrip("\n"))
+    say(f"written: {folder}/comparison.md, .json" + (", .svg" if found["curves"] else ""))

@@ -1,0 +1,1 @@
+"""A grid of methods, strengths and seeds: its runs, its numbers, its table and picture."""

@@ -1,0 +1,172 @@
+"""Which runs does a comparison have?
+
+Every method gets the same number of settings: values of its own strength, or of the learning rate where it has none. A
+setting is run with every seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfaug.errors import ConfigError
+from selfaug.methods import get_method
+
+__all__ = ["Run", "Setting", "Study", "strengths_of", "swept"]
+
+RATIO = 4.0
+"""Between neighbouring strengths that nobody chose."""
+RATE_RATIO = 10**0.5
+"""Between neighbouring learning rates of a method without a strength."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of a method's curve.
+
+    Args:
+        method: Its name.
+        option: What is swept: the method's strength, or ``learning_rate``.
+        value: Of that.
+        also: Train options of a grid, by name.
+    """
+
+    method: str
+    option: str
+    value: float
+    also: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return " ".join([self.curve, f"{self.option}={self.value:g}"])
+
+    @property
+    def curve(self) -> str:
+        """The method, and what sets it apart from others of its name."""
+        return " ".join([self.method, *(f"{name}={value}" for name, value in self.also)])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its measurement."""
+
+    setting: Setting
+    seed: int
+    train: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        text = f"{self.setting.label} seed={self.seed}".replace(" ", "_")
+        return "".join(c if c.isalnum() or c in "._=+-" else "-" for c in text)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Args:
+        methods: Names; ``sft`` is always among them, since it is what LoRA's 1 on the task's axis is.
+        seeds: Of the trainings.
+        settings: How many each method gets.
+        train: Words of `selfaug train` that all runs share.
+        evaluate: Words of `selfaug evaluate` that all runs share.
+        strengths: Values of a method's strength, where they are chosen by hand.
+        options: Further options of a method.
+        task_metric: What the task's axis shows; ``None`` for the primary one.
+        grid: Train options and their values; every method is run with all combinations.
+        learning_rate: That all runs share, for methods whose curve runs over it.
+    """
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: int
+    train: tuple[str, ...]
+    evaluate: tuple[str, ...]
+    learning_rate: float
+    task_metric: str | None = None
+    strengths: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+
+    def runs(self) -> list[Run]:
+        """All of them, a seed at a time: the first seed alone is a comparison already."""
+        return [Run(setting, seed, self._words(setting, seed)) for seed in self.seeds for setting in self.points()]
+
+    def points(self) -> list[Setting]:
+        """Every setting, method by method."""
+        found = []
+        for method in dict.fromkeys(["sft", *self.methods]):
+            option = swept(method)
+            chosen = self.strengths.get(method) or strengths_of(method, self.settings, self.learning_rate)
+            # The plain one is the yardstick: what a grid varies is nothing to it, or the yardstick would move.
+            grid = (
+                [()] if method == "sft" else itertools.product(*([(k, v) for v in vs] for k, vs in self.grid.items()))
+            )
+            found += [Setting(method, option, float(value), tuple(also)) for also in grid for value in chosen]
+        return found
+
+    def fingerprints(self, run: Run) -> dict[str, str]:
+        """Of what a run's weights and its results are a function of, besides files and versions."""
+        words = {"train": run.train, "evaluate": (*run.train, "", *self.evaluate)}
+        return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in words.items()}
+
+    def _words(self, setting: Setting, seed: int) -> tuple[str, ...]:
+        words = [*self.train, "--method", setting.method, "--seed", str(seed)]
+        options = dict(self.options.get(setting.method, {}))
+        if setting.option in ("alpha", "learning_rate"):
+            words += [f"--{setting.option}", repr(setting.value)]
+        else:
+            options[setting.option] = setting.value
+        if options:
+            words += ["--method_options", json.dumps(options)]
+        for name, value in setting.also:
+            words += [f"--{name}", str(value)]
+        return tuple(words)
+
+
+def swept(method: str) -> str:
+    """The strength of a method, or of the first part of a combination that has one; else ``learning_rate``."""
+    return next((part.strength for part in get_method(method).parts if part.strength), "learning_rate")
+
+
+def strengths_of(method: str, count: int, learning_rate: float) -> list[float]:
+    """So many strengths around the method's default, a factor of :data:`RATIO` apart where its range allows it.
+
+    Raises:
+        ConfigError: If ``count`` is below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"settings={count} leaves no point of a curve.", "give 1 or more.")
+    option = swept(method)
+    places = [place - (count - 1) // 2 for place in range(count)]
+    if option == "learning_rate":
+        return [float(f"{learning_rate * RATE_RATIO**place:.3g}") for place in places]
+    default, least, most = _range(method, option)
+    if default == 0:  # 0 stands for a rule, such as the median
+        return [0.0, *(RATIO**place for place in range(count - 1))]
+    if default == most:
+        places = [place - max(places) for place in places]
+    elif default == least:
+        places = [place - min(places) for place in places]
+    ratio = RATIO
+    if most is not None and max(places) > 0:
+        ratio = min(ratio, (most / default) ** (1 / max(places)))
+    if least and min(places) < 0:
+        ratio = min(ratio, (default / least) ** (1 / -min(places)))
+    return [float(f"{default * ratio**place:.3g}") for place in places]
+
+
+def _range(method: str, option: str) -> tuple[float, float | None, float | None]:
+    parts = get_method(method).parts
+    if option == "alpha":
+        return next(float(str(part.defaults["alpha"])) for part in parts if part.defaults["alpha"]), None, None
+    fields = [field for part in parts for field in dataclasses.fields(part.Options) if field.name == option]
+    default: Any = fields[0].default
+    return float(default), fields[0].metadata["least"], fields[0].metadata["most"]

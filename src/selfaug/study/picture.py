@@ -1,0 +1,59 @@
+"""What does a comparison look like? Task against retention, each method its curve, the front marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfaug.errors import ConfigError
+
+__all__ = ["draw"]
+
+# Okabe and Ito's colours, told apart by most colour-blind readers; the markers tell them apart in grey.
+_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#882255")
+_MARKERS = "os^DvPX*"
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Write the picture as SVG; the same numbers give the same bytes.
+
+    Raises:
+        ConfigError: If matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            "matplotlib is not installed, and draws the picture", "pip install 'selfaug[report]'."
+        ) from None
+    with mpl.rc_context(
+        {"svg.hashsalt": "selfaug", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(1, color="#bbbbbb", linewidth=0.8, linestyle=":")
+        axes.axvline(1, color="#bbbbbb", linewidth=0.8, linestyle=":")
+        axes.annotate("base", (0, 1), textcoords="offset points", xytext=(4, 4), color="#777777")
+        axes.annotate("LoRA", (1, 0), textcoords="offset points", xytext=(4, 4), color="#777777")
+        for number, curve in enumerate(dict.fromkeys(point["curve"] for point in found["points"])):
+            points = sorted((p for p in found["points"] if p["curve"] == curve), key=lambda p: p["value"])
+            colour = _COLOURS[number % len(_COLOURS)]
+            marker = _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)]
+            across, up = [p["task"] for p in points], [p["retention"] for p in points]
+            axes.plot(across, up, color=colour, marker=marker, markersize=5, linewidth=1, label=curve, alpha=0.9)
+            for point in points:
+                if point["task_interval"] and point["retention_interval"]:
+                    axes.plot(point["task_interval"], [point["retention"]] * 2, color=colour, linewidth=0.6, alpha=0.5)
+                    axes.plot([point["task"]] * 2, point["retention_interval"], color=colour, linewidth=0.6, alpha=0.5)
+        front = sorted((p["task"], p["retention"]) for p in found["points"] if p.get("front"))
+        axes.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle="--", label="front", zorder=0)
+        axes.set_xlabel("task (base 0, LoRA 1)")
+        axes.set_ylabel("retention (LoRA 0, base 1)")
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+        try:
+            figure.savefig(path, metadata={"Date": None})
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error}", "give another --output_dir.") from None

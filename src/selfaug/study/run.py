@@ -1,0 +1,137 @@
+"""How is a comparison run, so that it can be stopped at any time and goes on where it was?
+
+A run is an ordinary run folder, made by `selfaug train` and `selfaug evaluate` in processes of their own. It is
+finished when its results stand in it, and then never repeated. One that fails is told and left for the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfaug.checkpoint import write_durably
+from selfaug.errors import ConfigError
+from selfaug.run_folder import RunFolder
+from selfaug.study.grid import Run, Study
+
+__all__ = ["Failure", "folder_of", "is_finished", "run_all"]
+
+_STAMP = "study.json"
+_LOG = "study.log"
+_STOPPED = (-2, -15, 130, 143)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended with an error."""
+
+    run: Run
+    code: int
+    says: str
+
+
+def folder_of(study_folder: Path, run: Run) -> Path:
+    """Where a run lies."""
+    return study_folder / "runs" / run.name
+
+
+def is_finished(study_folder: Path, study: Study, run: Run) -> bool:
+    """Whether a run's results are there.
+
+    Raises:
+        ConfigError: If its folder holds a run with other settings.
+    """
+    folder = folder_of(study_folder, run)
+    stamp, wanted = _read(folder / _STAMP), study.fingerprints(run)
+    if stamp.get("train", wanted["train"]) != wanted["train"]:
+        raise ConfigError(
+            f"{folder} holds a run with other settings than this comparison has, and runs of two are not mixed.",
+            "name another --output_dir, or remove that folder.",
+        )
+    return stamp.get("evaluate") == wanted["evaluate"] and (folder / "results.json").exists()
+
+
+def _read(stamp: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(stamp.read_text("utf-8")))
+    except (OSError, ValueError):  # not begun, or killed in its first moment
+        return {}
+
+
+def run_all(
+    study: Study, study_folder: Path, *, devices: Sequence[str | None], say: Callable[[str], None]
+) -> list[Failure]:
+    """Everything that is not finished, one process a device; what failed.
+
+    Args:
+        study: What to run.
+        study_folder: Of the comparison.
+        devices: For each process that runs beside others the number of its GPU, or ``None``.
+        say: Gets a line for each run.
+    """
+    every = study.runs()
+    waiting = [run for run in every if not is_finished(study_folder, study, run)]
+    done = len(every) - len(waiting)
+    say(f"{len(every)} runs, {done} of them finished before")
+    failures: list[Failure] = []
+    free = list(devices)
+    going: dict[Future[Failure | None], str | None] = {}
+    with ThreadPoolExecutor(len(devices)) as pool:
+        while waiting or going:
+            while waiting and free:
+                device = free.pop(0)
+                going[pool.submit(_one, study, study_folder, waiting.pop(0), device)] = device
+            finished, _ = wait(going, return_when=FIRST_COMPLETED)
+            for future in finished:
+                free.append(going.pop(future))
+                failure = future.result()
+                done += 1
+                if failure is None:
+                    say(f"{done} of {len(every)}")
+                elif failure.code in _STOPPED:
+                    raise KeyboardInterrupt
+                else:
+                    failures.append(failure)
+                    say(f"{done} of {len(every)}: {failure.run.name} failed: {failure.says}")
+    return failures
+
+
+def _one(study: Study, study_folder: Path, run: Run, device: str | None) -> Failure | None:
+    folder = folder_of(study_folder, run)
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = study.fingerprints(run)
+    write_durably(folder / _STAMP, json.dumps({"train": wanted["train"]}) + "\n")
+    here = RunFolder(folder)
+    if here.finished is None:
+        again = ["--resume_from_checkpoint", "true"] if here.has_checkpoint() else ["--overwrite_output_dir", "true"]
+        failure = _verb(run, folder, ["train", *run.train, "--output_dir", str(folder), *again], device)
+        if failure is not None:
+            return failure
+    store = study_folder / "measured"
+    failure = _verb(run, folder, ["evaluate", str(folder), *study.evaluate, "--store", str(store)], device)
+    if failure is None:
+        write_durably(folder / _STAMP, json.dumps(wanted) + "\n")
+    return failure
+
+
+def _verb(run: Run, folder: Path, words: Sequence[str], device: str | None) -> Failure | None:
+    environment = dict(os.environ)
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    with (folder / _LOG).open("a", encoding="utf-8") as log:
+        start = log.tell()
+        code = subprocess.run(
+            [sys.executable, "-m", "selfaug", *words], stdout=log, stderr=log, env=environment, check=False
+        ).returncode
+    if code == 0:
+        return None
+    text = (folder / _LOG).read_text("utf-8", errors="replace")[start:].strip()
+    errors = [line for line in text.splitlines() if line.startswith("error")]
+    last = errors[-1] if errors else (text.splitlines() or ["no word"])[-1]
+    return Failure(run, code, f"{last} (exit code {code}; {folder / _LOG})")

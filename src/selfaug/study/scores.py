@@ -1,0 +1,180 @@
+"""What do the runs of a comparison say: task score and retention of every setting, and how sure is that?
+
+    task = (score - base) / (LoRA - base)          retention = (general - LoRA) / (base - LoRA)
+
+LoRA is ``sft`` at the learning rate that is best for its own task. Strengths are chosen on one half of the items and
+reported on the other; which half an item is in is a hash of its name, the same for all runs.
+
+Shapes: S seeds, N items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfaug.errors import DataError, nearest
+from selfaug.evaluation.results import items_of, primary, read_results, read_samples
+from selfaug.evaluation.statistics import Items
+from selfaug.study.grid import Setting
+
+__all__ = ["HALVES", "Half", "Scores", "read_scores", "scaled"]
+
+HALVES = ("choose", "report")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Half:
+    """One half of the items of one part: what each run and the base made of them.
+
+    Args:
+        group: ``task`` or ``general``.
+        sign: 1 where higher is better, else -1.
+        base: Of the base model.
+        tuned: Of each setting, a run a seed.
+    """
+
+    group: str
+    sign: float
+    base: Items
+    tuned: Mapping[Setting, tuple[Items, ...]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All that was measured.
+
+    Args:
+        settings: Those with at least one finished run.
+        halves: By name of :data:`HALVES`: each part of the results.
+    """
+
+    settings: tuple[Setting, ...]
+    halves: Mapping[str, tuple[Half, ...]]
+
+    def mean(self, half: str, group: str, setting: Setting | None) -> float:
+        """Signed mean over the parts of a group, and over seeds; of the base where ``setting`` is ``None``."""
+        parts = [part for part in self.halves[half] if part.group == group]
+        return float(np.mean([part.sign * _side(part, setting, None) for part in parts]))
+
+    def drawn(self, half: str, resamples: int, seed: int) -> dict[tuple[str, Setting | None], Floats]:
+        """``{(group, setting): value of each resample}``: draws of items, the same for all, and of a setting's runs."""
+        rng = np.random.default_rng(seed)
+        totals: dict[tuple[str, Setting | None], list[Floats]] = {}
+        order = {
+            s: [rng.integers(self._seeds(s), size=self._seeds(s)) for _ in range(resamples)] for s in self.settings
+        }
+        for part in self.halves[half]:
+            n = len(part.base.numerator_n)
+            index = rng.integers(n, size=(resamples, n))
+            for setting in (None, *self.settings):
+                runs = (part.base,) if setting is None else part.tuned[setting]
+                each = np.stack([_ratios(items, index) for items in runs])  # S × resamples
+                if setting is not None:
+                    chosen = np.stack(order[setting])  # resamples × S
+                    each = np.take_along_axis(each.T, chosen, axis=1).T
+                totals.setdefault((part.group, setting), []).append(part.sign * each.mean(axis=0))
+        return {key: np.mean(values, axis=0) for key, values in totals.items()}
+
+    def _seeds(self, setting: Setting) -> int:
+        return len(next(iter(self.halves["report"])).tuned[setting])
+
+
+def _ratios(items: Items, index: NDArray[np.int64]) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Floats = items.numerator_n[index].sum(axis=1) / items.denominator_n[index].sum(axis=1)
+    return found
+
+
+def _side(part: Half, setting: Setting | None, only: int | None) -> float:
+    runs = (part.base,) if setting is None else part.tuned[setting]
+    return float(np.mean([items.numerator_n.sum() / items.denominator_n.sum() for items in runs]))
+
+
+def scaled(task: Any, general: Any, base: tuple[Any, Any], lora: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Both axes of the picture; infinite or not a number where LoRA gains or loses nothing."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (
+            np.divide(np.subtract(task, base[0]), np.subtract(lora[0], base[0])),
+            np.divide(np.subtract(general, lora[1]), np.subtract(base[1], lora[1])),
+        )
+
+
+def read_scores(folders: Mapping[Setting, Sequence[Path]], task_metric: str | None = None) -> Scores:
+    """Results and samples of finished runs.
+
+    Args:
+        folders: Of each setting's runs.
+        task_metric: Of the task; ``None`` takes the primary one.
+
+    Raises:
+        DataError: If runs were measured on different items, or nothing general or no task was measured.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for setting, runs in folders.items():
+        for folder in runs:
+            results = read_results(folder / "results.json")
+            samples: dict[str, list[Mapping[str, Any]]] = {}
+            for sample in read_samples(folder / "samples.jsonl"):
+                samples.setdefault(sample["part"], []).append(sample)
+            for name, (metric, entry) in primary(results).items():
+                if task_metric is not None and results["parts"][name]["group"] == "task":
+                    metric, entry = task_metric, _metric(results["parts"][name]["metrics"], task_metric, folder)
+                about = {"group": results["parts"][name]["group"], "sign": 1.0 if entry["higher_is_better"] else -1.0}
+                part = parts.setdefault(name, {**about, "unit": entry["unit"], "runs": {}, "prompts": None})
+                prompts = results["parts"][name].get("prompts")
+                if part["prompts"] not in (None, prompts):
+                    raise DataError(
+                        f"{folder}: {name} was measured on other items than in the other runs.", "evaluate it again."
+                    )
+                part["prompts"] = prompts
+                part["runs"].setdefault(setting, []).append((samples[name], metric))
+    for group in ("task", "general"):
+        units = {part["unit"] for part in parts.values() if part["group"] == group}
+        if not units:
+            what = "--data" if group == "task" else "--general or --general_data"
+            raise DataError(f"nothing of the group {group!r} was measured, and it is an axis.", f"pass {what}.")
+        if len(units) > 1:
+            raise DataError(f"the {group} metrics have different units ({', '.join(sorted(units))}): their mean would "
+                            "be of nothing.", "measure accuracies alone, or texts alone.")  # fmt: skip
+    halves = {half: tuple(_half(name, part, half) for name, part in parts.items()) for half in HALVES}
+    return Scores(tuple(folders), halves)
+
+
+def _metric(metrics: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    if name not in metrics:
+        raise DataError(
+            f"{folder} has no task metric {name!r}.{nearest(name, metrics)}", f"it has {', '.join(metrics)}."
+        )
+    return dict(metrics[name])
+
+
+def _half(name: str, part: Mapping[str, Any], half: str) -> Half:
+    tuned = {}
+    base = None
+    for setting, runs in part["runs"].items():
+        found = []
+        for samples, metric in runs:
+            kept = [sample for sample in samples if half_of(name, sample) == half]
+            if not kept:
+                raise DataError(
+                    f"{name} has too few items to choose on one half and report on the other.", "measure more."
+                )
+            base, one = items_of(kept, metric)
+            found.append(one)
+        tuned[setting] = tuple(found)
+    assert base is not None
+    return Half(part["group"], part["sign"], base, tuned)
+
+
+def half_of(part: str, sample: Mapping[str, Any]) -> str:
+    """Which half an item is in."""
+    digest = hashlib.blake2b(f"{part} {sample.get('subtask')} {sample['id']}".encode(), digest_size=2).digest()
+    return HALVES[digest[0] & 1]

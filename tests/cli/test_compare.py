@@ -1,0 +1,129 @@
+"""`selfaug compare`: killed, broken and mended it ends in the same table, and mistakes are told before any training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from selfaug.cli.main import main
+from tests.cli.conftest import ENVIRONMENT, Cli
+from tests.models import tiny, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny("llama").float().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for i in range(12):
+        text = " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20))
+        rows.append({"id": f"q{i}", "question": f"w{i + 3}", "documents": [{"text": text}], "answer": [f"w{i + 5}"]})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [{"text": " ".join(f"w{3 + (i * 11 + j) % 90}" for j in range(15))} for i in range(12)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    return [
+        "--methods", "selfaug", "dft", "--seeds", "1", "--settings", "1", "--task_metric", "answer_nll",
+        "--data", str(folder / "rows.jsonl"), "--general_data", str(folder / "texts.jsonl"), "--max_new_tokens", "4",
+        "--model_name_or_path", str(model), "--dataset_name", str(folder / "rows.jsonl"), "--max_steps", "3",
+        "--per_device_train_batch_size", "4", "--learning_rate", "0.02", "--report_to", "none", "--use_cpu", "true",
+        "--save_steps", "1",
+    ]  # fmt: skip
+
+
+def numbers(folder: Path) -> Any:
+    found = json.loads((folder / "comparison.json").read_text())
+    return {name: found[name] for name in ("base", "lora", "points", "curves", "says")}
+
+
+def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
+    words: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "selfaug", "compare", *words, "--output_dir", str(folder)],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    checkpoint = folder / "runs" / "sft_learning_rate=0.02_seed=0" / "checkpoints" / "checkpoint-1"
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists()
+
+    def in_a_fork(command: list[str], stdout: Any, **_: Any) -> SimpleNamespace:
+        result = cli(*command[3:])
+        stdout.write(result.err)
+        return SimpleNamespace(returncode=result.code)
+
+    monkeypatch.setattr("selfaug.study.run.subprocess.run", in_a_fork)
+    blocked = folder / "runs" / "dft_power=1_seed=0"
+    blocked.mkdir(parents=True)
+    (blocked / "checkpoints").write_text("in the way")
+    assert main(["compare", *words, "--output_dir", str(folder)]) == 1
+    out = capsys.readouterr().out
+    assert "Failed: dft_power=1_seed=0" in out
+    assert "| selfaug alpha=2 " in out
+    results = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/results.json")}
+    assert len(results) == 2
+
+    (blocked / "checkpoints").unlink()
+    assert main(["compare", *words, "--output_dir", str(folder)]) == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in results.items())
+    assert main(["compare", *words, "--output_dir", str(whole)]) == 0
+    assert numbers(folder) == numbers(whole)
+    assert {point["setting"] for point in numbers(whole)["points"]} == {
+        "sft learning_rate=0.02", "selfaug alpha=2", "dft power=1"
+    }  # fmt: skip
+    capsys.readouterr()
+    assert main(["compare", *words, "--max_steps", "4", "--output_dir", str(folder)]) == 2
+    assert "runs of two are not mixed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("--methods", "selfagu"), "Did you mean 'selfaug'"),
+        (("--methods", "replay"), "replay_data"),
+        (("--methods", "selfaug", "--strengths", "selfaug=much"), "'much' of selfaug is no number"),
+        (("--strengths", "selfaug"), "not of the form"),
+        (("--seeds", "0"), "seeds=0"),
+        (("--settings", "0"), "settings=0"),
+        (("--data", "./none.jsonl"), "does not exist"),
+        (("--alpha", "1"), "varies itself"),
+        (("--learning_rat", "1"), "--learning_rat"),
+        (("--grid", "align_fraction=2"), "align_fraction"),
+    ],
+)
+def test_mistakes_are_told_before_any_training(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, ...], says: str
+) -> None:
+    assert main(["compare", *words, *change, "--output_dir", str(tmp_path / "none")]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert "hint:" in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_nothing_general_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fewer = list(words)
+    place = fewer.index("--general_data")
+    del fewer[place : place + 2]
+    assert main(["compare", *fewer, "--output_dir", str(tmp_path / "none")]) == 2
+    assert "nothing general is measured" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""Every method gets as many settings, in its range, and names that tell runs apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from selfaug.errors import ConfigError
+from selfaug.methods import METHODS, get_method
+from selfaug.methods.options import resolve_options
+from selfaug.study.grid import Study, strengths_of, swept
+
+
+def study(**more: object) -> Study:
+    given: dict[str, object] = {
+        "methods": ("selfaug", "wise-ft"), "seeds": (0, 1), "settings": 3, "train": ("--max_steps", "1"),
+        "evaluate": ("--data", "x"), "learning_rate": 1e-3, **more,
+    }  # fmt: skip
+    return Study(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_so_many_different_strengths_and_all_are_taken(method: str, count: int) -> None:
+    found = strengths_of(method, count, 1e-3)
+    assert len(set(found)) == len(found) == count
+    option = swept(method)
+    if option in ("alpha", "learning_rate"):
+        assert min(found) > 0
+        return
+    classes = [part.Options for part in get_method(method).parts]
+    for value in found:
+        resolve_options(method, classes, {option: value})  # raises out of range
+
+
+def test_the_default_is_among_them() -> None:
+    assert 2.0 in strengths_of("selfaug", 3, 1e-3)
+    assert 0.5 in strengths_of("wise-ft", 3, 1e-3)
+    assert 1e-3 in strengths_of("sft", 3, 1e-3)
+    assert strengths_of("selfaug", 3, 1e-3) == [0.5, 2.0, 8.0]
+    assert swept("dft+selfaug") == "power"
+    with pytest.raises(ConfigError, match="settings=0"):
+        strengths_of("selfaug", 0, 1e-3)
+
+
+def test_all_methods_with_all_seeds_and_plain_always() -> None:
+    runs = study().runs()
+    assert len(runs) == 2 * 3 * 3
+    assert len({run.name for run in runs}) == len({run.train for run in runs}) == len(runs)
+    assert {run.setting.method for run in runs} == {"sft", "selfaug", "wise-ft"}
+    assert [run.seed for run in runs] == [0] * 9 + [1] * 9
+    for run in runs:
+        words = dict(zip(run.train[::2], run.train[1::2], strict=True))
+        assert words["--seed"] == str(run.seed)
+        assert words["--max_steps"] == "1"
+        if run.setting.method == "wise-ft":
+            assert json.loads(words["--method_options"]) == {"adapter_scale": run.setting.value}
+        else:
+            assert (
+                float(words["--alpha" if run.setting.method == "selfaug" else "--learning_rate"]) == run.setting.value
+            )
+
+
+def test_a_grid_varies_all_but_the_yardstick() -> None:
+    found = study(methods=("selfaug",), grid={"align_fraction": [1, 0.125]}, strengths={"selfaug": [2]}).points()
+    assert [s.label for s in found if s.method == "selfaug"] == [
+        "selfaug align_fraction=1 alpha=2",
+        "selfaug align_fraction=0.125 alpha=2",
+    ]
+    assert all(s.also == () for s in found if s.method == "sft")
+
+
+def test_fingerprints_know_what_a_run_depends_on() -> None:
+    one = study()
+    run = one.runs()[0]
+    same = study().fingerprints(study().runs()[0])
+    assert one.fingerprints(run) == same
+    measured = dataclasses.replace(one, evaluate=("--data", "y")).fingerprints(run)
+    assert (measured["train"], measured["evaluate"] != same["evaluate"]) == (same["train"], True)
+    trained = dataclasses.replace(run, train=(*run.train, "--warmup_steps", "2"))
+    assert not set(one.fingerprints(trained).values()) & set(same.values())

@@ -1,0 +1,135 @@
+"""Numbers of a comparison against cases that can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfaug.errors import DataError
+from selfaug.evaluation.results import write_results
+from selfaug.study.grid import Setting
+from selfaug.study.picture import draw
+from selfaug.study.scores import half_of, read_scores
+from selfaug.study.summary import summary, yardstick
+from selfaug.study.table import markdown
+from tests.made_runs import part, results
+
+N = 60
+BASE = (0.2, 0.9)
+SFT = Setting("sft", "learning_rate", 1e-3)
+Value = float | Callable[[str], float]
+
+
+def spread(value: Value, name: str) -> list[float]:
+    """One number for all items, or a number for each half."""
+    if not callable(value):
+        return [value] * N
+    return [value(half_of(name, {"id": f"q{i}"})) for i in range(N)]
+
+
+def written(
+    folder: Path, task: Value, general: Value, *, base: tuple[float, float] = BASE, lower: bool = False
+) -> Path:
+    folder.mkdir(parents=True)
+    unit = "nats/token" if lower else "fraction"
+    made = {
+        "task": part("task", "task", {"f1": ("fraction", True, [base[0]] * N, spread(task, "task"))}),
+        "general:a": part(
+            "general:a", "general", {"m": (unit, not lower, [base[1]] * N, spread(general, "general:a"))}
+        ),
+    }
+    write_results(folder / "results.json", results({name: body for name, (body, _) in made.items()}))
+    lines = [json.dumps(sample) for _, samples in made.values() for sample in samples]
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def compared(tmp_path: Path, runs: Mapping[Setting, list[tuple[Any, Any]]], **more: Any) -> dict[str, Any]:
+    folders = {
+        setting: [written(tmp_path / f"{setting.label}-{i}", *values, **more) for i, values in enumerate(found)]
+        for setting, found in runs.items()
+    }
+    return summary(read_scores(folders), resamples=500)
+
+
+def alpha(value: float) -> Setting:
+    return Setting("selfaug", "alpha", value)
+
+
+def test_axes_areas_and_the_front(tmp_path: Path) -> None:
+    other = Setting("l2", "update_weight", 1.0)
+    found = compared(
+        tmp_path, {SFT: [(0.8, 0.5)], alpha(2): [(0.74, 0.86)], alpha(8): [(0.5, 0.9)], other: [(0.5, 0.7)]}
+    )
+    at = {p["setting"]: (pytest.approx(p["task"]), pytest.approx(p["retention"])) for p in found["points"]}
+    assert at == {SFT.label: (1, 0), alpha(2).label: (0.9, 0.9), alpha(8).label: (0.5, 1), other.label: (0.5, 0.5)}
+    areas = {c["curve"]: c["hypervolume"] for c in found["curves"]}
+    assert areas["selfaug"] == pytest.approx(0.9 * 0.9 + 0.5 * 0.1)
+    assert areas["l2"] == pytest.approx(0.25)
+    assert [p["setting"] for p in found["points"] if p.get("front")] == [SFT.label, alpha(2).label, alpha(8).label]
+    assert found["says"] == "No rival dominates selfaug anywhere on its curve."
+    assert found["curves"][0]["chosen"] == alpha(2).label
+    text = markdown(found)
+    assert "0.90 [0.90, 0.90]" in text
+    draw(found, tmp_path / "a.svg")
+    draw(found, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_less_is_better_in_nats(tmp_path: Path) -> None:
+    found = compared(tmp_path, {SFT: [(0.8, 2.0)], alpha(2): [(0.8, 1.25)]}, base=(0.2, 1.0), lower=True)
+    assert [p["retention"] for p in found["points"]] == pytest.approx([0, 0.75])
+
+
+def test_seeds_are_drawn(tmp_path: Path) -> None:
+    found = compared(tmp_path, {SFT: [(0.8, 0.5)], alpha(2): [(0.5, 0.7), (0.7, 0.9)]})
+    point = found["points"][1]
+    assert (point["task"], point["retention"]) == (pytest.approx(2 / 3), pytest.approx(0.75))
+    assert point["task_interval"] == pytest.approx([0.5, 5 / 6])
+    assert point["retention_interval"] == pytest.approx([0.5, 1.0])
+
+
+def test_a_strength_is_chosen_where_it_is_not_reported(tmp_path: Path) -> None:
+    lucky = {"choose": 0.8, "report": 0.3}.__getitem__
+    found = compared(tmp_path, {SFT: [(0.8, 0.5)], alpha(2): [(lucky, 0.9)], alpha(8): [(0.6, 0.9)]})
+    assert next(c for c in found["curves"] if c["curve"] == "selfaug")["chosen"] == alpha(2).label
+    assert found["points"][1]["task"] == pytest.approx((0.3 - 0.2) / 0.6)
+
+
+def test_the_yardstick_is_the_best_plain_rate(tmp_path: Path) -> None:
+    fast = Setting("sft", "learning_rate", 1e-2)
+    folders = {SFT: [written(tmp_path / "a", 0.7, 0.8)], fast: [written(tmp_path / "b", 0.8, 0.5)]}
+    assert yardstick(read_scores(folders)) == fast
+
+
+def test_a_rival_that_beats_it_is_named(tmp_path: Path) -> None:
+    rival = Setting("replay", "replay_ratio", 0.1)
+    found = compared(tmp_path, {SFT: [(0.8, 0.5)], alpha(2): [(0.7, 0.8)], rival: [(0.75, 0.85)]})
+    assert found["says"].startswith("Yes, selfaug is dominated")
+    assert "replay replay_ratio=0.1 beats selfaug alpha=2 (100% of the draws)" in found["says"]
+    half = {"choose": 0.0, "report": 0.0}
+    assert half  # both halves exist
+    unsure = compared(tmp_path / "b", {SFT: [(0.8, 0.5)], alpha(2): [(0.7, 0.8)], rival: [(0.5, 0.85), (0.95, 0.85)]})
+    assert unsure["says"].startswith("Not surely")
+
+
+def test_nothing_lost_or_gained_is_said(tmp_path: Path) -> None:
+    kept = compared(tmp_path / "a", {SFT: [(0.8, 0.9)], alpha(2): [(0.8, 0.9)]})
+    assert "plain LoRA forgot nothing" in kept["says"]
+    assert "forgot nothing" in markdown(kept)
+    assert "gained nothing" in compared(tmp_path / "b", {SFT: [(0.1, 0.5)]})["says"]
+
+
+def test_other_items_are_refused(tmp_path: Path) -> None:
+    one, two = written(tmp_path / "a", 0.8, 0.5), written(tmp_path / "b", 0.8, 0.5)
+    body = json.loads((two / "results.json").read_text())
+    body["parts"]["task"]["prompts"] = "sha256:other"
+    (two / "results.json").write_text(json.dumps(body))
+    with pytest.raises(DataError, match="other items"):
+        read_scores({SFT: [one, two]})
+    with pytest.raises(DataError, match="no task metric 'f2'"):
+        read_scores({SFT: [one]}, "f2")
