@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import Trainer
 from selfaug.caching import CachingTrainer
 from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
+from selfaug.fisher import ensure_fisher
 from selfaug.meter import Meter
 from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
@@ -66,6 +68,8 @@ class SelfAugTrainer(CachingTrainer):
     _tag_names = ("trl", "sft", "selfaug")
     _name = "SelfAug"
     _train_rows: Any = None
+    _rows_of: Callable[[Path], Any]  # the tokenised rows of a file, made as training rows are
+    _fisher_ready = False
     _weigh: Callable[[Tensor, Tensor], Tensor] | None = None
     # Our loss is divided by the counts of the whole step.
     loss_is_scaled_for_ga = True
@@ -81,7 +85,7 @@ class SelfAugTrainer(CachingTrainer):
             spare_refused_modules(kwargs["peft_config"], model_type(model, args))
             if args.compares:
                 check_peft(kwargs["peft_config"], args.reference)
-            if get_method(args.method).needs_scores:
+            if get_method(args.method).needs_scores or get_method(args.method).fisher(args):
                 check_peft(kwargs["peft_config"], "base")
         self.method = get_method(args.method)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
@@ -200,10 +204,21 @@ class SelfAugTrainer(CachingTrainer):
         if self.method.needs_scores:
             scores = scores_of_base(self, self._train_rows)
             self._weigh = token_weights(self.method, self.args, scores, self._train_rows)
+        self._ready_fisher()
         result = super().train(*args, **kwargs)
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
             self.method.finish(self.args, self._base_model)
         return result
+
+    def _ready_fisher(self) -> None:
+        wanted = self.method.fisher(self.args)
+        if wanted is None or self._fisher_ready:
+            return
+        rows, name = self._train_rows, "the training prompts"
+        if wanted.path is not None:
+            rows, name = self._rows_of(wanted.path), str(wanted.path)
+        ensure_fisher(self, rows, count=wanted.count, prompts=wanted.path is None, name=name)
+        self._fisher_ready = True
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -235,11 +250,12 @@ class SelfAugTrainer(CachingTrainer):
 
         prepared = prepare(dataset, dataset_name)
         mix = self.method.mix(args) if dataset_name == "train" else None
-        if mix is not None:
-            others = rows_of_file(
-                mix, self._tokenizer, self.renderer, self._fit_length, lambda rows: prepare(rows, str(mix.path))
+        if dataset_name == "train":
+            self._rows_of = lambda path: rows_of_file(
+                path, self._tokenizer, self.renderer, self._fit_length, lambda rows: prepare(rows, str(path))
             )
-            prepared = mixed(prepared, others, mix, args.seed)
+        if mix is not None:
+            prepared = mixed(prepared, self._rows_of(mix.path), mix, args.seed)
         if dataset_name == "train":
             self._train_rows = prepared
         if args.aligns:
@@ -395,6 +411,7 @@ class SelfAugTrainer(CachingTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Report means over the whole set: ``nll``, ``alignment``, the method's own terms, and their weighted sum."""
+        self._ready_fisher()  # an evaluation may come before any training
         self._meters["eval"] = self._meter()
         output = super().evaluation_loop(*args, **kwargs)
         measured = self._drain("eval")

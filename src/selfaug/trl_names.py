@@ -24,12 +24,13 @@ def switchable_layers(model: nn.Module) -> list[Any]:
 
 
 class LoraPair(NamedTuple):
-    """A LoRA layer's A (R × I), B (O × R) and scale s, its pretrained weight W (O × I; ``None`` of an embedding)."""
+    """A LoRA layer's A (R × I), B (O × R), scale s, pretrained weight W (O × I; ``None`` of an embedding); the layer."""
 
     A: Tensor
     B: Tensor
     scale: float
     W: Tensor | None
+    layer: nn.Module
 
 
 def lora_pairs(model: nn.Module) -> list[LoraPair]:
@@ -45,11 +46,11 @@ def lora_pairs(model: nn.Module) -> list[LoraPair]:
                 weight = layer.get_base_layer().weight
                 turned = weight.T if getattr(layer, "fan_in_fan_out", False) else weight
                 pairs.append(
-                    LoraPair(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], turned)
+                    LoraPair(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], turned, layer)
                 )
             elif name in layer.lora_embedding_A:
                 A, B = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
-                pairs.append(LoraPair(A, B, layer.scaling[name], None))
+                pairs.append(LoraPair(A, B, layer.scaling[name], None, layer))
     return pairs
 
 

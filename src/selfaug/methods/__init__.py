@@ -9,6 +9,7 @@ from selfaug.methods.base import Method
 from selfaug.methods.combined import Combined
 from selfaug.methods.dft import DFT
 from selfaug.methods.eaft import EAFT
+from selfaug.methods.ewc import EWC
 from selfaug.methods.flow import FLOW
 from selfaug.methods.full import Full
 from selfaug.methods.kl_response import KLResponse
@@ -30,7 +31,7 @@ _ALL: tuple[Method, ...] = (
     *(KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
     *(STM(), FLOW()),
     Replay(),
-    *(L2(), Orthogonal(), WiseFT()),
+    *(L2(), EWC(), Orthogonal(), WiseFT()),
     *ACTIVATION_METHODS,
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

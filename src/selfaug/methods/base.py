@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from selfaug.errors import ConfigError
@@ -23,11 +25,19 @@ if TYPE_CHECKING:
     from selfaug.config import SelfAugConfig
     from selfaug.mixing import Mix
 
-__all__ = ["RESPONSE_LOSS", "Method", "Weigh"]
+__all__ = ["RESPONSE_LOSS", "Fisher", "Method", "Weigh"]
 
 Weigh: TypeAlias = Callable[["Tensor"], "Tensor"]
 
 RESPONSE_LOSS = "the loss of response tokens"
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """What the base's Fisher information is estimated on: ``count`` rows of a file, or of the training prompts."""
+
+    path: Path | None
+    count: int
 
 
 class Method:
@@ -112,6 +122,10 @@ class Method:
         Returns:
             A function from one row's (N) to its weights (N, 0 or more); a token of weight 0 is not learnt at all.
         """
+        return None
+
+    def fisher(self, config: SelfAugConfig) -> Fisher | None:
+        """What the base's Fisher information of each adapted weight is to be estimated on before the first step."""
         return None
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from selfaug.errors import ConfigError
-from selfaug.methods.base import RESPONSE_LOSS, Method, Weigh
+from selfaug.methods.base import RESPONSE_LOSS, Fisher, Method, Weigh
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
@@ -85,6 +85,10 @@ class Combined(Method):
         """The product of the parts' weights."""
         found = [weigh for part in self._parts if (weigh := part.weigh(config, samples)) is not None]
         return (lambda nll_N: math.prod((weigh(nll_N) for weigh in found), start=nll_N.new_ones(()))) if found else None
+
+    def fisher(self, config: SelfAugConfig) -> Fisher | None:
+        """Of the one part that has one."""
+        return next((found for part in self._parts if (found := part.fisher(config)) is not None), None)
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:
         """The product of the parts'."""
