@@ -24,7 +24,7 @@ def switchable_layers(model: nn.Module) -> list[Any]:
 
 
 class LoraPair(NamedTuple):
-    """A LoRA layer's A (R × I), B (O × R), scale s, pretrained weight W (O × I; ``None`` of an embedding); the layer."""
+    """A LoRA layer's A (R × I), B (O × R), scale s, pretrained weight W (O × I; ``None`` of an embedding), layer."""
 
     A: Tensor
     B: Tensor
