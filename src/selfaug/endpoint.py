@@ -1,4 +1,4 @@
-"""How is a language model behind an OpenAI-compatible endpoint asked? Tries again what may pass, gives up on what not."""
+"""How is a model behind an OpenAI-compatible endpoint asked? What may pass is tried again, what may not is an error."""
 
 from __future__ import annotations
 

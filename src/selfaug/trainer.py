@@ -16,9 +16,10 @@ from selfaug.caching import CachingTrainer
 from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
 from selfaug.fisher import ensure_fisher
+from selfaug.generated_rows import check_generation, rows_with_generated
 from selfaug.meter import Meter
 from selfaug.methods import get_method
-from selfaug.methods.adapters import check_adapter
+from selfaug.methods.adapters import asks_base, check_adapter
 from selfaug.mixing import mixed, rows_of_file
 from selfaug.model_checks import probe_tokens
 from selfaug.model_parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
@@ -69,6 +70,9 @@ class SelfAugTrainer(CachingTrainer):
     _name = "SelfAug"
     _train_rows: Any = None
     _rows_of: Callable[[Path], Any]  # the tokenised rows of a file, made as training rows are
+    _raw_rows: Any = None
+    _prepare: Callable[[Any], Any]  # the tokenised training rows, after a change of records and conversations
+    _pack: Callable[[Any], Any]  # what TRL makes of tokenised rows
     _fisher_ready = False
     _weigh: Callable[[Tensor, Tensor], Tensor] | None = None
     # Our loss is divided by the counts of the whole step.
@@ -85,7 +89,7 @@ class SelfAugTrainer(CachingTrainer):
             spare_refused_modules(kwargs["peft_config"], model_type(model, args))
             if args.compares:
                 check_peft(kwargs["peft_config"], args.reference)
-            if get_method(args.method).needs_scores or get_method(args.method).fisher(args):
+            if asks_base(get_method(args.method), args):
                 check_peft(kwargs["peft_config"], "base")
         self.method = get_method(args.method)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
@@ -100,6 +104,7 @@ class SelfAugTrainer(CachingTrainer):
         self._refuse_unsupported()
         self._base_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         check_adapter(self.method, None if self._base_model is self.model else self.model.active_peft_config)
+        check_generation(self)
         if args.freeze_head:
             self._freeze_head(args)
         self.reference = self._make_reference(args)
@@ -201,6 +206,9 @@ class SelfAugTrainer(CachingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `ResumableTrainer.train`; then the method may change the model, unless a signal ended the training."""
+        if self.method.generates(self.args):
+            self._train_rows = rows_with_generated(self, self._prepare)
+            self.train_dataset = self._pack(self._train_rows)
         if self.method.needs_scores:
             scores = scores_of_base(self, self._train_rows)
             self._weigh = token_weights(self.method, self.args, scores, self._train_rows)
@@ -237,7 +245,7 @@ class SelfAugTrainer(CachingTrainer):
             finally:
                 args.max_length, args.shuffle_dataset = kept, kept_shuffle
 
-        def prepare(rows: Any, name: str) -> Any:
+        def prepare(rows: Any, name: str, change: Any = None) -> Any:
             return prepare_rows(
                 rows,
                 tokenizer=self._tokenizer,
@@ -246,9 +254,14 @@ class SelfAugTrainer(CachingTrainer):
                 cut_prompt_left=args.cut_prompt_left,
                 tokenise=lambda table: trl(table, pack=False, shuffle=False),
                 name=name,
+                change=change,
             )
 
         prepared = prepare(dataset, dataset_name)
+        if dataset_name == "train":
+            self._raw_rows = dataset
+            self._prepare = lambda change: prepare(dataset, "train", change)
+            self._pack = lambda rows: trl(rows, pack=packing, shuffle=args.shuffle_dataset)
         mix = self.method.mix(args) if dataset_name == "train" else None
         if dataset_name == "train":
             self._rows_of = lambda path: rows_of_file(

@@ -15,8 +15,11 @@ from selfaug.methods.full import Full
 from selfaug.methods.kl_response import KLResponse
 from selfaug.methods.l2 import L2
 from selfaug.methods.low_lr import LowLR
+from selfaug.methods.magpie import Magpie
 from selfaug.methods.orthogonal import Orthogonal
 from selfaug.methods.replay import Replay
+from selfaug.methods.sa_sft import SASFT
+from selfaug.methods.sdft import SDFT
 from selfaug.methods.selfaug import SelfAug
 from selfaug.methods.sft import SFT
 from selfaug.methods.stm import STM
@@ -30,7 +33,7 @@ _ALL: tuple[Method, ...] = (
     *(SelfAug(), SFT(), Full(), LowLR()),
     *(KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
     *(STM(), FLOW()),
-    Replay(),
+    *(Replay(), Magpie(), SASFT(), SDFT()),
     *(L2(), EWC(), Orthogonal(), WiseFT()),
     *ACTIVATION_METHODS,
 )

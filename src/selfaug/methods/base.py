@@ -21,15 +21,21 @@ from selfaug.step import TermOn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
     from selfaug.config import SelfAugConfig
+    from selfaug.data.prompts import Renderer
+    from selfaug.data.record import Conversation, Item
+    from selfaug.generation.scribe import Scribe
     from selfaug.mixing import Mix
 
-__all__ = ["RESPONSE_LOSS", "Fisher", "Method", "Weigh"]
+__all__ = ["MIXED_ROWS", "RESPONSE_LOSS", "Compose", "Fisher", "Method", "Rewrite", "Weigh"]
 
 Weigh: TypeAlias = Callable[["Tensor"], "Tensor"]
+Rewrite: TypeAlias = Callable[[Sequence["Item"], "Scribe"], list["Item"]]
 
 RESPONSE_LOSS = "the loss of response tokens"
+MIXED_ROWS = "which rows are mixed in"
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,14 @@ class Fisher:
 
     path: Path | None
     count: int
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Conversations that the base writes itself: ``ratio`` for each training row, and what writes so many."""
+
+    ratio: float
+    write: Callable[[Scribe, int], list[Conversation]]
 
 
 class Method:
@@ -111,6 +125,27 @@ class Method:
     def mix(self, config: SelfAugConfig) -> Mix | None:
         """Rows that are put among the training rows."""
         return None
+
+    def rewrite(self, config: SelfAugConfig) -> Rewrite | None:
+        """Change training rows with what the base writes, before the first step."""
+        return None
+
+    def compose(self, config: SelfAugConfig) -> Compose | None:
+        """Rows that the base writes before the first step, to be put among the training rows."""
+        return None
+
+    def generates(self, config: SelfAugConfig) -> bool:
+        """Whether the base writes anything before the first step."""
+        return self.rewrite(config) is not None or self.compose(config) is not None
+
+    def check_prompts(self, config: SelfAugConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
+        """Raise :class:`selfaug.errors.ConfigError` where the model's prompts cannot work with this method."""
+        if renderer.mode != "chat" and self.generates(config):
+            raise ConfigError(
+                f"method={self.name!r} lets the model write, as an assistant does, and {tokenizer.name_or_path!r} has "
+                "no chat template (or plain prompts are asked for), so it is no instruct model.",
+                "use an instruct model, name its template with --chat_template_path, or choose another method.",
+            )
 
     def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh | None:
         """Weights of response tokens in the loss, from the base's NLL of them; asked where ``needs_scores``.

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from selfaug.errors import ConfigError
-from selfaug.methods.base import RESPONSE_LOSS, Fisher, Method, Weigh
+from selfaug.methods.base import RESPONSE_LOSS, Compose, Fisher, Method, Rewrite, Weigh
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
@@ -16,8 +16,10 @@ from selfaug.step import TermOn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
     from selfaug.config import SelfAugConfig
+    from selfaug.data.prompts import Renderer
     from selfaug.mixing import Mix
 
 __all__ = ["Combined"]
@@ -80,6 +82,19 @@ class Combined(Method):
     def mix(self, config: SelfAugConfig) -> Mix | None:
         """Of the one part that has one."""
         return next((mix for part in self._parts if (mix := part.mix(config)) is not None), None)
+
+    def rewrite(self, config: SelfAugConfig) -> Rewrite | None:
+        """Of the one part that has one."""
+        return next((found for part in self._parts if (found := part.rewrite(config)) is not None), None)
+
+    def compose(self, config: SelfAugConfig) -> Compose | None:
+        """Of the one part that has one."""
+        return next((found for part in self._parts if (found := part.compose(config)) is not None), None)
+
+    def check_prompts(self, config: SelfAugConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
+        """Each part's own."""
+        for part in self._parts:
+            part.check_prompts(config, tokenizer, renderer)
 
     def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh | None:
         """The product of the parts' weights."""
