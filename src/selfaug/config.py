@@ -12,6 +12,7 @@ from trl import SFTConfig
 from selfaug.endpoint import Endpoint
 from selfaug.errors import ConfigError, nearest
 from selfaug.methods import Method, available, get_method
+from selfaug.methods.adapters import asks_base
 from selfaug.methods.options import read_options, resolve_options
 from selfaug.objective import ALIGNMENT_TERMS
 
@@ -196,6 +197,7 @@ class SelfAugConfig(SFTConfig):
         method.check_alpha(self)
         method.check(self)
         self._check_generation(method)
+        self._check_start(method)
         self._check_combinations()
 
     @property
@@ -282,6 +284,29 @@ class SelfAugConfig(SFTConfig):
                 f"method={self.method!r} changes the training rows before the first step, and a reference_cache is "
                 "written for the rows as they were.",
                 "leave --reference_cache out.",
+            )
+
+    def _check_start(self, method: Method) -> None:
+        start = method.start(self)
+        if start is None:
+            return
+        if self.compares and self.reference == "base":
+            raise ConfigError(
+                f"method={self.method!r} takes the adapter's start ({start.kind}) out of the base's weights, so with "
+                "the adapter off the model is not the base.",
+                "use --reference initial: the adapter as training began, which with them is the base.",
+            )
+        if asks_base(method, self):
+            raise ConfigError(
+                f"method={self.method!r} asks the base before training, and {start.kind} takes the adapter's start out "
+                "of its weights.",
+                f"leave {start.kind!r} out, or the part that asks the base.",
+            )
+        if method.parameter_terms(self):
+            raise ConfigError(
+                f"method={self.method!r} penalises the update of the base's weights, and {start.kind} takes the "
+                "adapter's start out of them, so that the adapter is more than the update.",
+                f"leave {start.kind!r} out, or the penalty.",
             )
 
     def _check_combinations(self) -> None:

@@ -10,18 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from selfaug.errors import ConfigError, DataError
+from selfaug.base_texts import Texts, draw_texts
+from selfaug.errors import ConfigError
 from selfaug.model_parts import body_of, head_of
 from selfaug.reference.adapter import adapters_off, digest, evaluating, uncached_autocast
 from selfaug.terminal import counting, is_main, say
@@ -31,11 +30,10 @@ if TYPE_CHECKING:
     from selfaug.objective.head import LMHead
     from selfaug.trainer import SelfAugTrainer
 
-__all__ = ["FILE", "ensure_fisher", "fisher_diagonal", "text_of"]
+__all__ = ["FILE", "ensure_fisher", "fisher_diagonal", "linear_pairs"]
 
 FILE = "fisher.safetensors"
 _BLOCK = 256
-_IGNORED = -100
 
 Draw = Callable[[Tensor], Tensor]
 
@@ -128,40 +126,20 @@ def _weight(pair: LoraPair) -> Tensor:
     return weight
 
 
-def text_of(row: Mapping[str, Any], *, prompt: bool) -> list[int]:
-    """A row's tokens, or with ``prompt`` those before its first response token, where there are any."""
-    ids = list(row["input_ids"])
-    if not prompt:
-        return ids
-    first = next((t for t, label in enumerate(row["labels"]) if label != _IGNORED), len(ids))
-    return ids[:first] or ids
-
-
-def ensure_fisher(trainer: SelfAugTrainer, rows: Any, *, count: int, prompts: bool, name: str) -> None:
+def ensure_fisher(trainer: SelfAugTrainer, wanted: Texts) -> None:
     """Give each adapted layer of the trainer's model its part of the Fisher diagonal, as ``selfaug_fisher`` (O × I).
 
     It comes from the output folder where the same base, texts and seed made it, else from one pass; ranks share it.
 
     Args:
         trainer: Before its first step.
-        rows: ``input_ids`` and ``labels`` each.
-        count: How many rows are drawn, by the run's seed.
-        prompts: Whether only what stands before the response is read.
-        name: Of the rows, for people.
+        wanted: The texts that are read.
 
     Raises:
-        ConfigError: If the rows are a stream, or the model is sharded or quantised.
+        ConfigError: If the rows are a stream, or the model is quantised.
         DataError: If there are no rows.
     """
-    if not isinstance(rows, Dataset):
-        raise ConfigError(
-            f"method={trainer.method.name!r} draws texts before training, and the data set is a stream.",
-            "give a data set of known length (--dataset_streaming false), or name texts: fisher_data.",
-        )
-    if not len(rows):
-        raise DataError(f"{name} has no rows, so nothing says which weights matter.", "give some texts.")
-    chosen = sorted(random.Random(trainer.args.seed).sample(range(len(rows)), min(count, len(rows))))
-    texts = [text_of(rows[i], prompt=prompts) for i in chosen]
+    texts = draw_texts(trainer, wanted)
     model = trainer._base_model
     pairs = linear_pairs(model)
     made_by = {
@@ -176,7 +154,7 @@ def ensure_fisher(trainer: SelfAugTrainer, rows: Any, *, count: int, prompts: bo
     trainer.accelerator.wait_for_everyone()  # no rank writes while another still reads
     if found is None:
         if is_main():
-            say(f"the Fisher information of {len(pairs)} layers from {len(texts)} rows of {name} ...")
+            say(f"the Fisher information of {len(pairs)} layers from {len(texts)} rows of {wanted.name} ...")
         ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
         mine = texts[rank::ranks]
         with trainer.accelerator.autocast(), counting("Fisher information", len(mine)) as progress:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from selfaug.adapter_start import AdapterStart
 from selfaug.caching import CachingTrainer
 from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
@@ -26,6 +27,7 @@ from selfaug.model_parts import body_of, depends_on_what_follows, head_layer, mo
 from selfaug.objective.activation_terms import find_modules
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
+from selfaug.reference.adapter import BaseReference
 from selfaug.reference.checks import check_full_tuning, check_peft
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.reference_batch import ReferenceLayout
@@ -74,6 +76,7 @@ class SelfAugTrainer(CachingTrainer):
     _prepare: Callable[[Any], Any]  # the tokenised training rows, after a change of records and conversations
     _pack: Callable[[Any], Any]  # what TRL makes of tokenised rows
     _fisher_ready = False
+    _start: AdapterStart | None = None
     _weigh: Callable[[Tensor, Tensor], Tensor] | None = None
     # Our loss is divided by the counts of the whole step.
     loss_is_scaled_for_ga = True
@@ -105,6 +108,8 @@ class SelfAugTrainer(CachingTrainer):
         self._base_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         check_adapter(self.method, None if self._base_model is self.model else self.model.active_peft_config)
         check_generation(self)
+        start = self.method.start(args)
+        self._start = None if start is None else AdapterStart(self, start)
         if args.freeze_head:
             self._freeze_head(args)
         self.reference = self._make_reference(args)
@@ -213,19 +218,27 @@ class SelfAugTrainer(CachingTrainer):
             scores = scores_of_base(self, self._train_rows)
             self._weigh = token_weights(self.method, self.args, scores, self._train_rows)
         self._ready_fisher()
+        if self._start is not None:
+            self._start.save()
         result = super().train(*args, **kwargs)
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
+            self._settle_start()
             self.method.finish(self.args, self._base_model)
         return result
+
+    def _settle_start(self) -> None:
+        if self._start is None:
+            return
+        self._start.finish(self.model.active_peft_config)
+        self._start = None
+        if self.reference is not None:  # with the adapter off the model is the base from here on
+            self.reference = self._step.reference = BaseReference()
 
     def _ready_fisher(self) -> None:
         wanted = self.method.fisher(self.args)
         if wanted is None or self._fisher_ready:
             return
-        rows, name = self._train_rows, "the training prompts"
-        if wanted.path is not None:
-            rows, name = self._rows_of(wanted.path), str(wanted.path)
-        ensure_fisher(self, rows, count=wanted.count, prompts=wanted.path is None, name=name)
+        ensure_fisher(self, wanted)
         self._fisher_ready = True
 
     # ---- data -------------------------------------------------------------------------------------------------

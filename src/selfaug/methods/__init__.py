@@ -22,6 +22,7 @@ from selfaug.methods.sa_sft import SASFT
 from selfaug.methods.sdft import SDFT
 from selfaug.methods.selfaug import SelfAug
 from selfaug.methods.sft import SFT
+from selfaug.methods.starts import CorDA, PiSSA
 from selfaug.methods.stm import STM
 from selfaug.methods.talr import TALR
 from selfaug.methods.tmkl import TMKL
@@ -35,6 +36,7 @@ _ALL: tuple[Method, ...] = (
     *(STM(), FLOW()),
     *(Replay(), Magpie(), SASFT(), SDFT()),
     *(L2(), EWC(), Orthogonal(), WiseFT()),
+    *(CorDA(), PiSSA()),
     *ACTIVATION_METHODS,
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

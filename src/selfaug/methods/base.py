@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from selfaug.errors import ConfigError
@@ -23,27 +22,34 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from selfaug.base_texts import Texts
     from selfaug.config import SelfAugConfig
     from selfaug.data.prompts import Renderer
     from selfaug.data.record import Conversation, Item
     from selfaug.generation.scribe import Scribe
     from selfaug.mixing import Mix
 
-__all__ = ["MIXED_ROWS", "RESPONSE_LOSS", "Compose", "Fisher", "Method", "Rewrite", "Weigh"]
+__all__ = ["ADAPTER_START", "MIXED_ROWS", "RESPONSE_LOSS", "Compose", "Method", "Rewrite", "Start", "Weigh"]
 
 Weigh: TypeAlias = Callable[["Tensor"], "Tensor"]
 Rewrite: TypeAlias = Callable[[Sequence["Item"], "Scribe"], list["Item"]]
 
 RESPONSE_LOSS = "the loss of response tokens"
 MIXED_ROWS = "which rows are mixed in"
+ADAPTER_START = "where the adapter starts"
 
 
 @dataclass(frozen=True)
-class Fisher:
-    """What the base's Fisher information is estimated on: ``count`` rows of a file, or of the training prompts."""
+class Start:
+    """Where the adapter starts: a part of the pretrained weights, taken out of them.
 
-    path: Path | None
-    count: int
+    Args:
+        kind: ``corda`` or ``pissa``, as PEFT's ``init_lora_weights`` calls them.
+        texts: What it looks at, if anything.
+    """
+
+    kind: str
+    texts: Texts | None = None
 
 
 @dataclass(frozen=True)
@@ -159,8 +165,12 @@ class Method:
         """
         return None
 
-    def fisher(self, config: SelfAugConfig) -> Fisher | None:
+    def fisher(self, config: SelfAugConfig) -> Texts | None:
         """What the base's Fisher information of each adapted weight is to be estimated on before the first step."""
+        return None
+
+    def start(self, config: SelfAugConfig) -> Start | None:
+        """Where the adapter starts, if not at nothing."""
         return None
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:

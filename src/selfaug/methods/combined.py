@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from selfaug.errors import ConfigError
-from selfaug.methods.base import RESPONSE_LOSS, Compose, Fisher, Method, Rewrite, Weigh
+from selfaug.methods.base import RESPONSE_LOSS, Compose, Method, Rewrite, Start, Weigh
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from selfaug.base_texts import Texts
     from selfaug.config import SelfAugConfig
     from selfaug.data.prompts import Renderer
     from selfaug.mixing import Mix
@@ -101,9 +102,13 @@ class Combined(Method):
         found = [weigh for part in self._parts if (weigh := part.weigh(config, samples)) is not None]
         return (lambda nll_N: math.prod((weigh(nll_N) for weigh in found), start=nll_N.new_ones(()))) if found else None
 
-    def fisher(self, config: SelfAugConfig) -> Fisher | None:
+    def fisher(self, config: SelfAugConfig) -> Texts | None:
         """Of the one part that has one."""
         return next((found for part in self._parts if (found := part.fisher(config)) is not None), None)
+
+    def start(self, config: SelfAugConfig) -> Start | None:
+        """Of the one part that has one."""
+        return next((found for part in self._parts if (found := part.start(config)) is not None), None)
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:
         """The product of the parts'."""

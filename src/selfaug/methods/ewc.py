@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from selfaug.base_texts import Texts
 from selfaug.data.files import data_files
-from selfaug.methods.base import Fisher, Method
+from selfaug.methods.base import Method
 from selfaug.methods.options import option
 from selfaug.objective.parameter_terms import ParameterTerm, weighted_updates
 
@@ -55,12 +56,12 @@ class EWC(Method):
         if named is not None:
             data_files(Path(named))
 
-    def fisher(self, config: SelfAugConfig) -> Fisher | None:
+    def fisher(self, config: SelfAugConfig) -> Texts | None:
         """With a weight above 0 the texts to read."""
         options = self.options(config)
         if not options.ewc_weight:
             return None
-        return Fisher(None if options.fisher_data is None else Path(options.fisher_data), options.fisher_rows)
+        return Texts(None if options.fisher_data is None else Path(options.fisher_data), options.fisher_rows)
 
     def parameter_terms(self, config: SelfAugConfig) -> tuple[ParameterTerm, ...]:
         """With a weight above 0 the penalty."""
