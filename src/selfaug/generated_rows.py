@@ -112,7 +112,7 @@ def scribe_of(trainer: SelfAugTrainer) -> Scribe:
             timeout=600.0,
             concurrency=config.generation_batch_size,
         )
-        source = ServedModel(endpoint, config.generation_model)
+        source = ServedModel(endpoint, config.generation_model, renderer.chat_template_kwargs)
         made_by["served"] = config.generation_model
     else:
         model = trainer._base_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selfaug.endpoint import Endpoint, EndpointError
@@ -20,10 +20,11 @@ class ServedModel:
     Args:
         endpoint: Where.
         name: Of the model there.
+        variables: More variables of its chat template, as vLLM takes them.
     """
 
-    def __init__(self, endpoint: Endpoint, name: str) -> None:
-        self.endpoint, self.name = endpoint, name
+    def __init__(self, endpoint: Endpoint, name: str, variables: Mapping[str, Any] | None = None) -> None:
+        self.endpoint, self.name, self.variables = endpoint, name, dict(variables or {})
 
     def ask(self, requests: Sequence[Request]) -> Iterator[dict[int, Reply]]:
         """Replies by the places of their requests, some at a time.
@@ -62,6 +63,8 @@ class ServedModel:
             # The text holds the template's own start of text already.
             body |= {"prompt": request.text, "add_special_tokens": False}
             return self._reply("/completions", body)
+        if self.variables:
+            body["chat_template_kwargs"] = self.variables
         return self._reply("/chat/completions", body | {"messages": [dict(message) for message in request.messages]})
 
     def _reply(self, path: str, body: dict[str, Any]) -> Reply:

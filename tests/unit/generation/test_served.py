@@ -43,6 +43,11 @@ def test_conversations_and_texts_go_to_their_own_addresses(server: Server) -> No
     assert (text[0]["temperature"], text[0]["top_p"], text[0]["seed"]) == (0.5, 0.9, 7)
     assert {body["model"] for body in server.asked} == {"base-1"}
     assert chat[1]["Authorization"] == "Bearer k-1"
+    assert "chat_template_kwargs" not in chat[0]
+    named = ServedModel(model.endpoint, "base-1", {"enable_thinking": False})
+    all_of(named, asked)
+    sent = [body.get("chat_template_kwargs") for body in server.asked[2:]]
+    assert sorted(sent, key=str) == [None, {"enable_thinking": False}]
 
 
 def test_what_was_cut_has_not_ended(server: Server) -> None:
