@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 # torchrun starts a file, and the tests that it imports are a package of the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -27,10 +29,15 @@ def main(folder: Path) -> None:
     weighing = make_trainer(folder / "fisher", method="ewc", **backend)
     weighing.train()
     fisher = {str(i): pair.layer.selfaug_fisher for i, pair in enumerate(lora_pairs(weighing.model))}
+    start = make_trainer(folder / "start", method="corda", dtype=torch.float32, **backend)
+    reduced = digest({str(i): pair.layer.get_base_layer().weight for i, pair in enumerate(lora_pairs(start.model))})
+    start.train()
     found = {
         "rows": list(writing._train_rows["input_ids"]),
         "trained": {name: p.double().sum().item() for name, p in writing.model.named_parameters() if p.requires_grad},
         "fisher": digest(fisher),
+        "reduced": reduced,
+        "finished": digest(dict(start.model.named_parameters())),
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
 

@@ -36,9 +36,11 @@ def records(count: int = 18) -> list[dict[str, Any]]:
     ]
 
 
-def make_trainer(folder: Path, *, moved: float = 0.0, rows: Any = None, **changes: Any) -> SelfAugTrainer:
+def make_trainer(
+    folder: Path, *, moved: float = 0.0, dtype: torch.dtype = torch.float64, rows: Any = None, **changes: Any
+) -> SelfAugTrainer:
     """Of two steps by default; ``moved`` changes a weight of the base."""
-    model = chat_model()
+    model = chat_model(dtype=dtype)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.add_(moved)
     settings: dict[str, Any] = {
