@@ -34,11 +34,11 @@ def formats() -> str:
 
 def methods() -> str:
     def options(method: Method) -> str:
-        found = [
-            f"`{f.name}` ({f.default if f.default is not None else 'none'}): {f.metadata['help']}"
-            for f in dataclasses.fields(method.Options)
-        ]
+        found = [f"`{f.name}` ({shown(f.default)}): {f.metadata['help']}" for f in dataclasses.fields(method.Options)]
         return " ".join(found)
+
+    def shown(default: object) -> object:
+        return "none" if default is None else round(default, 4) if isinstance(default, float) else default
 
     def source(method: Method) -> str:
         numbers = re.sub(r"(\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", method.source)

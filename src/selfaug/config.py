@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+from selfaug.endpoint import Endpoint
 from selfaug.errors import ConfigError, nearest
-from selfaug.methods import available, get_method
+from selfaug.methods import Method, available, get_method
+from selfaug.methods.adapters import asks_base
 from selfaug.methods.options import read_options, resolve_options
 from selfaug.objective import ALIGNMENT_TERMS
 
@@ -143,6 +145,23 @@ class SelfAugConfig(SFTConfig):
             "leaving it out. Responses are never cut."
         },
     )
+    generation_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "OpenAI-compatible endpoint (a vLLM server, say) that serves the base model and writes in its "
+            "place, for methods that let the model write before training; by default the loaded model does."
+        },
+    )
+    generation_model: str | None = field(default=None, metadata={"help": "Name of the base model at generation_url."})
+    generation_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable with the endpoint's API key."}
+    )
+    generation_length: int = field(
+        default=512, metadata={"help": "Longest text in tokens that the model writes at once before training."}
+    )
+    generation_batch_size: int = field(
+        default=16, metadata={"help": "Texts that the model writes at a time; for an endpoint, requests on their way."}
+    )
     objective: str = field(
         default="sweep",
         metadata={
@@ -177,6 +196,8 @@ class SelfAugConfig(SFTConfig):
         self._check_ranges()
         method.check_alpha(self)
         method.check(self)
+        self._check_generation(method)
+        self._check_start(method)
         self._check_combinations()
 
     @property
@@ -238,6 +259,54 @@ class SelfAugConfig(SFTConfig):
             raise ConfigError(
                 f"objective_memory_mb={self.objective_memory_mb} leaves no memory for a row of logits.",
                 "give a number of MiB above 0, or leave it out.",
+            )
+
+    def _check_generation(self, method: Method) -> None:
+        for name in ("generation_length", "generation_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} leaves nothing to be written.", "give 1 or more.")
+        if (self.generation_url is None) != (self.generation_model is None):
+            raise ConfigError(
+                "generation_url and generation_model belong together: where the base is served, and its name there.",
+                "give both, or neither.",
+            )
+        if not method.generates(self):
+            if self.generation_url is not None:
+                raise ConfigError(
+                    f"generation_url has no effect with method={self.method!r}: nothing is written before training.",
+                    "leave it out, or choose a method that lets the model write (magpie, sa-sft, sdft).",
+                )
+            return
+        if self.generation_url is not None:
+            Endpoint(self.generation_url)
+        if self.reference_cache is not None:
+            raise ConfigError(
+                f"method={self.method!r} changes the training rows before the first step, and a reference_cache is "
+                "written for the rows as they were.",
+                "leave --reference_cache out.",
+            )
+
+    def _check_start(self, method: Method) -> None:
+        start = method.start(self)
+        if start is None:
+            return
+        if self.compares and self.reference == "base":
+            raise ConfigError(
+                f"method={self.method!r} takes the adapter's start ({start.kind}) out of the base's weights, so with "
+                "the adapter off the model is not the base.",
+                "use --reference initial: the adapter as training began, which with them is the base.",
+            )
+        if asks_base(method, self):
+            raise ConfigError(
+                f"method={self.method!r} asks the base before training, and {start.kind} takes the adapter's start out "
+                "of its weights.",
+                f"leave {start.kind!r} out, or the part that asks the base.",
+            )
+        if method.parameter_terms(self):
+            raise ConfigError(
+                f"method={self.method!r} penalises the update of the base's weights, and {start.kind} takes the "
+                "adapter's start out of them, so that the adapter is more than the update.",
+                f"leave {start.kind!r} out, or the penalty.",
             )
 
     def _check_combinations(self) -> None:

@@ -28,12 +28,12 @@ class Mix:
 
 
 def rows_of_file(
-    mix: Mix, tokenizer: Any, renderer: Renderer | None, max_length: int | None, prepare: Callable[[Dataset], Dataset]
+    path: Path, tokenizer: Any, renderer: Renderer | None, max_length: int | None, prepare: Callable[[Dataset], Dataset]
 ) -> Dataset:
     """The rows that fit, tokenised as training rows are.
 
     Args:
-        mix: Where they are.
+        path: Where they are: a file or folder in any format.
         tokenizer: Of the model.
         renderer: How records become prompts; ``None`` for the tokenizer's default.
         max_length: In tokens.
@@ -42,13 +42,13 @@ def rows_of_file(
     Raises:
         DataError: If a row cannot be used, or none fits.
     """
-    loaded = read_rows(mix.path, needs_documents=False)
+    loaded = read_rows(path, needs_documents=False)
     if loaded.kind == "trl":
         return prepare(Dataset.from_list(loaded.items))
     renderer = renderer or Renderer.for_tokenizer(tokenizer)
     encoded = encode(loaded.items, tokenizer, renderer, max_length=max_length)  # type: ignore[arg-type]
     if not encoded.rows:
-        raise DataError(f"none of the rows of {mix.path} fits max_length={max_length}", "raise --max_length.")
+        raise DataError(f"none of the rows of {path} fits max_length={max_length}", "raise --max_length.")
     return Dataset.from_list(encoded.rows)
 
 

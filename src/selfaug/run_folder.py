@@ -29,7 +29,8 @@ MAY_DIFFER = frozenset(
         "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
         "dataloader_persistent_workers", "dataset_num_proc", "skip_memory_metrics", "ddp_timeout", "local_rank",
-        "objective_memory_mb", "reference_slice", "reference_cache", "use_cpu",
+        "objective_memory_mb", "reference_slice", "reference_cache", "use_cpu", "generation_batch_size",
+        "generation_key_env",
     }
 )  # fmt: skip
 """Settings that a resumed run may change: how long it trains (the learning rate's schedule is stretched from there on),
@@ -166,7 +167,8 @@ class RunFolder:
         """Make the folder and write ``config.yaml``; with ``overwrite`` an older run in it is removed first.
 
         Only what a run writes is removed: a file of the user's that lies there stays. A run that begins anew removes
-        torn checkpoints; :meth:`check_free` has seen that there is no whole one.
+        torn checkpoints; :meth:`check_free` has seen that there is no whole one. What was made before the first step
+        and knows what it was made by (samples of the base's, its scores) stays, to be used again.
         """
         if overwrite:
             for name in _FILES:
@@ -174,7 +176,8 @@ class RunFolder:
             for name in _FOLDERS:
                 shutil.rmtree(self.path / name, ignore_errors=True)
         elif not resume:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for torn in self.checkpoints.glob("checkpoint-*"):
+                shutil.rmtree(torn, ignore_errors=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         head = "# The resolved settings of this run; `selfaug train --config` reads them back."

@@ -5,24 +5,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import Trainer
 
+from selfaug.adapter_start import AdapterStart
 from selfaug.caching import CachingTrainer
 from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
+from selfaug.fisher import ensure_fisher
+from selfaug.generated_rows import check_generation, rows_with_generated
 from selfaug.meter import Meter
 from selfaug.methods import get_method
-from selfaug.methods.adapters import check_adapter
+from selfaug.methods.adapters import asks_base, check_adapter
 from selfaug.mixing import mixed, rows_of_file
 from selfaug.model_checks import probe_tokens
 from selfaug.model_parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
 from selfaug.objective.activation_terms import find_modules
 from selfaug.plan import StepPlan, plan_step
 from selfaug.reference import Reference, make_reference
+from selfaug.reference.adapter import BaseReference
 from selfaug.reference.checks import check_full_tuning, check_peft
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.reference_batch import ReferenceLayout
@@ -66,6 +71,12 @@ class SelfAugTrainer(CachingTrainer):
     _tag_names = ("trl", "sft", "selfaug")
     _name = "SelfAug"
     _train_rows: Any = None
+    _rows_of: Callable[[Path], Any]  # the tokenised rows of a file, made as training rows are
+    _raw_rows: Any = None
+    _prepare: Callable[[Any], Any]  # the tokenised training rows, after a change of records and conversations
+    _pack: Callable[[Any], Any]  # what TRL makes of tokenised rows
+    _fisher_ready = False
+    _start: AdapterStart | None = None
     _weigh: Callable[[Tensor, Tensor], Tensor] | None = None
     # Our loss is divided by the counts of the whole step.
     loss_is_scaled_for_ga = True
@@ -81,7 +92,7 @@ class SelfAugTrainer(CachingTrainer):
             spare_refused_modules(kwargs["peft_config"], model_type(model, args))
             if args.compares:
                 check_peft(kwargs["peft_config"], args.reference)
-            if get_method(args.method).needs_scores:
+            if asks_base(get_method(args.method), args):
                 check_peft(kwargs["peft_config"], "base")
         self.method = get_method(args.method)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
@@ -96,6 +107,9 @@ class SelfAugTrainer(CachingTrainer):
         self._refuse_unsupported()
         self._base_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         check_adapter(self.method, None if self._base_model is self.model else self.model.active_peft_config)
+        check_generation(self)
+        start = self.method.start(args)
+        self._start = None if start is None else AdapterStart(self, start)
         if args.freeze_head:
             self._freeze_head(args)
         self.reference = self._make_reference(args)
@@ -197,13 +211,35 @@ class SelfAugTrainer(CachingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `ResumableTrainer.train`; then the method may change the model, unless a signal ended the training."""
+        if self.method.generates(self.args):
+            self._train_rows = rows_with_generated(self, self._prepare)
+            self.train_dataset = self._pack(self._train_rows)
         if self.method.needs_scores:
             scores = scores_of_base(self, self._train_rows)
             self._weigh = token_weights(self.method, self.args, scores, self._train_rows)
+        self._ready_fisher()
+        if self._start is not None:
+            self._start.save()
         result = super().train(*args, **kwargs)
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
+            self._settle_start()
             self.method.finish(self.args, self._base_model)
         return result
+
+    def _settle_start(self) -> None:
+        if self._start is None:
+            return
+        self._start.finish(self.model.active_peft_config)
+        self._start = None
+        if self.reference is not None:  # with the adapter off the model is the base from here on
+            self.reference = self._step.reference = BaseReference()
+
+    def _ready_fisher(self) -> None:
+        wanted = self.method.fisher(self.args)
+        if wanted is None or self._fisher_ready:
+            return
+        ensure_fisher(self, wanted)
+        self._fisher_ready = True
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -222,7 +258,7 @@ class SelfAugTrainer(CachingTrainer):
             finally:
                 args.max_length, args.shuffle_dataset = kept, kept_shuffle
 
-        def prepare(rows: Any, name: str) -> Any:
+        def prepare(rows: Any, name: str, change: Any = None) -> Any:
             return prepare_rows(
                 rows,
                 tokenizer=self._tokenizer,
@@ -231,15 +267,21 @@ class SelfAugTrainer(CachingTrainer):
                 cut_prompt_left=args.cut_prompt_left,
                 tokenise=lambda table: trl(table, pack=False, shuffle=False),
                 name=name,
+                change=change,
             )
 
         prepared = prepare(dataset, dataset_name)
+        if dataset_name == "train":
+            self._raw_rows = dataset
+            self._prepare = lambda change: prepare(dataset, "train", change)
+            self._pack = lambda rows: trl(rows, pack=packing, shuffle=args.shuffle_dataset)
         mix = self.method.mix(args) if dataset_name == "train" else None
-        if mix is not None:
-            others = rows_of_file(
-                mix, self._tokenizer, self.renderer, self._fit_length, lambda rows: prepare(rows, str(mix.path))
+        if dataset_name == "train":
+            self._rows_of = lambda path: rows_of_file(
+                path, self._tokenizer, self.renderer, self._fit_length, lambda rows: prepare(rows, str(path))
             )
-            prepared = mixed(prepared, others, mix, args.seed)
+        if mix is not None:
+            prepared = mixed(prepared, self._rows_of(mix.path), mix, args.seed)
         if dataset_name == "train":
             self._train_rows = prepared
         if args.aligns:
@@ -395,6 +437,7 @@ class SelfAugTrainer(CachingTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Report means over the whole set: ``nll``, ``alignment``, the method's own terms, and their weighted sum."""
+        self._ready_fisher()  # an evaluation may come before any training
         self._meters["eval"] = self._meter()
         output = super().evaluation_loop(*args, **kwargs)
         measured = self._drain("eval")

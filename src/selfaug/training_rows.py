@@ -6,8 +6,9 @@ TRL would cut the answers behind long documents.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -20,11 +21,18 @@ from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Record, Where, parse_conversation, parse_record
 from selfaug.errors import DataError
 
-__all__ = ["prepare_rows", "require_aligned_tokens", "with_empty_rows"]
+__all__ = ["items_table", "prepare_rows", "require_aligned_tokens", "takes_items", "with_empty_rows"]
 
 Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
+_ITEM = "selfaug_item"
+
 logger = logging.getLogger(__name__)
+
+
+def items_table(items: Sequence[Record | Conversation]) -> Dataset:
+    """A table of records and conversations as they are; columns of their own would give each row all fields of any."""
+    return Dataset.from_dict({_ITEM: [json.dumps(item.to_row()) for item in items]})
 
 
 def prepare_rows(
@@ -36,6 +44,7 @@ def prepare_rows(
     cut_prompt_left: bool,
     tokenise: Callable[[Rows], Rows],
     name: str,
+    change: Callable[[list[Record | Conversation]], list[Record | Conversation]] | None = None,
 ) -> Rows:
     """Rows with ``input_ids`` and ``labels``, each at most ``max_length`` tokens.
 
@@ -47,6 +56,7 @@ def prepare_rows(
         cut_prompt_left: Cut rows without document structure at the left of the prompt instead of leaving them out.
         tokenise: TRL's preparation, for its own formats.
         name: Of the data set, in messages.
+        change: What becomes of records and conversations first.
 
     Raises:
         DataError: If a row is not what its columns promise, or nothing is left.
@@ -59,6 +69,7 @@ def prepare_rows(
     if isinstance(dataset, IterableDataset):
         return _stream(dataset, item, tokenizer, renderer, max_length, cut_prompt_left, columns)
     items = [item(row, Where(name, number)) for number, row in enumerate(dataset, start=1)]
+    items = items if change is None else change(items)
     encoded = encode(items, tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left)
     for line in encoded.report.lines():
         logger.info("%s: %s", name, line)
@@ -72,6 +83,8 @@ def prepare_rows(
 
 def _reader(columns: set[str]) -> Callable[[Mapping[str, Any], Where], Record | Conversation] | None:
     """What reads a row of these columns; ``None`` for TRL's own formats."""
+    if _ITEM in columns:
+        return _packed
     if columns & {"input_ids", "prompt"}:
         return None
     if columns & {"messages", "conversations"}:
@@ -79,6 +92,20 @@ def _reader(columns: set[str]) -> Callable[[Mapping[str, Any], Where], Record | 
     if "question" in columns and columns & {"answer", "documents"}:
         return lambda row, where: parse_record(_present(row), where)
     return None
+
+
+def _packed(row: Mapping[str, Any], where: Where) -> Record | Conversation:
+    fields = json.loads(row[_ITEM])
+    return (
+        parse_conversation(fields, where)
+        if "messages" in fields
+        else parse_record(fields, where, needs_documents=False)
+    )
+
+
+def takes_items(dataset: Rows) -> bool:
+    """Whether the rows are records or conversations, of a table of known length."""
+    return isinstance(dataset, Dataset) and _reader(set(get_dataset_column_names(dataset))) is not None
 
 
 def _present(row: Mapping[str, Any]) -> dict[str, Any]:

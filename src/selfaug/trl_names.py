@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["LoraPair", "gathered_head", "lora_pairs", "spare_refused_modules", "switchable_layers"]
+__all__ = [
+    "LoraPair", "corda_parts", "gathered_head", "lora_pairs", "pissa_parts", "spare_refused_modules",
+    "switchable_layers",
+]  # fmt: skip
 
 
 def switchable_layers(model: nn.Module) -> list[Any]:
@@ -24,12 +28,17 @@ def switchable_layers(model: nn.Module) -> list[Any]:
 
 
 class LoraPair(NamedTuple):
-    """A LoRA layer's A (R × I), B (O × R) and scale s, its pretrained weight W (O × I; ``None`` of an embedding)."""
+    """A LoRA layer's A (R × I), B (O × R), scale s, pretrained weight W (O × I; ``None`` of an embedding).
+
+    And the layer itself, with the name of its adapter.
+    """
 
     A: Tensor
     B: Tensor
     scale: float
     W: Tensor | None
+    layer: nn.Module
+    name: str
 
 
 def lora_pairs(model: nn.Module) -> list[LoraPair]:
@@ -45,12 +54,68 @@ def lora_pairs(model: nn.Module) -> list[LoraPair]:
                 weight = layer.get_base_layer().weight
                 turned = weight.T if getattr(layer, "fan_in_fan_out", False) else weight
                 pairs.append(
-                    LoraPair(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], turned)
+                    LoraPair(
+                        layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], turned, layer, name
+                    )
                 )
             elif name in layer.lora_embedding_A:
                 A, B = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
-                pairs.append(LoraPair(A, B, layer.scaling[name], None))
+                pairs.append(LoraPair(A, B, layer.scaling[name], None, layer, name))
     return pairs
+
+
+def _part_of(pair: LoraPair, kind: str) -> tuple[Tensor, Tensor]:
+    """What PEFT's initialisation sets the adapter to; adapter and weight are afterwards as before."""
+    layer: Any = pair.layer
+    weight = layer.get_base_layer().weight
+    kept = [t.data.clone() for t in (weight, pair.A, pair.B)]
+    getattr(layer, f"{kind}_init")(pair.name, kind)
+    found = layer.lora_A[pair.name].weight.data, layer.lora_B[pair.name].weight.data
+    for tensor, value in zip(
+        (weight, layer.lora_A[pair.name].weight, layer.lora_B[pair.name].weight), kept, strict=True
+    ):
+        tensor.data = value
+    return found
+
+
+def pissa_parts(pair: LoraPair) -> tuple[Tensor, Tensor]:
+    """A₀ and B₀ of a layer as PEFT's PiSSA makes them."""
+    return _part_of(pair, "pissa")
+
+
+def corda_parts(
+    model: nn.Module, peft_config: Any, pairs: Sequence[LoraPair], run_model: Callable[[], None]
+) -> list[tuple[Tensor, Tensor]]:
+    """A₀ and B₀ of each layer as PEFT's CorDA makes them in its knowledge-preserving mode.
+
+    PEFT looks for linear layers under the names that they have without an adapter, so it is given a model that holds
+    them under these.
+
+    Args:
+        model: The causal LM inside all wrappers.
+        peft_config: Of its adapter; changed.
+        pairs: Of its layers.
+        run_model: Runs it on texts, one at a time.
+    """
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
+
+    layers = {id(pair.layer): pair for pair in pairs}
+    bare = nn.Module()
+    for name, module in model.named_modules():
+        if id(module) in layers:
+            *path, last = name.split(".")
+            at = bare
+            for step in path:
+                if step not in at._modules:
+                    at.add_module(step, nn.Module())
+                at = at.get_submodule(step)
+            at.add_module(last, module.get_base_layer())
+    peft_config.corda_config = CordaConfig(corda_method="kpm")
+    preprocess_corda(bare, peft_config, run_model)
+    for pair in pairs:  # PEFT leaves its model in evaluation mode
+        pair.layer.get_base_layer().train(pair.layer.training)  # type: ignore[operator]
+    return [_part_of(pair, "corda") for pair in pairs]
 
 
 def gathered_head(weight: Any, bias: Any) -> Any:

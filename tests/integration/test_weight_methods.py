@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 
 from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
+from selfaug.fisher import FILE as FISHER
+from selfaug.fisher import fisher_diagonal
 from selfaug.trainer import SelfAugTrainer
 from selfaug.trl_names import lora_pairs
 from tests.integration.steps import SEQUENCES, TOLERANCE, Ran, run
@@ -135,3 +138,56 @@ def test_full_trains_every_weight_and_takes_no_adapter(tmp_path: Path) -> None:
         trained(tmp_path, "full")
     with pytest.raises(ConfigError, match="full fine-tuning has none"):
         trained(tmp_path, "wise-ft", peft=False)
+
+
+def test_ewc_counts_once_a_step_with_the_bases_fisher_information(plain_run: Ran, tmp_path: Path) -> None:
+    """Value and slope from loops, with the Fisher information that the run left in its folder."""
+    options = {"ewc_weight": 0.5, "fisher_rows": 3}
+    ran = run(CHOSEN, tmp_path, method="ewc", method_options=options, per_device_train_batch_size=1)
+    assert ran.trainer is not None
+    stored = load_file(tmp_path / FISHER)
+    model = with_lora(tiny("llama"))
+    names = {id(p): adapter_name(name) for name, p in model.named_parameters()}
+    value, slope = 0.0, {}
+    for index, pair in enumerate(lora_pairs(model)):
+        weights = stored[f"layer.{index}"]
+        assert (weights > 0).any()
+        one, slope_A, slope_B = oracle.weighted_update(pair.A.tolist(), pair.B.tolist(), weights.tolist(), pair.scale)
+        value += one
+        slope[names[id(pair.A)]] = torch.tensor(slope_A, dtype=torch.float64)
+        slope[names[id(pair.B)]] = torch.tensor(slope_B, dtype=torch.float64)
+    expected = {name: g + 0.5 * slope[name] for name, g in plain_run.gradient.items()}
+    assert relative_distance(plain_run.gradient, expected) > 0.01
+    assert relative_distance(ran.gradient, expected) < TOLERANCE[torch.float64]
+    assert ran.losses == pytest.approx([plain_run.losses[0] + 0.5 * value], rel=1e-5)
+    off = run(CHOSEN, tmp_path / "off", method="ewc", method_options="ewc_weight=0")
+    assert all(torch.equal(off.gradient[name], plain_run.gradient[name]) for name in plain_run.gradient)
+    assert not (tmp_path / "off" / FISHER).exists()
+
+
+def test_the_fisher_information_is_found_again_and_made_anew_for_another_base_or_other_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(model: Any, texts: Any, **options: Any) -> Any:
+        read.append(len(texts))
+        return fisher_diagonal(model, texts, **options)
+
+    monkeypatch.setattr("selfaug.fisher.fisher_diagonal", counted)
+    general = tmp_path / "general.jsonl"
+    general.write_text("".join(f'{{"prompt": "w4 w{i} w9", "completion": " w7"}}\n' for i in range(5, 10)))
+    first = run(CHOSEN, tmp_path, method="ewc")
+    again = run(CHOSEN, tmp_path, method="ewc")
+    assert read == [4]
+    assert all(torch.equal(first.gradient[name], again.gradient[name]) for name in first.gradient)
+    of_general = run(CHOSEN, tmp_path, method="selfaug+ewc", method_options={"fisher_data": str(general)})
+    assert read == [4, 5]
+    assert of_general.trainer is not None
+    run(CHOSEN, tmp_path, method="ewc", method_options={"fisher_rows": 2})
+    run(CHOSEN, tmp_path, method="ewc", arch="qwen2")
+    assert read == [4, 5, 2, 4]
+    pissa = lora_config("llama")
+    pissa.init_lora_weights = "pissa"
+    with pytest.raises(ConfigError, match="pissa"):
+        run(CHOSEN, tmp_path, method="ewc", peft_config=pissa)

@@ -137,7 +137,9 @@ def test_a_combination_has_the_changes_of_its_parts() -> None:
 def test_an_alpha_without_effect_is_refused(name: str) -> None:
     assert "has no effect" in refused(method=name, alpha=0.5).message
     options = "replay_ratio=0" if name == "replay" else None
-    assert config(method=f"selfaug+{name}", alpha=0.5, method_options=options).alpha == 0.5
+    reference = "initial" if METHODS[name].start(config(method=name, method_options=options)) else "base"
+    made = config(method=f"selfaug+{name}", alpha=0.5, method_options=options, reference=reference)
+    assert made.alpha == 0.5
 
 
 def test_what_needs_no_reference_asks_for_none() -> None:

@@ -112,10 +112,18 @@ def encode_source(
     """The table that the trainer gets, and the length report; trl's own formats pass through without one.
 
     Raises:
+        ConfigError: If the method lets the base rewrite the rows, and they are in a format of trl's.
         DataError: If no row fits, or none has an aligned token though the method aligns.
     """
     from datasets import Dataset
 
+    from selfaug.generated_rows import refuse_rewriting
+    from selfaug.methods import get_method
+    from selfaug.training_rows import items_table
+
+    rewrites = split == "train" and get_method(settings.training.method).rewrite(settings.training) is not None
+    if rewrites and (source.loaded is None or source.loaded.kind == "trl"):
+        raise refuse_rewriting(settings.training.method, source.name)
     if source.loaded is None:
         assert source.table is not None
         return source.table, None
@@ -146,5 +154,8 @@ def encode_source(
             "single token",
             "train on rows with prompts, or set --alpha 0.",
         )
+    if rewrites:  # the trainer needs the words; the base rewrites them when it is loaded
+        items = cast("list[Item]", source.loaded.items)
+        return items_table([items[place] for place in encoded.places]), encoded.report.as_dict()
     columns = {name: [row[name] for row in encoded.rows] for name in ("input_ids", "labels")}
     return Dataset.from_dict(columns), encoded.report.as_dict()

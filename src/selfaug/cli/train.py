@@ -136,10 +136,13 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     from selfaug.cli.encoding import encode_sources, tokenizer_and_renderer
     from selfaug.cli.export import export
     from selfaug.cli.recording import continued, run_manifest
+    from selfaug.generation.store import FOLDER
+    from selfaug.methods import get_method
     from selfaug.provenance import read_manifest, write_manifest
 
     quiet_bars()
     tokenizer, renderer = tokenizer_and_renderer(settings)
+    get_method(settings.training.method).check_prompts(settings.training, tokenizer, renderer)
     tables, reports = encode_sources(sources, settings, tokenizer, renderer)
     resumed_from = resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
     manifest = run_manifest(settings, facts, sources, tokenizer, argv, reports)
@@ -168,7 +171,8 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     try:
         result = trainer.train(resume_from_checkpoint=None if resumed_from is None else str(resumed_from))
     except (UserError, FloatingPointError) as error:
-        if is_main() and not existed and trainer.state.global_step == 0:
+        wrote = (folder.checkpoints / FOLDER).is_dir()  # samples that the next try need not make again
+        if is_main() and not existed and not wrote and trainer.state.global_step == 0:
             shutil.rmtree(folder.path)  # this process made it, and no step was taken
         if isinstance(error, UserError):
             raise

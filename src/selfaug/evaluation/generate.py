@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from selfaug.data.prompts import Renderer
 
-__all__ = ["continuation_nll", "greedy", "stop_ids"]
+__all__ = ["continuation_nll", "greedy", "in_batches", "stop_ids"]
 
 Progress = Callable[[int], None]
 
@@ -59,30 +59,69 @@ def greedy(
         batch_size: Prompts at a time.
         progress: Called with the number of prompts done.
     """
-    from transformers import GenerationConfig
-
     found: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    for batch in in_batches(model, prompts, stops=stops, pad=pad, max_new_tokens=max_new_tokens, batch_size=batch_size):
+        for i, answer in batch.items():
+            found[i] = answer
+        done += len(batch)
+        if progress is not None:
+            progress(done)
+    return found
+
+
+def in_batches(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stops: Sequence[int],
+    pad: int,
+    max_new_tokens: int,
+    batch_size: int,
+    context: int | None = None,
+    change: Callable[[list[int]], Any] | None = None,
+) -> Iterator[dict[int, list[int]]]:
+    """As :func:`greedy`, batch by batch: answers by the places of their prompts.
+
+    Args:
+        model: As there.
+        prompts: As there.
+        stops: As there.
+        pad: As there.
+        max_new_tokens: As there.
+        batch_size: As there.
+        context: Longest sequence of the model; prompt and answer do not pass it.
+        change: From the places of a batch to a ``LogitsProcessor`` for its rows.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
     own = model.generation_config
     device = model.get_input_embeddings().weight.device
-    # `generate` fills what is unset from the model's own settings, so those are put aside, not overridden one by one.
-    model.generation_config = GenerationConfig()
-    try:
-        for places in _batches([len(prompt) for prompt in prompts], batch_size, progress):
-            width = max(len(prompts[i]) for i in places)
-            ids = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in places])
-            mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in places])
-            settings = GenerationConfig(
-                do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=list(stops), pad_token_id=pad
-            )
+    for places in _batches([len(prompt) for prompt in prompts], batch_size, None):
+        width = max(len(prompts[i]) for i in places)
+        ids = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in places])
+        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in places])
+        longest = max_new_tokens if context is None else min(max_new_tokens, context - width)
+        settings = GenerationConfig(
+            do_sample=False, num_beams=1, max_new_tokens=longest, eos_token_id=list(stops), pad_token_id=pad
+        )
+        # `generate` fills what is unset from the model's own settings, so those are put aside, not overridden one by
+        # one.
+        model.generation_config = GenerationConfig()
+        try:
             out: Any = model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([] if change is None else [change(places)]),
             )
-            for i, answer in zip(places, out[:, width:].tolist(), strict=True):
-                end = next((n + 1 for n, token in enumerate(answer) if token in stops), len(answer))
-                found[i] = answer[:end]
-    finally:
-        model.generation_config = own
-    return found
+        finally:
+            model.generation_config = own
+        answers = {}
+        for i, answer in zip(places, out[:, width:].tolist(), strict=True):
+            end = next((n + 1 for n, token in enumerate(answer) if token in stops), len(answer))
+            answers[i] = answer[:end]
+        yield answers
 
 
 @torch.no_grad()

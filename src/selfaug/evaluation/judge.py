@@ -6,21 +6,16 @@ prompt. One that cannot be read is counted and shown, never guessed.
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from urllib.parse import urlsplit
 
-from selfaug.errors import ConfigError, UserError
+from selfaug.endpoint import Endpoint
+from selfaug.errors import UserError
 from selfaug.evaluation.metrics import Verdict, abstains, exact_match
 from selfaug.evaluation.store import DiskError
 from selfaug.provenance import text_hash
@@ -39,21 +34,12 @@ Reply with one JSON object and nothing else:
 {{"verdict": "missing"}} if it gives no answer, says that it does not know, or asks back,
 {{"verdict": "wrong"}} otherwise."""
 _NO_REFERENCE = "(none: the question has no answer)"
-_RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _VERDICTS: tuple[Verdict, ...] = ("right", "missing", "wrong")
 
 
 class JudgeError(UserError):
     """The judge gives no verdicts at all."""
-
-
-class _PassingError(Exception):
-    """An answer that another try may better."""
-
-    def __init__(self, message: str, wait: float | None = None) -> None:
-        super().__init__(message)
-        self.wait = wait
 
 
 def parse_verdict(reply: str) -> Verdict | None:
@@ -108,14 +94,10 @@ class Judge:
     unparsed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ConfigError(
-                f"judge_url {self.url!r} is no http address", "give one such as http://localhost:8000/v1."
-            )
-        self.url = self.url.rstrip("/")
-        if not self.url.endswith("/chat/completions"):
-            self.url += "/chat/completions"
+        self._endpoint = Endpoint(
+            self.url, self.api_key, self.timeout, self.retries, self.first_wait, self.concurrency,
+            role="judge", settings="judge", error=JudgeError,
+        )  # fmt: skip
         self._lock = Lock()
         self._known = self._read_cache()
 
@@ -131,25 +113,7 @@ class Judge:
             JudgeError: If the endpoint refuses, or does not answer after all tries. What it said before is kept.
             DiskError: If the cache cannot be written.
         """
-        done = 0
-
-        def one(row: tuple[str, Sequence[str], str]) -> Verdict | None:
-            nonlocal done
-            verdict = self._verdict(*row, abstention)
-            with self._lock:
-                done += 1
-                if progress is not None:
-                    progress(done)
-            return verdict
-
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            futures = [pool.submit(one, row) for row in rows]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                for future in futures:
-                    future.cancel()  # an endpoint that is down is not asked another thousand times
-                raise
+        return self._endpoint.each(rows, lambda row: self._verdict(*row, abstention), progress)
 
     def _verdict(self, question: str, accepted: Sequence[str], response: str, abstention: str) -> Verdict | None:
         if accepted and exact_match(response, accepted):
@@ -175,48 +139,13 @@ class Judge:
         return verdict
 
     def _ask(self, prompt: str) -> str:
-        wait = self.first_wait
-        for left in range(self.retries, -1, -1):
-            try:
-                return self._post(prompt)
-            except _PassingError as error:
-                if not left:
-                    raise JudgeError(
-                        f"the judge at {self.url} gave no answer in {self.retries + 1} tries: {error}",
-                        "start it or mend the address, then run the same command again: answers and verdicts so far "
-                        "are kept.",
-                    ) from error
-                time.sleep(min(error.wait if error.wait is not None else wait, 60.0))
-                wait *= 2
-        raise AssertionError("unreachable")
-
-    def _post(self, prompt: str) -> str:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
             "max_tokens": 256,
         }
-        headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                raw = reply.read()
-        except urllib.error.HTTPError as error:
-            said = error.read(500).decode("utf-8", "replace").strip()
-            if error.code in _RETRIED:
-                after = error.headers.get("Retry-After", "")
-                wait = float(after) if after.isdigit() else None
-                raise _PassingError(f"HTTP {error.code} {said[:200]}", wait) from None
-            raise JudgeError(
-                f"the judge at {self.url} refuses: HTTP {error.code} {said[:200]}",
-                "check --judge_url, --judge_model and the API key in the environment.",
-            ) from None
-        except (OSError, http.client.HTTPException) as error:  # refused, unknown host, time-out, broken off
-            raise _PassingError(str(getattr(error, "reason", error)) or type(error).__name__) from None
-        return _content(raw)
+        return _content(self._endpoint.post("/chat/completions", body))
 
     def _read_cache(self) -> dict[str, str]:
         known: dict[str, str] = {}

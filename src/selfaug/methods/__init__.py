@@ -9,15 +9,20 @@ from selfaug.methods.base import Method
 from selfaug.methods.combined import Combined
 from selfaug.methods.dft import DFT
 from selfaug.methods.eaft import EAFT
+from selfaug.methods.ewc import EWC
 from selfaug.methods.flow import FLOW
 from selfaug.methods.full import Full
 from selfaug.methods.kl_response import KLResponse
 from selfaug.methods.l2 import L2
 from selfaug.methods.low_lr import LowLR
+from selfaug.methods.magpie import Magpie
 from selfaug.methods.orthogonal import Orthogonal
 from selfaug.methods.replay import Replay
+from selfaug.methods.sa_sft import SASFT
+from selfaug.methods.sdft import SDFT
 from selfaug.methods.selfaug import SelfAug
 from selfaug.methods.sft import SFT
+from selfaug.methods.starts import CorDA, PiSSA
 from selfaug.methods.stm import STM
 from selfaug.methods.talr import TALR
 from selfaug.methods.tmkl import TMKL
@@ -29,8 +34,9 @@ _ALL: tuple[Method, ...] = (
     *(SelfAug(), SFT(), Full(), LowLR()),
     *(KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
     *(STM(), FLOW()),
-    Replay(),
-    *(L2(), Orthogonal(), WiseFT()),
+    *(Replay(), Magpie(), SASFT(), SDFT()),
+    *(L2(), EWC(), Orthogonal(), WiseFT()),
+    *(CorDA(), PiSSA()),
     *ACTIVATION_METHODS,
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

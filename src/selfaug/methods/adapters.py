@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfaug.errors import ConfigError
 from selfaug.methods.base import Method
 
-__all__ = ["check_adapter", "trains_without_adapter"]
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig
+
+__all__ = ["asks_base", "check_adapter", "trains_without_adapter"]
 
 # Settings of LoRA under which the update is more than s · B A.
 _MORE_THAN_LORA = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "lora_bias")
@@ -16,6 +19,12 @@ _MORE_THAN_LORA = ("use_dora", "modules_to_save", "trainable_token_indices", "ta
 def trains_without_adapter(method: Method) -> bool:
     """Whether the method is one of full fine-tuning."""
     return any(part.adapter == "none" for part in method.parts)
+
+
+def asks_base(method: Method, config: SelfAugConfig) -> bool:
+    """Whether the method asks the base something before the first step, so that "adapter off" must be it."""
+    writes = method.generates(config) and config.generation_url is None
+    return method.needs_scores or method.fisher(config) is not None or writes
 
 
 def check_adapter(method: Method, peft_config: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from selfaug.errors import ConfigError
@@ -19,15 +20,44 @@ from selfaug.step import TermOn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
+    from selfaug.base_texts import Texts
     from selfaug.config import SelfAugConfig
+    from selfaug.data.prompts import Renderer
+    from selfaug.data.record import Conversation, Item
+    from selfaug.generation.scribe import Scribe
     from selfaug.mixing import Mix
 
-__all__ = ["RESPONSE_LOSS", "Method", "Weigh"]
+__all__ = ["ADAPTER_START", "MIXED_ROWS", "RESPONSE_LOSS", "Compose", "Method", "Rewrite", "Start", "Weigh"]
 
 Weigh: TypeAlias = Callable[["Tensor"], "Tensor"]
+Rewrite: TypeAlias = Callable[[Sequence["Item"], "Scribe"], list["Item"]]
 
 RESPONSE_LOSS = "the loss of response tokens"
+MIXED_ROWS = "which rows are mixed in"
+ADAPTER_START = "where the adapter starts"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the adapter starts: a part of the pretrained weights, taken out of them.
+
+    Args:
+        kind: ``corda`` or ``pissa``, as PEFT's ``init_lora_weights`` calls them.
+        texts: What it looks at, if anything.
+    """
+
+    kind: str
+    texts: Texts | None = None
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Conversations that the base writes itself: ``ratio`` for each training row, and what writes so many."""
+
+    ratio: float
+    write: Callable[[Scribe, int], list[Conversation]]
 
 
 class Method:
@@ -102,6 +132,27 @@ class Method:
         """Rows that are put among the training rows."""
         return None
 
+    def rewrite(self, config: SelfAugConfig) -> Rewrite | None:
+        """Change training rows with what the base writes, before the first step."""
+        return None
+
+    def compose(self, config: SelfAugConfig) -> Compose | None:
+        """Rows that the base writes before the first step, to be put among the training rows."""
+        return None
+
+    def generates(self, config: SelfAugConfig) -> bool:
+        """Whether the base writes anything before the first step."""
+        return self.rewrite(config) is not None or self.compose(config) is not None
+
+    def check_prompts(self, config: SelfAugConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
+        """Raise :class:`selfaug.errors.ConfigError` where the model's prompts cannot work with this method."""
+        if renderer.mode != "chat" and self.generates(config):
+            raise ConfigError(
+                f"method={self.name!r} lets the model write, as an assistant does, and {tokenizer.name_or_path!r} has "
+                "no chat template (or plain prompts are asked for), so it is no instruct model.",
+                "use an instruct model, name its template with --chat_template_path, or choose another method.",
+            )
+
     def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh | None:
         """Weights of response tokens in the loss, from the base's NLL of them; asked where ``needs_scores``.
 
@@ -112,6 +163,14 @@ class Method:
         Returns:
             A function from one row's (N) to its weights (N, 0 or more); a token of weight 0 is not learnt at all.
         """
+        return None
+
+    def fisher(self, config: SelfAugConfig) -> Texts | None:
+        """What the base's Fisher information of each adapted weight is to be estimated on before the first step."""
+        return None
+
+    def start(self, config: SelfAugConfig) -> Start | None:
+        """Where the adapter starts, if not at nothing."""
         return None
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from selfaug.errors import ConfigError
-from selfaug.methods.base import RESPONSE_LOSS, Method, Weigh
+from selfaug.methods.base import RESPONSE_LOSS, Compose, Method, Rewrite, Start, Weigh
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
@@ -16,8 +16,11 @@ from selfaug.step import TermOn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
+    from selfaug.base_texts import Texts
     from selfaug.config import SelfAugConfig
+    from selfaug.data.prompts import Renderer
     from selfaug.mixing import Mix
 
 __all__ = ["Combined"]
@@ -81,10 +84,31 @@ class Combined(Method):
         """Of the one part that has one."""
         return next((mix for part in self._parts if (mix := part.mix(config)) is not None), None)
 
+    def rewrite(self, config: SelfAugConfig) -> Rewrite | None:
+        """Of the one part that has one."""
+        return next((found for part in self._parts if (found := part.rewrite(config)) is not None), None)
+
+    def compose(self, config: SelfAugConfig) -> Compose | None:
+        """Of the one part that has one."""
+        return next((found for part in self._parts if (found := part.compose(config)) is not None), None)
+
+    def check_prompts(self, config: SelfAugConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
+        """Each part's own."""
+        for part in self._parts:
+            part.check_prompts(config, tokenizer, renderer)
+
     def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh | None:
         """The product of the parts' weights."""
         found = [weigh for part in self._parts if (weigh := part.weigh(config, samples)) is not None]
         return (lambda nll_N: math.prod((weigh(nll_N) for weigh in found), start=nll_N.new_ones(()))) if found else None
+
+    def fisher(self, config: SelfAugConfig) -> Texts | None:
+        """Of the one part that has one."""
+        return next((found for part in self._parts if (found := part.fisher(config)) is not None), None)
+
+    def start(self, config: SelfAugConfig) -> Start | None:
+        """Of the one part that has one."""
+        return next((found for part in self._parts if (found := part.start(config)) is not None), None)
 
     def learning_rate_factor(self, config: SelfAugConfig) -> float:
         """The product of the parts'."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from selfaug.data.files import data_files
 from selfaug.errors import ConfigError
-from selfaug.methods.base import Method
+from selfaug.methods.base import MIXED_ROWS, Method
 from selfaug.methods.options import option
 from selfaug.mixing import Mix
 
@@ -40,6 +40,7 @@ class Replay(Method):
     source: ClassVar[str] = "control"
     needs: ClassVar[str] = "general data"
     strength: ClassVar[str] = "replay_ratio"
+    decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})
 
     def check(self, config: SelfAugConfig) -> None:
         """Refuse to go on without the data."""

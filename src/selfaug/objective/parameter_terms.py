@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 from selfaug.errors import ConfigError
 from selfaug.trl_names import LoraPair, lora_pairs
 
-__all__ = ["ParameterTerm", "overlap", "overlap_of_layers", "squared_update", "squared_updates"]
+__all__ = [
+    "ParameterTerm", "overlap", "overlap_of_layers", "squared_update", "squared_updates", "weighted_update",
+    "weighted_updates",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,42 @@ def squared_updates(model: nn.Module) -> Tensor:
 def squared_update_of(pair: LoraPair) -> Tensor:
     """Of one layer."""
     return squared_update(_float(pair.A), _float(pair.B), pair.scale)
+
+
+def weighted_update(A_RI: Tensor, B_OR: Tensor, F_OI: Tensor, scale: float) -> Tensor:
+    """``s² Σ_oi F_oi (B A)_oi²``, with gradients to A and B.
+
+    These are formed with the value, so that no O × I matrix outlives its layer's turn.
+    """
+    found: Tensor = _WeightedUpdate.apply(A_RI, B_OR, F_OI, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _WeightedUpdate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, A_RI: Tensor, B_OR: Tensor, F_OI: Tensor, scale: float) -> Tensor:
+        update_OI = B_OR @ A_RI
+        weighted_OI = update_OI * F_OI
+        slope = 2 * scale**2
+        ctx.save_for_backward(slope * (B_OR.T @ weighted_OI), slope * (weighted_OI @ A_RI.T))
+        return scale**2 * (weighted_OI * update_OI).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        A_RI, B_OR = ctx.saved_tensors
+        return gradients[0] * A_RI, gradients[0] * B_OR, None, None
+
+
+def weighted_updates(model: nn.Module) -> Tensor:
+    """``Σ_layers Σ_i F_i ΔW_i²`` over all LoRA layers on linear layers, F as ``selfaug.fisher`` left it at each."""
+    return torch.stack([_wide(_weighted_update_of, pair) for pair in _pairs(model) if pair.W is not None]).sum()
+
+
+def _weighted_update_of(pair: LoraPair) -> Tensor:
+    F_OI = getattr(pair.layer, "selfaug_fisher", None)
+    assert isinstance(F_OI, Tensor), "the Fisher information is there before the first step"
+    A_RI, B_OR = _float(pair.A), _float(pair.B)
+    return weighted_update(A_RI, B_OR, F_OI.to(A_RI.device, A_RI.dtype), pair.scale)
 
 
 def overlap(W_OI: Tensor, A_RI: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""What does a chat template write before the words of a user's first turn, and what behind them?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from selfaug.data.template import ChatTemplate, TemplateRefusedError, control_strings, matcher
+from selfaug.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.data.prompts import Renderer
+
+__all__ = ["UserTurn", "user_turn"]
+
+# Private-use characters do not stand in sane text, so these are found again after rendering.
+_WORDS = ("\ue0f7asked\ue0f8", "\ue0f7another\ue0f8")
+
+
+class UserTurn(NamedTuple):
+    """What stands before the user's words, and what ends them."""
+
+    header: str
+    end: str
+
+
+def user_turn(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> UserTurn:
+    """The opening of a user's first turn (a template's own system text included), and its end.
+
+    Raises:
+        ConfigError: If the template does not write the words as they are, the same before and behind them whatever
+            they say; or writes nothing before or behind them that would tell a user's turn from plain text.
+    """
+    template = ChatTemplate(tokenizer, renderer.chat_template, kwargs=renderer.chat_template_kwargs)
+    name = tokenizer.name_or_path
+    found = set()
+    for words in _WORDS:
+        try:
+            text = template.render([{"role": "user", "content": words}], generation=True)
+        except TemplateRefusedError as error:
+            raise _underivable(name, f"it refuses a lone user turn ({error.message})") from error
+        if text.count(words) != 1:
+            raise _underivable(name, "it does not write a user's words once and as they are")
+        header, _, rest = text.partition(words)
+        found.add((header, rest))
+    if len(found) != 1:
+        raise _underivable(name, "what it writes around a user's words depends on them")
+    header, rest = found.pop()
+    if not _without_start(header, tokenizer).strip():
+        raise _underivable(name, "it writes nothing before a user's words, so a model could not know whose turn it is")
+    control = matcher(control_strings(tokenizer, special_only=False)).search(rest)
+    end = control.group() if control else rest.strip()
+    if not end:
+        raise _underivable(name, "it writes nothing behind a user's words, so the model's instruction would not end")
+    return UserTurn(header, end)
+
+
+def _without_start(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    return text.removeprefix(tokenizer.bos_token or "")
+
+
+def _underivable(name: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"method='magpie' lets the model write the instructions behind the opening of a user's turn, and that of the "
+        f"chat template of {name!r} cannot be told: {why}",
+        "give another chat template (--chat_template_path), or choose --method sa-sft or replay.",
+    )

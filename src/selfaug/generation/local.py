@@ -1,0 +1,130 @@
+"""What does the model in memory write, its adapter off? Batched, each reply a function of its own request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, TopPLogitsWarper
+
+from selfaug.data.template import ChatTemplate, matcher
+from selfaug.data.tokens import text_ids
+from selfaug.evaluation.generate import in_batches, stop_ids
+from selfaug.generation.requests import Reply, Request
+from selfaug.reference.adapter import adapters_off, evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from selfaug.data.prompts import Renderer
+
+__all__ = ["LocalModel"]
+
+
+class LocalModel:
+    """The causal LM inside all wrappers, answering with its adapter off.
+
+    A draw adds noise of the request's own seed to the scaled scores and takes the largest (Gumbel-max: an exact draw
+    from their softmax). So a reply does not depend on its neighbours in the batch, but for the rounding of padded
+    sums, and what a killed run still lacks is what it would have been.
+
+    Args:
+        model: Gives the replies.
+        tokenizer: Of the model.
+        renderer: Its chat template.
+        batch_size: Requests at a time.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, batch_size: int
+    ) -> None:
+        self.model, self.tokenizer, self.renderer, self.batch_size = model, tokenizer, renderer, batch_size
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[dict[int, Reply]]:
+        """Replies by the places of their requests, batch by batch; ``ended`` is false where there is no room."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        prompts = [self._ids(request) for request in requests]
+        full = {i: Reply("", False) for i, ids in enumerate(prompts) if context is not None and len(ids) >= context}
+        if full:
+            yield full
+        # Those that end at the same thing and are as long go together.
+        groups: dict[tuple[str, int], list[int]] = {}
+        for i, request in enumerate(requests):
+            if i not in full:
+                groups.setdefault((request.stop, request.length), []).append(i)
+        for (stop, length), places in groups.items():
+            yield from self._group(requests, prompts, places, stop, length, context)
+
+    def _group(
+        self,
+        requests: Sequence[Request],
+        prompts: Sequence[Sequence[int]],
+        places: Sequence[int],
+        stop: str,
+        length: int,
+        context: int | None,
+    ) -> Iterator[dict[int, Reply]]:
+        own = text_ids(self.tokenizer, stop) if stop else []
+        stops = sorted({*stop_ids(self.model, self.tokenizer, self.renderer), *(own if len(own) == 1 else ())})
+        found = in_batches(
+            self.model,
+            [prompts[i] for i in places],
+            stops=stops,
+            pad=_pad(self.tokenizer),
+            max_new_tokens=length,
+            batch_size=self.batch_size,
+            context=context,
+            change=lambda batch: _Draw([requests[places[i]] for i in batch]),
+        )
+        while True:
+            # Not held open while the replies are stored: the model is as it was outside.
+            with torch.no_grad(), adapters_off(self.model), evaluating(self.model):
+                batch = next(found, None)
+            if batch is None:
+                return
+            yield {places[i]: self._reply(ids, stops, stop) for i, ids in batch.items()}
+
+    def _ids(self, request: Request) -> list[int]:
+        if request.text:
+            return text_ids(self.tokenizer, request.text)
+        template = ChatTemplate(self.tokenizer, self.renderer.chat_template, kwargs=self.renderer.chat_template_kwargs)
+        return text_ids(self.tokenizer, template.render(request.messages, generation=True))
+
+    def _reply(self, ids: Sequence[int], stops: Sequence[int], stop: str) -> Reply:
+        ended = bool(ids) and ids[-1] in stops
+        text: str = self.tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=False)
+        places = [at for at in (text.find(stop) if stop else -1,) if at >= 0]
+        control = matcher(self.renderer.specials).search(text)  # a turn of its own that the model has begun
+        places += [control.start()] if control else []
+        return Reply(text[: min(places)].strip(), True) if places else Reply(text.strip(), ended)
+
+
+def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(pad or 0)
+
+
+class _Draw(LogitsProcessor):
+    """Scores whose largest is a draw of each row's own generator."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+        self._generators: list[torch.Generator] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        if not self._generators:
+            self._generators = [torch.Generator(scores.device).manual_seed(r.seed) for r in self._requests]
+        if not any(request.temperature for request in self._requests):
+            return scores
+        drawn = scores.float().clone()
+        for row, (request, generator) in enumerate(zip(self._requests, self._generators, strict=True)):
+            if not request.temperature:
+                continue
+            scaled = drawn[row] / request.temperature
+            if request.top_p < 1:
+                scaled = TopPLogitsWarper(request.top_p)(input_ids[row : row + 1], scaled[None])[0]
+            # -log of an exponential variable is a Gumbel variable.
+            drawn[row] = scaled - torch.empty_like(scaled).exponential_(generator=generator).log()
+        return drawn

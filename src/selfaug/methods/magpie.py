@@ -1,0 +1,98 @@
+"""`magpie`: mix in general data that the instruct model makes out of its own chat template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from selfaug.data.record import Conversation
+from selfaug.generation.header import user_turn
+from selfaug.generation.requests import Request
+from selfaug.methods.base import MIXED_ROWS, Compose, Method
+from selfaug.methods.options import option
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.config import SelfAugConfig
+    from selfaug.data.prompts import Renderer
+    from selfaug.generation.scribe import Scribe
+
+__all__ = ["Magpie"]
+
+
+class Magpie(Method):
+    """``loss = Σ nll / n_response`` over the training rows and ``round(magpie_ratio · rows)`` conversations of its own.
+
+    The base is given what its chat template writes before a user's words, and no more; it writes an instruction as the
+    user would, drawn at `magpie_temperature`, and then answers it with the likeliest words. Conversations that repeat
+    an instruction, do not end by themselves, or do not fit are made anew, so that the ratio is exact: 1 general row to
+    9 training rows, as in the comparison of arXiv 2509.03934.
+
+    Source: MAGPIE, arXiv 2406.08464. We differ in: no filters on quality beyond these, and no system texts.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Of `magpie`."""
+
+        magpie_ratio: float = option(
+            1 / 9, "Self-made rows for each training row; 0 is plain fine-tuning.", least=0.0, most=100.0
+        )
+        magpie_temperature: float = option(1.0, "Of the instructions.", above=0.0)
+        magpie_top_p: float = option(1.0, "Share of the probability that instructions are drawn from.", above=0, most=1)
+
+    name: ClassVar[str] = "magpie"
+    summary: ClassVar[str] = "instructions and answers of the model's own mixed in"
+    formula: ClassVar[str] = "NLL on training rows and magpie_ratio as many self-made ones"
+    source: ClassVar[str] = "2406.08464"
+    needs: ClassVar[str] = "an instruct model whose chat template opens a user's turn"
+    strength: ClassVar[str] = "magpie_ratio"
+    decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})
+
+    def check_prompts(self, config: SelfAugConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
+        """The chat template must show how a user's turn opens."""
+        super().check_prompts(config, tokenizer, renderer)
+        if self.compose(config) is not None:
+            user_turn(tokenizer, renderer)
+
+    def compose(self, config: SelfAugConfig) -> Compose | None:
+        """With a ratio above 0 the conversations."""
+        o = self.options(config)
+        if not o.magpie_ratio:
+            return None
+        return Compose(o.magpie_ratio, partial(_write, temperature=o.magpie_temperature, top_p=o.magpie_top_p))
+
+
+def _write(scribe: Scribe, count: int, *, temperature: float, top_p: float) -> list[Conversation]:
+    turn = user_turn(scribe.tokenizer, scribe.renderer)
+
+    def attempt(numbers: list[int]) -> list[Conversation | str]:
+        asked = scribe.write(
+            [
+                Request(
+                    text=turn.header, stop=turn.end, length=scribe.length, temperature=temperature, top_p=top_p,
+                    seed=scribe.seed_of("magpie", n),
+                )
+                for n in numbers
+            ],
+            "instructions",
+        )  # fmt: skip
+        whole = [reply for reply in asked if reply.ended and reply.text]
+        prompts = [({"role": "user", "content": scribe.renderer.escape(reply.text)},) for reply in whole]
+        answers = iter(scribe.write([Request(messages, length=scribe.length) for messages in prompts], "answers"))
+        found: list[Conversation | str] = []
+        for reply in asked:
+            if not (reply.ended and reply.text):
+                found.append("unfinished")
+                continue
+            answer = next(answers)
+            if not (answer.ended and answer.text):
+                found.append("unfinished")
+                continue
+            messages = [{"role": "user", "content": reply.text}, {"role": "assistant", "content": answer.text}]
+            found.append(Conversation(tuple(messages)))
+        return found
+
+    return scribe.gather("magpie", count, attempt)

@@ -1,0 +1,180 @@
+"""`sdft`: learn the answers in the base's own words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from selfaug.data.fit import fit_record
+from selfaug.data.record import Conversation, Item, Record
+from selfaug.evaluation.metrics import abstains, crag_verdict, squad_normalise, token_f1
+from selfaug.generation.requests import Reply, Request
+from selfaug.methods.base import Method, Rewrite
+from selfaug.methods.options import option
+
+if TYPE_CHECKING:
+    from selfaug.config import SelfAugConfig
+    from selfaug.generation.scribe import Scribe
+
+__all__ = ["SDFT", "agrees", "rewritten"]
+
+REWRITE = """{asked}
+
+A correct reference answer: {answer}
+
+Answer in your own words. Say what the reference answer says and nothing that contradicts it. Do not mention the \
+reference answer."""
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NEGATION = re.compile(r"\b(?:no|not|never|none|nor|neither|without|cannot)\b|n['’]t\b", re.IGNORECASE)
+
+
+class SDFT(Method):
+    """``loss = Σ nll / n_response``, where the base's rewrite takes the answer's place if it agrees with it.
+
+    Before the first step the base is given each prompt with its answer, and rewrites the answer in its own words. The
+    rewrite is used where it ends by itself, still agrees (:func:`agrees`) and fits `max_length` with the same prompt;
+    else the answer stays. `rewrite_share` says which part of the answers is offered for rewriting.
+
+    Source: self-distillation fine-tuning, arXiv 2402.13669. We differ in: the words of the instruction; agreement is
+    judged by the project's own measures of answers (theirs: the final answer of arithmetic, an exact match elsewhere).
+    Answers of records are rewritten, and assistant turns that answer a user's.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Of `sdft`."""
+
+        rewrite_share: float = option(
+            1.0, "Part of the answers that the base rewrites; 0 is plain fine-tuning.", least=0.0, most=1.0
+        )
+        rewrite_agreement: float = option(
+            0.7,
+            "Smallest word F1 at which a rewrite that does not contain the answer still agrees with it; 1 asks for the "
+            "same words.",
+            above=0.0,
+            most=1.0,
+        )
+        rewrite_temperature: float = option(0.0, "Of the rewrites; 0 takes the likeliest words.", least=0.0)
+
+    name: ClassVar[str] = "sdft"
+    summary: ClassVar[str] = "answers rewritten by the base, where the rewrite agrees"
+    formula: ClassVar[str] = "NLL on the base's rewrite of the answer where it agrees with it, else on the answer"
+    source: ClassVar[str] = "2402.13669"
+    needs: ClassVar[str] = "an instruct model; records or conversations"
+    strength: ClassVar[str] = "rewrite_share"
+    decides: ClassVar[frozenset[str]] = frozenset({"the answers"})
+
+    def rewrite(self, config: SelfAugConfig) -> Rewrite | None:
+        """With a share above 0 the rewriting."""
+        o = self.options(config)
+        if not o.rewrite_share:
+            return None
+        return partial(
+            rewritten, share=o.rewrite_share, agreement=o.rewrite_agreement, temperature=o.rewrite_temperature
+        )
+
+
+def agrees(rewrite: str, answers: Sequence[str], agreement: float = 0.7, abstention: str = "") -> bool:
+    """Whether a rewrite still says what the answer says.
+
+    It contains the words of an accepted answer in order (CRAG's verdict is "right"), or shares words with the first
+    one at an F1 of at least ``agreement``. Either way it must hold the first answer's numbers, and say no, not or never
+    where that does and only there; it may abstain only where that does.
+
+    Args:
+        rewrite: What the base wrote.
+        answers: The accepted ones; the first is trained.
+        agreement: In (0, 1].
+        abstention: What is trained for questions without an answer.
+    """
+    gold = answers[0]
+    if abstains(rewrite, abstention) != abstains(gold, abstention) or not squad_normalise(rewrite):
+        return False
+    if bool(_NEGATION.search(rewrite)) != bool(_NEGATION.search(gold)):
+        return False
+    if not set(_NUMBER.findall(gold)) <= set(_NUMBER.findall(rewrite)):
+        return False
+    return crag_verdict(rewrite, answers, abstention) == "right" or token_f1(rewrite, [gold]) >= agreement
+
+
+def rewritten(
+    items: Sequence[Item], scribe: Scribe, *, share: float, agreement: float, temperature: float
+) -> list[Item]:
+    """The items with the rewrites that are used in the place of answers."""
+    counts: Counter[str] = Counter({"rewritten": 0, "kept": 0})
+    asked: list[tuple[int, int, Request]] = []  # place of the item, of the turn in it, what is asked
+    for place, item in enumerate(items):
+        turns = _turns(item)
+        for turn in turns:
+            answer = _answers(item, turn)[0]
+            if not scribe.draw(share, str(item.to_row()), str(turn)):
+                counts["kept"] += 1
+                continue
+            messages = _prompt(item, turn, scribe)
+            ask = REWRITE.format(asked=messages[-1]["content"], answer=scribe.renderer.escape(answer).strip())
+            messages = [*messages[:-1], {**messages[-1], "content": ask}]
+            seed = scribe.seed_of("sdft", str(item.to_row()), turn)
+            asked.append(
+                (place, turn, Request(tuple(messages), length=scribe.length, temperature=temperature, seed=seed))
+            )
+        counts["kept"] += not turns
+    replies = scribe.write([request for _, _, request in asked], "rewritten answers")
+    words: dict[int, dict[int, str]] = {}
+    for (place, turn, _), reply in zip(asked, replies, strict=True):
+        fault = _fault(reply, _answers(items[place], turn), agreement, scribe.renderer.abstention)
+        if fault:
+            counts[f"refused_{fault}"] += 1
+        else:
+            words.setdefault(place, {})[turn] = reply.text
+    changed = list(items)
+    for place, texts in words.items():
+        new = _with(items[place], texts)
+        if scribe.prompt_of(new) == scribe.prompt_of(items[place]):
+            changed[place] = new
+            counts["rewritten"] += len(texts)
+        else:
+            counts["refused_too_long"] += len(texts)
+    scribe.report("sdft", counts, changed)
+    return changed
+
+
+def _turns(item: Item) -> list[int]:
+    """What can be rewritten: 0 for a record's answer, or the places of assistant turns that answer a user's."""
+    if isinstance(item, Record):
+        return [0] if item.answers else []
+    return [
+        t for t, (before, message) in enumerate(zip(item.messages, item.messages[1:], strict=False), start=1)
+        if message["role"] == "assistant" and before["role"] == "user" and not message.get("tool_calls")
+    ]  # fmt: skip
+
+
+def _answers(item: Item, turn: int) -> Sequence[str]:
+    return item.answers if isinstance(item, Record) else [str(item.messages[turn]["content"])]
+
+
+def _prompt(item: Item, turn: int, scribe: Scribe) -> list[dict[str, Any]]:
+    renderer = scribe.renderer
+    if isinstance(item, Record):
+        fitted = fit_record(item, renderer, scribe.tokenizer, scribe.max_length if item.documents else None)
+        return renderer.messages(item, item.documents if fitted is None else fitted.kept_documents)
+    # The template would place documents itself only for a whole conversation.
+    before = Conversation(item.messages[:turn], item.documents)
+    return replace(renderer, template_documents=False).conversation_messages(before)
+
+
+def _fault(reply: Reply, answers: Sequence[str], agreement: float, abstention: str) -> str:
+    if not reply.ended or not reply.text:
+        return "unfinished"
+    return "" if agrees(reply.text, answers, agreement, abstention) else "disagreeing"
+
+
+def _with(item: Item, texts: dict[int, str]) -> Item:
+    if isinstance(item, Record):
+        return replace(item, answers=(texts[0], *item.answers))
+    messages = [{**m, "content": texts[t]} if t in texts else m for t, m in enumerate(item.messages)]
+    return replace(item, messages=tuple(messages))
