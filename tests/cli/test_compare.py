@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from selfaug.cli import compare
 from selfaug.cli.main import main
 from tests.cli.conftest import ENVIRONMENT, Cli
 from tests.models import tiny, tiny_tokenizer
@@ -119,6 +120,19 @@ def test_mistakes_are_told_before_any_training(
     assert says in err
     assert "hint:" in err
     assert not (tmp_path / "none").exists()
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_names_runs_that_can_be_trained(words: list[str], recipe: Path) -> None:
+    place = words.index("--task_metric")  # before it stand the methods, which the recipe names
+    settings, train = compare._settings(["--config", str(recipe), *words[place:]])
+    study = compare.study_of(settings, train)
+    compare._check(study)
+    assert len(study.points()) > 2
+    assert len({run.name for run in study.runs()}) == len(study.runs())
 
 
 def test_nothing_general_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("demo", help="see it: forgetting with LoRA and with SelfAug", description=__doc__)
     parser.add_argument("--output_dir", "--output-dir", default="selfaug-demo", metavar="FOLDER", help="(%(default)s)")
     parser.add_argument("--model_name_or_path", "--model-name-or-path", default="lab", metavar="NAME",
-                        help="lab, lab:small or lab:large (%(default)s)")  # fmt: skip
+                        help="lab, or the folder of a model that `selfaug lab make` made (%(default)s)")  # fmt: skip
     parser.add_argument("--documents", type=int, default=4, help="of each question, 1 to 20 (%(default)s)")
     parser.add_argument("--alpha", type=float, help="weight of the alignment (default: that of `selfaug train`)")
     parser.add_argument("--seed", type=int, default=0, help="of rows, order and adapters (%(default)s)")
@@ -52,13 +52,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make rows, train twice, measure, show; the exit code."""
-    from selfaug.lab.shipped import NAMES
+    from selfaug.lab.shipped import resolve
     from selfaug.lab.task import Distance
 
-    if args.model_name_or_path not in NAMES:
+    model = resolve(args.model_name_or_path)
+    if not (Path(model).expanduser() / "making.json").exists():
         raise ConfigError(
-            f"{args.model_name_or_path!r} is no model of the lab, and the demo's questions are about the lab's world.",
-            f"choose one of: {', '.join(NAMES)}; for your own model there is `selfaug train`.",
+            f"{model!r} is no model of the lab, and the demo's questions are about the lab's world.",
+            "give the folder of `selfaug lab make`; for your own model there is `selfaug train`.",
         )
     distance = Distance(documents=args.documents)  # refuses numbers that are out of range
     if args.alpha is not None and not args.alpha > 0:
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     train, test = _rows(folder, distance, args.seed)
     for name, method in METHODS.items():
-        words = train_words(method, args.model_name_or_path, train, runs[name], args.seed, args.alpha)
+        words = train_words(method, model, train, runs[name], args.seed, args.alpha)
         _verb("train", words)
     for path in runs.values():
         _verb("evaluate", [

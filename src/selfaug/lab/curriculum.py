@@ -41,7 +41,7 @@ STAGES = (
     # Copying comes first, then looking things up, which takes longest; with many questions about a passage most tokens
     # count.
     Stage(0.05, {"copying": 3.0, "read_one": 2.0}),
-    Stage(0.25, {"copying": 1.0, "read_one": 2.0, "read_few": 5.0, "editing": 1.0, "dialogue": 0.5}),
+    Stage(0.25, {"copying": 1.0, "read_one": 1.0, "read_alike": 3.0, "read_few": 3.0, "editing": 1.0, "dialogue": 0.5}),
     Stage(0.50, {**_GENERAL, "read_few": 3.0, "read_many": 0.7, "read_long": 0.3, "reading": 2.0}),
     Stage(0.20, {**_GENERAL, "read_few": 1.5, "read_many": 0.5, "read_long": 0.2, "reading": 4.0}),
 )

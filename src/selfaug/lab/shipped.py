@@ -21,10 +21,16 @@ def resolve(name: str) -> str:
     A file or folder of that name in the working folder goes first.
 
     Raises:
-        ConfigError: If the name begins with ``lab:`` and there is no such size.
+        ConfigError: If the name begins with ``lab:`` and there is no such size, or its weights do not come along.
     """
     if name in NAMES and not Path(name).exists():
-        return str(ASSETS / NAMES[name])
+        folder = ASSETS / NAMES[name]
+        if not folder.is_dir():
+            raise ConfigError(
+                f"the weights of {name!r} do not come with this version.",
+                f"make them: `selfaug lab make --size {NAMES[name]} --output_dir FOLDER`, and give that folder.",
+            )
+        return str(folder)
     if name.startswith("lab:") and not Path(name).exists():
         raise ConfigError(
             f"{name!r} is no model of the lab.{nearest(name, NAMES)}", f"choose one of: {', '.join(NAMES)}."

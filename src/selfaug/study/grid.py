@@ -105,10 +105,9 @@ class Study:
         for method in dict.fromkeys(["sft", *self.methods]):
             option = swept(method)
             chosen = self.strengths.get(method) or strengths_of(method, self.settings, self.learning_rate)
-            # The plain one is the yardstick: what a grid varies is nothing to it, or the yardstick would move.
-            grid = (
-                [()] if method == "sft" else itertools.product(*([(k, v) for v in vs] for k, vs in self.grid.items()))
-            )
+            grid = list(itertools.product(*([(k, v) for v in vs] for k, vs in self.grid.items())))
+            if method == "sft":  # The plain one is the yardstick: it stays where it is, whatever else a grid varies.
+                grid = list(dict.fromkeys([(), *(grid if "sft" in self.methods else [])]))
             found += [Setting(method, option, float(value), tuple(also)) for also in grid for value in chosen]
         return found
 

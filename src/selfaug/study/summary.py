@@ -27,7 +27,7 @@ def yardstick(scores: Scores) -> Setting:
     Raises:
         ValueError: If no run of ``sft`` is finished.
     """
-    plain = [setting for setting in scores.settings if setting.method == "sft"]
+    plain = [setting for setting in scores.settings if setting.method == "sft" and not setting.also]
     if not plain:
         raise ValueError("no run of sft is finished")
     return max(plain, key=lambda setting: scores.mean("choose", "task", setting))

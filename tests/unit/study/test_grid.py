@@ -70,6 +70,8 @@ def test_a_grid_varies_all_but_the_yardstick() -> None:
         "selfaug align_fraction=0.125 alpha=2",
     ]
     assert all(s.also == () for s in found if s.method == "sft")
+    both = study(methods=("sft", "selfaug"), settings=1, grid={"lora_r": [4, 16]}).points()
+    assert [s.curve for s in both] == ["sft", "sft lora_r=4", "sft lora_r=16", "selfaug lora_r=4", "selfaug lora_r=16"]
 
 
 def test_fingerprints_know_what_a_run_depends_on() -> None:

@@ -1,0 +1,96 @@
+"""`selfaug demo` from rows to page, on a model of the lab's making with few rows, and its mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from selfaug.cli import demo
+from selfaug.cli.main import main
+from selfaug.evaluation.results import read_results
+from selfaug.lab.model import Making, make
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lab")
+    make(folder, Making(size="small", steps=6, tokens=512, vocabulary=400, texts=300))
+    return folder
+
+
+def test_two_runs_a_table_three_prompts_and_a_page(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "TRAIN_ROWS", 32)
+    monkeypatch.setattr(demo, "TEST_ROWS", 6)
+    monkeypatch.setattr(demo, "SKILL_ITEMS", 3)
+    folder = tmp_path / "shown"
+    words = ["demo", "--model_name_or_path", str(model), "--output_dir", str(folder), "--documents", "2", "--seed", "3"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "RAG task, 2 documents" in shown.out
+    assert "general, mean" in shown.out
+    assert f"{folder}/report.html" in shown.out
+    assert "$ selfaug train --method sft" in shown.err
+    assert (folder / "report.html").read_text().lstrip().startswith("<!")
+    configs = {}
+    for name, method in demo.METHODS.items():
+        results = read_results(folder / name / "results.json")
+        assert results["run"]["method"] == method
+        assert sum(part.startswith("general:lab_") for part in results["parts"]) == 7
+        assert results["parts"]["task"]["items"] == 6
+        configs[name] = (folder / name / "config.yaml").read_text().splitlines()
+    apart = {line.split(":")[0] for line in set(configs["lora"]) ^ set(configs["selfaug"])}
+    assert apart == {"alpha", "method", "output_dir"}  # nothing else differs between the two
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert len(rows) == 32
+    assert all(len(row["documents"]) == 2 for row in rows)
+    assert main(words) == 2
+    assert "holds a demo already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--documents", "21"), "documents=21"),
+        (("--alpha", "0"), "alpha=0"),
+        (("--model_name_or_path", "lab:huge"), "no model of the lab"),
+        (("--model_name_or_path", "org/other"), "no model of the lab"),
+    ],
+)
+def test_mistakes(
+    words: tuple[str, ...], says: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "none"), *words]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert "hint:" in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_weights_that_do_not_come_along_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("selfaug.lab.shipped.ASSETS", tmp_path / "assets")
+    for verb in (["train", "--dataset_name", "x.jsonl"], ["demo"], ["prepare", "x.jsonl", "--check"]):
+        assert main([*verb, "--model_name_or_path", "lab:small"]) == 2
+        err = capsys.readouterr().err
+        assert "do not come with this version" in err
+        assert "selfaug lab make --size small" in err
+
+
+def test_a_model_that_comes_along_is_found_by_its_name(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfaug.cli.parsing import parse
+
+    monkeypatch.setattr("selfaug.lab.shipped.ASSETS", tmp_path)
+    (tmp_path / "base").symlink_to(model)
+    values = parse(["--model_name_or_path", "lab", "--dataset_name", "x", "--output_dir", str(tmp_path / "o")]).values
+    assert values["model_name_or_path"] == str(model.resolve())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab").mkdir()  # a folder of that name goes first
+    values = parse(["--model_name_or_path", "lab", "--dataset_name", "x", "--output_dir", str(tmp_path / "o")]).values
+    assert values["model_name_or_path"] == str(tmp_path / "lab")
