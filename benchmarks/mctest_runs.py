@@ -27,6 +27,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft"},
     "selfaug": {"method": "selfaug", "alpha": 2.0},
     "selfaug 1/8": {"method": "selfaug", "alpha": 2.0, "align_fraction": 0.125},
+    "selfaug 1/8 of tokens": {"method": "selfaug", "alpha": 2.0, "align_token_fraction": 0.125},
+    "selfaug 1/64": {"method": "selfaug", "alpha": 2.0, "align_fraction": 0.125, "align_token_fraction": 0.125},
 }
 TRAINING: dict[str, Any] = {
     "learning_rate": 2e-3,
