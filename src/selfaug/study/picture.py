@@ -35,6 +35,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes = figure.add_subplot()
         axes.axhline(1, color="#bbbbbb", linewidth=0.8, linestyle=":")
         axes.axvline(1, color="#bbbbbb", linewidth=0.8, linestyle=":")
+        axes.scatter([0, 1], [1, 0], facecolors="none", edgecolors="#777777", zorder=3)
         axes.annotate("base", (0, 1), textcoords="offset points", xytext=(4, 4), color="#777777")
         axes.annotate("LoRA", (1, 0), textcoords="offset points", xytext=(4, 4), color="#777777")
         for number, curve in enumerate(dict.fromkeys(point["curve"] for point in found["points"])):

@@ -62,15 +62,13 @@ class Scores:
     def mean(self, half: str, group: str, setting: Setting | None) -> float:
         """Signed mean over the parts of a group, and over seeds; of the base where ``setting`` is ``None``."""
         parts = [part for part in self.halves[half] if part.group == group]
-        return float(np.mean([part.sign * _side(part, setting, None) for part in parts]))
+        return float(np.mean([part.sign * _side(part, setting) for part in parts]))
 
     def drawn(self, half: str, resamples: int, seed: int) -> dict[tuple[str, Setting | None], Floats]:
         """``{(group, setting): value of each resample}``: draws of items, the same for all, and of a setting's runs."""
         rng = np.random.default_rng(seed)
         totals: dict[tuple[str, Setting | None], list[Floats]] = {}
-        order = {
-            s: [rng.integers(self._seeds(s), size=self._seeds(s)) for _ in range(resamples)] for s in self.settings
-        }
+        order = {s: [rng.integers(self.seeds(s), size=self.seeds(s)) for _ in range(resamples)] for s in self.settings}
         for part in self.halves[half]:
             n = len(part.base.numerator_n)
             index = rng.integers(n, size=(resamples, n))
@@ -83,7 +81,8 @@ class Scores:
                 totals.setdefault((part.group, setting), []).append(part.sign * each.mean(axis=0))
         return {key: np.mean(values, axis=0) for key, values in totals.items()}
 
-    def _seeds(self, setting: Setting) -> int:
+    def seeds(self, setting: Setting) -> int:
+        """Finished runs of a setting."""
         return len(next(iter(self.halves["report"])).tuned[setting])
 
 
@@ -93,7 +92,7 @@ def _ratios(items: Items, index: NDArray[np.int64]) -> Floats:
     return found
 
 
-def _side(part: Half, setting: Setting | None, only: int | None) -> float:
+def _side(part: Half, setting: Setting | None) -> float:
     runs = (part.base,) if setting is None else part.tuned[setting]
     return float(np.mean([items.numerator_n.sum() / items.denominator_n.sum() for items in runs]))
 

@@ -89,7 +89,7 @@ def summary(scores: Scores, *, held: str = "selfaug", resamples: int = RESAMPLES
                 "setting": setting.label,
                 "option": setting.option,
                 "value": setting.value,
-                "seeds": scores._seeds(setting),
+                "seeds": scores.seeds(setting),
                 "task": float(task),
                 "retention": float(kept),
                 "task_interval": _interval(clouds[setting][0]),
