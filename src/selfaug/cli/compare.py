@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.verb_options import Add, adder
-from selfaug.errors import ConfigError
+from selfaug.errors import ConfigError, nearest
 from selfaug.terminal import emit, quiet_bars, say
 
 if TYPE_CHECKING:
@@ -114,6 +114,15 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
     for owned in ("--method", "--seed", "--output_dir", "--alpha", "--method_options"):
         if any(word == owned or word.startswith(f"{owned}=") for word in train):
             raise ConfigError(f"{owned} is what a comparison varies itself", "use --methods, --seeds or --strengths.")
+    strengths, options = _pairs(settings.get("strengths"), "strengths"), _options(settings.get("options"))
+    compared = ["sft", *settings["methods"]]
+    for name, given in (("strengths", strengths), ("options", options)):
+        for method in given:
+            if method not in compared:
+                raise ConfigError(
+                    f"{name}: {method!r} is none of the methods that are compared.{nearest(method, compared)}",
+                    f"they are {', '.join(compared)}; add it to --methods, or remove it.",
+                )
     values = parse([*train, "--output_dir", "unused"]).values
     evaluate = [word for name in _MEASURING if settings.get(name) is not None for word in _words(name, settings[name])]
     return Study(
@@ -124,8 +133,8 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
         evaluate=tuple(_absolute(evaluate)),
         learning_rate=float(values["learning_rate"]),
         task_metric=settings.get("task_metric"),
-        strengths={k: [_number(k, v) for v in vs] for k, vs in _pairs(settings.get("strengths"), "strengths").items()},
-        options=_options(settings.get("options")),
+        strengths={method: [_number(method, value) for value in values] for method, values in strengths.items()},
+        options=options,
         grid=_pairs(settings.get("grid"), "grid"),
     )
 
@@ -135,9 +144,9 @@ def _words(name: str, value: Any) -> list[str]:
 
 
 def _absolute(words: Sequence[str]) -> list[str]:
-    """Paths that exist become absolute: runs are processes of their own, and may be gone on with from elsewhere."""
-    return [str(Path(word).expanduser().resolve()) if "/" in word and Path(word).expanduser().exists() else word
-            for word in words]  # fmt: skip
+    """Files become absolute, and folders that are written as paths: a comparison may be gone on with from elsewhere."""
+    paths = [(word, Path(word).expanduser()) for word in words]
+    return [str(p.resolve()) if p.is_file() or ("/" in word and p.exists()) else word for word, p in paths]
 
 
 def _pairs(given: Any, name: str) -> dict[str, list[Any]]:
@@ -182,9 +191,12 @@ def _check(study: Study) -> None:
     from selfaug.cli.parsing import parse
     from selfaug.cli.train import settle
 
+    flag = ""
     for word in study.evaluate:
-        if not word.startswith("--") and looks_local(word) and not Path(word).exists():
-            raise missing_path("what is measured,", word, "check the paths after --data and --general_data.")
+        if word.startswith("--"):
+            flag = word.removeprefix("--")
+        elif flag in ("data", "general_data") and looks_local(word) and not Path(word).exists():
+            raise missing_path(flag, word, "check the path.")
     facts = None
     for one in study.runs()[: len(study.points())]:
         arguments = parse([*one.train, "--output_dir", "unused"])

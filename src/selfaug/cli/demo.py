@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
+import importlib.util
 import io
 import json
 import shlex
@@ -34,7 +34,7 @@ SETTINGS: dict[str, object] = {
     "report_to": "none",
     "use_cpu": True,
 }
-"""What both trainings share; docs/results.md has the curve over learning rates and epochs that it was chosen from."""
+"""What both trainings share. Not chosen by a study yet: that needs a base with all its skills (docs/lab.md)."""
 
 
 def add_parser(subparsers: Any) -> None:

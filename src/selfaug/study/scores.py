@@ -24,7 +24,7 @@ from selfaug.evaluation.results import items_of, primary, read_results, read_sam
 from selfaug.evaluation.statistics import Items
 from selfaug.study.grid import Setting
 
-__all__ = ["HALVES", "Half", "Scores", "read_scores", "scaled"]
+__all__ = ["HALVES", "Half", "Scores", "half_of", "read_scores", "scaled"]
 
 HALVES = ("choose", "report")
 Floats = NDArray[np.float64]
