@@ -64,9 +64,13 @@ def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
     deadline = time.monotonic() + 300
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGSTOP)
+    process.kill()  # alone: the run that it had begun is left behind
     process.wait()
     assert checkpoint.exists()
+    assert main(["compare", *words, "--output_dir", str(folder)]) == 2
+    assert "is going on" in capsys.readouterr().err
+    os.killpg(process.pid, signal.SIGKILL)
 
     def in_a_fork(command: list[str], stdout: Any, **_: Any) -> SimpleNamespace:
         result = cli(*command[3:])

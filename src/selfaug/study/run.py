@@ -6,11 +6,13 @@ finished when its results stand in it, and then never repeated. One that fails i
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ __all__ = ["Failure", "folder_of", "is_finished", "run_all"]
 
 _STAMP = "study.json"
 _LOG = "study.log"
+_LOCK = "study.lock"
 _STOPPED = (-2, -15, 130, 143)
 
 
@@ -74,7 +77,31 @@ def run_all(
         study_folder: Of the comparison.
         devices: For each process that runs beside others the number of its GPU, or ``None``.
         say: Gets a line for each run.
+
+    Raises:
+        ConfigError: If a run of this comparison is going on already, or a folder holds a run with other settings.
     """
+    with _alone(study_folder) as lock:
+        return _run_all(study, study_folder, devices, say, lock)
+
+
+@contextlib.contextmanager
+def _alone(study_folder: Path) -> Iterator[int]:
+    """A lock that runs inherit: who was killed alone leaves a run behind, which must not get a second one beside it."""
+    with (study_folder / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"a run of the comparison in {study_folder} is going on, and two would write into one folder.",
+                "wait until it ends, or stop it; what is finished stays.",
+            ) from None
+        yield file.fileno()
+
+
+def _run_all(
+    study: Study, study_folder: Path, devices: Sequence[str | None], say: Callable[[str], None], lock: int
+) -> list[Failure]:
     every = study.runs()
     waiting = [run for run in every if not is_finished(study_folder, study, run)]
     done = len(every) - len(waiting)
@@ -86,7 +113,7 @@ def run_all(
         while waiting or going:
             while waiting and free:
                 device = free.pop(0)
-                going[pool.submit(_one, study, study_folder, waiting.pop(0), device)] = device
+                going[pool.submit(_one, study, study_folder, waiting.pop(0), device, lock)] = device
             finished, _ = wait(going, return_when=FIRST_COMPLETED)
             for future in finished:
                 free.append(going.pop(future))
@@ -102,7 +129,7 @@ def run_all(
     return failures
 
 
-def _one(study: Study, study_folder: Path, run: Run, device: str | None) -> Failure | None:
+def _one(study: Study, study_folder: Path, run: Run, device: str | None, lock: int) -> Failure | None:
     folder = folder_of(study_folder, run)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = study.fingerprints(run)
@@ -110,24 +137,29 @@ def _one(study: Study, study_folder: Path, run: Run, device: str | None) -> Fail
     here = RunFolder(folder)
     if here.finished is None:
         again = ["--resume_from_checkpoint", "true"] if here.has_checkpoint() else ["--overwrite_output_dir", "true"]
-        failure = _verb(run, folder, ["train", *run.train, "--output_dir", str(folder), *again], device)
+        failure = _verb(run, folder, ["train", *run.train, "--output_dir", str(folder), *again], device, lock)
         if failure is not None:
             return failure
     store = study_folder / "measured"
-    failure = _verb(run, folder, ["evaluate", str(folder), *study.evaluate, "--store", str(store)], device)
+    failure = _verb(run, folder, ["evaluate", str(folder), *study.evaluate, "--store", str(store)], device, lock)
     if failure is None:
         write_durably(folder / _STAMP, json.dumps(wanted) + "\n")
     return failure
 
 
-def _verb(run: Run, folder: Path, words: Sequence[str], device: str | None) -> Failure | None:
+def _verb(run: Run, folder: Path, words: Sequence[str], device: str | None, lock: int) -> Failure | None:
     environment = dict(os.environ)
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     with (folder / _LOG).open("a", encoding="utf-8") as log:
         start = log.tell()
         code = subprocess.run(
-            [sys.executable, "-m", "selfaug", *words], stdout=log, stderr=log, env=environment, check=False
+            [sys.executable, "-m", "selfaug", *words],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            pass_fds=[lock],
+            check=False,
         ).returncode
     if code == 0:
         return None
