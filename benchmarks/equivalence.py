@@ -1,4 +1,4 @@
-"""Does aligning a part keep as much as aligning all? A test of equivalence on MCTest, over seeds and stories.
+"""Does aligning a part keep as much as aligning all? A test of equivalence on MCTest or SQuAD, over seeds and stories.
 
     python benchmarks/equivalence.py --shared DIR --seeds 5 --runs FILE
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mctest_runs import LORA, METHODS, PROMPT, TRAINING
+from mctest_runs import LORA, METHODS, PROMPT, SOURCES, TRAINING
 from mctest_stories260k import RESAMPLES, collect, difference, mean, middle, resampled
 from measure import Demand, add_common_options, quiet, report, table
 from scipy import stats
@@ -83,12 +83,13 @@ def main() -> int:
     """Run what is missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, help="Folder with models/stories260k and data/.")
+    parser.add_argument("--data", choices=list(SOURCES), default="mctest")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--runs", type=Path, help="JSON lines of finished runs; kept and added to.")
     add_common_options(parser)
     args = parser.parse_args()
     quiet()
-    data, base, runs = collect(args.shared, [ALL, *PARTS], args.seeds, args.runs)
+    data, base, runs = collect(args.shared, [ALL, *PARTS], args.seeds, args.runs, args.data)
     whole = sum(data.prompts) * TRAINING["num_train_epochs"]
     lines = []
     for setting, found in runs.items():

@@ -1,4 +1,4 @@
-"""What is one run of the MCTest benchmark: which rows, which training, which losses before and after?
+"""What is one run of the stories260k benchmarks: which rows, which training, which losses before and after?
 
 Shapes: B rows of a batch, T tokens, V vocabulary.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own name for it
@@ -20,8 +20,9 @@ from selfaug import SelfAugConfig, SelfAugTrainer
 from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
 from selfaug.data.read import read_rows
+from selfaug.data.record import Record
 
-__all__ = ["LORA", "METHODS", "PROMPT", "TRAINING", "Data", "base_model", "load", "nll", "train"]
+__all__ = ["LORA", "METHODS", "PROMPT", "SOURCES", "TRAINING", "Data", "base_model", "fitting", "load", "nll", "train"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft"},
@@ -39,6 +40,7 @@ TRAINING: dict[str, Any] = {
     "gradient_checkpointing": False,
 }
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
+Part = Literal["train", "test"]
 CONTEXT = 512
 STORIES = 150
 # The model knows neither instructions nor headings: the story, the question, the cue.
@@ -67,19 +69,42 @@ class Data:
         return [row.labels.count(-100) - 1 for row in self.train]
 
 
-def load(shared: Path, tokenizer: Any) -> Data:
-    """Rows that fit whole; a document cut short would ask for answers that are no longer in it."""
-    renderer = Renderer.for_tokenizer(tokenizer, **PROMPT)
+def _mctest(shared: Path, part: Part) -> list[Record]:
+    parts = ("train",) if part == "train" else ("dev", "test")
+    files = [shared / "data" / "mctest" / f"{source}.{name}.tsv" for source in ("mc160", "mc500") for name in parts]
+    return [record for file in files for record in read_rows(file).items if isinstance(record, Record)]
 
-    def questions(parts: Sequence[str]) -> list[Row]:
-        files = [shared / "data" / "mctest" / f"{source}.{part}.tsv" for source in ("mc160", "mc500") for part in parts]
-        records = [record for file in files for record in read_rows(file).items]
-        rows = encode(records, tokenizer, renderer, max_length=None).rows  # type: ignore[arg-type]
-        return [Row(**row) for row in rows if len(row["input_ids"]) <= CONTEXT]
 
+def _squad(shared: Path, part: Part) -> list[Record]:
+    # One file has answers: every second article is held out. One question of each paragraph, as long as rows last.
+    records = [r for r in read_rows(shared / "data" / "squad" / "dev-v1.1.json").items if isinstance(r, Record)]
+    titles = list(dict.fromkeys(record.documents[0].title for record in records))
+    held_out = set(titles[1::2])
+    first = {record.documents[0].text: record for record in reversed(records)}
+    return [r for r in reversed(first.values()) if (r.documents[0].title in held_out) == (part == "test")]
+
+
+SOURCES: dict[str, Callable[[Path, Part], list[Record]]] = {"mctest": _mctest, "squad": _squad}
+"""Question sets by name: their records of a part; no story or article is in both parts."""
+
+
+def fitting(shared: Path, tokenizer: Any, source: str, part: Part, prompt: dict[str, Any]) -> list[tuple[Record, Row]]:
+    """Records that fit whole, and their tokens; a document cut short would ask for answers no longer in it."""
+    renderer = Renderer.for_tokenizer(tokenizer, **prompt)
+    records = SOURCES[source](shared, part)
+    rows = encode(records, tokenizer, renderer, max_length=None).rows
+    pairs = [(record, Row(**row)) for record, row in zip(records, rows, strict=True)]
+    return [(record, row) for record, row in pairs if len(row.input_ids) <= CONTEXT]
+
+
+def load(shared: Path, tokenizer: Any, source: str = "mctest") -> Data:
+    """All rows of a question set that fit, and the stories."""
     texts = json.loads((shared / "data" / "tinystories" / "tinystories_1000.json").read_text())[:STORIES]
     stories = [tokenizer(text)["input_ids"][:CONTEXT] for text in texts]
-    return Data(questions(["train"]), questions(["dev", "test"]), [Row(ids, ids) for ids in stories])
+    train, answers = (
+        [row for _, row in fitting(shared, tokenizer, source, part, PROMPT)] for part in ("train", "test")
+    )
+    return Data(train, answers, [Row(ids, ids) for ids in stories])
 
 
 @torch.no_grad()

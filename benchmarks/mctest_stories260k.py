@@ -89,12 +89,14 @@ def difference(method: str, other: str, what: str) -> Any:
     return lambda means: means[method, what] - means[other, what]
 
 
-def collect(shared: Path, methods: Sequence[str], seeds: int, file: Path | None) -> tuple[Data, dict[str, Any], Any]:
+def collect(
+    shared: Path, methods: Sequence[str], seeds: int, file: Path | None, source: str = "mctest"
+) -> tuple[Data, dict[str, Any], Any]:
     """The data, the base model's losses, and the runs by method; runs of the same settings in ``file`` are kept."""
     from transformers import AutoTokenizer, set_seed
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
-    data = load(shared, tokenizer)
+    data = load(shared, tokenizer, source)
     set_seed(0)
     model = base_model(shared)
     base = {"stories": nll(model, data.stories), "answers": nll(model, data.answers)}
@@ -105,6 +107,8 @@ def collect(shared: Path, methods: Sequence[str], seeds: int, file: Path | None)
     for seed in range(seeds):
         for method in methods:
             settings = {**TRAINING, **LORA, **METHODS[method], **PROMPT, "torch": torch.__version__}
+            if source != "mctest":
+                settings["data"] = source
             key = json.dumps([seed, len(data.train), settings], sort_keys=True)
             if key not in known:
                 known[key] = {"key": key, **train(shared, data, tokenizer, method, seed)}

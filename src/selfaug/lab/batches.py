@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from selfaug.lab.curriculum import draw, stage_at
+from selfaug.lab import drills
+from selfaug.lab.curriculum import Stage, draw, stage_at
 from selfaug.lab.item import Item
 from selfaug.lab.words import WORD
 from selfaug.lab.world import World
@@ -72,7 +73,7 @@ class Order(Dataset[list[Batch]]):
         found: list[Example] = []
         total, wanted = 0, self.tokens * _STEPS
         while total < wanted:
-            found.append(encode(draw(rng, self.world, stage), words))
+            found.append(self._example(rng, stage, words))
             total += len(found[-1][0])
         found.sort(key=lambda example: len(example[0]))
         # One length each; long and short ones in turn, not rising.
@@ -85,6 +86,12 @@ class Order(Dataset[list[Batch]]):
         rng.shuffle(groups)
         # One long conversation can be more than a step; then another stands in for the step that is left empty.
         return [_padded(groups[i % len(groups)], self.pad) for i in range(_STEPS)]
+
+    def _example(self, rng: random.Random, stage: Stage, words: Words) -> Example:
+        if rng.random() >= stage.drills:
+            return encode(draw(rng, self.world, stage), words)
+        ids, known = drills.draw(rng, self.pad + 1, self.tokenizer.get_vocab_size())
+        return ids, [1.0 if each else PROMPT_WEIGHT for each in known]
 
 
 class Words(dict[str, list[int]]):

@@ -21,29 +21,35 @@ class Stage:
     Args:
         share: Of the steps.
         mixture: Weight of each kind of item.
+        drills: Share of examples that are drills of random tokens (:mod:`selfaug.lab.drills`) and no items.
     """
 
     share: float
     mixture: Mapping[str, float]
+    drills: float = 0.0
 
 
 _GENERAL = {
-    "following": 3.0,
-    "facts": 2.0,
+    "following": 4.0,
+    "facts": 3.0,
     "describe": 0.5,
-    "arithmetic": 2.0,
-    "editing": 2.0,
-    "explaining": 1.0,
-    "dialogue": 1.0,
+    "arithmetic": 6.0,
+    "editing": 6.0,
+    "explaining": 1.5,
+    "dialogue": 2.0,
 }
 
 STAGES = (
-    # Copying comes first, then looking things up, which takes longest; with many questions about a passage most tokens
-    # count.
-    Stage(0.05, {"copying": 3.0, "read_one": 2.0}),
-    Stage(0.25, {"copying": 1.0, "read_one": 1.0, "read_alike": 3.0, "read_few": 3.0, "editing": 1.0, "dialogue": 0.5}),
-    Stage(0.50, {**_GENERAL, "read_few": 3.0, "read_many": 0.7, "read_long": 0.3, "reading": 2.0}),
-    Stage(0.20, {**_GENERAL, "read_few": 1.5, "read_many": 0.5, "read_long": 0.2, "reading": 4.0}),
+    # To look back and copy is learnt first, where nothing else helps; then to look things up in a text, where with many
+    # questions about a passage most tokens count.
+    Stage(0.04, {"copying": 1.0}, drills=0.9),
+    Stage(
+        0.16,
+        {"copying": 3.0, "read_one": 1.0, "read_alike": 3.0, "read_few": 3.0, "editing": 4.0, "dialogue": 1.0},
+        drills=0.1,
+    ),
+    Stage(0.55, {**_GENERAL, "copying": 1.0, "read_few": 3.0, "read_many": 0.7, "read_long": 0.2, "reading": 3.0}),
+    Stage(0.25, {**_GENERAL, "read_few": 1.0, "read_many": 0.5, "read_long": 0.2, "reading": 6.0}),
 )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from selfaug.errors import ConfigError
+from selfaug.lab.start import start
 from selfaug.lab.tokenizer import make_tokenizer
 from selfaug.lab.training import Training
 from selfaug.lab.world import World
@@ -93,7 +94,7 @@ class Making:
 
 
 def new_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
-    """Random weights: a function of the seed."""
+    """Weights that nothing was learnt with yet (:mod:`selfaug.lab.start`): a function of the seed."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -107,13 +108,16 @@ def new_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen
         # Rows of unit length: at such widths the usual 0.02 leaves all layers near nothing for hundreds of steps.
         initializer_range=size.hidden**-0.5,
         tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},  # as Qwen2.5: slow enough to match by content
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config)
+        model = Qwen2ForCausalLM(config)
+        start(model)
+        return model
 
 
 def weights_hash(model: torch.nn.Module) -> str:
