@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,20 @@ from selfaug.data.prompts import Renderer
 from selfaug.data.read import read_rows
 from selfaug.data.record import Record
 
-__all__ = ["LORA", "METHODS", "PROMPT", "SOURCES", "TRAINING", "Data", "base_model", "fitting", "load", "nll", "train"]
+__all__ = [
+    "LORA",
+    "METHODS",
+    "PROMPT",
+    "SOURCES",
+    "TRAINING",
+    "Data",
+    "base_model",
+    "fitting",
+    "load",
+    "nll",
+    "train",
+    "trainer_of",
+]
 
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft"},
@@ -137,18 +151,21 @@ def base_model(shared: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(shared / "models" / "stories260k", dtype=torch.float32)
 
 
-def train(shared: Path, data: Data, tokenizer: Any, method: str, seed: int) -> dict[str, Any]:
-    """One run: both losses after it, and the reference tokens that it logged."""
+@contextmanager
+def trainer_of(
+    shared: Path, data: Data, tokenizer: Any, settings: Mapping[str, Any], seed: int
+) -> Iterator[SelfAugTrainer]:
+    """A trainer of these settings over the plain training, ready to start; its folder goes with it."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback, set_seed
 
     set_seed(seed)
-    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         quiet: dict[str, Any] = {"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-        settings = {**quiet, **TRAINING, **METHODS[method]}
-        config = SelfAugConfig(output_dir=folder, seed=seed, max_length=CONTEXT, use_cpu=True, **settings)
+        config = SelfAugConfig(
+            output_dir=folder, seed=seed, max_length=CONTEXT, use_cpu=True, **{**quiet, **TRAINING, **settings}
+        )
         trainer = SelfAugTrainer(
             base_model(shared),
             config,
@@ -157,6 +174,13 @@ def train(shared: Path, data: Data, tokenizer: Any, method: str, seed: int) -> d
             peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
         )
         trainer.remove_callback(PrinterCallback)
+        yield trainer
+
+
+def train(shared: Path, data: Data, tokenizer: Any, method: str, seed: int) -> dict[str, Any]:
+    """One run: both losses after it, and the reference tokens that it logged."""
+    start = time.perf_counter()
+    with trainer_of(shared, data, tokenizer, METHODS[method], seed) as trainer:
         trainer.train()
     seconds = time.perf_counter() - start
     logs = [line for line in trainer.state.log_history if "reference_tokens" in line]
