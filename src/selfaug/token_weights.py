@@ -24,9 +24,10 @@ __all__ = ["scores_of_base", "token_weights"]
 
 
 def scores_of_base(trainer: SelfAugTrainer, rows: Any) -> BaseScores:
-    """The base's scores of all training rows: from the output folder where the same base made them, else by one pass.
+    """The base's scores of all training rows: from the disk where the same base made them, else by one pass.
 
-    Ranks share the rows, and each ends with all scores.
+    They lie in the reference cache where one is named, so that every run with it shares the pass, and in the output
+    folder otherwise. Ranks share the rows, and each ends with all scores.
 
     Raises:
         ConfigError: If the rows are a stream, or the model is sharded.
@@ -47,7 +48,7 @@ def scores_of_base(trainer: SelfAugTrainer, rows: Any) -> BaseScores:
     adapted = model is not trainer.model
     weights = {name: p for name, p in model.named_parameters() if not (adapted and p.requires_grad)}
     made_by = {"base": digest(weights), "dtype": str(model.dtype), "autocast": trainer.accelerator.mixed_precision}
-    path = Path(trainer.args.output_dir) / FILE
+    path = Path(trainer.args.reference_cache or trainer.args.output_dir).expanduser() / FILE
     scores = BaseScores.load(path, made_by)
     missing = [row for row in rows.select_columns(["input_ids", "labels"]) if not scores.has(**row)]
     trainer.accelerator.wait_for_everyone()  # no rank writes while another still reads

@@ -127,6 +127,22 @@ def test_scores_are_kept_for_the_same_base_and_made_anew_for_another(
     assert passes == [4, 1, 4]
 
 
+def test_runs_with_one_reference_cache_share_the_scores_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    monkeypatch.setattr(
+        "selfaug.token_weights.score_rows",
+        lambda *a, **b: passes.append(1) or score_rows(*a, **b),  # type: ignore[func-returns-value]
+    )
+    both: dict[str, Any] = {"method": "selfaug+flow", "reference_cache": str(tmp_path / "cache")}
+    apart = run(CHOSEN[:4], tmp_path / "apart", method="selfaug+flow")
+    one = run(CHOSEN[:4], tmp_path / "one", **both)
+    other = run(CHOSEN[:4], tmp_path / "other", **both)
+    assert passes == [1, 1]
+    assert not (tmp_path / "one" / FILE).exists()
+    assert all(torch.equal(one.gradient[name], other.gradient[name]) for name in one.gradient)
+    assert relative_distance(one.gradient, apart.gradient) < 1e-5
+
+
 def test_a_row_that_was_not_scored_is_an_error() -> None:
     scores = BaseScores({})
     scores.add([1, 2, 3], torch.tensor([float("nan"), 0.5, float("nan")]))
