@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
 
 from selfaug.adapter_start import AdapterStart
-from selfaug.caching import CachingTrainer
 from selfaug.config import SelfAugConfig
 from selfaug.errors import ConfigError
-from selfaug.fisher import ensure_fisher
-from selfaug.generated_rows import check_generation, rows_with_generated
-from selfaug.meter import Meter
+from selfaug.generated_rows import check_generation
 from selfaug.methods import get_method
 from selfaug.methods.adapters import asks_base, check_adapter
-from selfaug.mixing import mixed, rows_of_file
 from selfaug.model_checks import probe_tokens
 from selfaug.model_parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
 from selfaug.objective.activation_terms import find_modules
 from selfaug.plan import StepPlan, plan_step
+from selfaug.preparing import PreparingTrainer
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.adapter import BaseReference
 from selfaug.reference.checks import check_full_tuning, check_peft
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.reference_batch import ReferenceLayout
 from selfaug.resuming import StopOnNonFinite
 from selfaug.step import StepObjective, install, micro_inputs
-from selfaug.token_weights import scores_of_base, token_weights
-from selfaug.training_rows import prepare_rows, require_aligned_tokens, with_empty_rows
 from selfaug.trl_names import spare_refused_modules
 
 if TYPE_CHECKING:
@@ -47,7 +39,7 @@ _PLAN = "selfaug"  # key of the plan in a micro-batch, and of the model's extra 
 logger = logging.getLogger(__name__)
 
 
-class SelfAugTrainer(CachingTrainer):
+class SelfAugTrainer(PreparingTrainer):
     """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)``, over the whole optimiser step.
 
     ``f = align_fraction · align_token_fraction`` is the chance with which an aligned token is drawn.
@@ -70,14 +62,6 @@ class SelfAugTrainer(CachingTrainer):
 
     _tag_names = ("trl", "sft", "selfaug")
     _name = "SelfAug"
-    _train_rows: Any = None
-    _rows_of: Callable[[Path], Any]  # the tokenised rows of a file, made as training rows are
-    _raw_rows: Any = None
-    _prepare: Callable[[Any], Any]  # the tokenised training rows, after a change of records and conversations
-    _pack: Callable[[Any], Any]  # what TRL makes of tokenised rows
-    _fisher_ready = False
-    _start: AdapterStart | None = None
-    _weigh: Callable[[Tensor, Tensor], Tensor] | None = None
     # Our loss is divided by the counts of the whole step.
     loss_is_scaled_for_ga = True
 
@@ -198,104 +182,6 @@ class SelfAugTrainer(CachingTrainer):
             # Re-entrant checkpointing passes no gradient on where its input needs none, as behind a tied embedding.
             self.model.enable_input_require_grads()
 
-    # ---- before the first step and after the last -------------------------------------------------------------
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """The method may have a learning rate of its own."""
-        given = self.args.learning_rate
-        self.args.learning_rate = given * self.method.learning_rate_factor(self.args)
-        try:
-            return super().create_optimizer(*args, **kwargs)
-        finally:
-            self.args.learning_rate = given
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `ResumableTrainer.train`; then the method may change the model, unless a signal ended the training."""
-        if self.method.generates(self.args):
-            self._train_rows = rows_with_generated(self, self._prepare)
-            self.train_dataset = self._pack(self._train_rows)
-        if self.method.needs_scores:
-            scores = scores_of_base(self, self._train_rows)
-            self._weigh = token_weights(self.method, self.args, scores, self._train_rows)
-        self._ready_fisher()
-        if self._start is not None:
-            self._start.save()
-        result = super().train(*args, **kwargs)
-        if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
-            self._settle_start()
-            self.method.finish(self.args, self._base_model)
-        return result
-
-    def _settle_start(self) -> None:
-        if self._start is None:
-            return
-        self._start.finish(self.model.active_peft_config)
-        self._start = None
-        if self.reference is not None:  # with the adapter off the model is the base from here on
-            self.reference = self._step.reference = BaseReference()
-
-    def _ready_fisher(self) -> None:
-        wanted = self.method.fisher(self.args)
-        if wanted is None or self._fisher_ready:
-            return
-        ensure_fisher(self, wanted)
-        self._fisher_ready = True
-
-    # ---- data -------------------------------------------------------------------------------------------------
-
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
-    ) -> Any:
-        def trl(rows: Any, *, pack: bool, shuffle: bool) -> Any:
-            kept, kept_shuffle = args.max_length, args.shuffle_dataset
-            if not pack:
-                args.max_length = None  # ours to fit: TRL's cut would take the answers behind long documents
-            args.shuffle_dataset = shuffle
-            try:
-                return super(SelfAugTrainer, self)._prepare_dataset(
-                    rows, processing_class, args, pack, formatting_func, dataset_name
-                )
-            finally:
-                args.max_length, args.shuffle_dataset = kept, kept_shuffle
-
-        def prepare(rows: Any, name: str, change: Any = None) -> Any:
-            return prepare_rows(
-                rows,
-                tokenizer=self._tokenizer,
-                renderer=self.renderer,
-                max_length=self._fit_length,
-                cut_prompt_left=args.cut_prompt_left,
-                tokenise=lambda table: trl(table, pack=False, shuffle=False),
-                name=name,
-                change=change,
-            )
-
-        prepared = prepare(dataset, dataset_name)
-        if dataset_name == "train":
-            self._raw_rows = dataset
-            self._prepare = lambda change: prepare(dataset, "train", change)
-            self._pack = lambda rows: trl(rows, pack=packing, shuffle=args.shuffle_dataset)
-        mix = self.method.mix(args) if dataset_name == "train" else None
-        if dataset_name == "train":
-            self._rows_of = lambda path: rows_of_file(
-                path, self._tokenizer, self.renderer, self._fit_length, lambda rows: prepare(rows, str(path))
-            )
-        if mix is not None:
-            prepared = mixed(prepared, self._rows_of(mix.path), mix, args.seed)
-        if dataset_name == "train":
-            self._train_rows = prepared
-        if args.aligns:
-            require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
-            if args.reference_cache is not None and self._cache is None:
-                self._note_rows(prepared, dataset_name)
-        return trl(prepared, pack=packing, shuffle=args.shuffle_dataset)
-
-    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
-        ranks = self.accelerator.num_processes
-        if not kwargs.get("is_training") and ranks > 1 and not self.args.dataloader_drop_last:
-            dataset = with_empty_rows(dataset, ranks * batch_size)
-        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
-
     # ---- the step ---------------------------------------------------------------------------------------------
 
     def get_batch_samples(
@@ -384,75 +270,3 @@ class SelfAugTrainer(CachingTrainer):
             return loss
         with torch.no_grad():
             return loss, model(**{k: v for k, v in inputs.items() if k != "labels"})
-
-    def _meter(self) -> Meter:
-        """Sums of the method's own terms are means over the positions that they act on."""
-        over = {"response": "response_tokens", "held": "held_tokens"}
-        own = [t for t in self._terms if t.where in over and t.term.name != "nll"]
-        penalties = {term.name: "passes" for term in self._parameter_terms}
-        if self._activation_term is not None:
-            penalties[self._activation_term.name] = "aligned_tokens"
-        return Meter({t.term.name: over[t.where] for t in own} | penalties)
-
-    def _measure(self, mode: str, micro: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        groups = micro["groups"]
-        aligned = groups["aligned"]["index"].numel() + groups["both"]["index"].numel()
-        response = groups["response"]["index"].numel() + groups["both"]["index"].numel()
-        held = 0
-        if "held" in groups:
-            # A drawn boundary is held too.
-            held = groups["held"]["index"].numel() + groups["both"]["index"].numel()
-            response += groups["held"]["index"].numel()
-        sums = {**outputs["sums"], **outputs["penalties"]}
-        if outputs["auxiliary"] is not None:
-            sums["auxiliary"] = outputs["auxiliary"]
-        counts = {
-            "response_tokens": response,
-            "aligned_tokens": aligned,
-            "reference_tokens": micro["reference_tokens"],
-            "tokens": micro["tokens"],
-            "auxiliary_passes": int(outputs["auxiliary"] is not None),
-            "held_tokens": held,
-            "passes": 1,
-        }
-        self._meters[mode].add(sums, counts)
-        if mode == "train":
-            self._tokens_here += micro["tokens"]
-
-    # ---- logs and evaluation ----------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the averages since the last log."""
-        if self.model.training:
-            measured = self._drain("train")
-            measured.pop("tokens", None)
-            logs.update(measured)
-            logs["num_tokens"] = self._num_tokens()
-        Trainer.log(self, logs, start_time)
-
-    def _drain(self, mode: str) -> dict[str, float]:
-        return self._meters[mode].drain(
-            self.accelerator.device, lambda values: self.accelerator.reduce(values, reduction="sum")
-        )
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Report means over the whole set: ``nll``, ``alignment``, the method's own terms, and their weighted sum."""
-        self._ready_fisher()  # an evaluation may come before any training
-        self._meters["eval"] = self._meter()
-        output = super().evaluation_loop(*args, **kwargs)
-        measured = self._drain("eval")
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        own = [*(t.term.name for t in self._terms), *(term.name for term in self._parameter_terms)]
-        if self._activation_term is not None:
-            own.append(self._activation_term.name)
-        for name in dict.fromkeys(("nll", "alignment", "entropy", "mean_token_accuracy", "aux_loss", *own)):
-            if name in measured:
-                output.metrics[f"{prefix}_{name}"] = measured[name]
-        if "nll" in measured:
-            terms = sum(t.weight * measured.get(t.term.name, 0.0) for t in self._terms)
-            terms += sum(term.weight * measured[term.name] for term in self._parameter_terms)
-            if self._activation_term is not None:
-                terms += self._activation_term.weight * measured.get(self._activation_term.name, 0.0)
-            auxiliary = self.router_aux_loss_coef * measured.get("aux_loss", 0.0)
-            output.metrics[f"{prefix}_loss"] = terms + auxiliary
-        return output
