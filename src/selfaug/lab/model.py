@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from selfaug.errors import ConfigError
+from selfaug.lab.card import CARD, LOG, Journal, card
 from selfaug.lab.start import start
 from selfaug.lab.tokenizer import make_tokenizer
 from selfaug.lab.training import Training
@@ -169,11 +170,20 @@ def make(
     threads = torch.get_num_threads()
     torch.set_num_threads(making.threads)
     training = Training(model, tokenizer, world, making, state_file, checkpoint_every, probe_every)
+    journal = Journal(folder / LOG)
+
+    def note(entry: dict[str, Any]) -> None:
+        journal.add(entry)
+        if log is not None:
+            log(entry)
+
     try:
-        training.run(workers, log or (lambda entry: None), progress or (lambda step: None))
+        training.run(workers, note, progress or (lambda step: None))
     finally:
         torch.set_num_threads(threads)
     digest = save(model.eval(), tokenizer, folder)
+    text = card(making, digest, model.num_parameters(), journal.close())
+    (folder / CARD).write_text(text, encoding="utf-8")
     # Only now: a folder with this file is not finished, however far its weights were written.
     state_file.unlink()
     return digest

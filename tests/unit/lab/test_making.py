@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from selfaug.cli import lab as cli
+from selfaug.cli.main import Parser
 from selfaug.errors import ConfigError
 from selfaug.lab import model as lab
 from selfaug.lab.batches import PROMPT_WEIGHT, Order, Words, batches, encode
+from selfaug.lab.card import Journal
 from selfaug.lab.item import Item, chat
 from selfaug.lab.probe import answers, share_right
 from selfaug.lab.skills import SKILLS, items
@@ -35,6 +40,25 @@ def test_stopped_while_saving_it_is_not_finished_and_goes_on(tmp_path: Path, mon
     assert not lab.is_finished(tmp_path / "torn")
     assert lab.make(tmp_path / "torn", SETTINGS) == whole
     assert lab.is_finished(tmp_path / "torn")
+
+
+def test_the_card_names_the_command_and_the_hash_and_the_log_has_each_step_once(tmp_path: Path) -> None:
+    digest = lab.make(tmp_path, SETTINGS, probe_every=2, checkpoint_every=1)
+    text = (tmp_path / "README.md").read_text()
+    assert digest in text
+    words = shlex.split(next(line for line in text.splitlines() if line.startswith("selfaug lab make")))
+    parser = Parser(prog="selfaug")
+    cli.add_parser(parser.add_subparsers())
+    again = parser.parse_args(words[1:])
+    assert (again.size, again.steps, again.tokens, again.seed) == ("small", 3, 256, 0)
+    assert "| 2 | 0.00 |" in text
+    assert [json.loads(line)["step"] for line in (tmp_path / "training.jsonl").read_text().splitlines()] == [1, 2, 3]
+    journal = Journal(tmp_path / "log")
+    for entry in ({"step": 1, "loss": 3}, {"step": 2, "loss": 2}, {"step": 2, "facts": 0.5}, {"step": 1, "loss": 4}):
+        journal.add(entry)
+    with (tmp_path / "log").open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert journal.close() == journal.entries() == [{"step": 1, "loss": 4}, {"step": 2, "loss": 2, "facts": 0.5}]
 
 
 def test_threads_are_given_back(tmp_path: Path) -> None:
