@@ -71,7 +71,7 @@ class Making:
     """
 
     size: str = "base"
-    steps: int = 6000
+    steps: int = 9000
     tokens: int = 2048
     learning_rate: float = 3e-3
     vocabulary: int = 1024
