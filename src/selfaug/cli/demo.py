@@ -25,7 +25,7 @@ __all__ = ["METHODS", "add_parser", "run", "train_words"]
 METHODS = {"lora": "sft", "selfaug": "selfaug"}
 """Folder of each run, and its method."""
 
-TRAIN_ROWS, TEST_ROWS, SKILL_ITEMS = 1200, 200, 100
+TRAIN_ROWS, TEST_ROWS, SKILL_ITEMS = 800, 200, 60
 SETTINGS: dict[str, object] = {
     "learning_rate": 3e-3,
     "num_train_epochs": 1,
@@ -34,7 +34,7 @@ SETTINGS: dict[str, object] = {
     "report_to": "none",
     "use_cpu": True,
 }
-"""What both trainings share. Not chosen by a study yet: that needs a base with all its skills (docs/lab.md)."""
+"""What both trainings share. Not chosen by a study yet (docs/lab.md)."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
             f"{model!r} is no model of the lab, and the demo's questions are about the lab's world.",
             "give the folder of `selfaug lab make`; for your own model there is `selfaug train`.",
         )
-    distance = Distance(documents=args.documents)  # refuses numbers that are out of range
+    # What the model can learn (docs/lab.md). Refuses numbers that are out of range.
+    distance = Distance(documents=args.documents, terse=False, unanswerable=0.0)
     if args.alpha is not None and not args.alpha > 0:
         raise ConfigError(f"alpha={args.alpha} holds nothing to the base.", "give more than 0.")
     _check_packages()
