@@ -94,3 +94,22 @@ def test_a_model_that_comes_along_is_found_by_its_name(
     (tmp_path / "lab").mkdir()  # a folder of that name goes first
     values = parse(["--model_name_or_path", "lab", "--dataset_name", "x", "--output_dir", str(tmp_path / "o")]).values
     assert values["model_name_or_path"] == str(tmp_path / "lab")
+
+
+def test_what_was_lost_is_shown_with_its_prompt(tmp_path: Path) -> None:
+    from selfaug.cli.demo_shown import answers_text
+
+    def side(text: str, right: float) -> dict[str, object]:
+        return {"response": text, "values": {"acc": right}}
+
+    shared = {"id": "0", "base": side("The river of Asa is Belune.", 1.0)}
+    lost = {**shared, "part": "general:lab_facts", "prompt": "<|im_start|>user\nWhat is the river of Asa?<|im_end|>\n"}
+    task = {**shared, "part": "task", "question": "Who rules Korland?", "prompt": "..."}
+    for name, right in (("lora", 0.0), ("selfaug", 1.0)):
+        (tmp_path / name).mkdir()
+        rows = [{**row, "tuned": side(f"by {name}", right)} for row in (task, lost)]
+        (tmp_path / name / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = answers_text({name: tmp_path / name for name in ("lora", "selfaug")})
+    assert "task: Who rules Korland?" in text
+    assert "facts: user / What is the river of Asa?" in text
+    assert text.count("by lora") == text.count("by selfaug") == 2

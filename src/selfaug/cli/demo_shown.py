@@ -96,7 +96,7 @@ def answers_text(runs: Mapping[str, Path]) -> str:
 
 
 def _asked(sample: Mapping[str, Any]) -> str:
-    text = str(sample["question"] or sample["prompt"])
+    text = str(sample.get("question") or sample["prompt"])  # general tasks have prompts alone
     return _one_line(text.replace("<|im_start|>", "").replace("<|im_end|>", ""), 2 * _WIDTH)
 
 
