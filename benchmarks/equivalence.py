@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mctest_runs import LORA, METHODS, PROMPT, SOURCES, TRAINING
 from mctest_stories260k import RESAMPLES, collect, difference, mean, middle, resampled
 from measure import Demand, add_common_options, quiet, report, table
 from scipy import stats
+from stories260k_runs import LORA, METHODS, PROMPT, SOURCES, TRAINING
 
 ALL = "selfaug"
 PARTS = ("selfaug 1/8", "selfaug 1/8 of tokens", "selfaug 1/64")

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mctest_runs import LORA, METHODS, PROMPT, TRAINING, Data, base_model, load, nll, train
 from measure import Demand, add_common_options, quiet, report, table
 from numpy.typing import NDArray
+from stories260k_runs import LORA, METHODS, PROMPT, TRAINING, Data, base_model, load, nll, train
 
 RESAMPLES = 4000
 
@@ -107,7 +107,7 @@ def collect(
     for seed in range(seeds):
         for method in methods:
             settings = {**TRAINING, **LORA, **METHODS[method], **PROMPT, "torch": torch.__version__}
-            if source != "mctest":
+            if source != "mctest":  # runs of MCTest that were kept before there was another
                 settings["data"] = source
             key = json.dumps([seed, len(data.train), settings], sort_keys=True)
             if key not in known:

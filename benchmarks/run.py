@@ -23,8 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mctest_runs import METHODS, base_model, load, nll, trainer_of
+from mctest_stories260k import mean
 from measure import add_common_options, peak_bytes, quiet, report, table
+from stories260k_runs import METHODS, base_model, load, nll, trainer_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: METHODS[name] for name in ("sft", "selfaug", "selfaug 1/8", "selfaug 1/64")},
@@ -34,11 +35,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stm": {"method": "stm"},
 }
 ANSWERS, STORIES = 120, 40
-
-
-def mean(rows: list[tuple[float, int]]) -> float:
-    """Nats per token."""
-    return sum(nats for nats, _ in rows) / sum(count for _, count in rows)
 
 
 def one(shared: Path, variant: str, seed: int, every: int) -> dict[str, Any]:

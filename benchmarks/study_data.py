@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mctest_runs import CONTEXT, SOURCES, fitting
+from stories260k_runs import CONTEXT, SOURCES, fitting
 
 from selfaug.data.record import Record
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class BaseScores:
             "lengths": torch.tensor([len(self._nll_T[key]) for key in keys], dtype=torch.int64),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")  # runs that share a cache may write at the same time
         save_file(parts, partial, metadata={"made_by": json.dumps(self.made_by), "keys": json.dumps(keys)})
         partial.replace(path)
 

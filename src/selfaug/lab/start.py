@@ -4,7 +4,7 @@ A small model from random weights takes tens of millions of tokens to find out t
 *induction head*: Olsson et al. 2022, arXiv 2209.11895); until then it learns by heart and guesses. Started as here it
 does so within some hundred thousand. Everything below is trained on as usual, and the architecture is untouched.
 
-1. Output projections of all layers are 0: the stream begins as the tokens themselves.
+1. Output projections are 0 but for the heads below: the stream begins as the tokens themselves.
 2. Layer 0: head ``j`` reads the token ``j + 1`` places back. Scores come from the biases of queries and keys alone,
    ``q_f = c e^{-i ω_f (j + 1)}`` and ``k_f = c`` (as RoPE's complex pairs, over its fastest frequencies ``ω_f``), so
    that ``q · k = c² Σ_f cos(ω_f (d - j - 1))`` is largest at the distance ``d = j + 1``.
