@@ -1,17 +1,19 @@
-"""Does aligning a part keep as much as aligning all? A test of equivalence on MCTest or SQuAD, over seeds and stories.
+"""Does aligning a part keep as much as aligning all? A test of equivalence on MCTest, SQuAD or the lab.
 
     python benchmarks/equivalence.py --shared DIR --seeds 5 --runs FILE
 
-Model, data and training are those of `mctest_stories260k.py`; settings differ in the drawn share f alone: all (1), an
-eighth of the sequences, an eighth of the tokens, and an eighth of the tokens of an eighth of the sequences (1/64). Of
-each, with d the story NLL minus that of f = 1 in nats per token, runs of one seed and losses of one story as pairs:
+On MCTest and SQuAD model and training are those of `mctest_stories260k.py`, and the general texts are stories. In the
+lab (`--data lab`) the model is `lab`, the task that of `selfaug lab task`, and the general texts are the right answers
+to test items of its skills. Settings differ in the drawn share f alone: all (1), an eighth of the sequences, an eighth
+of the tokens, and an eighth of the tokens of an eighth of the sequences (1/64). Of each, with d the general NLL minus
+that of f = 1 in nats per token, runs of one seed and losses of one text as pairs:
 
     equivalent  where the 90 % interval of d lies inside ±0.02: both one-sided tests at 5 % reject a larger difference
     worse       where it lies above 0.02 (better: below -0.02)
     not shown   otherwise
 
-The interval must do so both as a bootstrap (over seeds, then stories) and as Student's t over the seeds' differences:
-a bootstrap of few seeds is too narrow, and t over seeds says nothing of other stories.
+The interval must do so both as a bootstrap (over seeds, then texts) and as Student's t over the seeds' differences:
+a bootstrap of few seeds is too narrow, and t over seeds says nothing of other texts.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mctest_stories260k import RESAMPLES, collect, difference, mean, middle, resampled
 from measure import Demand, add_common_options, quiet, report, table
+from paired import LOSSES, RESAMPLES, collect, difference, mean, middle, resampled
 from scipy import stats
-from stories260k_runs import LORA, METHODS, PROMPT, SOURCES, TRAINING
+from small_runs import LORA, METHODS, PROMPT, SOURCES, TRAINING
 
 ALL = "selfaug"
 PARTS = ("selfaug 1/8", "selfaug 1/8 of tokens", "selfaug 1/64")
@@ -93,35 +95,35 @@ def main() -> int:
     whole = sum(data.prompts) * TRAINING["num_train_epochs"]
     lines = []
     for setting, found in runs.items():
-        losses = [f"{mean([item for run in found for item in run[what]]):.4f}" for what in ("stories", "answers")]
+        losses = [f"{mean([item for run in found for item in run[what]]):.4f}" for what in LOSSES]
         share = sum(run["reference_tokens"] for run in found) / whole / len(found)
         lines.append([setting, *losses, f"{share:.3f}", f"{sum(run['seconds'] for run in found) / 60:.1f}"])
-    stories, answers = (compare(base, runs, what) for what in ("stories", "answers"))
+    general, answers = (compare(base, runs, what) for what in LOSSES)
     kinds = [f"{level:.0%} {kind}" for kind in ("bootstrap", "t") for level in LEVELS]
     head = ["minus all, nats", "mean", "seeds", *kinds, f"±{MARGIN}"]
     text = [
-        f"seeds 0 to {args.seeds - 1}; {len(data.train)} training pairs, {len(data.stories)} stories, "
+        f"seeds 0 to {args.seeds - 1}; {len(data.train)} training pairs, {len(data.general)} general texts, "
         f"{len(data.answers)} answers; {RESAMPLES} resamples",
         "",
-        table(["setting", "story NLL", "answer NLL", "reference share", "minutes"], lines),
+        table(["setting", "general NLL", "answer NLL", "reference share", "minutes"], lines),
         "",
-        table([f"stories: {head[0]}", *head[1:]], [as_row(part, f) for part, f in stories.items()]),
+        table([f"general: {head[0]}", *head[1:]], [as_row(part, f) for part, f in general.items()]),
         "",
         table([f"answers: {head[0]}", *head[1:]], [as_row(part, f) for part, f in answers.items()]),
     ]
     demands = [
         Demand(
-            f"story NLL, {part} - all, furthest end of the 90 % intervals",
+            f"general NLL, {part} - all, furthest end of the 90 % intervals",
             max(abs(end) for kind in ("bootstrap", "student") for end in f[kind][LEVELS[0]]),
             MARGIN,
             False,
         )
-        for part, f in stories.items()
+        for part, f in general.items()
     ]
     figures = {
         "settings": {"training": TRAINING, "lora": LORA, "prompt": PROMPT, "methods": {m: METHODS[m] for m in runs}},
         "margin": MARGIN,
-        "stories": stories,
+        "general": general,
         "answers": answers,
     }
     return report(text, demands, figures, args.json)

@@ -14,25 +14,16 @@ Retention is the share of plain fine-tuning's loss on stories that is won back: 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from measure import Demand, add_common_options, quiet, report, table
-from numpy.typing import NDArray
-from stories260k_runs import LORA, METHODS, PROMPT, TRAINING, Data, base_model, load, nll, train
-
-RESAMPLES = 4000
-
-
-def mean(items: Sequence[tuple[float, int]]) -> float:
-    """Nats per token."""
-    return sum(nats for nats, _ in items) / sum(tokens for _, tokens in items)
+from paired import collect, difference, mean, middle, resampled
+from small_runs import LORA, METHODS, PROMPT, TRAINING, Data
 
 
 def reference_deviation(data: Data, tokens: float, fraction: float) -> float:
@@ -47,82 +38,14 @@ def reference_deviation(data: Data, tokens: float, fraction: float) -> float:
     return float(difference / variance**0.5)
 
 
-def resampled(runs: Mapping[str, list[dict[str, Any]]], base: dict[str, Any], statistic: Any) -> NDArray[np.float64]:
-    """A statistic of token means in draws of seeds, then items, with replacement, the same for all methods."""
-    draw = np.random.default_rng(0)
-    arrays = {
-        (name, what): np.array([run[what] for run in found], dtype=float)
-        for name, found in {**runs, "base": [base]}.items()
-        for what in ("stories", "answers")
-    }
-    count = min(len(found) for found in runs.values())
-    values = []
-    for _ in range(RESAMPLES):
-        seeds = draw.integers(0, count, count)
-        items = {what: draw.integers(0, len(base[what]), len(base[what])) for what in ("stories", "answers")}
-        means: dict[tuple[str, str], float] = {}
-        for (name, what), array in arrays.items():
-            picked: NDArray[np.float64] = array[seeds if name != "base" else [0]][:, items[what]]
-            means[name, what] = float(picked[..., 0].sum() / picked[..., 1].sum())
-        values.append(statistic(means))
-    return np.array(values)
-
-
-def middle(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """The interval that leaves out as many values below as above."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def retention(method: str) -> Any:
     """Share of plain fine-tuning's loss on stories that ``method`` wins back."""
 
     def of(means: Mapping[tuple[str, str], float]) -> float:
-        lost = means["sft", "stories"] - means["base", "stories"]
-        return (means["sft", "stories"] - means[method, "stories"]) / lost
+        lost = means["sft", "general"] - means["base", "general"]
+        return (means["sft", "general"] - means[method, "general"]) / lost
 
     return of
-
-
-def difference(method: str, other: str, what: str) -> Any:
-    """Token mean of ``method`` minus that of ``other``, in nats."""
-    return lambda means: means[method, what] - means[other, what]
-
-
-def collect(
-    shared: Path, methods: Sequence[str], seeds: int, file: Path | None, source: str = "mctest"
-) -> tuple[Data, dict[str, Any], Any]:
-    """The data, the base model's losses, and the runs by method; runs of the same settings in ``file`` are kept."""
-    from transformers import AutoTokenizer, set_seed
-
-    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
-    data = load(shared, tokenizer, source)
-    set_seed(0)
-    model = base_model(shared)
-    base = {"stories": nll(model, data.stories), "answers": nll(model, data.answers)}
-    known: dict[str, dict[str, Any]] = {}
-    if file is not None and file.exists():
-        known = {line["key"]: line for line in map(json.loads, file.read_text().splitlines())}
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(seeds):
-        for method in methods:
-            settings = {**TRAINING, **LORA, **METHODS[method], **PROMPT, "torch": torch.__version__}
-            if source != "mctest":  # runs of MCTest that were kept before there was another
-                settings["data"] = source
-            key = json.dumps([seed, len(data.train), settings], sort_keys=True)
-            if key not in known:
-                known[key] = {"key": key, **train(shared, data, tokenizer, method, seed)}
-                if file is not None:
-                    with file.open("a") as lines:
-                        lines.write(json.dumps(known[key]) + "\n")
-            run = known[key]
-            runs.setdefault(method, []).append(run)
-            print(
-                f"{method}, seed {seed}: stories {mean(run['stories']):.4f}, answers {mean(run['answers']):.4f}, "
-                f"{run['steps']} steps, {run['seconds']:.0f} s",
-                file=sys.stderr,
-            )
-    return data, base, runs
 
 
 def compare(data: Data, base: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[Demand]]:
@@ -132,7 +55,7 @@ def compare(data: Data, base: dict[str, Any], runs: dict[str, list[dict[str, Any
     means = {
         (name, what): mean([item for run in found for item in run[what]])
         for name, found in {**runs, "base": [base]}.items()
-        for what in ("stories", "answers")
+        for what in ("general", "answers")
     }
     asked = [
         ("retention of selfaug", retention("selfaug"), 0.75, True),
@@ -141,7 +64,7 @@ def compare(data: Data, base: dict[str, Any], runs: dict[str, list[dict[str, Any
     if "selfaug 1/8" in runs:
         asked.append(("retention of selfaug 1/8", retention("selfaug 1/8"), 0.75, True))
         asked.append(
-            ("story NLL, selfaug 1/8 - selfaug, nats", difference("selfaug 1/8", "selfaug", "stories"), 0.02, False)
+            ("story NLL, selfaug 1/8 - selfaug, nats", difference("selfaug 1/8", "selfaug", "general"), 0.02, False)
         )
     lines, demands = [], []
     for name, statistic, bound, at_least in asked:
@@ -173,21 +96,21 @@ def main() -> int:
     for method, found in runs.items():
         for seed, run in enumerate(found):
             share = run["reference_tokens"] / whole
-            losses = [f"{mean(run[what]):.4f}" for what in ("stories", "answers")]
+            losses = [f"{mean(run[what]):.4f}" for what in ("general", "answers")]
             lines.append([method, str(seed), *losses, f"{share:.3f}", f"{run['seconds']:.0f}"])
     text = [
-        f"{len(data.train)} training pairs, {len(data.answers)} held-out answers, {len(data.stories)} stories",
+        f"{len(data.train)} training pairs, {len(data.answers)} held-out answers, {len(data.general)} stories",
         "",
         table(["method", "seed", "story NLL", "answer NLL", "reference share", "seconds"], lines),
     ]
     statistics_text, demands = compare(data, base, runs)
     figures = {
         "settings": {"training": TRAINING, "lora": LORA, "methods": METHODS, "prompt": PROMPT},
-        "counts": {"train": len(data.train), "answers": len(data.answers), "stories": len(data.stories)},
-        "base": {what: mean(base[what]) for what in ("stories", "answers")},
+        "counts": {"train": len(data.train), "answers": len(data.answers), "stories": len(data.general)},
+        "base": {what: mean(base[what]) for what in ("general", "answers")},
         "runs": {
             method: [
-                {k: mean(v) if k in ("stories", "answers") else v for k, v in run.items() if k != "key"}
+                {k: mean(v) if k in ("general", "answers") else v for k, v in run.items() if k != "key"}
                 for run in found
             ]
             for method, found in runs.items()

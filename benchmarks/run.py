@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mctest_stories260k import mean
 from measure import add_common_options, peak_bytes, quiet, report, table
-from stories260k_runs import METHODS, base_model, load, nll, trainer_of
+from paired import mean
+from small_runs import METHODS, base_model, load, nll, trainer_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: METHODS[name] for name in ("sft", "selfaug", "selfaug 1/8", "selfaug 1/64")},
@@ -39,17 +39,16 @@ ANSWERS, STORIES = 120, 40
 
 def one(shared: Path, variant: str, seed: int, every: int) -> dict[str, Any]:
     """A training measured on its way: seconds, answer NLL and story NLL of each look, and the peak of memory."""
-    from transformers import AutoTokenizer, TrainerCallback
+    from transformers import TrainerCallback
 
-    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
-    data = load(shared, tokenizer)
+    data = load(shared)
     looks: list[dict[str, float]] = []
     spent = 0.0
 
     def look(model: Any, step: int) -> None:
         nonlocal spent
         began = time.process_time()
-        answers, stories = mean(nll(model, data.answers[:ANSWERS])), mean(nll(model, data.stories[:STORIES]))
+        answers, stories = mean(nll(model, data.answers[:ANSWERS])), mean(nll(model, data.general[:STORIES]))
         looks.append({"step": step, "seconds": began - start - spent, "answers": answers, "stories": stories})
         model.train()
         spent += time.process_time() - began
@@ -60,8 +59,8 @@ def one(shared: Path, variant: str, seed: int, every: int) -> dict[str, Any]:
                 look(model, state.global_step)
 
     start = time.process_time()
-    look(base_model(shared), 0)
-    with trainer_of(shared, data, tokenizer, VARIANTS[variant], seed) as trainer:
+    look(base_model(data), 0)
+    with trainer_of(data, VARIANTS[variant], seed) as trainer:
         trainer.add_callback(Looking())
         trainer.train()
     return {"looks": looks, "bytes": peak_bytes()}

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stories260k_runs import CONTEXT, SOURCES, fitting
+from small_runs import CONTEXT, SOURCES, fitting
 
 from selfaug.data.record import Record
 

@@ -15,7 +15,7 @@ SEEDS, ITEMS, TOKENS = 5, 40, 100
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    monkeypatch.setattr(importlib.import_module("mctest_stories260k"), "RESAMPLES", 400)
+    monkeypatch.setattr(importlib.import_module("paired"), "RESAMPLES", 400)
     return importlib.import_module("equivalence")
 
 
@@ -26,16 +26,16 @@ def runs(study: Any, shift: float, by_seed: float = 0.0, by_item: float = 0.0) -
     moves = np.linspace(-1, 1, SEEDS)[:, None] * by_seed + np.linspace(-1, 1, ITEMS) * by_item
     nats = {study.ALL: level_SI, **dict.fromkeys(study.PARTS, level_SI + shift + moves)}
     return {
-        name: [{"stories": [(float(x) * TOKENS, TOKENS) for x in row]} for row in values]
+        name: [{"general": [(float(x) * TOKENS, TOKENS) for x in row]} for row in values]
         for name, values in nats.items()
     }
 
 
 def found(study: Any, made: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    base = {what: [(1.0, 1)] * ITEMS for what in ("stories", "answers")}
+    base = {what: [(1.0, 1)] * ITEMS for what in ("general", "answers")}
     for run in (run for of in made.values() for run in of):
-        run["answers"] = run["stories"]
-    return study.compare(base, made, "stories")[study.PARTS[0]]
+        run["answers"] = run["general"]
+    return study.compare(base, made, "general")[study.PARTS[0]]
 
 
 @pytest.mark.parametrize(

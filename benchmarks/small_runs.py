@@ -1,4 +1,4 @@
-"""What is one run of the stories260k benchmarks: which rows, which training, which losses before and after?
+"""What is one run of the benchmarks on small models: which model and rows, which training, which losses after it?
 
 Shapes: B rows of a batch, T tokens, V vocabulary.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own name for it
@@ -22,6 +22,12 @@ from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
 from selfaug.data.read import read_rows
 from selfaug.data.record import Record
+from selfaug.lab.item import chat
+from selfaug.lab.shipped import resolve
+from selfaug.lab.skills import SKILLS, items
+from selfaug.lab.task import rows
+from selfaug.lab.words import Part
+from selfaug.lab.world import World
 
 __all__ = [
     "LORA",
@@ -54,10 +60,12 @@ TRAINING: dict[str, Any] = {
     "gradient_checkpointing": False,
 }
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
-Part = Literal["train", "test"]
 CONTEXT = 512
 STORIES = 150
-# The model knows neither instructions nor headings: the story, the question, the cue.
+PARTS: tuple[Part, Part] = ("train", "test")
+LAB_ROWS: dict[Part, int] = {"train": 400, "test": 150}
+LAB_ITEMS = 30  # of each skill
+# stories260k knows neither instructions nor headings: the story, the question, the cue.
 PROMPT: dict[str, Any] = {"system": "", "document_untitled": ""}
 
 
@@ -71,11 +79,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Data:
-    """Training rows, held-out answers, stories."""
+    """A model, training rows, held-out answers, and what the model could do before: stories, or the lab's skills."""
 
+    checkpoint: Path
+    tokenizer: Any
     train: list[Row]
     answers: list[Row]
-    stories: list[Row]
+    general: list[Row]
 
     @property
     def prompts(self) -> list[int]:
@@ -98,27 +108,52 @@ def _squad(shared: Path, part: Part) -> list[Record]:
     return [r for r in reversed(first.values()) if (r.documents[0].title in held_out) == (part == "test")]
 
 
-SOURCES: dict[str, Callable[[Path, Part], list[Record]]] = {"mctest": _mctest, "squad": _squad}
-"""Question sets by name: their records of a part; no story or article is in both parts."""
+def _lab(shared: Path, part: Part) -> list[Record]:
+    # As `selfaug demo` and `selfaug lab task` make them: terse answers, some unanswerable, four documents.
+    made = rows(part, LAB_ROWS[part], World.make())
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in made))
+        file.flush()
+        return [record for record in read_rows(Path(file.name)).items if isinstance(record, Record)]
+
+
+SOURCES: dict[str, Callable[[Path, Part], list[Record]]] = {"mctest": _mctest, "squad": _squad, "lab": _lab}
+"""Question sets by name: their records of a part; no story, article or land is in both parts."""
 
 
 def fitting(shared: Path, tokenizer: Any, source: str, part: Part, prompt: dict[str, Any]) -> list[tuple[Record, Row]]:
     """Records that fit whole, and their tokens; a document cut short would ask for answers no longer in it."""
     renderer = Renderer.for_tokenizer(tokenizer, **prompt)
     records = SOURCES[source](shared, part)
-    rows = encode(records, tokenizer, renderer, max_length=None).rows
-    pairs = [(record, Row(**row)) for record, row in zip(records, rows, strict=True)]
+    encoded = encode(records, tokenizer, renderer, max_length=None).rows
+    pairs = [(record, Row(**row)) for record, row in zip(records, encoded, strict=True)]
     return [(record, row) for record, row in pairs if len(row.input_ids) <= CONTEXT]
 
 
-def load(shared: Path, tokenizer: Any, source: str = "mctest") -> Data:
-    """All rows of a question set that fit, and the stories."""
+def _stories(shared: Path, tokenizer: Any) -> list[Row]:
     texts = json.loads((shared / "data" / "tinystories" / "tinystories_1000.json").read_text())[:STORIES]
-    stories = [tokenizer(text)["input_ids"][:CONTEXT] for text in texts]
-    train, answers = (
-        [row for _, row in fitting(shared, tokenizer, source, part, PROMPT)] for part in ("train", "test")
-    )
-    return Data(train, answers, [Row(ids, ids) for ids in stories])
+    return [Row(ids, ids) for ids in (tokenizer(text)["input_ids"][:CONTEXT] for text in texts)]
+
+
+def _skills(tokenizer: Any) -> list[Row]:
+    """Right answers to the lab's own test items; their prompts are not scored."""
+    found = []
+    for item in (item for skill in SKILLS for item in items(skill, "test", LAB_ITEMS, World.make())):
+        prompt, answer = (tokenizer(text)["input_ids"] for text in (chat(item.turns), f"{item.answer}<|im_end|>"))
+        found.append(Row(prompt + answer, [-100] * len(prompt) + answer))
+    return found
+
+
+def load(shared: Path, source: str = "mctest") -> Data:
+    """All rows of a question set that fit, and what its model could do before."""
+    from transformers import AutoTokenizer
+
+    checkpoint = Path(resolve("lab")) if source == "lab" else shared / "models" / "stories260k"
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    prompt = {} if source == "lab" else PROMPT
+    train, answers = ([row for _, row in fitting(shared, tokenizer, source, part, prompt)] for part in PARTS)
+    general = _skills(tokenizer) if source == "lab" else _stories(shared, tokenizer)
+    return Data(checkpoint, tokenizer, train, answers, general)
 
 
 @torch.no_grad()
@@ -144,17 +179,15 @@ def nll(model: Any, rows: Sequence[Row], batch: int = 16) -> list[tuple[float, i
     return [found[i] for i in range(len(rows))]
 
 
-def base_model(shared: Path) -> Any:
+def base_model(data: Data) -> Any:
     """The model as it came, float32."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(shared / "models" / "stories260k", dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(data.checkpoint, dtype=torch.float32)
 
 
 @contextmanager
-def trainer_of(
-    shared: Path, data: Data, tokenizer: Any, settings: Mapping[str, Any], seed: int
-) -> Iterator[SelfAugTrainer]:
+def trainer_of(data: Data, settings: Mapping[str, Any], seed: int) -> Iterator[SelfAugTrainer]:
     """A trainer of these settings over the plain training, ready to start; its folder goes with it."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -167,25 +200,25 @@ def trainer_of(
             output_dir=folder, seed=seed, max_length=CONTEXT, use_cpu=True, **{**quiet, **TRAINING, **settings}
         )
         trainer = SelfAugTrainer(
-            base_model(shared),
+            base_model(data),
             config,
             train_dataset=Dataset.from_list([asdict(row) for row in data.train]),
-            processing_class=tokenizer,
+            processing_class=data.tokenizer,
             peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
         )
         trainer.remove_callback(PrinterCallback)
         yield trainer
 
 
-def train(shared: Path, data: Data, tokenizer: Any, method: str, seed: int) -> dict[str, Any]:
+def train(data: Data, method: str, seed: int) -> dict[str, Any]:
     """One run: both losses after it, and the reference tokens that it logged."""
     start = time.perf_counter()
-    with trainer_of(shared, data, tokenizer, METHODS[method], seed) as trainer:
+    with trainer_of(data, METHODS[method], seed) as trainer:
         trainer.train()
     seconds = time.perf_counter() - start
     logs = [line for line in trainer.state.log_history if "reference_tokens" in line]
     return {
-        "stories": nll(trainer.model, data.stories),
+        "general": nll(trainer.model, data.general),
         "answers": nll(trainer.model, data.answers),
         "reference_tokens": sum(line["reference_tokens"] for line in logs),
         "steps": trainer.state.global_step,
