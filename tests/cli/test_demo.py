@@ -35,6 +35,8 @@ def test_two_runs_a_table_three_prompts_and_a_page(
     assert f"{folder}/report.html" in shown.out
     assert "$ selfaug train --method sft" in shown.err
     assert (folder / "report.html").read_text().lstrip().startswith("<!")
+    picture = (folder / "demo.svg").read_text()
+    assert picture.count("<use ") >= 3 * 9  # base, LoRA and SelfAug, of the task, seven skills and their mean
     configs = {}
     for name, method in demo.METHODS.items():
         results = read_results(folder / name / "results.json")

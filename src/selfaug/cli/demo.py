@@ -86,9 +86,12 @@ def run(args: argparse.Namespace) -> int:
         ])  # fmt: skip
     page = folder / "report.html"
     _verb("report", [*runs.values(), "--output", page, "--title", "LoRA and SelfAug on the lab's RAG task"])
-    from selfaug.cli.demo_shown import answers_text, table_text
+    from selfaug.cli.demo_picture import draw
+    from selfaug.cli.demo_shown import answers_text, lines, table_text
 
-    emit(table_text(runs, args.documents))
+    found = lines(runs, args.documents)
+    draw(found, folder / "demo.svg")
+    emit(table_text(found))
     emit("")
     emit(answers_text(runs))
     emit("")

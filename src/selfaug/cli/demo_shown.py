@@ -6,34 +6,67 @@ Everything is read from the run folders, as `selfaug report` does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfaug.evaluation.results import items_of, primary, read_results, read_samples
 from selfaug.evaluation.statistics import difference
 
-__all__ = ["answers_text", "table_text"]
+__all__ = ["Line", "Score", "answers_text", "lines", "table_text"]
 
 _WIDTH = 76
 
 
-def table_text(runs: Mapping[str, Path], documents: int) -> str:
-    """Score of the base and of each run, part by part, in percent; changes with their 95 % intervals."""
+@dataclass(frozen=True)
+class Score:
+    """A share of items answered rightly, from 0 to 1: what it changed by, and the 95 % interval of the change."""
+
+    value: float
+    change: float
+    interval: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        between = ""
+        if self.interval is not None:
+            between = f" [{100 * self.interval[0]:+z.0f}, {100 * self.interval[1]:+z.0f}]"
+        return f"{100 * self.value:.0f} ({100 * self.change:+z.0f}{between})"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was measured: of the base, and of each run by its name."""
+
+    name: str
+    base: float
+    runs: Mapping[str, Score]
+    group: str
+
+
+def lines(runs: Mapping[str, Path], documents: int) -> list[Line]:
+    """The task, each general skill, and their mean."""
     results = {name: read_results(path / "results.json") for name, path in runs.items()}
-    samples = {name: list(read_samples(path / "samples.jsonl")) for name, path in runs.items()}
-    rows: list[Sequence[str]] = [("", "base", *(f"{name}" for name in runs))]
-    for group, label in (("task", f"RAG task, {documents} documents"), ("general", "")):
+    found = []
+    for group in ("task", "general"):
         first, *_ = results.values()
         for part, (metric, _) in primary(first, group).items():
-            entries = [primary(found, group)[part][1] for found in results.values()]
-            name = label or part.rpartition(":")[2].removeprefix("lab_")
-            cells = [_cell(entry["tuned"]["value"], entry["difference"]) for entry in entries]
-            rows.append(
-                (f"{name} ({metric})" if group == "task" else f"  {name}", _percent(entries[0]["base"]), *cells)
-            )
-    means = [_general_mean(found) for found in samples.values()]
-    base = next(iter(means))[0]
-    rows.append(("general, mean", f"{100 * base:.0f}", *(_cell(base + found[1], _as_entry(found)) for found in means)))
+            entries = {name: primary(each, group)[part][1] for name, each in results.items()}
+            base = next(iter(entries.values()))["base"]["value"]
+            scores = {name: _score(entry["tuned"]["value"], entry["difference"]) for name, entry in entries.items()}
+            skill = part.rpartition(":")[2].removeprefix("lab_")
+            name = f"RAG task, {documents} documents ({metric})" if group == "task" else skill
+            found.append(Line(name, base, scores, group))
+    means = {name: _general_mean(list(read_samples(path / "samples.jsonl"))) for name, path in runs.items()}
+    base = next(iter(means.values()))[0]
+    return [*found, Line("general, mean", base, {name: score for name, (_, score) in means.items()}, "mean")]
+
+
+def table_text(found: Sequence[Line]) -> str:
+    """Score of the base and of each run, in percent; changes with their 95 % intervals."""
+    rows: list[Sequence[str]] = [("", "base", *found[0].runs)]
+    for line in found:
+        name = f"  {line.name}" if line.group == "general" else line.name
+        rows.append((name, f"{100 * line.base:.0f}", *map(str, line.runs.values())))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     padded = [
         [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))] for row in rows
@@ -41,28 +74,18 @@ def table_text(runs: Mapping[str, Path], documents: int) -> str:
     return "\n".join("   ".join(row).rstrip() for row in padded)
 
 
-def _percent(side: Mapping[str, Any]) -> str:
-    return f"{100 * side['value']:.0f}"
+def _score(value: float, apart: Mapping[str, Any]) -> Score:
+    return Score(value, apart["value"], tuple(apart["interval"]) if apart["interval"] else None)
 
 
-def _cell(value: float, apart: Mapping[str, Any]) -> str:
-    interval = apart["interval"]
-    between = "" if interval is None else f" [{100 * interval[0]:+z.0f}, {100 * interval[1]:+z.0f}]"
-    return f"{100 * value:.0f} ({100 * apart['value']:+z.0f}{between})"
-
-
-def _general_mean(samples: Sequence[Mapping[str, Any]]) -> tuple[float, float, tuple[float, float] | None]:
-    """Of all general items: the base's score, the change, its interval. Each skill has as many items."""
+def _general_mean(samples: Sequence[Mapping[str, Any]]) -> tuple[float, Score]:
+    """Of all general items: the base's score, and the run's. Each skill has as many items."""
     general = [sample for sample in samples if sample["part"].startswith("general:")]
     base, tuned = items_of(general, "acc")
     found = difference([(base, tuned)], shared_items=True)
     assert found is not None
     value = sum(sample["base"]["values"]["acc"] for sample in general) / len(general)
-    return value, found.value, found.interval
-
-
-def _as_entry(found: tuple[float, float, tuple[float, float] | None]) -> dict[str, Any]:
-    return {"value": found[1], "interval": found[2]}
+    return value, Score(value + found.value, found.value, found.interval)
 
 
 def answers_text(runs: Mapping[str, Path]) -> str:
