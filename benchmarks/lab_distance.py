@@ -86,8 +86,8 @@ def found(run: Path) -> dict[str, Any]:
     assert fall is not None
     return {
         "distance": metrics["answer_nll"]["base"]["value"],
-        "base": 100 * metrics["em"]["base"]["value"],
-        "task": 100 * metrics["em"]["tuned"]["value"],
+        "base": 100 * metrics["exact_match"]["base"]["value"],
+        "task": 100 * metrics["exact_match"]["tuned"]["value"],
         "shift": shift["totals"]["prompt"]["base_to_tuned"]["value"],
         "forgetting": 100 * fall.value,
         "interval": [100 * end for end in fall.interval or (float("nan"), float("nan"))],
