@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from selfaug.cli.yaml_file import check_value, read_settings
-from selfaug.errors import ConfigError, nearest
+from selfaug.cli import verb_options
+from selfaug.errors import ConfigError
 from selfaug.lab import shipped
 
 __all__ = ["Settings", "add_flags", "resolve"]
@@ -53,22 +51,16 @@ class Settings:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `selfaug evaluate`; what is not typed leaves no trace in the result."""
-
-    def add(name: str, help_: str, **options: Any) -> None:
-        # Suppressed, so that what was typed can be told from what was not and goes before the file of settings.
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, default=argparse.SUPPRESS, help=help_, **options)
-
-    switch: dict[str, Any] = {"type": _switch, "nargs": "?", "const": True, "metavar": "true|false"}
+    true_or_false: dict[str, Any] = {"type": verb_options.switch, "nargs": "?", "const": True, "metavar": "true|false"}
     parser.add_argument(
         "run", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the --output_dir of a finished training"
     )
-    add("config", "YAML file of these options; flags go before it", metavar="FILE")
+    add = verb_options.adder(parser)
     add("data", "records to answer (default: what the run held out or evaluated on)", nargs="+", metavar="PATH")
     add("format", "format of --data; 'auto' looks at the first rows", metavar="NAME")
     add("on_bad_row", "what a row that cannot be used does (default: error)", choices=["error", "skip"])
     add("limit", "only the first N records of each data set", type=int, metavar="N")
-    add("no_task", "measure general ability alone", **switch)
+    add("no_task", "measure general ability alone", **true_or_false)
     add("max_new_tokens", "longest answer in tokens (default: 128)", type=int, metavar="N")
     add("max_length", "tokens of prompt and accepted answer (default: as in training)", type=int, metavar="N")
     add("judge_url", "OpenAI-compatible endpoint that gives the CRAG verdicts, instead of rules", metavar="URL")
@@ -82,15 +74,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("general_limit", "only the first N items of each general task, instead of its own limit", type=int, metavar="N")
     add("max_gen_toks", "longest generated answer of general tasks, instead of their own", type=int, metavar="N")
     add("include_path", "folder with further task YAMLs of lm_eval", metavar="DIR")
-    add("allow_code_execution", "let tasks run code that the model writes; only in a sandbox", **switch)
+    add("allow_code_execution", "let tasks run code that the model writes; only in a sandbox", **true_or_false)
     add("backend", "what runs general tasks (default: hf, the model that is loaded anyway)", choices=BACKENDS)
     add("batch_size", "prompts at a time (default: 8)", type=int, metavar="N")
     add("dtype", "number format of the weights (default: auto, the base's own)", choices=DTYPES)
     add("base", "where the base model lies now, if not where the run found it", metavar="MODEL")
     add("seed", "of the bootstrap (default: 0)", type=int, metavar="N")
     add("store", "folder of finished parts; runs with one base can share it (default: RUN/evaluation)", metavar="DIR")
-    add("fresh", "repeat parts that are finished", **switch)
-    add("json", "print the results as JSON instead of a table", **switch)
+    add("fresh", "repeat parts that are finished", **true_or_false)
+    add("json", "print the results as JSON instead of a table", **true_or_false)
 
 
 def resolve(args: argparse.Namespace) -> Settings:
@@ -99,20 +91,9 @@ def resolve(args: argparse.Namespace) -> Settings:
     Raises:
         ConfigError: If the file has an unknown key or a wrong value, something is missing, or options contradict.
     """
-    hints = typing.get_type_hints(Settings)
-    given = {name: value for name, value in vars(args).items() if name in hints}
-    config = getattr(args, "config", None)
-    if config is not None:
-        parser = argparse.ArgumentParser()
-        add_flags(parser)
-        actions = {action.dest: action for action in parser._actions}
-        for name, value in read_settings(Path(config).expanduser()).items():
-            if name not in hints:
-                raise ConfigError(
-                    f"{config}: evaluate has no option {name!r}.{nearest(name, hints)}",
-                    "`selfaug evaluate --help` lists every option.",
-                )
-            given.setdefault(name, check_value(actions[name], hints[name], value, f"{config}: {name}"))
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    given = verb_options.given(Settings, "evaluate", parser, args)
     settings = Settings(**given)
     if settings.base is not None:
         settings.base = shipped.resolve(settings.base)
@@ -140,11 +121,3 @@ def _check(settings: Settings) -> None:
         raise ConfigError("no_task and data contradict each other", "pass one of them.")
     if settings.backend != "hf" and not settings.general:
         raise ConfigError(f"backend {settings.backend} runs general tasks, and none is named", "name --general tasks.")
-
-
-def _switch(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1"):
-        return True
-    if text.lower() in ("false", "no", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected true or false, received {text!r}")

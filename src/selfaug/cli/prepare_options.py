@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import typing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from selfaug.cli.yaml_file import check_value, read_settings
-from selfaug.errors import ConfigError, nearest
+from selfaug.cli import verb_options
+from selfaug.errors import ConfigError
 from selfaug.lab import shipped
 
 __all__ = ["Settings", "add_flags", "resolve"]
@@ -38,13 +36,7 @@ class Settings:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `selfaug prepare`; what is not typed leaves no trace in the result."""
-
-    def add(name: str, help_: str, **options: Any) -> None:
-        # Suppressed, so that what was typed can be told from what was not and goes before the file of settings.
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, default=argparse.SUPPRESS, help=help_, **options)
-
-    switch: dict[str, Any] = {"type": _switch, "nargs": "?", "const": True, "metavar": "true|false"}
+    true_or_false: dict[str, Any] = {"type": verb_options.switch, "nargs": "?", "const": True, "metavar": "true|false"}
     default = Settings()
     parser.add_argument(
         "input",
@@ -53,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="a data file, a folder of such, or a data set name of the hub (org/name)",
     )
-    add("config", "YAML file of these options; flags go before it", metavar="FILE")
+    add = verb_options.adder(parser)
     add("output_dir", "folder for train.jsonl, held_out.jsonl and report.json", metavar="OUT")
     add("format", "format of the data; 'auto' looks at the first rows", metavar="NAME")
     add("split", f"split of a hub data set (default: {default.split})", metavar="NAME")
@@ -74,9 +66,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("seed", "seed of the split and of the order of documents (default: 0)", type=int, metavar="N")
     add("model_name_or_path", "model whose tokenizer measures the rows' lengths", metavar="MODEL")
     add("max_length", "tokens that prompt and response may have together", type=int, metavar="L")
-    add("check", "only check the data: write nothing, exit with 2 where rows are bad", **switch)
-    add("json", "print the report as JSON", **switch)
-    add("overwrite_output_dir", "replace the files that an earlier call wrote to OUT", **switch)
+    add("check", "only check the data: write nothing, exit with 2 where rows are bad", **true_or_false)
+    add("json", "print the report as JSON", **true_or_false)
+    add("overwrite_output_dir", "replace the files that an earlier call wrote to OUT", **true_or_false)
 
 
 def resolve(args: argparse.Namespace) -> Settings:
@@ -85,20 +77,9 @@ def resolve(args: argparse.Namespace) -> Settings:
     Raises:
         ConfigError: If the file has an unknown key or a wrong value, something is missing, or options contradict.
     """
-    hints = typing.get_type_hints(Settings)
-    given = {name: value for name, value in vars(args).items() if name in hints}
-    config = getattr(args, "config", None)
-    if config is not None:
-        parser = argparse.ArgumentParser()
-        add_flags(parser)
-        actions = {action.dest: action for action in parser._actions}
-        for name, value in read_settings(Path(config).expanduser()).items():
-            if name not in hints:
-                raise ConfigError(
-                    f"{config}: prepare has no option {name!r}.{nearest(name, hints)}",
-                    "`selfaug prepare --help` lists every option.",
-                )
-            given.setdefault(name, check_value(actions[name], hints[name], value, f"{config}: {name}"))
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    given = verb_options.given(Settings, "prepare", parser, args)
     settings = Settings(**given)
     if settings.model_name_or_path is not None:
         settings.model_name_or_path = shipped.resolve(settings.model_name_or_path)
@@ -119,11 +100,3 @@ def resolve(args: argparse.Namespace) -> Settings:
             "pass --model_name_or_path and a max_length above 0.",
         )
     return settings
-
-
-def _switch(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1"):
-        return True
-    if text.lower() in ("false", "no", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected true or false, received {text!r}")

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from selfaug.cli.yaml_file import check_value, read_settings
 from selfaug.errors import ConfigError, nearest
 
-__all__ = ["Add", "adder", "resolve", "switch"]
+__all__ = ["Add", "adder", "given", "resolve", "switch"]
 
 Options = TypeVar("Options")
 
@@ -45,7 +45,12 @@ def switch(text: str) -> bool:
 
 
 def resolve(kind: type[Options], verb: str, parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options:
-    """The verb's options.
+    """The verb's options; see :func:`given`."""
+    return kind(**given(kind, verb, parser, args))
+
+
+def given(kind: type[Any], verb: str, parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+    """Those of the verb's options that were typed or stand in its file of settings.
 
     Args:
         kind: A data class with a default for every field; each field is a flag of the same name.
@@ -57,7 +62,7 @@ def resolve(kind: type[Options], verb: str, parser: argparse.ArgumentParser, arg
         ConfigError: If the file of settings has an unknown key or a value that its flag could not hold.
     """
     hints = typing.get_type_hints(kind)
-    given = {name: value for name, value in vars(args).items() if name in hints}
+    found = {name: value for name, value in vars(args).items() if name in hints}
     config = getattr(args, "config", None)
     if config is not None:
         actions = {action.dest: action for action in parser._actions}
@@ -67,5 +72,5 @@ def resolve(kind: type[Options], verb: str, parser: argparse.ArgumentParser, arg
                     f"{config}: {verb} has no option {name!r}.{nearest(name, hints)}",
                     f"`selfaug {verb} --help` lists every option.",
                 )
-            given.setdefault(name, check_value(actions[name], hints[name], value, f"{config}: {name}"))
-    return kind(**given)
+            found.setdefault(name, check_value(actions[name], hints[name], value, f"{config}: {name}"))
+    return found
