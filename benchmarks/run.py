@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--shared", type=Path, required=True, help="Folder with models/stories260k and data/.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--share", type=float, default=0.9, help="Of LoRA's gain in answer NLL.")
+    parser.add_argument("--share", type=float, nargs="+", default=[0.8, 0.9, 0.95], help="Of LoRA's answer gain.")
     parser.add_argument("--every", type=int, default=5, help="Steps between looks.")
     parser.add_argument("--runs", type=Path, help="JSON lines of finished runs; kept and added to.")
     parser.add_argument("--one", nargs=2, metavar=("VARIANT", "SEED"), help=argparse.SUPPRESS)
@@ -105,7 +105,8 @@ def main() -> int:
                     with args.runs.open("a") as lines:
                         lines.write(json.dumps(known[key]) + "\n")
             runs[variant].append(known[key])
-    return report([f"seeds 0 to {args.seeds - 1}", "", *lines_of(runs, args.share)], [], {"runs": runs}, args.json)
+    text = [line for share in args.share for line in ("", *lines_of(runs, share))]
+    return report([f"seeds 0 to {args.seeds - 1}", *text], [], {"runs": runs}, args.json)
 
 
 def lines_of(runs: dict[str, list[dict[str, Any]]], share: float) -> list[str]:
