@@ -141,8 +141,13 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     measure.quiet()
-    kinds = {tokens: computed(tokens, options.slice, options.fraction) for tokens in options.computed}
-    print(f"computed, MiB: {LAYERS} layers, float32, slices of {options.slice}, {options.fraction:g} of the tokens\n")
+    from selfaug.reference.passes import slice_size
+
+    kinds = {
+        tokens: computed(tokens, slice_size(tokens, options.slice), options.fraction) for tokens in options.computed
+    }
+    most = f"slices up to {options.slice}, {options.fraction:g} of the tokens"
+    print(f"computed, MiB: {LAYERS} layers, float32, {most}\n")
     print("| tokens | " + " | ".join(next(iter(kinds.values()))) + " |")
     print("|---|" + "---|" * len(next(iter(kinds.values()))))
     for tokens, parts in kinds.items():
