@@ -52,6 +52,8 @@ STAGES = (
     Stage(0.25, {**_GENERAL, "read_few": 1.0, "read_many": 0.5, "read_long": 0.2, "reading": 6.0}),
 )
 
+_UNANSWERABLE, _BRIEF = 0.15, 0.5  # of the questions about a passage
+
 
 def _trained(make: Callable[[random.Random, Part, World], Item]) -> Callable[[random.Random, World], Item]:
     return lambda rng, world: make(rng, "train", world)
@@ -61,12 +63,18 @@ _KINDS: Mapping[str, Callable[[random.Random, World], Item]] = {
     **{name: _trained(make) for name, make in SKILLS.items()},
     "describe": facts.describe,
     "copying": lambda rng, world: editing.copying(rng),
-    "read_alike": lambda rng, world: reading.make_alike(rng, rng.randint(2, 6), 6, 0.4),
-    "read_one": lambda rng, world: reading.make_many(rng, 1, rng.randint(2, 4), 3, 0.1, 0.4),
-    "read_few": lambda rng, world: reading.make_many(rng, rng.randint(2, 4), rng.randint(2, 4), 6, 0.1, 0.4),
-    "read_many": lambda rng, world: reading.make_many(rng, rng.randint(5, 12), rng.randint(2, 3), 8, 0.1, 0.4),
+    "read_alike": lambda rng, world: reading.make_alike(rng, rng.randint(2, 6), 6, _BRIEF),
+    "read_one": lambda rng, world: reading.make_many(rng, 1, rng.randint(2, 4), 3, _UNANSWERABLE, _BRIEF),
+    "read_few": lambda rng, world: reading.make_many(
+        rng, rng.randint(2, 4), rng.randint(2, 4), 6, _UNANSWERABLE, _BRIEF
+    ),
+    "read_many": lambda rng, world: reading.make_many(
+        rng, rng.randint(5, 12), rng.randint(2, 3), 8, _UNANSWERABLE, _BRIEF
+    ),
     # So that no position of a long prompt is new to the model.
-    "read_long": lambda rng, world: reading.make_many(rng, rng.randint(12, 40), rng.randint(2, 4), 8, 0.1, 0.4),
+    "read_long": lambda rng, world: reading.make_many(
+        rng, rng.randint(12, 40), rng.randint(2, 4), 8, _UNANSWERABLE, _BRIEF
+    ),
 }
 
 

@@ -46,6 +46,6 @@ def test_it_has_its_skills_and_the_tokenizer_is_made_from_the_same_texts(folder:
     made = make_tokenizer(World.make(), making.vocabulary, making.texts, making.seed)
     assert tokenizer.get_vocab() == made.get_vocab()
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    for skill in ("facts", "following", "editing"):
+    for skill in ("facts", "following", "editing", "reading"):
         # 90 % of 500 was measured (docs/lab.md); a model without the skill passes next to none of these.
         assert share_right(model, tokenizer, items(skill, "test", 40, World.make())) > 0.8, skill

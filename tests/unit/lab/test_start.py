@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from selfaug.lab import drills
 from selfaug.lab import model as lab
 from selfaug.lab.batches import PROMPT_WEIGHT, Order, batches
 from selfaug.lab.curriculum import STAGES
+from selfaug.lab.item import chat
+from selfaug.lab.skills import reading
 from selfaug.lab.tokenizer import make_tokenizer
 from selfaug.lab.words import KINDS, WORD, names
 from selfaug.lab.world import World
@@ -57,20 +60,48 @@ def test_a_training_begins_with_drills_that_weigh_like_answers() -> None:
     assert len(ids_BT.unique()) > 100  # of 400: a few rows of text have far fewer
 
 
-@pytest.mark.parametrize("size", ["small", "base"])
-def test_a_new_models_first_heads_read_the_tokens_before_and_the_next_ones_match(size: str) -> None:
-    tokenizer = make_tokenizer(World.make(), 1024, texts=300)
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return make_tokenizer(World.make(), 1024, texts=300)
+
+
+def attentions(size: str, tokenizer: Any, ids: torch.Tensor) -> Any:
     model = lab.new_model(lab.SIZES[size], tokenizer, 0).eval()
     model.set_attn_implementation("eager")
+    return model(input_ids=ids[None], output_attentions=True).attentions
+
+
+@pytest.mark.parametrize("size", list(lab.SIZES))
+def test_a_new_models_first_heads_read_the_tokens_before_and_the_next_ones_match(size: str, tokenizer: Any) -> None:
     row = torch.randperm(len(tokenizer), generator=torch.Generator().manual_seed(1))[:24]
-    found = model(input_ids=row.repeat(2)[None], output_attentions=True).attentions
+    found = attentions(size, tokenizer, row.repeat(2))
     for head in range(lab.SIZES[size].heads):
-        back = torch.stack([found[0][0, head, place, place - head - 1] for place in range(6, 48)])
+        back = torch.stack([found[0][0, head, place, place - head - 1] for place in range(8, 48)])
         assert back.mean() > 0.8
     # The second time, what followed the same token the first time stands out among all 24 to 47 places.
     matched = torch.stack([found[1][0, 0, place, place - 23] for place in range(24, 48)])
     assert (matched > 3 / 36).float().mean() > 0.4  # chance: 0.05 and less
-    assert found[2][0].std() < found[1][0].std()
+    for head, places in ((0, 5), (1, 6)):
+        back = torch.stack([found[2][0, head, place, place - places] for place in range(8, 48)])
+        assert back.mean() > 0.8
+
+
+@pytest.mark.parametrize("size", list(lab.SIZES))
+def test_a_new_model_finds_what_a_question_asks_for_and_carries_it_to_the_answer(size: str, tokenizer: Any) -> None:
+    rng = random.Random(2)
+    found_there = []
+    for _ in range(20):
+        item = reading.make(rng, "test", unanswerable=0.0)
+        words = [tokenizer.decode([i]) for i in tokenizer(chat(item.turns), add_special_tokens=False)["input_ids"]]
+        ids = torch.tensor(tokenizer(chat(item.turns), add_special_tokens=False)["input_ids"])
+        sign = len(ids) - 6
+        assert words[sign] in ("?", ".")
+        found = attentions(size, tokenizer, ids)
+        assert found[2][0, 0, -1, sign] > 0.8
+        asked = [words[sign - 4], *words[sign - 2 : sign]]  # what, and both syllables of whom
+        told = [n for n in range(6, sign - 8) if [words[n - 5], *words[n - 3 : n - 1]] == asked]
+        found_there.append(found[1][0, 2, sign, told[0]].item() * sign)
+    assert sum(found_there) / len(found_there) > 5, found_there  # chance: 1
 
 
 def test_names_are_two_words_of_the_tokenizer_in_both_parts() -> None:

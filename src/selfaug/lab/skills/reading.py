@@ -20,7 +20,8 @@ _OF: Mapping[str, Mapping[str, str]] = {
     "ship": {"captain": "person", "port": "town", "cargo": "foods", "colour": "colours", "home": "town"},
 }
 _ASKS = ("What is the {r} of {e}?", "Tell me the {r} of {e}.")
-_BRIEF = ("Answer in one word.", "Be brief.", "In short?")
+# Before the question: its last words then stand where ChatML always leaves them, whatever the form asked for.
+_BRIEF = ("In one word:", "Be brief:", "In short:")
 _FILLERS = (
     "The day was long.",
     "The wind came from the west.",
@@ -57,7 +58,7 @@ class _Passage:
         entity, relation = rng.choice(pairs)
         short = rng.random() < brief
         asks = rng.choice(_ASKS).format(r=relation, e=entity)
-        asks = f"{asks} {rng.choice(_BRIEF)}" if short else asks
+        asks = f"{rng.choice(_BRIEF)} {asks}" if short else asks
         if not told:
             return asks, f"{ABSTENTION}." if not short else ABSTENTION, {"contains": [ABSTENTION]}
         value = self.told[entity, relation]
@@ -90,7 +91,7 @@ def make_alike(rng: random.Random, entities: int, questions: int, brief: float) 
     for number in range(questions):
         entity = rng.choice(list(told))
         short = rng.random() < brief
-        asks = rng.choice(_ASKS).format(r=relation, e=entity) + (f" {rng.choice(_BRIEF)}" if short else "")
+        asks = (f"{rng.choice(_BRIEF)} " if short else "") + rng.choice(_ASKS).format(r=relation, e=entity)
         answer = told[entity] if short else f"The {relation} of {entity} is {told[entity]}."
         turns += [f"{text} {asks}" if number == 0 else asks, answer]
     return Item(NAME, tuple(turns[:-1]), answer, {"contains": [told[entity]]})
