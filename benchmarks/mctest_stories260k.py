@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from measure import Demand, add_common_options, quiet, report, table
-from paired import collect, difference, mean, middle, resampled
+from paired import LOSSES, collect, difference, mean, middle, resampled
 from small_runs import LORA, METHODS, PROMPT, TRAINING, Data
 
 
@@ -55,7 +55,7 @@ def compare(data: Data, base: dict[str, Any], runs: dict[str, list[dict[str, Any
     means = {
         (name, what): mean([item for run in found for item in run[what]])
         for name, found in {**runs, "base": [base]}.items()
-        for what in ("general", "answers")
+        for what in LOSSES
     }
     asked = [
         ("retention of selfaug", retention("selfaug"), 0.75, True),
@@ -96,7 +96,7 @@ def main() -> int:
     for method, found in runs.items():
         for seed, run in enumerate(found):
             share = run["reference_tokens"] / whole
-            losses = [f"{mean(run[what]):.4f}" for what in ("general", "answers")]
+            losses = [f"{mean(run[what]):.4f}" for what in LOSSES]
             lines.append([method, str(seed), *losses, f"{share:.3f}", f"{run['seconds']:.0f}"])
     text = [
         f"{len(data.train)} training pairs, {len(data.answers)} held-out answers, {len(data.general)} stories",
@@ -107,12 +107,9 @@ def main() -> int:
     figures = {
         "settings": {"training": TRAINING, "lora": LORA, "methods": METHODS, "prompt": PROMPT},
         "counts": {"train": len(data.train), "answers": len(data.answers), "stories": len(data.general)},
-        "base": {what: mean(base[what]) for what in ("general", "answers")},
+        "base": {what: mean(base[what]) for what in LOSSES},
         "runs": {
-            method: [
-                {k: mean(v) if k in ("general", "answers") else v for k, v in run.items() if k != "key"}
-                for run in found
-            ]
+            method: [{k: mean(v) if k in LOSSES else v for k, v in run.items() if k != "key"} for run in found]
             for method, found in runs.items()
         },
         "median_seconds": {m: statistics.median(r["seconds"] for r in found) for m, found in runs.items()},

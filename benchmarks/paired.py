@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from small_runs import LORA, METHODS, PROMPT, TRAINING, Data, base_model, load, nll, train
 
+from selfaug.lab.model import weights_hash
+
 RESAMPLES = 4000
 LOSSES = ("general", "answers")
 
@@ -28,6 +30,7 @@ def collect(
     """The data, the base model's losses, and the runs by method; runs of the same settings in ``file`` are kept."""
     data = load(shared, source)
     model = base_model(data)
+    weights = weights_hash(model)  # the lab's model may be made anew under the same name
     base = {"general": nll(model, data.general), "answers": nll(model, data.answers)}
     known: dict[str, dict[str, Any]] = {}
     if file is not None and file.exists():
@@ -35,10 +38,8 @@ def collect(
     runs: dict[str, list[dict[str, Any]]] = {}
     for seed in range(seeds):
         for method in methods:
-            settings = {**TRAINING, **LORA, **METHODS[method], **PROMPT, "torch": torch.__version__}
-            if source != "mctest":  # runs of MCTest that were kept before there was another
-                settings["data"] = source
-            key = json.dumps([seed, len(data.train), settings], sort_keys=True)
+            settings = {**TRAINING, **LORA, **METHODS[method], **PROMPT, "torch": torch.__version__, "data": source}
+            key = json.dumps([seed, len(data.train), settings, weights], sort_keys=True)
             if key not in known:
                 known[key] = {"key": key, **train(data, method, seed)}
                 if file is not None:

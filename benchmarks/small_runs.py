@@ -109,7 +109,7 @@ def _squad(shared: Path, part: Part) -> list[Record]:
 
 
 def _lab(shared: Path, part: Part) -> list[Record]:
-    # As `selfaug demo` and `selfaug lab task` make them: terse answers, some unanswerable, four documents.
+    # As `selfaug lab task` makes them: terse answers, some unanswerable, four documents.
     made = rows(part, LAB_ROWS[part], World.make())
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         file.write("".join(json.dumps(row) + "\n" for row in made))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,11 @@ def test_two_runs_a_table_three_prompts_and_a_page(
     assert "$ selfaug train --method sft" in shown.err
     assert (folder / "report.html").read_text().lstrip().startswith("<!")
     picture = (folder / "demo.svg").read_text()
-    assert picture.count("<use ") >= 3 * 9  # base, LoRA and SelfAug, of the task, seven skills and their mean
+    for colour in (
+        "#d55e00",
+        "#0072b2",
+    ):  # a mark of each run for the task, seven skills and their mean; and the legend's
+        assert len(re.findall(rf"<use [^>]*fill: {colour}", picture)) == 9 + 1
     configs = {}
     for name, method in demo.METHODS.items():
         results = read_results(folder / name / "results.json")

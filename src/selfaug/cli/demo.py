@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             f"{model!r} is no model of the lab, and the demo's questions are about the lab's world.",
             "give the folder of `selfaug lab make`; for your own model there is `selfaug train`.",
         )
-    # What the model can learn (docs/lab.md). Refuses numbers that are out of range.
+    # What the model learns in one short epoch; terse answers take four (docs/lab.md). Refuses numbers out of range.
     distance = Distance(documents=args.documents, terse=False, unanswerable=0.0)
     if args.alpha is not None and not args.alpha > 0:
         raise ConfigError(f"alpha={args.alpha} holds nothing to the base.", "give more than 0.")

@@ -57,7 +57,7 @@ def start(model: Qwen2ForCausalLM) -> None:
         _look_back(first, model.config, head, head + 1)
         _copy(first, head, read_DH, _WRITTEN * wrote[-1])
     neighbour = [(read_DH, wrote[0])]
-    asked = [(wrote[now - 1], wrote[there - 1]) for now, there in _ASKED if there <= len(wrote)]
+    asked = [(wrote[now - 1], wrote[there - 1]) for now, there in _ASKED]
     for head, parts in enumerate((neighbour, neighbour, asked)):
         _match(second, model.config, head, parts)
         copied_DH = _orthogonal(width, model.config.hidden_size)
