@@ -77,7 +77,8 @@ def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
         stdout.write(result.err)
         return SimpleNamespace(returncode=result.code)
 
-    monkeypatch.setattr("selfaug.study.run.subprocess.run", in_a_fork)
+    alone = SimpleNamespace(run=in_a_fork)  # matplotlib, on its first day on a machine, starts programs too
+    monkeypatch.setattr("selfaug.study.run.subprocess", alone)
     blocked = folder / "runs" / "dft_power=1_seed=0"
     blocked.mkdir(parents=True)
     (blocked / "checkpoints").write_text("in the way")

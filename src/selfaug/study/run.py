@@ -12,10 +12,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from selfaug.checkpoint import write_durably
 from selfaug.errors import ConfigError
@@ -27,6 +29,7 @@ __all__ = ["Failure", "folder_of", "is_finished", "run_all"]
 _STAMP = "study.json"
 _LOG = "study.log"
 _LOCK = "study.lock"
+_DYING_SECONDS = 5.0  # a run killed just now still holds the lock until the system has torn it down
 _STOPPED = (-2, -15, 130, 143)
 
 
@@ -89,14 +92,23 @@ def run_all(
 def _alone(study_folder: Path) -> Iterator[int]:
     """A lock that runs inherit: who was killed alone leaves a run behind, which must not get a second one beside it."""
     with (study_folder / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"a run of the comparison in {study_folder} is going on, and two would write into one folder.",
-                "wait until it ends, or stop it; what is finished stays.",
-            ) from None
+        deadline = time.monotonic() + _DYING_SECONDS
+        while not _locks(file):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"a run of the comparison in {study_folder} is going on, and two would write into one folder.",
+                    "wait until it ends, or stop it; what is finished stays.",
+                )
+            time.sleep(0.05)
         yield file.fileno()
+
+
+def _locks(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _run_all(
