@@ -92,7 +92,7 @@ def main() -> int:
     quiet()
     data, base, runs = collect(args.shared, args.only, args.seeds, args.runs)
     whole = sum(data.prompts) * TRAINING["num_train_epochs"]
-    lines = [["base", "", f"{mean(base['stories']):.4f}", f"{mean(base['answers']):.4f}", "", ""]]
+    lines = [["base", "", *(f"{mean(base[what]):.4f}" for what in LOSSES), "", ""]]
     for method, found in runs.items():
         for seed, run in enumerate(found):
             share = run["reference_tokens"] / whole

@@ -25,9 +25,12 @@ def mean(items: Sequence[tuple[float, int]]) -> float:
 
 
 def collect(
-    shared: Path, methods: Sequence[str], seeds: int, file: Path | None, source: str = "mctest"
+    shared: Path, methods: Sequence[str], seeds: int, file: Path | None, source: str = "mctest", **training: Any
 ) -> tuple[Data, dict[str, Any], Any]:
-    """The data, the base model's losses, and the runs by method; runs of the same settings in ``file`` are kept."""
+    """The data, the base model's losses, and the runs by method; runs of the same settings in ``file`` are kept.
+
+    ``training`` stands over the plain training's settings.
+    """
     data = load(shared, source)
     model = base_model(data)
     weights = weights_hash(model)  # the lab's model may be made anew under the same name
@@ -38,10 +41,11 @@ def collect(
     runs: dict[str, list[dict[str, Any]]] = {}
     for seed in range(seeds):
         for method in methods:
-            settings = {**TRAINING, **LORA, **METHODS[method], **PROMPT, "torch": torch.__version__, "data": source}
+            here = {"torch": torch.__version__, "data": source}
+            settings = {**TRAINING, **LORA, **METHODS[method], **PROMPT, **training, **here}
             key = json.dumps([seed, len(data.train), settings, weights], sort_keys=True)
             if key not in known:
-                known[key] = {"key": key, **train(data, method, seed)}
+                known[key] = {"key": key, **train(data, method, seed, **training)}
                 if file is not None:
                     with file.open("a") as lines:
                         lines.write(json.dumps(known[key]) + "\n")

@@ -210,10 +210,10 @@ def trainer_of(data: Data, settings: Mapping[str, Any], seed: int) -> Iterator[S
         yield trainer
 
 
-def train(data: Data, method: str, seed: int) -> dict[str, Any]:
+def train(data: Data, method: str, seed: int, **training: Any) -> dict[str, Any]:
     """One run: both losses after it, and the reference tokens that it logged."""
     start = time.perf_counter()
-    with trainer_of(data, METHODS[method], seed) as trainer:
+    with trainer_of(data, {**METHODS[method], **training}, seed) as trainer:
         trainer.train()
     seconds = time.perf_counter() - start
     logs = [line for line in trainer.state.log_history if "reference_tokens" in line]
