@@ -113,8 +113,9 @@ class Study:
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """Of what a run's weights and its results are a function of, besides files and versions."""
-        words = {"train": run.train, "evaluate": (*run.train, "", *self.evaluate)}
-        return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in words.items()}
+        train, evaluate = _options(run.train), _options(self.evaluate)
+        parts = {"train": train, "evaluate": [train, evaluate]}
+        return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in parts.items()}
 
     def _words(self, setting: Setting, seed: int) -> tuple[str, ...]:
         words = [*self.train, "--method", setting.method, "--seed", str(seed)]
@@ -128,6 +129,19 @@ class Study:
         for name, value in setting.also:
             words += [f"--{name}", str(value)]
         return tuple(words)
+
+
+def _options(words: Sequence[str]) -> list[list[str]]:
+    """What words of a command line mean, whatever order and spelling the options came in; the last of a name counts."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            name = name.replace("-", "_")
+            found[name] = [value] if equals else []
+        elif found:
+            found[name].append(word)
+    return [[name, *values] for name, values in sorted(found.items())]
 
 
 def swept(method: str) -> str:

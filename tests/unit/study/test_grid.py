@@ -83,3 +83,20 @@ def test_fingerprints_know_what_a_run_depends_on() -> None:
     assert (measured["train"], measured["evaluate"] != same["evaluate"]) == (same["train"], True)
     trained = dataclasses.replace(run, train=(*run.train, "--warmup_steps", "2"))
     assert not set(one.fingerprints(trained).values()) & set(same.values())
+
+
+def test_the_order_and_spelling_of_options_is_no_difference() -> None:
+    def of(*words: str) -> dict[str, str]:
+        one = study(train=words)
+        return one.fingerprints(one.runs()[0])
+
+    plain = of("--max_length", "64", "--lora_target_modules", "q_proj", "v_proj")
+    assert of("--lora-target-modules", "q_proj", "v_proj", "--max_length=64") == plain
+    assert of("--max_length", "32", "--lora_target_modules", "q_proj", "v_proj", "--max_length", "64") == plain
+    for other in (
+        ("--max_length", "64", "--lora_target_modules", "v_proj", "q_proj"),
+        ("--max_length", "64", "--lora_target_modules", "q_proj"),
+        ("--max_length", "6", "4", "--lora_target_modules", "q_proj", "v_proj"),
+        ("--max_length", "64", "--lora_target_modules", "q_proj", "v_proj", "--packing"),
+    ):
+        assert of(*other)["train"] != plain["train"]
