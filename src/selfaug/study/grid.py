@@ -168,12 +168,12 @@ def strengths_of(method: str, count: int, learning_rate: float) -> list[float]:
         places = [place - max(places) for place in places]
     elif default == least:
         places = [place - min(places) for place in places]
-    ratio = RATIO
+    up = down = RATIO
     if most is not None and max(places) > 0:
-        ratio = min(ratio, (most / default) ** (1 / max(places)))
-    if least and min(places) < 0:
-        ratio = min(ratio, (default / least) ** (1 / -min(places)))
-    return [float(f"{default * ratio**place:.3g}") for place in places]
+        up = min(up, (most / default) ** (1 / max(places)))
+    if least and min(places) < 0:  # short of the end: at `stm`'s least perplexity no token is left to learn
+        down = min(down, (default / least) ** (1 / (1 - min(places))))
+    return [float(f"{default * (up if place > 0 else down) ** place:.3g}") for place in places]
 
 
 def _range(method: str, option: str) -> tuple[float, float | None, float | None]:

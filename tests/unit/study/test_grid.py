@@ -38,6 +38,7 @@ def test_so_many_different_strengths_and_all_are_taken(method: str, count: int) 
 def test_the_default_is_among_them() -> None:
     assert 2.0 in strengths_of("selfaug", 3, 1e-3)
     assert 0.5 in strengths_of("wise-ft", 3, 1e-3)
+    assert strengths_of("stm", 3, 1e-3) == [1.58, 2.5, 10.0]  # a perplexity of 1 leaves nothing to learn
     assert 1e-3 in strengths_of("sft", 3, 1e-3)
     assert strengths_of("selfaug", 3, 1e-3) == [0.5, 2.0, 8.0]
     assert swept("dft+selfaug") == "power"
