@@ -13,6 +13,8 @@ __all__ = ["draw"]
 # Okabe and Ito's colours, told apart by most colour-blind readers; the markers tell them apart in grey.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#882255")
 _MARKERS = "os^DvPX*"
+_LINES = ("-", "-.", ":")
+_LEAST = -0.3  # What does worse than nothing is told by number: it would press all that matters into a corner.
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -43,13 +45,24 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             colour = _COLOURS[number % len(_COLOURS)]
             marker = _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)]
             across, up = [p["task"] for p in points], [p["retention"] for p in points]
-            axes.plot(across, up, color=colour, marker=marker, markersize=5, linewidth=1, label=curve, alpha=0.9)
+            ours = curve.startswith("selfaug")
+            line = _LINES[number // len(_COLOURS) % len(_LINES)]
+            axes.plot(
+                across, up, label=curve, color=colour, alpha=0.9, marker=marker, markersize=5, linestyle=line,
+                linewidth=2 if ours else 1, zorder=4 if ours else 2,
+            )  # fmt: skip
             for point in points:
                 if point["task_interval"] and point["retention_interval"]:
                     axes.plot(point["task_interval"], [point["retention"]] * 2, color=colour, linewidth=0.6, alpha=0.5)
                     axes.plot([point["task"]] * 2, point["retention_interval"], color=colour, linewidth=0.6, alpha=0.5)
         front = sorted((p["task"], p["retention"]) for p in found["points"] if p.get("front"))
         axes.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle="--", label="front", zorder=0)
+        outside = sum(min(p["task"], p["retention"]) < _LEAST for p in found["points"])
+        axes.set_xlim(left=max(axes.get_xlim()[0], _LEAST))
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], _LEAST))
+        if outside:
+            says = f"{outside} of {len(found['points'])} settings lie outside, below {_LEAST}"
+            axes.set_title(says, fontsize=8, color="#777777", loc="left")
         axes.set_xlabel("task (base 0, LoRA 1)")
         axes.set_ylabel("retention (LoRA 0, base 1)")
         axes.grid(alpha=0.25, linewidth=0.6)

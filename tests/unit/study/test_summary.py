@@ -80,6 +80,15 @@ def test_axes_areas_and_the_front(tmp_path: Path) -> None:
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
+def test_what_lies_outside_the_picture_is_counted(tmp_path: Path) -> None:
+    found = compared(tmp_path, {SFT: [(0.8, 0.5)], alpha(2): [(0.8, 0.8)], alpha(8): [(0.8, 0.1)]})
+    draw(found, tmp_path / "a.svg")
+    assert "1 of 3 settings lie outside" in (tmp_path / "a.svg").read_text()
+    inside = compared(tmp_path / "b", {SFT: [(0.8, 0.5)], alpha(2): [(0.8, 0.8)]})
+    draw(inside, tmp_path / "b.svg")
+    assert "lie outside" not in (tmp_path / "b.svg").read_text()
+
+
 def test_less_is_better_in_nats(tmp_path: Path) -> None:
     found = compared(tmp_path, {SFT: [(0.8, 2.0)], alpha(2): [(0.8, 1.25)]}, base=(0.2, 1.0), lower=True)
     assert [p["retention"] for p in found["points"]] == pytest.approx([0, 0.75])
