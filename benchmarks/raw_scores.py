@@ -1,0 +1,120 @@
+r"""What did each run of a comparison reach, in plain scores? A table and a picture of a study of `selfaug compare`.
+
+    python benchmarks/raw_scores.py STUDY --metric exact_match --picture docs/images/lab-rates.svg
+
+`compare` scales both axes by what LoRA gained and lost and reports half of the items; here stand the task's score and
+the mean of the general parts of all items, in percent, a mark a setting (the mean of its seeds), a line a curve. Every
+other setting with the seeds of the plain yardstick is held against it, pair by pair: the same seeds, the same items;
+95 % intervals by bootstrap over seeds, then items. `won back` is (general - plain) / (base - plain).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from measure import table
+
+from selfaug.evaluation.results import items_of, primary, read_results, read_samples
+from selfaug.evaluation.statistics import Items, difference
+
+Point = tuple[float, float]
+
+
+def score(results: dict[str, Any], metric: str, whose: str) -> Point:
+    """Of one run: the task's metric, and the mean over the general parts of each one's own; in percent."""
+    task = next(part["metrics"][metric] for part in results["parts"].values() if part["group"] == "task")[whose][
+        "value"
+    ]
+    general = [entry[whose]["value"] for _, entry in primary(results, "general").values()]
+    return 100 * task, 100 * sum(general) / len(general)
+
+
+def pairs(study: Path, setting: str, plain: str, metric: str | None) -> list[tuple[Items, Items]]:
+    """(plain, other) of each seed, item by item: of the task's metric, or with ``None`` of every general item."""
+    found = []
+    for folder in sorted(study.glob(f"runs/{plain}_seed=*")):
+        tuned = []
+        for run in (folder, folder.with_name(folder.name.replace(plain, setting))):
+            samples = sorted(read_samples(run / "samples.jsonl"), key=lambda s: (s["part"], str(s["id"])))
+            wanted = [s for s in samples if s["part"].startswith("general:") == (metric is None)]
+            tuned.append(items_of(wanted, metric or "acc")[1])
+        found.append((tuned[0], tuned[1]))
+    return found
+
+
+def against(study: Path, settings: list[str], plain: str, metric: str, scores: dict[str, Point]) -> list[list[str]]:
+    """What each setting differs by from the plain one, in points."""
+    lines = []
+    for setting in settings:
+        line = [setting]
+        for of in (metric, None):
+            found = difference(pairs(study, setting, plain, of), shared_items=True)
+            assert found is not None
+            low, high = found.interval or (float("nan"), float("nan"))
+            line.append(f"{100 * found.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+        lost = scores["base"][1] - scores[plain][1]
+        lines.append([*line, f"{(scores[setting][1] - scores[plain][1]) / lost:.0%}"])
+    return lines
+
+
+def draw(curves: dict[str, list[tuple[float, Point]]], base: Point, metric: str, path: Path) -> None:
+    """The same numbers give the same bytes."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "selfaug", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.scatter(*base, facecolors="none", edgecolors="#777777")
+        axes.annotate("base", base, textcoords="offset points", xytext=(6, 4), color="#777777")
+        looks = zip(("#56B4E9", "#E69F00", "#D55E00", "#0072B2", "#009E73", "#CC79A7"), "os^DvP", strict=True)
+        for (name, points), (colour, marker) in zip(curves.items(), looks, strict=False):
+            xs, ys = zip(*(point for _, point in points), strict=True)
+            axes.plot(xs, ys, color=colour, marker=marker, markersize=5, linewidth=1.2, label=name)
+            for value, point in points:
+                axes.annotate(f"{value:g}", point, textcoords="offset points", xytext=(6, -3), fontsize=7, color=colour)
+        axes.set_xlabel(f"task, {metric.replace('_', ' ')}, percent")
+        axes.set_ylabel("general, mean, percent")
+        axes.set_ylim(0, 102)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.legend(frameon=False, loc="lower left")
+        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else {})
+
+
+def main() -> None:
+    """Print the table and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="Folder of a finished comparison.")
+    parser.add_argument("--metric", default="exact_match", help="Of the task.")
+    parser.add_argument("--picture", type=Path, help="SVG or PNG.")
+    args = parser.parse_args()
+    comparison = json.loads((args.study / "comparison.json").read_text("utf-8"))
+    curves: dict[str, list[tuple[float, Point]]] = {}
+    lines, scores, seeds = [], {"base": (0.0, 0.0)}, {}
+    for point in sorted(comparison["points"], key=lambda p: (p["curve"], p["value"])):
+        label = point["setting"].replace(" ", "_")
+        found = [read_results(path) for path in sorted(args.study.glob(f"runs/{label}_seed=*/results.json"))]
+        each = [score(results, args.metric, "tuned") for results in found]
+        scores["base"] = score(found[0], args.metric, "base")
+        scores[label] = (sum(task for task, _ in each) / len(each), sum(general for _, general in each) / len(each))
+        seeds[label] = len(found)
+        curves.setdefault(point["curve"], []).append((point["value"], scores[label]))
+        lines.append([label, str(len(found)), *map("{:.1f}".format, scores[label])])
+    head = ["setting", "seeds", f"task, {args.metric}", "general"]
+    print(table(head, [["base", "", *map("{:.1f}".format, scores["base"])], *lines]))
+    plain = comparison["lora"]["setting"].replace(" ", "_")
+    others = [
+        label for label in seeds if label != plain and not label.startswith("sft") and seeds[label] == seeds[plain]
+    ]
+    if others:
+        found_lines = against(args.study, others, plain, args.metric, scores)
+        print("\n" + table([f"minus {plain}", "task, points", "general, points", "won back"], found_lines))
+    if args.picture:
+        draw(curves, scores["base"], args.metric, args.picture)
+
+
+if __name__ == "__main__":
+    main()
