@@ -64,8 +64,9 @@ def measured(work: Path, place: int, method: str, rate: float, epochs: int) -> d
         verb(
             "train", "--method", method, "--model_name_or_path", "lab", "--dataset_name", files["train"],
             "--output_dir", run, "--overwrite_output_dir", "true", "--learning_rate", rate,
-            "--num_train_epochs", epochs, "--per_device_train_batch_size", 16, "--lora_dropout", 0, "--logging_steps", 10,
-            "--report_to", "none", "--use_cpu", "true", "--save_strategy", "no",
+            "--num_train_epochs", epochs, "--per_device_train_batch_size", 16,
+            "--lora_dropout", 0, "--logging_steps", 10, "--report_to", "none", "--use_cpu", "true",
+            "--save_strategy", "no",
         )  # fmt: skip
     if not (run / "results.json").exists():
         verb("evaluate", run, "--data", files["test"], "--general", "lab", "--general_limit", SKILL_ITEMS,
