@@ -37,10 +37,7 @@ def test_two_runs_a_table_three_prompts_and_a_page(
     assert "$ selfaug train --method sft" in shown.err
     assert (folder / "report.html").read_text().lstrip().startswith("<!")
     picture = (folder / "demo.svg").read_text()
-    for colour in (
-        "#d55e00",
-        "#0072b2",
-    ):  # a mark of each run for the task, seven skills and their mean; and the legend's
+    for colour in ("#d55e00", "#0072b2"):  # a mark for the task, seven skills and their mean; and the legend's
         assert len(re.findall(rf"<use [^>]*fill: {colour}", picture)) == 9 + 1
     configs = {}
     for name, method in demo.METHODS.items():

@@ -30,7 +30,7 @@ SETTINGS: dict[str, object] = {
     "learning_rate": 1e-2,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 16,
-    "lora_dropout": 0.0,  # a third of the time on a CPU
+    "lora_dropout": 0.0,  # dropout takes a third of a step on a CPU
     "logging_steps": 15,
     "report_to": "none",
     "use_cpu": True,
