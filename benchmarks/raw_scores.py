@@ -32,26 +32,25 @@ def score(results: dict[str, Any], metric: str, whose: str) -> Point:
     return 100 * task, 100 * sum(general) / len(general)
 
 
-def pairs(study: Path, setting: str, plain: str, metric: str | None) -> list[tuple[Items, Items]]:
+def pairs(plain: list[Path], tuned: list[Path], metric: str | None) -> list[tuple[Items, Items]]:
     """(plain, other) of each seed, item by item: of the task's metric, or with ``None`` of every general item."""
-    found = []
-    for folder in sorted(study.glob(f"runs/{plain}_seed=*")):
-        tuned = []
-        for run in (folder, folder.with_name(folder.name.replace(plain, setting))):
-            samples = sorted(read_samples(run / "samples.jsonl"), key=lambda s: (s["part"], str(s["id"])))
-            wanted = [s for s in samples if s["part"].startswith("general:") == (metric is None)]
-            tuned.append(items_of(wanted, metric or "acc")[1])
-        found.append((tuned[0], tuned[1]))
-    return found
+    return list(zip(*([_items(run, metric) for run in runs] for runs in (plain, tuned)), strict=True))
 
 
-def against(study: Path, settings: list[str], plain: str, metric: str, scores: dict[str, Point]) -> list[list[str]]:
+def _items(run: Path, metric: str | None) -> Items:
+    samples = sorted(read_samples(run / "samples.jsonl"), key=lambda s: (s["part"], str(s["id"])))
+    return items_of([s for s in samples if s["part"].startswith("general:") == (metric is None)], metric or "acc")[1]
+
+
+def against(runs: dict[str, list[Path]], plain: str, metric: str, scores: dict[str, Point]) -> list[list[str]]:
     """What each setting differs by from the plain one, in points."""
     lines = []
-    for setting in settings:
+    for setting, folders in runs.items():
+        if setting.startswith("sft") or len(folders) != len(runs[plain]):
+            continue
         line = [setting]
         for of in (metric, None):
-            found = difference(pairs(study, setting, plain, of), shared_items=True)
+            found = difference(pairs(runs[plain], folders, of), shared_items=True)
             assert found is not None
             low, high = found.interval or (float("nan"), float("nan"))
             line.append(f"{100 * found.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
@@ -88,29 +87,26 @@ def main() -> None:
     """Print the table and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="Folder of a finished comparison.")
+    parser.add_argument("--name", default="comparison", help="Of its table.")
     parser.add_argument("--metric", default="exact_match", help="Of the task.")
     parser.add_argument("--picture", type=Path, help="SVG or PNG.")
     args = parser.parse_args()
-    comparison = json.loads((args.study / "comparison.json").read_text("utf-8"))
+    comparison = json.loads((args.study / f"{args.name}.json").read_text("utf-8"))
     curves: dict[str, list[tuple[float, Point]]] = {}
-    lines, scores, seeds = [], {"base": (0.0, 0.0)}, {}
+    lines, scores, runs = [], {"base": (0.0, 0.0)}, {}
     for point in sorted(comparison["points"], key=lambda p: (p["curve"], p["value"])):
-        label = point["setting"].replace(" ", "_")
-        found = [read_results(path) for path in sorted(args.study.glob(f"runs/{label}_seed=*/results.json"))]
+        label = point["setting"]
+        runs[label] = [args.study / "runs" / name for name in point["runs"]]
+        found = [read_results(run / "results.json") for run in runs[label]]
         each = [score(results, args.metric, "tuned") for results in found]
         scores["base"] = score(found[0], args.metric, "base")
         scores[label] = (sum(task for task, _ in each) / len(each), sum(general for _, general in each) / len(each))
-        seeds[label] = len(found)
         curves.setdefault(point["curve"], []).append((point["value"], scores[label]))
         lines.append([label, str(len(found)), *map("{:.1f}".format, scores[label])])
     head = ["setting", "seeds", f"task, {args.metric}", "general"]
     print(table(head, [["base", "", *map("{:.1f}".format, scores["base"])], *lines]))
-    plain = comparison["lora"]["setting"].replace(" ", "_")
-    others = [
-        label for label in seeds if label != plain and not label.startswith("sft") and seeds[label] == seeds[plain]
-    ]
-    if others:
-        found_lines = against(args.study, others, plain, args.metric, scores)
+    plain = comparison["lora"]["setting"]
+    if found_lines := against(runs, plain, args.metric, scores):
         print("\n" + table([f"minus {plain}", "task, points", "general, points", "won back"], found_lines))
     if args.picture:
         draw(curves, scores["base"], args.metric, args.picture)

@@ -117,6 +117,7 @@ def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
         (("--alpha", "1"), "varies itself"),
         (("--learning_rat", "1"), "--learning_rat"),
         (("--grid", "align_fraction=2"), "align_fraction"),
+        (("--name", "a/b"), "name='a/b'"),
     ],
 )
 def test_mistakes_are_told_before_any_training(
@@ -139,7 +140,41 @@ def test_every_recipe_names_runs_that_can_be_trained(words: list[str], recipe: P
     study = compare.study_of(settings, train)
     compare._check(study)
     assert len(study.points()) > 2
-    assert len({run.name for run in study.runs()}) == len(study.runs())
+    runs = {run.name: run.train for run in study.runs()}
+    assert len(set(runs.values())) == len(runs)  # a name is one training
+    assert all(runs[run.name] == run.train for run in study.runs())
+    assert settings["name"] == recipe.stem
+
+
+def test_comparisons_in_one_folder_share_their_runs(
+    words: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = []
+
+    def in_a_fork(command: list[str], stdout: Any, **_: Any) -> SimpleNamespace:
+        trained.extend([command[command.index("--output_dir") + 1]] if command[3] == "train" else [])
+        result = cli(*command[3:])
+        stdout.write(result.err)
+        return SimpleNamespace(returncode=result.code)
+
+    monkeypatch.setattr("selfaug.study.run.subprocess", SimpleNamespace(run=in_a_fork))
+    place = words.index("--seeds")
+    both = ["compare", "--methods", "selfaug", *words[place:], "--output_dir", str(tmp_path / "mine")]
+    assert main(both) == 0
+    assert len(trained) == 2
+    table = (tmp_path / "mine" / "comparison.md").read_text()
+    grid = ["--grid", "align_boundary=false,true", "align_direction=base_to_tuned", "--name", "boundary"]
+    assert main([*both, *grid]) == 0
+    assert [Path(folder).name for folder in trained[2:]] == ["selfaug_align_boundary=True_alpha=2_seed=0"]
+    assert (tmp_path / "mine" / "comparison.md").read_text() == table
+    found = json.loads((tmp_path / "mine" / "boundary.json").read_text())
+    assert [point["runs"] for point in found["points"]] == [
+        ["sft_learning_rate=0.02_seed=0"], ["selfaug_alpha=2_seed=0"], ["selfaug_align_boundary=True_alpha=2_seed=0"]
+    ]  # fmt: skip
+    assert (tmp_path / "mine" / "boundary.svg").exists()
+    # Under a preset that sets the direction the same values are other runs.
+    assert compare._shared({"preset": "paper", "align_boundary": None, "max_steps": 3}, ["align_boundary"]) == {}
+    capsys.readouterr()
 
 
 def test_nothing_general_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,17 @@ __all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run", "study_of"]
 
 READS_ITS_OWN_ARGUMENTS = True
 _MEASURING = ("data", "general", "general_data", "general_limit", "max_new_tokens", "batch_size", "limit")
-_OWN = ("output_dir", "methods", "seeds", "settings", "strengths", "options", "grid", "processes", "task_metric")
+_OWN = (
+    "output_dir", "name", "methods", "seeds", "settings", "strengths", "options", "grid", "processes", "task_metric",
+)  # fmt: skip
+_NAME = "comparison"
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     add: Add = adder(parser)
     add("output_dir", "folder of the comparison", metavar="FOLDER")
+    add("name", f"of the table and picture, where comparisons share a folder and runs (default: {_NAME})",
+        metavar="NAME")  # fmt: skip
     add("methods", "names, or combinations a+b; sft is always among them", nargs="+", metavar="NAME")
     add("seeds", "how many, from 0 (default: 3)", type=int, metavar="N")
     add("settings", "strengths of each method (default: 3)", type=int, metavar="N")
@@ -61,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     settings, train = _settings(args.argv)
     if not settings.get("output_dir"):
         raise ConfigError("no output_dir is given", "name the comparison's folder: --output_dir FOLDER.")
-    folder = Path(settings["output_dir"]).expanduser().resolve()
+    folder, name = Path(settings["output_dir"]).expanduser().resolve(), str(settings.get("name", _NAME))
+    if not name or name.startswith(".") or "/" in name or (folder / name).is_dir():
+        raise ConfigError(f"name={name!r} is no name for files in {folder}", "give a plain one, such as alpha.")
     study = study_of(settings, train)
     _check(study)
     quiet_bars()
@@ -70,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     say(f"{len(study.points())} settings with {len(study.seeds)} seeds each in {folder}")
     failures = run_all(study, folder, devices=_devices(settings.get("processes")), say=say)
-    _show(study, folder, failures)
+    _show(study, folder, name, failures)
     return 1 if failures else 0
 
 
@@ -125,6 +132,7 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
                 )
     values = parse([*train, "--output_dir", "unused"]).values
     evaluate = [word for name in _MEASURING if settings.get(name) is not None for word in _words(name, settings[name])]
+    grid = _pairs(settings.get("grid"), "grid")
     return Study(
         methods=tuple(settings["methods"]),
         seeds=tuple(range(seeds)),
@@ -135,8 +143,18 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
         task_metric=settings.get("task_metric"),
         strengths={method: [_number(method, value) for value in values] for method, values in strengths.items()},
         options=options,
-        grid=_pairs(settings.get("grid"), "grid"),
+        grid=grid,
+        shared=_shared(values, grid),
     )
+
+
+def _shared(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """What options are in runs without a grid; one that waits for a method or a preset to set it stays open."""
+    from selfaug.config import PRESETS
+
+    preset = PRESETS["default"] if values["preset"] == "default" else {}
+    found = {name: preset.get(name) if values.get(name) is None else values[name] for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -220,7 +238,7 @@ def _devices(processes: int | None) -> list[str | None]:
     return [str(i % gpus) if gpus else None for i in range(count)]
 
 
-def _show(study: Study, folder: Path, failures: Sequence[Failure]) -> None:
+def _show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> None:
     from selfaug.checkpoint import write_durably
     from selfaug.study.picture import draw
     from selfaug.study.run import folder_of, is_finished
@@ -236,12 +254,15 @@ def _show(study: Study, folder: Path, failures: Sequence[Failure]) -> None:
         raise ConfigError("no run of sft is finished, and it is what the others are measured against",
                           f"look at why: {failures[0].says}" if failures else "run the comparison again.")  # fmt: skip
     found = summary(read_scores(finished, study.task_metric))
+    folders = {setting.label: [run.name for run in runs] for setting, runs in finished.items()}
+    for point in found["points"]:
+        point["runs"] = folders[point["setting"]]
     found["failed"] = [f"{failure.run.name}: {failure.says}" for failure in failures]
     found["study"] = dataclasses.asdict(study)
     text = markdown(found)
-    write_durably(folder / "comparison.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write_durably(folder / "comparison.md", text)
+    write_durably(folder / f"{name}.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_durably(folder / f"{name}.md", text)
     if found["curves"]:
-        draw(found, folder / "comparison.svg")
+        draw(found, folder / f"{name}.svg")
     emit(text.rstrip("\n"))
-    say(f"written: {folder}/comparison.md, .json" + (", .svg" if found["curves"] else ""))
+    say(f"written: {folder}/{name}.md, .json" + (", .svg" if found["curves"] else ""))

@@ -1,7 +1,8 @@
 """Which runs does a comparison have?
 
 Every method gets the same number of settings: values of its own strength, or of the learning rate where it has none. A
-setting is run with every seed.
+setting is run with every seed. Settings that come to the same training (a grid's value that all runs have anyway) are
+one run, so that comparisons in one folder share it.
 """
 
 from __future__ import annotations
@@ -54,16 +55,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its measurement."""
+    """One training and its measurement.
+
+    Args:
+        setting: The point that it belongs to.
+        seed: Of the training.
+        train: Words of `selfaug train`.
+        apart: Those of the grid's options in ``setting.also`` that set it apart from the runs without a grid.
+    """
 
     setting: Setting
     seed: int
     train: tuple[str, ...]
+    apart: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        text = f"{self.setting.label} seed={self.seed}".replace(" ", "_")
+        label = dataclasses.replace(self.setting, also=self.apart).label
+        text = f"{label} seed={self.seed}".replace(" ", "_")
         return "".join(c if c.isalnum() or c in "._=+-" else "-" for c in text)
 
 
@@ -82,6 +92,7 @@ class Study:
         task_metric: What the task's axis shows; ``None`` for the primary one.
         grid: Train options and their values; every method is run with all combinations.
         learning_rate: That all runs share, for methods whose curve runs over it.
+        shared: What the grid's options are where no grid sets them, as far as it is known.
     """
 
     methods: tuple[str, ...]
@@ -94,10 +105,11 @@ class Study:
     strengths: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def runs(self) -> list[Run]:
         """All of them, a seed at a time: the first seed alone is a comparison already."""
-        return [Run(setting, seed, self._words(setting, seed)) for seed in self.seeds for setting in self.points()]
+        return [self._run(setting, seed) for seed in self.seeds for setting in self.points()]
 
     def points(self) -> list[Setting]:
         """Every setting, method by method."""
@@ -116,6 +128,12 @@ class Study:
         train, evaluate = _options(run.train), _options(self.evaluate)
         parts = {"train": train, "evaluate": [train, evaluate]}
         return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in parts.items()}
+
+    def _run(self, setting: Setting, seed: int) -> Run:
+        apart = tuple(
+            (name, value) for name, value in setting.also if name not in self.shared or self.shared[name] != value
+        )
+        return Run(setting, seed, self._words(dataclasses.replace(setting, also=apart), seed), apart)
 
     def _words(self, setting: Setting, seed: int) -> tuple[str, ...]:
         words = [*self.train, "--method", setting.method, "--seed", str(seed)]

@@ -114,7 +114,7 @@ def _locks(file: IO[str]) -> bool:
 def _run_all(
     study: Study, study_folder: Path, devices: Sequence[str | None], say: Callable[[str], None], lock: int
 ) -> list[Failure]:
-    every = study.runs()
+    every = list({run.name: run for run in study.runs()}.values())
     waiting = [run for run in every if not is_finished(study_folder, study, run)]
     done = len(every) - len(waiting)
     say(f"{len(every)} runs, {done} of them finished before")

@@ -75,6 +75,30 @@ def test_a_grid_varies_all_but_the_yardstick() -> None:
     assert [s.curve for s in both] == ["sft", "sft lora_r=4", "sft lora_r=16", "selfaug lora_r=4", "selfaug lora_r=16"]
 
 
+def test_a_value_that_all_runs_have_anyway_is_the_same_run() -> None:
+    shared = {"num_train_epochs": 1.0, "align_fraction": 1.0}
+    plain = study(methods=("selfaug",), settings=1, shared=shared)
+    grid = {"num_train_epochs": [1, 2], "align_fraction": [1, 0.125]}
+    other = study(methods=("sft", "selfaug"), settings=1, shared=shared, grid=grid)
+    names = [run.name for run in other.runs() if run.seed == 0]
+    assert names == [
+        "sft_learning_rate=0.001_seed=0",
+        "sft_learning_rate=0.001_seed=0",
+        "sft_align_fraction=0.125_learning_rate=0.001_seed=0",
+        "sft_num_train_epochs=2_learning_rate=0.001_seed=0",
+        "sft_num_train_epochs=2_align_fraction=0.125_learning_rate=0.001_seed=0",
+        "selfaug_alpha=2_seed=0",
+        "selfaug_align_fraction=0.125_alpha=2_seed=0",
+        "selfaug_num_train_epochs=2_alpha=2_seed=0",
+        "selfaug_num_train_epochs=2_align_fraction=0.125_alpha=2_seed=0",
+    ]
+    assert other.runs()[1].setting.label == "sft num_train_epochs=1 align_fraction=1 learning_rate=0.001"
+    trained = {run.name: run.train for run in other.runs()}
+    assert len(set(trained.values())) == len(trained)
+    for run in plain.runs():
+        assert plain.fingerprints(run) == other.fingerprints(next(o for o in other.runs() if o.name == run.name))
+
+
 def test_fingerprints_know_what_a_run_depends_on() -> None:
     one = study()
     run = one.runs()[0]
