@@ -157,7 +157,8 @@ def _sentence(scores: Scores, points: list[dict[str, Any]], clouds: dict[Setting
                     f"{rival.label} beats {setting.label} ({beats:.0%} of the draws)"
                 )
     if sure:
-        return f"Yes, {held} is dominated on its curve: {'; '.join(sure)}."
+        also = f" In the means also: {'; '.join(seen)}." if seen else ""
+        return f"Yes, {held} is dominated on its curve: {'; '.join(sure)}.{also}"
     if seen:
         return f"Not surely: {'; '.join(seen)} in the means, none in {SURE:.0%} of the draws."
     return f"No rival dominates {held} anywhere on its curve."

@@ -122,6 +122,10 @@ def test_a_rival_that_beats_it_is_named(tmp_path: Path) -> None:
     assert "replay replay_ratio=0.1 beats selfaug alpha=2 (100% of the draws)" in found["says"]
     unsure = compared(tmp_path / "b", {SFT: [(0.8, 0.5)], alpha(2): [(0.7, 0.8)], rival: [(0.5, 0.85), (0.95, 0.85)]})
     assert unsure["says"].startswith("Not surely")
+    other = Setting("replay", "replay_ratio", 0.4)
+    runs = {SFT: [(0.8, 0.5)], alpha(2): [(0.7, 0.8)], rival: [(0.75, 0.85)], other: [(0.5, 0.85), (0.95, 0.85)]}
+    both = compared(tmp_path / "c", runs)["says"]
+    assert both.index("replay_ratio=0.1 beats") < both.index("In the means also: replay replay_ratio=0.4 beats")
 
 
 def test_nothing_lost_or_gained_is_said(tmp_path: Path) -> None:
