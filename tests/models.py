@@ -8,6 +8,7 @@ wrong loss would hide under the tolerance.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,6 +124,13 @@ def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.WordLevel(words, unk_token="w3"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def save_tiny(folder: Path, model: PreTrainedModel | None = None) -> Path:
+    """A model (Llama, seed 0, where none is given) in float32 and its tokenizer, as a user's model folder."""
+    (model or tiny("llama")).float().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def perturb_adapter(model: torch.nn.Module, seed: int = 1, scale: float = 0.1) -> None:

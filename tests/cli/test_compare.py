@@ -17,15 +17,12 @@ import pytest
 from selfaug.cli import compare
 from selfaug.cli.main import main
 from tests.cli.conftest import ENVIRONMENT, Cli
-from tests.models import tiny, tiny_tokenizer
+from tests.models import save_tiny
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny("llama").float().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

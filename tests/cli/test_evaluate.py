@@ -16,23 +16,19 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from selfaug.cli.main import main
 from selfaug.evaluation.results import read_results, read_samples
 from selfaug.evaluation.task_part import TaskPart
 from selfaug.run_folder import RunFolder
-from tests.models import tiny, tiny_tokenizer
+from tests.models import save_tiny, tiny
 from tests.runs import finished_run
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny("llama").float().save_pretrained(folder)
-    tokenizer: PreTrainedTokenizerFast = tiny_tokenizer()
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +176,7 @@ def _other(folder: Path, **changes: Any) -> Path:
     if changes:
         config.update(changes)
         other = AutoModelForCausalLM.from_config(config)
-    other.float().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny(folder, other)
 
 
 def test_another_base_by_its_hash(

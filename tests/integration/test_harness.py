@@ -15,7 +15,7 @@ from selfaug.evaluation.harness import Harness, backend_args
 from selfaug.evaluation.models import check_origin
 from selfaug.evaluation.results import read_results, read_samples
 from selfaug.evaluation.suites import SUITES, GeneralTask, suite
-from tests.models import tiny, tiny_tokenizer
+from tests.models import save_tiny
 from tests.runs import finished_run
 
 pytestmark = pytest.mark.slow
@@ -28,10 +28,7 @@ def harness() -> Harness:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny("llama").float().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("name", SUITES)
