@@ -115,7 +115,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         left.set_ylabel("shift on prompts, nats per token")
         right.set_ylabel("forgetting, points of the general mean")
         for axes in (left, right):
-            axes.set_xlabel("distance: the base's nats per token of the task's answers")
+            axes.set_xlabel("distance, nats per token of the answers")
             axes.grid(alpha=0.25, linewidth=0.6)
         right.axhline(0, color="0.6", linewidth=0.8)
         left.legend(frameon=False)
