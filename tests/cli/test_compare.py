@@ -44,6 +44,21 @@ def words(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]  # fmt: skip
 
 
+def in_forks(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Runs of a comparison go through the quick ``cli``; the list gets their commands."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], stdout: Any, **_: Any) -> SimpleNamespace:
+        commands.append(command)
+        result = cli(*command[3:])
+        stdout.write(result.err)
+        return SimpleNamespace(returncode=result.code)
+
+    # Only the module's own: matplotlib, on its first day on a machine, starts programs too.
+    monkeypatch.setattr("selfaug.study.run.subprocess", SimpleNamespace(run=run))
+    return commands
+
+
 def numbers(folder: Path) -> Any:
     found = json.loads((folder / "comparison.json").read_text())
     return {name: found[name] for name in ("base", "lora", "points", "curves", "says")}
@@ -69,13 +84,7 @@ def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
     assert "is going on" in capsys.readouterr().err
     os.killpg(process.pid, signal.SIGKILL)
 
-    def in_a_fork(command: list[str], stdout: Any, **_: Any) -> SimpleNamespace:
-        result = cli(*command[3:])
-        stdout.write(result.err)
-        return SimpleNamespace(returncode=result.code)
-
-    alone = SimpleNamespace(run=in_a_fork)  # matplotlib, on its first day on a machine, starts programs too
-    monkeypatch.setattr("selfaug.study.run.subprocess", alone)
+    in_forks(cli, monkeypatch)
     blocked = folder / "runs" / "dft_power=1_seed=0"
     blocked.mkdir(parents=True)
     (blocked / "checkpoints").write_text("in the way")
@@ -114,6 +123,8 @@ def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
         (("--alpha", "1"), "varies itself"),
         (("--learning_rat", "1"), "--learning_rat"),
         (("--grid", "align_fraction=2"), "align_fraction"),
+        (("--grid", "alpha=1,2"), "varies itself"),
+        (("--methods", "sft", "--grid", "learning_rate=0.1,0.2"), "the curve of sft runs over"),
         (("--name", "a/b"), "name='a/b'"),
     ],
 )
@@ -146,32 +157,32 @@ def test_every_recipe_names_runs_that_can_be_trained(words: list[str], recipe: P
 def test_comparisons_in_one_folder_share_their_runs(
     words: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = []
-
-    def in_a_fork(command: list[str], stdout: Any, **_: Any) -> SimpleNamespace:
-        trained.extend([command[command.index("--output_dir") + 1]] if command[3] == "train" else [])
-        result = cli(*command[3:])
-        stdout.write(result.err)
-        return SimpleNamespace(returncode=result.code)
-
-    monkeypatch.setattr("selfaug.study.run.subprocess", SimpleNamespace(run=in_a_fork))
+    commands = in_forks(cli, monkeypatch)
     place = words.index("--seeds")
     both = ["compare", "--methods", "selfaug", *words[place:], "--output_dir", str(tmp_path / "mine")]
     assert main(both) == 0
-    assert len(trained) == 2
+    assert len(commands) == 4  # two trainings, each measured
     table = (tmp_path / "mine" / "comparison.md").read_text()
     grid = ["--grid", "align_boundary=false,true", "align_direction=base_to_tuned", "--name", "boundary"]
     assert main([*both, *grid]) == 0
-    assert [Path(folder).name for folder in trained[2:]] == ["selfaug_align_boundary=True_alpha=2_seed=0"]
+    more = [(command[3], Path(command[command.index("--output_dir") + 1]).name)
+            for command in commands[4:] if command[3] == "train"]  # fmt: skip
+    assert more == [("train", "selfaug_align_boundary=True_alpha=2_seed=0")]
+    assert len(commands) == 6
     assert (tmp_path / "mine" / "comparison.md").read_text() == table
     found = json.loads((tmp_path / "mine" / "boundary.json").read_text())
     assert [point["runs"] for point in found["points"]] == [
         ["sft_learning_rate=0.02_seed=0"], ["selfaug_alpha=2_seed=0"], ["selfaug_align_boundary=True_alpha=2_seed=0"]
     ]  # fmt: skip
     assert (tmp_path / "mine" / "boundary.svg").exists()
-    # Under a preset that sets the direction the same values are other runs.
-    assert compare._shared({"preset": "paper", "align_boundary": None, "max_steps": 3}, ["align_boundary"]) == {}
     capsys.readouterr()
+
+
+def test_what_a_preset_will_set_is_not_taken_for_the_default() -> None:
+    values = {"align_boundary": None, "max_steps": 3}
+    names = ["align_boundary", "max_steps", "unheard_of"]
+    assert compare._shared({**values, "preset": "default"}, names) == {"align_boundary": False, "max_steps": 3}
+    assert compare._shared({**values, "preset": "paper"}, names) == {"max_steps": 3}
 
 
 def test_nothing_general_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

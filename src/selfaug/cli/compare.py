@@ -109,7 +109,7 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
         ConfigError: If a value cannot be read.
     """
     from selfaug.cli.parsing import parse
-    from selfaug.study.grid import Study
+    from selfaug.study.grid import Study, swept
 
     if not settings.get("methods"):
         raise ConfigError("no methods are given", "name them: --methods selfaug kl-response wise-ft.")
@@ -118,9 +118,16 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
         raise ConfigError(f"seeds={seeds!r} is no number of trainings.", "give 1 or more.")
     if not any(settings.get(name) for name in ("general", "general_data")):
         raise ConfigError("nothing general is measured, and retention is an axis", "pass --general or --general_data.")
+    grid = _pairs(settings.get("grid"), "grid")
     for owned in ("--method", "--seed", "--output_dir", "--alpha", "--method_options"):
-        if any(word == owned or word.startswith(f"{owned}=") for word in train):
+        if owned[2:] in grid or any(word == owned or word.startswith(f"{owned}=") for word in train):
             raise ConfigError(f"{owned} is what a comparison varies itself", "use --methods, --seeds or --strengths.")
+    for method in settings["methods"]:
+        if swept(method) in grid:
+            raise ConfigError(
+                f"grid: {swept(method)} is what the curve of {method} runs over, and has one value in each run.",
+                f"choose its values by --strengths {method}=..., and leave it out of --grid.",
+            )
     strengths, options = _pairs(settings.get("strengths"), "strengths"), _options(settings.get("options"))
     compared = ["sft", *settings["methods"]]
     for name, given in (("strengths", strengths), ("options", options)):
@@ -132,7 +139,6 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
                 )
     values = parse([*train, "--output_dir", "unused"]).values
     evaluate = [word for name in _MEASURING if settings.get(name) is not None for word in _words(name, settings[name])]
-    grid = _pairs(settings.get("grid"), "grid")
     return Study(
         methods=tuple(settings["methods"]),
         seeds=tuple(range(seeds)),
