@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from selfaug.cli import compare
+from selfaug.cli.compare_study import shared_options, study_of
 from selfaug.cli.main import main
 from tests.cli.conftest import ENVIRONMENT, Cli
 from tests.models import save_tiny
@@ -145,7 +146,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yam
 def test_every_recipe_names_runs_that_can_be_trained(words: list[str], recipe: Path) -> None:
     place = words.index("--task_metric")  # before it stand the methods, which the recipe names
     settings, train = compare._settings(["--config", str(recipe), *words[place:]])
-    study = compare.study_of(settings, train)
+    study = study_of(settings, train)
     compare._check(study)
     assert len(study.points()) > 2
     runs = {run.name: run.train for run in study.runs()}
@@ -181,8 +182,8 @@ def test_comparisons_in_one_folder_share_their_runs(
 def test_what_a_preset_will_set_is_not_taken_for_the_default() -> None:
     values = {"align_boundary": None, "max_steps": 3}
     names = ["align_boundary", "max_steps", "unheard_of"]
-    assert compare._shared({**values, "preset": "default"}, names) == {"align_boundary": False, "max_steps": 3}
-    assert compare._shared({**values, "preset": "paper"}, names) == {"max_steps": 3}
+    assert shared_options({**values, "preset": "default"}, names) == {"align_boundary": False, "max_steps": 3}
+    assert shared_options({**values, "preset": "paper"}, names) == {"max_steps": 3}
 
 
 def test_nothing_general_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,124 @@
+"""Which comparison do the settings of `selfaug compare` describe? Read and checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from selfaug.study.grid import Study
+
+__all__ = ["MEASURING", "shared_options", "study_of"]
+
+MEASURING = ("data", "general", "general_data", "general_limit", "max_new_tokens", "batch_size", "limit")
+"""Settings that are `selfaug evaluate`'s."""
+
+
+def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
+    """The comparison that settings describe.
+
+    Raises:
+        ConfigError: If a value cannot be read.
+    """
+    from selfaug.cli.parsing import parse
+    from selfaug.study.grid import Study, swept
+
+    if not settings.get("methods"):
+        raise ConfigError("no methods are given", "name them: --methods selfaug kl-response wise-ft.")
+    seeds = settings.get("seeds", 3)
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ConfigError(f"seeds={seeds!r} is no number of trainings.", "give 1 or more.")
+    if not any(settings.get(name) for name in ("general", "general_data")):
+        raise ConfigError("nothing general is measured, and retention is an axis", "pass --general or --general_data.")
+    grid = _pairs(settings.get("grid"), "grid")
+    for owned in ("--method", "--seed", "--output_dir", "--alpha", "--method_options"):
+        if owned[2:] in grid or any(word == owned or word.startswith(f"{owned}=") for word in train):
+            raise ConfigError(f"{owned} is what a comparison varies itself", "use --methods, --seeds or --strengths.")
+    for method in settings["methods"]:
+        if swept(method) in grid:
+            raise ConfigError(
+                f"grid: {swept(method)} is what the curve of {method} runs over, and has one value in each run.",
+                f"choose its values by --strengths {method}=..., and leave it out of --grid.",
+            )
+    strengths, options = _pairs(settings.get("strengths"), "strengths"), _options(settings.get("options"))
+    compared = ["sft", *settings["methods"]]
+    for name, given in (("strengths", strengths), ("options", options)):
+        for method in given:
+            if method not in compared:
+                raise ConfigError(
+                    f"{name}: {method!r} is none of the methods that are compared.{nearest(method, compared)}",
+                    f"they are {', '.join(compared)}; add it to --methods, or remove it.",
+                )
+    values = parse([*train, "--output_dir", "unused"]).values
+    evaluate = [word for name in MEASURING if settings.get(name) is not None for word in _words(name, settings[name])]
+    return Study(
+        methods=tuple(settings["methods"]),
+        seeds=tuple(range(seeds)),
+        settings=settings.get("settings", 3),
+        train=tuple(_absolute(train)),
+        evaluate=tuple(_absolute(evaluate)),
+        learning_rate=float(values["learning_rate"]),
+        task_metric=settings.get("task_metric"),
+        strengths={method: [_number(method, value) for value in values] for method, values in strengths.items()},
+        options=options,
+        grid=grid,
+        shared=shared_options(values, grid),
+    )
+
+
+def shared_options(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """What options are in runs without a grid; one that waits for a method or a preset to set it stays open."""
+    from selfaug.config import PRESETS
+
+    preset = PRESETS["default"] if values["preset"] == "default" else {}
+    found = {name: preset.get(name) if values.get(name) is None else values[name] for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _words(name: str, value: Any) -> list[str]:
+    return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+
+
+def _absolute(words: Sequence[str]) -> list[str]:
+    """Files become absolute, and folders that are written as paths: a comparison may be gone on with from elsewhere."""
+    paths = [(word, Path(word).expanduser()) for word in words]
+    return [str(p.resolve()) if p.is_file() or ("/" in word and p.exists()) else word for word, p in paths]
+
+
+def _pairs(given: Any, name: str) -> dict[str, list[Any]]:
+    import yaml
+
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return {str(key): list(value) if isinstance(value, list) else [value] for key, value in given.items()}
+    found = {}
+    for text in given:
+        key, equals, values = str(text).partition("=")
+        if not equals or not values:
+            raise ConfigError(f"{name}: {text!r} is not of the form NAME=VALUE,VALUE", "write selfaug=0.5,2,8.")
+        found[key] = [yaml.safe_load(value) for value in values.split(",")]
+    return found
+
+
+def _number(method: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"strengths: {value!r} of {method} is no number", "write selfaug=0.5,2,8.") from None
+
+
+def _options(given: Any) -> dict[str, dict[str, Any]]:
+    if isinstance(given, Mapping):
+        return {str(method): dict(options) for method, options in given.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for key, values in _pairs(given, "options").items():
+        method, dot, option = key.partition(".")
+        if not dot:
+            raise ConfigError(f"options: {key!r} names no option", "write replay.replay_data=texts.jsonl.")
+        path = Path(str(values[0])).expanduser()
+        found.setdefault(method, {})[option] = str(path.resolve()) if path.exists() else values[0]
+    return found
