@@ -92,9 +92,15 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="SVG or PNG.")
     args = parser.parse_args()
     comparison = json.loads((args.study / f"{args.name}.json").read_text("utf-8"))
+    for world in comparison["worlds"]:
+        show(world, [p for p in comparison["points"] if p["world"] == world["world"]], args)
+
+
+def show(world: dict[str, Any], points: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """What has one base and one plain yardstick."""
     curves: dict[str, list[tuple[float, Point]]] = {}
     lines, scores, runs = [], {"base": (0.0, 0.0)}, {}
-    for point in sorted(comparison["points"], key=lambda p: (p["curve"], p["value"])):
+    for point in sorted(points, key=lambda p: (p["curve"], p["value"])):
         label = point["setting"]
         runs[label] = [args.study / "runs" / name for name in point["runs"]]
         found = [read_results(run / "results.json") for run in runs[label]]
@@ -104,12 +110,15 @@ def main() -> None:
         curves.setdefault(point["curve"], []).append((point["value"], scores[label]))
         lines.append([label, str(len(found)), *map("{:.1f}".format, scores[label])])
     head = ["setting", "seeds", f"task, {args.metric}", "general"]
+    if world["world"]:
+        print(f"\n{world['world']}\n")
     print(table(head, [["base", "", *map("{:.1f}".format, scores["base"])], *lines]))
-    plain = comparison["lora"]["setting"]
+    plain = world["lora"]["setting"]
     if found_lines := against(runs, plain, args.metric, scores):
         print("\n" + table([f"minus {plain}", "task, points", "general, points", "won back"], found_lines))
     if args.picture:
-        draw(curves, scores["base"], args.metric, args.picture)
+        path = args.picture.with_stem("-".join([args.picture.stem, *world["world"].replace("/", "-").split()]))
+        draw(curves, scores["base"], args.metric, path)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from selfaug.cli import compare
 from selfaug.cli.compare_study import shared_options, study_of
 from selfaug.cli.main import main
 from tests.cli.conftest import ENVIRONMENT, Cli
-from tests.models import save_tiny
+from tests.models import save_tiny, tiny
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def in_forks(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def numbers(folder: Path) -> Any:
     found = json.loads((folder / "comparison.json").read_text())
-    return {name: found[name] for name in ("base", "lora", "points", "curves", "says")}
+    return {name: found[name] for name in ("worlds", "points", "curves", "says")}
 
 
 def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
@@ -121,6 +121,10 @@ def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
         (("--seeds", "0"), "seeds=0"),
         (("--settings", "0"), "settings=0"),
         (("--data", "./none.jsonl"), "data './none.jsonl' does not exist"),
+        (("--grid", "dataset_name=./none,./near"), "none' does not exist"),
+        (("--dataset_name", "./none.jsonl"), "none.jsonl' does not exist"),
+        (("--grid", "model_name_or_path=./none"), "none' does not exist"),
+        (("--shift", "true", "--data", "a.jsonl", "b.jsonl"), "data names 2"),
         (("--alpha", "1"), "varies itself"),
         (("--learning_rat", "1"), "--learning_rat"),
         (("--grid", "align_fraction=2"), "align_fraction"),
@@ -143,7 +147,12 @@ RECIPES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yam
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_names_runs_that_can_be_trained(words: list[str], recipe: Path) -> None:
+def test_every_recipe_names_runs_that_can_be_trained(
+    words: list[str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("near", "far"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
     place = words.index("--task_metric")  # before it stand the methods, which the recipe names
     settings, train = compare._settings(["--config", str(recipe), *words[place:]])
     study = study_of(settings, train)
@@ -192,3 +201,57 @@ def test_nothing_general_is_refused(words: list[str], tmp_path: Path, capsys: py
     del fewer[place : place + 2]
     assert main(["compare", *fewer, "--output_dir", str(tmp_path / "none")]) == 2
     assert "nothing general is measured" in capsys.readouterr().err
+
+
+def test_what_a_seed_holds_out_is_no_common_ground(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = list(words)
+    place = fewer.index("--data")
+    del fewer[place : place + 2]
+    more = ["--held_out", "0.3", "--seeds", "2", "--output_dir", str(tmp_path / "none")]
+    assert main(["compare", *fewer, *more]) == 2
+    assert "held_out draws other rows with each seed" in capsys.readouterr().err
+
+
+def test_worlds_have_a_base_and_a_yardstick_of_their_own_and_shift_comes_later(
+    words: list[str], model: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    commands = in_forks(cli, monkeypatch)
+    other = save_tiny(tmp_path / "other", tiny("llama", seed=1))
+    place = words.index("--seeds")
+    one = ["compare", "--methods", "selfaug", *words[place:], "--output_dir", str(tmp_path / "mine")]
+    assert main(one) == 0
+    assert [command[3] for command in commands] == ["train", "evaluate"] * 2
+    commands.clear()
+    both = [*one, "--grid", f"model_name_or_path={model},{other}", "--shift", "true", "--name", "size"]
+    assert main(both) == 0
+    # What was there is neither trained nor evaluated again: its shift alone is measured.
+    assert [command[3] for command in commands] == ["shift", "train", "evaluate", "shift"] * 2
+    found = json.loads((tmp_path / "mine" / "size.json").read_text())
+    names = [f"model_name_or_path={'/'.join(str(path).split('/')[-2:])}" for path in (model, other)]
+    assert [world["world"] for world in found["worlds"]] == names
+    bases = [world["base"] for world in found["worlds"]]
+    assert bases[0] != bases[1]
+    first = numbers(tmp_path / "mine")["worlds"][0]
+    assert {**found["worlds"][0], "world": ""} == {**first, "lora": found["worlds"][0]["lora"]}
+    for world in names:
+        ends = [p for p in found["points"] if p["world"] == world and p["setting"].startswith("sft")]
+        assert [(p["task"], p["retention"]) for p in ends] in ([(1.0, 0.0)], [])
+        assert all(p["setting"].split()[1] == world for p in found["points"] if p["world"] == world)
+    shifts = {p["setting"]: p["shift"][0] for p in found["points"]}
+    assert len(set(shifts.values())) == 4
+    assert all(shift > 0 for shift in shifts.values())
+    written = json.loads((tmp_path / "mine" / "runs" / "selfaug_alpha=2_seed=0" / "shift.json").read_text())
+    value = written["checkpoints"][-1]["totals"]["prompt"]["base_to_tuned"]["value"]
+    assert shifts[f"selfaug {names[0]} alpha=2"] == value
+    table = (tmp_path / "mine" / "size.md").read_text()
+    assert f"{names[1]}: Base: task" in table
+    assert "| shift" in table
+    commands.clear()
+    assert main(both) == 0
+    assert not commands
+    assert main(one) == 0
+    assert not commands
+    capsys.readouterr()

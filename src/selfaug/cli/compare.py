@@ -8,26 +8,25 @@ table, a picture and a sentence. Stopped at any time, it goes on where it was; f
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.compare_study import MEASURING, study_of
-from selfaug.cli.verb_options import Add, adder
+from selfaug.cli.verb_options import Add, adder, switch
 from selfaug.errors import ConfigError
-from selfaug.terminal import emit, quiet_bars, say
+from selfaug.terminal import quiet_bars, say
 
 if TYPE_CHECKING:
     from selfaug.study.grid import Study
-    from selfaug.study.run import Failure
 
 __all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run"]
 
 READS_ITS_OWN_ARGUMENTS = True
 _OWN = (
     "output_dir", "name", "methods", "seeds", "settings", "strengths", "options", "grid", "processes", "task_metric",
+    "shift",
 )  # fmt: skip
 _NAME = "comparison"
 
@@ -47,6 +46,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     add("grid", "a train option and its values: align_fraction=1,0.125", nargs="+", metavar="NAME=VALUES")
     add("processes", "runs at a time; on GPUs each has one (default: one a GPU, or 1)", type=int, metavar="N")
     add("task_metric", "of the task's axis, such as answer_nll (default: the primary one)", metavar="NAME")
+    add("shift", "measure, too, how far each run moved the model on the prompts of the data (default: false)",
+        type=switch, nargs="?", const=True, metavar="true|false")  # fmt: skip
     add("data", "records to answer, as for evaluate", nargs="+", metavar="PATH")
     add("general", "general tasks, as for evaluate", nargs="+", metavar="NAME")
     add("general_data", "texts for nats per token, as for evaluate", nargs="+", metavar="FILE")
@@ -72,12 +73,13 @@ def run(args: argparse.Namespace) -> int:
     study = study_of(settings, train)
     _check(study)
     quiet_bars()
+    from selfaug.cli.compare_shown import show
     from selfaug.study.run import run_all
 
     folder.mkdir(parents=True, exist_ok=True)
     say(f"{len(study.points())} settings with {len(study.seeds)} seeds each in {folder}")
     failures = run_all(study, folder, devices=_devices(settings.get("processes")), say=say)
-    _show(study, folder, name, failures)
+    show(study, folder, name, failures)
     return 1 if failures else 0
 
 
@@ -114,15 +116,18 @@ def _check(study: Study) -> None:
             flag = word.removeprefix("--")
         elif flag in ("data", "general_data") and looks_local(word) and not Path(word).exists():
             raise missing_path(flag, word, "check the path.")
-    facts = None
+    facts: dict[str, Any] = {}
     for one in study.runs()[: len(study.points())]:
         arguments = parse([*one.train, "--output_dir", "unused"])
-        if facts is None:
-            values = arguments.values
-            facts = check_model(values["model_name_or_path"], revision=values["model_revision"],
-                                trust_remote_code=values["trust_remote_code"])  # fmt: skip
+        values, model = arguments.values, str(arguments.values["model_name_or_path"])
+        data = str(values["dataset_name"])
+        if looks_local(data) and not Path(data).exists():
+            raise missing_path("dataset_name", data, "check the path; a data set of the hub has the form owner/name.")
+        if model not in facts:
+            facts[model] = check_model(values["model_name_or_path"], revision=values["model_revision"],
+                                       trust_remote_code=values["trust_remote_code"])  # fmt: skip
         try:
-            settle(arguments, facts)
+            settle(arguments, facts[model])
         except ConfigError as error:
             raise ConfigError(f"{one.setting.label}: {error.message}", error.hint) from None
 
@@ -135,33 +140,3 @@ def _devices(processes: int | None) -> list[str | None]:
     gpus = torch.cuda.device_count()
     count = processes or max(1, gpus)
     return [str(i % gpus) if gpus else None for i in range(count)]
-
-
-def _show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> None:
-    from selfaug.checkpoint import write_durably
-    from selfaug.study.picture import draw
-    from selfaug.study.run import folder_of, is_finished
-    from selfaug.study.scores import read_scores
-    from selfaug.study.summary import summary
-    from selfaug.study.table import markdown
-
-    finished: dict[Any, list[Path]] = {}
-    for one in study.runs():
-        if is_finished(folder, study, one):
-            finished.setdefault(one.setting, []).append(folder_of(folder, one))
-    if not any(setting.method == "sft" for setting in finished):
-        raise ConfigError("no run of sft is finished, and it is what the others are measured against",
-                          f"look at why: {failures[0].says}" if failures else "run the comparison again.")  # fmt: skip
-    found = summary(read_scores(finished, study.task_metric))
-    folders = {setting.label: [run.name for run in runs] for setting, runs in finished.items()}
-    for point in found["points"]:
-        point["runs"] = folders[point["setting"]]
-    found["failed"] = [f"{failure.run.name}: {failure.says}" for failure in failures]
-    found["study"] = dataclasses.asdict(study)
-    text = markdown(found)
-    write_durably(folder / f"{name}.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write_durably(folder / f"{name}.md", text)
-    if found["curves"]:
-        draw(found, folder / f"{name}.svg")
-    emit(text.rstrip("\n"))
-    say(f"written: {folder}/{name}.md, .json" + (", .svg" if found["curves"] else ""))

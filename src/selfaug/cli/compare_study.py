@@ -52,21 +52,35 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
                     f"{name}: {method!r} is none of the methods that are compared.{nearest(method, compared)}",
                     f"they are {', '.join(compared)}; add it to --methods, or remove it.",
                 )
+    train = [*_worlds(grid, train), *train]
     values = parse([*train, "--output_dir", "unused"]).values
+    if values["held_out"] is not None and not settings.get("data") and seeds > 1:
+        raise ConfigError(
+            "held_out draws other rows with each seed, and runs are compared on the same",
+            "split once by `selfaug prepare`, and pass --data held_out.jsonl.",
+        )
     evaluate = [word for name in MEASURING if settings.get(name) is not None for word in _words(name, settings[name])]
-    return Study(
+    study = Study(
         methods=tuple(settings["methods"]),
         seeds=tuple(range(seeds)),
         settings=settings.get("settings", 3),
         train=tuple(_absolute(train)),
         evaluate=tuple(_absolute(evaluate)),
         learning_rate=float(values["learning_rate"]),
+        shift=_shift(settings),
         task_metric=settings.get("task_metric"),
         strengths={method: [_number(method, value) for value in values] for method, values in strengths.items()},
         options=options,
         grid=grid,
         shared=shared_options(values, grid),
     )
+    trained = {run.name: run.train for run in study.runs()}
+    for run in study.runs():
+        if trained[run.name] != run.train:
+            raise ConfigError(
+                f"grid: two settings would have one folder, runs/{run.name}", "name files whose last two parts differ."
+            )
+    return study
 
 
 def shared_options(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -78,11 +92,37 @@ def shared_options(values: Mapping[str, Any], names: Iterable[str]) -> dict[str,
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _worlds(grid: dict[str, list[Any]], train: Sequence[str]) -> list[str]:
+    """Words for what a grid makes worlds of, where none stand for all runs; its paths become absolute."""
+    from selfaug.study.grid import WORLD
+
+    words = []
+    for name in WORLD:
+        if name in grid:
+            grid[name] = _absolute([str(value) for value in grid[name]])
+            if not any(word.partition("=")[0].lstrip("-").replace("-", "_") == name for word in train):
+                words += [f"--{name}", grid[name][0]]
+    return words
+
+
+def _shift(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Words of `selfaug shift`, or nothing where it is not asked for."""
+    if not settings.get("shift"):
+        return None
+    data = settings.get("data") or []
+    files = data if isinstance(data, list) else [data]
+    if len(files) > 1:
+        raise ConfigError(
+            f"shift is measured on one file, and data names {len(files)}", "name one, or leave --shift out."
+        )
+    return ("--layers", "false", *(f"--dataset_name={path}" for path in _absolute(map(str, files))))
+
+
 def _words(name: str, value: Any) -> list[str]:
     return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
 
 
-def _absolute(words: Sequence[str]) -> list[str]:
+def _absolute(words: Iterable[str]) -> list[str]:
     """Files become absolute, and folders that are written as paths: a comparison may be gone on with from elsewhere."""
     paths = [(word, Path(word).expanduser()) for word in words]
     return [str(p.resolve()) if p.is_file() or ("/" in word and p.exists()) else word for word, p in paths]

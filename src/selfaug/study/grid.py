@@ -2,7 +2,8 @@
 
 Every method gets the same number of settings: values of its own strength, or of the learning rate where it has none. A
 setting is run with every seed. Settings that come to the same training (a grid's value that all runs have anyway) are
-one run, so that comparisons in one folder share it.
+one run, so that comparisons in one folder share it. A grid over models or data sets makes worlds: each has a base and a
+plain LoRA of its own, and settings are compared within theirs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from typing import Any
 from selfaug.errors import ConfigError
 from selfaug.methods import get_method
 
-__all__ = ["Run", "Setting", "Study", "strengths_of", "swept"]
+__all__ = ["WORLD", "Run", "Setting", "Study", "World", "strengths_of", "swept", "told"]
+
+WORLD = ("model_name_or_path", "dataset_name")
+"""Train options that change what a setting is measured against."""
+World = tuple[tuple[str, Any], ...]
 
 RATIO = 4.0
 """Between neighbouring strengths that nobody chose."""
@@ -43,6 +48,11 @@ class Setting:
     also: tuple[tuple[str, Any], ...] = ()
 
     @property
+    def world(self) -> World:
+        """Those of the grid's options that it shares with what it is compared with."""
+        return tuple((name, value) for name, value in self.also if name in WORLD)
+
+    @property
     def label(self) -> str:
         """For tables."""
         return " ".join([self.curve, f"{self.option}={self.value:g}"])
@@ -50,7 +60,7 @@ class Setting:
     @property
     def curve(self) -> str:
         """The method, and what sets it apart from others of its name."""
-        return " ".join([self.method, *(f"{name}={value}" for name, value in self.also)])
+        return " ".join([self.method, *told(self.also)])
 
 
 @dataclass(frozen=True)
@@ -87,10 +97,11 @@ class Study:
         settings: How many each method gets.
         train: Words of `selfaug train` that all runs share.
         evaluate: Words of `selfaug evaluate` that all runs share.
+        shift: Words of `selfaug shift`, where that is measured too.
         strengths: Values of a method's strength, where they are chosen by hand.
         options: Further options of a method.
         task_metric: What the task's axis shows; ``None`` for the primary one.
-        grid: Train options and their values; every method is run with all combinations.
+        grid: Train options and their values; every method is run with all combinations, the yardstick in each world.
         learning_rate: That all runs share, for methods whose curve runs over it.
         shared: What the grid's options are where no grid sets them, as far as it is known.
     """
@@ -101,6 +112,7 @@ class Study:
     train: tuple[str, ...]
     evaluate: tuple[str, ...]
     learning_rate: float
+    shift: tuple[str, ...] | None = None
     task_metric: str | None = None
     strengths: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -117,16 +129,19 @@ class Study:
         for method in dict.fromkeys(["sft", *self.methods]):
             option = swept(method)
             chosen = self.strengths.get(method) or strengths_of(method, self.settings, self.learning_rate)
-            grid = list(itertools.product(*([(k, v) for v in vs] for k, vs in self.grid.items())))
+            grid = _product(self.grid)
             if method == "sft":  # The plain one is the yardstick: it stays where it is, whatever else a grid varies.
-                grid = list(dict.fromkeys([(), *(grid if "sft" in self.methods else [])]))
-            found += [Setting(method, option, float(value), tuple(also)) for also in grid for value in chosen]
+                worlds = _product({name: values for name, values in self.grid.items() if name in WORLD})
+                grid = list(dict.fromkeys([*worlds, *(grid if "sft" in self.methods else [])]))
+            found += [Setting(method, option, float(value), also) for also in grid for value in chosen]
         return found
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """Of what a run's weights and its results are a function of, besides files and versions."""
         train, evaluate = _options(run.train), _options(self.evaluate)
-        parts = {"train": train, "evaluate": [train, evaluate]}
+        parts: dict[str, Any] = {"train": train, "evaluate": [train, evaluate]}
+        if self.shift is not None:
+            parts["shift"] = [train, _options(self.shift)]
         return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in parts.items()}
 
     def _run(self, setting: Setting, seed: int) -> Run:
@@ -147,6 +162,15 @@ class Study:
         for name, value in setting.also:
             words += [f"--{name}", str(value)]
         return tuple(words)
+
+
+def _product(grid: Mapping[str, Sequence[Any]]) -> list[World]:
+    return list(itertools.product(*([(name, value) for value in values] for name, values in grid.items())))
+
+
+def told(pairs: World) -> list[str]:
+    """Options and their values, of a path its last two parts."""
+    return [f"{name}={'/'.join(str(value).split('/')[-2:])}" for name, value in pairs]
 
 
 def _options(words: Sequence[str]) -> list[list[str]]:

@@ -40,8 +40,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.scatter([0, 1], [1, 0], facecolors="none", edgecolors="#777777", zorder=3)
         axes.annotate("base", (0, 1), textcoords="offset points", xytext=(4, 4), color="#777777")
         axes.annotate("LoRA", (1, 0), textcoords="offset points", xytext=(4, 4), color="#777777")
-        for number, curve in enumerate(dict.fromkeys(point["curve"] for point in found["points"])):
-            points = sorted((p for p in found["points"] if p["curve"] == curve), key=lambda p: p["value"])
+        scaled = [point for point in found["points"] if "task" in point]
+        for number, curve in enumerate(dict.fromkeys(point["curve"] for point in scaled)):
+            points = sorted((p for p in scaled if p["curve"] == curve), key=lambda p: p["value"])
             colour = _COLOURS[number % len(_COLOURS)]
             marker = _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)]
             across, up = [p["task"] for p in points], [p["retention"] for p in points]
@@ -55,13 +56,14 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
                 if point["task_interval"] and point["retention_interval"]:
                     axes.plot(point["task_interval"], [point["retention"]] * 2, color=colour, linewidth=0.6, alpha=0.5)
                     axes.plot([point["task"]] * 2, point["retention_interval"], color=colour, linewidth=0.6, alpha=0.5)
-        front = sorted((p["task"], p["retention"]) for p in found["points"] if p.get("front"))
-        axes.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle="--", label="front", zorder=0)
-        outside = sum(min(p["task"], p["retention"]) < _LEAST for p in found["points"])
+        if len(found["worlds"]) == 1:  # points of two worlds have no front in common
+            front = sorted((p["task"], p["retention"]) for p in scaled if p.get("front"))
+            axes.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle="--", label="front", zorder=0)
+        outside = sum(min(p["task"], p["retention"]) < _LEAST for p in scaled)
         axes.set_xlim(left=max(axes.get_xlim()[0], _LEAST))
         axes.set_ylim(bottom=max(axes.get_ylim()[0], _LEAST))
         if outside:
-            says = f"{outside} of {len(found['points'])} settings lie outside, below {_LEAST}"
+            says = f"{outside} of {len(scaled)} settings lie outside, below {_LEAST}"
             axes.set_title(says, fontsize=8, color="#777777", loc="left")
         axes.set_xlabel("task (base 0, LoRA 1)")
         axes.set_ylabel("retention (LoRA 0, base 1)")

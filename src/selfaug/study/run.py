@@ -1,7 +1,8 @@
 """How is a comparison run, so that it can be stopped at any time and goes on where it was?
 
-A run is an ordinary run folder, made by `selfaug train` and `selfaug evaluate` in processes of their own. It is
-finished when its results stand in it, and then never repeated. One that fails is told and left for the next start.
+A run is an ordinary run folder, made by `selfaug train`, `selfaug evaluate` and, where that is asked for, `selfaug
+shift` in processes of their own. It is finished when its results stand in it, and then never repeated. One that fails
+is told and left for the next start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from selfaug.study.grid import Run, Study
 __all__ = ["Failure", "folder_of", "is_finished", "run_all"]
 
 _STAMP = "study.json"
+_RESULTS = {"evaluate": "results.json", "shift": "shift.json"}
 _LOG = "study.log"
 _LOCK = "study.lock"
 _DYING_SECONDS = 5.0  # a run killed just now still holds the lock until the system has torn it down
@@ -60,7 +62,11 @@ def is_finished(study_folder: Path, study: Study, run: Run) -> bool:
             f"{folder} holds a run with other settings than this comparison has, and runs of two are not mixed.",
             "name another --output_dir, or remove that folder.",
         )
-    return stamp.get("evaluate") == wanted["evaluate"] and (folder / "results.json").exists()
+    return all(_is_measured(folder, verb, stamp, wanted) for verb in _RESULTS if verb in wanted)
+
+
+def _is_measured(folder: Path, verb: str, stamp: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return stamp.get(verb) == wanted[verb] and (folder / _RESULTS[verb]).exists()
 
 
 def _read(stamp: Path) -> dict[str, str]:
@@ -145,18 +151,25 @@ def _one(study: Study, study_folder: Path, run: Run, device: str | None, lock: i
     folder = folder_of(study_folder, run)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = study.fingerprints(run)
-    write_durably(folder / _STAMP, json.dumps({"train": wanted["train"]}) + "\n")
     here = RunFolder(folder)
+    measured = {} if here.finished is None else _read(folder / _STAMP)  # what is trained anew is measured anew
+    stamp = {**measured, "train": wanted["train"]}
+    write_durably(folder / _STAMP, json.dumps(stamp) + "\n")
     if here.finished is None:
         again = ["--resume_from_checkpoint", "true"] if here.has_checkpoint() else ["--overwrite_output_dir", "true"]
         failure = _verb(run, folder, ["train", *run.train, "--output_dir", str(folder), *again], device, lock)
         if failure is not None:
             return failure
-    store = study_folder / "measured"
-    failure = _verb(run, folder, ["evaluate", str(folder), *study.evaluate, "--store", str(store)], device, lock)
-    if failure is None:
-        write_durably(folder / _STAMP, json.dumps(wanted) + "\n")
-    return failure
+    measuring = {"evaluate": (*study.evaluate, "--store", str(study_folder / "measured")), "shift": study.shift or ()}
+    for verb in _RESULTS:
+        if verb not in wanted or _is_measured(folder, verb, stamp, wanted):
+            continue
+        failure = _verb(run, folder, [verb, str(folder), *measuring[verb]], device, lock)
+        if failure is not None:
+            return failure
+        stamp[verb] = wanted[verb]
+        write_durably(folder / _STAMP, json.dumps(stamp) + "\n")
+    return None
 
 
 def _verb(run: Run, folder: Path, words: Sequence[str], device: str | None, lock: int) -> Failure | None:

@@ -6,6 +6,7 @@ Of each curve the strength is chosen on the half of the items that is not report
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from selfaug.study.front import dominates, hypervolume, pareto
 from selfaug.study.grid import Setting
 from selfaug.study.scores import Scores, scaled
 
-__all__ = ["RESAMPLES", "SURE", "summary", "yardstick"]
+__all__ = ["RESAMPLES", "SURE", "joined", "summary", "yardstick"]
 
 RESAMPLES = 2000
 SURE = 0.95
@@ -24,20 +25,43 @@ SURE = 0.95
 def yardstick(scores: Scores) -> Setting:
     """``sft`` at the learning rate that is best for its own task, on the half that chooses.
 
+    Args:
+        scores: Of one world.
+
     Raises:
         ValueError: If no run of ``sft`` is finished.
     """
-    plain = [setting for setting in scores.settings if setting.method == "sft" and not setting.also]
+    plain = [setting for setting in scores.settings if setting.method == "sft" and setting.also == setting.world]
     if not plain:
         raise ValueError("no run of sft is finished")
     return max(plain, key=lambda setting: scores.mean("choose", "task", setting))
 
 
-def summary(scores: Scores, *, held: str = "selfaug", resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Everything that table, picture and ``comparison.json`` show.
+def joined(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Everything that table, picture and ``comparison.json`` show: worlds side by side, since both axes are scaled.
 
     Args:
-        scores: Of the finished runs.
+        summaries: Of each world, by its name; the name of an only one is empty.
+    """
+    worlds = [
+        {"world": world, **{name: value for name, value in found.items() if name not in ("points", "curves")}}
+        for world, found in summaries.items()
+    ]
+    return {
+        "says": " ".join(f"{entry['world']}: {entry['says']}" if entry["world"] else entry["says"] for entry in worlds),
+        "worlds": worlds,
+        **{
+            name: [{**entry, "world": world} for world, found in summaries.items() for entry in found[name]]
+            for name in ("points", "curves")
+        },
+    }
+
+
+def summary(scores: Scores, *, held: str = "selfaug", resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """What is found in one world.
+
+    Args:
+        scores: Of the finished runs of one world.
         held: The method whose curve the others are held against.
         resamples: Draws behind every interval.
         seed: Of the draws.
@@ -62,8 +86,9 @@ def summary(scores: Scores, *, held: str = "selfaug", resamples: int = RESAMPLES
     drawn = scores.drawn("report", resamples, seed)
     if missing:
         rows = [
-            {"method": s.method, "curve": s.curve, "setting": s.label, "task_raw": scores.mean("report", "task", s),
-             "general_raw": scores.mean("report", "general", s)} for s in scores.settings
+            {"method": s.method, "curve": s.curve, "setting": s.label, "seeds": scores.seeds(s),
+             "task_raw": scores.mean("report", "task", s), "general_raw": scores.mean("report", "general", s)}
+            for s in scores.settings
         ]  # fmt: skip
         return {
             **about,

@@ -9,33 +9,60 @@ __all__ = ["markdown"]
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """The curves, the points and the sentence."""
-    blocks = [
-        f"Base: task {found['base']['task']:.4g}, general {found['base']['general']:.4g}. "
-        f"LoRA ({found['lora']['setting']}): task {found['lora']['task']:.4g}, general {found['lora']['general']:.4g}."
-    ]
+    """The ends of each world, the curves, the points and the sentence."""
+    blocks = [_ends(world) for world in found["worlds"]]
     if found["curves"]:
         rows = [
             (c["curve"], str(c["settings"]), _with(c["hypervolume"], c["hypervolume_interval"]), c["chosen"])
             for c in found["curves"]
         ]
         blocks.append(_table(("method", "settings", "hypervolume", "chosen on the other half"), rows))
-        points = [
-            (p["setting"], str(p["seeds"]), _with(p["task"], p["task_interval"]),
-             _with(p["retention"], p["retention_interval"]), f"{p['task_raw']:.4g}", f"{p['general_raw']:.4g}",
-             "front" if p.get("front") else "") for p in found["points"]
-        ]  # fmt: skip
-        blocks.append(_table(("setting", "seeds", "task, scaled", "retention", "task", "general", ""), points))
+    columns = [("setting", [p["setting"] for p in found["points"]])]
+    if found["curves"]:
+        columns += [
+            ("seeds", [str(p["seeds"]) for p in found["points"]]),
+            ("task, scaled", [_scaled(p, "task") for p in found["points"]]),
+            ("retention", [_scaled(p, "retention") for p in found["points"]]),
+        ]
+    columns += [(name, [f"{p[f'{name}_raw']:.4g}" for p in found["points"]]) for name in ("task", "general")]
+    if any("shift" in p for p in found["points"]):
+        columns.append(("shift", [_shift(p) for p in found["points"]]))
+    if found["curves"]:
+        columns.append(("", ["front" if p.get("front") else "" for p in found["points"]]))
+    heads, cells = zip(*columns, strict=True)
+    blocks.append(_table(heads, list(zip(*cells, strict=True))))
+    if found["curves"]:
         blocks.append(
             "Scaled: the base is 0 and LoRA 1 on the task, LoRA 0 and the base 1 on retention; hypervolume over "
-            f"(0, 0). 95 % intervals: {found['resamples']} draws of items, then of seeds."
+            f"(0, 0). 95 % intervals: {found['worlds'][0]['resamples']} draws of items, then of seeds."
         )
-    else:
-        short = [(p["setting"], f"{p['task_raw']:.4g}", f"{p['general_raw']:.4g}") for p in found["points"]]
-        blocks.append(_table(("setting", "task", "general"), short))
-    blocks.append(found["says"])
+    if any("shift" in p for p in found["points"]):
+        blocks.append("Shift: KL(base ‖ tuned) at prompt positions, nats per token, mean over seeds.")
+    blocks += [_of(world, world["says"]) for world in found["worlds"]]
     blocks += [f"Failed: {text}" for text in found.get("failed", ())]
     return "\n\n".join(blocks) + "\n"
+
+
+def _ends(world: Mapping[str, Any]) -> str:
+    base, lora = world["base"], world["lora"]
+    return _of(
+        world,
+        f"Base: task {base['task']:.4g}, general {base['general']:.4g}. "
+        f"LoRA ({lora['setting']}): task {lora['task']:.4g}, general {lora['general']:.4g}.",
+    )
+
+
+def _of(world: Mapping[str, Any], text: str) -> str:
+    return f"{world['world']}: {text}" if world["world"] else text
+
+
+def _scaled(point: Mapping[str, Any], name: str) -> str:
+    return _with(point[name], point[f"{name}_interval"]) if name in point else ""
+
+
+def _shift(point: Mapping[str, Any]) -> str:
+    each = point.get("shift")
+    return f"{sum(each) / len(each):.4g}" if each else ""
 
 
 def _with(value: float, interval: Sequence[float] | None) -> str:

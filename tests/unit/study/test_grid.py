@@ -75,6 +75,24 @@ def test_a_grid_varies_all_but_the_yardstick() -> None:
     assert [s.curve for s in both] == ["sft", "sft lora_r=4", "sft lora_r=16", "selfaug lora_r=4", "selfaug lora_r=16"]
 
 
+def test_a_grid_of_models_or_data_sets_makes_worlds() -> None:
+    grid = {"lora_r": [4, 16], "model_name_or_path": ["hub/a", "hub/b"]}
+    found = study(methods=("selfaug",), settings=1, grid=grid).points()
+    a, b = (("model_name_or_path", f"hub/{name}") for name in "ab")
+    assert [(s.method, s.also, s.world) for s in found] == [
+        ("sft", (a,), (a,)),
+        ("sft", (b,), (b,)),
+        *(("selfaug", (("lora_r", r), world), (world,)) for r in (4, 16) for world in (a, b)),
+    ]
+    also = study(methods=("sft", "selfaug"), settings=1, grid=grid).points()
+    assert [s.also for s in also if s.method == "sft"] == [
+        (a,), (b,), *((("lora_r", r), world) for r in (4, 16) for world in (a, b))
+    ]  # fmt: skip
+    shared = study(methods=("selfaug",), settings=1, grid=grid, shared={"model_name_or_path": "hub/a"}).runs()
+    assert shared[0].name == "sft_learning_rate=0.001_seed=0"
+    assert shared[1].name == "sft_model_name_or_path=hub-b_learning_rate=0.001_seed=0"
+
+
 def test_a_value_that_all_runs_have_anyway_is_the_same_run() -> None:
     shared = {"num_train_epochs": 1.0, "align_fraction": 1.0}
     plain = study(methods=("selfaug",), settings=1, shared=shared)
@@ -108,6 +126,9 @@ def test_fingerprints_know_what_a_run_depends_on() -> None:
     assert (measured["train"], measured["evaluate"] != same["evaluate"]) == (same["train"], True)
     trained = dataclasses.replace(run, train=(*run.train, "--warmup_steps", "2"))
     assert not set(one.fingerprints(trained).values()) & set(same.values())
+    moved = dataclasses.replace(one, shift=("--layers", "false")).fingerprints(run)
+    assert {name: moved[name] for name in same} == same
+    assert set(moved) - set(same) == {"shift"}
 
 
 def test_the_order_and_spelling_of_options_is_no_difference() -> None:

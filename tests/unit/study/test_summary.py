@@ -14,7 +14,7 @@ from selfaug.evaluation.results import write_results
 from selfaug.study.grid import Setting
 from selfaug.study.picture import draw
 from selfaug.study.scores import half_of, read_scores
-from selfaug.study.summary import summary, yardstick
+from selfaug.study.summary import joined, summary, yardstick
 from selfaug.study.table import markdown
 from tests.made_runs import part, results
 
@@ -73,19 +73,19 @@ def test_axes_areas_and_the_front(tmp_path: Path) -> None:
     assert [p["setting"] for p in found["points"] if p.get("front")] == [SFT.label, alpha(2).label, alpha(8).label]
     assert found["says"] == "No rival dominates selfaug anywhere on its curve."
     assert found["curves"][0]["chosen"] == alpha(2).label
-    text = markdown(found)
+    text = markdown(joined({"": found}))
     assert "0.90 [0.90, 0.90]" in text
-    draw(found, tmp_path / "a.svg")
-    draw(found, tmp_path / "b.svg")
+    draw(joined({"": found}), tmp_path / "a.svg")
+    draw(joined({"": found}), tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_what_lies_outside_the_picture_is_counted(tmp_path: Path) -> None:
     found = compared(tmp_path, {SFT: [(0.8, 0.5)], alpha(2): [(0.8, 0.8)], alpha(8): [(0.8, 0.1)]})
-    draw(found, tmp_path / "a.svg")
+    draw(joined({"": found}), tmp_path / "a.svg")
     assert "1 of 3 settings lie outside" in (tmp_path / "a.svg").read_text()
     inside = compared(tmp_path / "b", {SFT: [(0.8, 0.5)], alpha(2): [(0.8, 0.8)]})
-    draw(inside, tmp_path / "b.svg")
+    draw(joined({"": inside}), tmp_path / "b.svg")
     assert "lie outside" not in (tmp_path / "b.svg").read_text()
 
 
@@ -131,8 +131,28 @@ def test_a_rival_that_beats_it_is_named(tmp_path: Path) -> None:
 def test_nothing_lost_or_gained_is_said(tmp_path: Path) -> None:
     kept = compared(tmp_path / "a", {SFT: [(0.8, 0.9)], alpha(2): [(0.8, 0.9)]})
     assert "plain LoRA forgot nothing" in kept["says"]
-    assert "forgot nothing" in markdown(kept)
+    assert "forgot nothing" in markdown(joined({"": kept}))
     assert "gained nothing" in compared(tmp_path / "b", {SFT: [(0.1, 0.5)]})["says"]
+
+
+def test_worlds_stand_side_by_side(tmp_path: Path) -> None:
+    one = compared(tmp_path / "a", {SFT: [(0.8, 0.5)], alpha(2): [(0.74, 0.86)]})
+    flat = compared(tmp_path / "b", {SFT: [(0.8, 0.95)], alpha(2): [(0.8, 0.95)]})
+    found = joined({"m=a": one, "m=b": flat})
+    assert found["says"] == (
+        "m=a: No rival dominates selfaug anywhere on its curve. "
+        "m=b: plain LoRA forgot nothing: there is nothing to scale by."
+    )
+    assert [p["world"] for p in found["points"]] == ["m=a", "m=a", "m=b", "m=b"]
+    text = markdown(found)
+    assert "m=a: Base: task 0.2, general 0.9. LoRA (sft learning_rate=0.001): task 0.8, general 0.5." in text
+    assert "m=b: Base: task 0.2, general 0.9. LoRA (sft learning_rate=0.001): task 0.8, general 0.95." in text
+    assert text.count("| selfaug alpha=2") == 3  # chosen in the one, and a point of each
+    for point in found["points"]:
+        point["shift"] = [0.25, 0.5]
+    assert "| 0.375 |" in markdown(found)
+    draw(found, tmp_path / "a.svg")
+    assert "front" not in (tmp_path / "a.svg").read_text()
 
 
 def test_other_items_are_refused(tmp_path: Path) -> None:
