@@ -157,18 +157,33 @@ def test_forgetting_is_what_a_metric_lost(tmp_path: Path, higher: bool) -> None:
         "group": "general", "name": "ifeval", "key": "k", "settings": {}, "data": {}, "prompts": "p", "items": 10,
         "left_out": {}, "counts": {}, "seconds": {}, "metrics": {"strict": entry},
     }  # fmt: skip
-    results = {"schema": 1, "created": "", "command": [], **empty, "parts": {"general/ifeval": part}}
+    results = {
+        "schema": 1,
+        "created": "",
+        "command": [],
+        **empty,
+        "parts": {"task": {**part, "group": "task"}, "general:ifeval": part, "text:a": part},
+    }
     assert problems(results) == []
     (run.path / "results.json").write_text(json.dumps(results))
-    for name in ("general/ifeval", "general/ifeval:strict"):
+    for name in ("general:ifeval", "general:ifeval:strict", "task", "task:strict", "general"):
         (point,), _ = points_of(run, where="question", direction="base_to_tuned", forgetting=name)
         assert point.forgetting == pytest.approx(0.25 if higher else -0.25)
-    with pytest.raises(ConfigError, match=r"no part 'general/ifevel'. Did you mean 'general/ifeval'"):
-        points_of(run, where="question", direction="base_to_tuned", forgetting="general/ifevel")
+    with pytest.raises(ConfigError, match=r"no part 'general:ifevel'. Did you mean 'general:ifeval'"):
+        points_of(run, where="question", direction="base_to_tuned", forgetting="general:ifevel")
     with pytest.raises(ConfigError, match=r"no metric 'strct'. Did you mean 'strict'"):
-        points_of(run, where="question", direction="base_to_tuned", forgetting="general/ifeval:strct")
+        points_of(run, where="question", direction="base_to_tuned", forgetting="general:ifeval:strct")
+    worse = json.loads(json.dumps(part))
+    worse["metrics"]["strict"]["tuned"]["value"] = 0.25 if higher else 1.0
+    (run.path / "results.json").write_text(json.dumps({**results, "parts": {**results["parts"], "text:a": worse}}))
+    (point,), _ = points_of(run, where="question", direction="base_to_tuned", forgetting="general")
+    assert point.forgetting == pytest.approx((0.25 + 0.5) / 2 if higher else (-0.25 + 0.25) / 2)
+    worse["metrics"]["strict"]["unit"] = "nats/token"
+    (run.path / "results.json").write_text(json.dumps({**results, "parts": {**results["parts"], "text:a": worse}}))
+    with pytest.raises(ConfigError, match="different units"):
+        points_of(run, where="question", direction="base_to_tuned", forgetting="general")
     with pytest.raises(ConfigError, match="finished weights alone"):
-        points_of(run, where="question", direction="base_to_tuned", forgetting="general/ifeval", every=True)
+        points_of(run, where="question", direction="base_to_tuned", forgetting="general:ifeval", every=True)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     add("direction", "of the KL (default: base_to_tuned)", metavar="NAME")
     add(
         "forgetting",
-        "'nll', the rise of the NLL of general text; or PART or PART:METRIC of results.json (default: nll)",
+        "'nll', the rise of the NLL of general text; or of results.json 'general', the mean loss of all general parts, "
+        "or PART or PART:METRIC (default: nll)",
         metavar="WHAT",
     )
     add("points", "'runs' for finished weights, 'checkpoints' for every measured one", choices=["runs", "checkpoints"])

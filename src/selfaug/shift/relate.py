@@ -22,10 +22,12 @@ from selfaug.shift.tally import TOTALS
 if TYPE_CHECKING:
     from selfaug.run_folder import RunFolder
 
-__all__ = ["DIRECTIONS", "NLL", "PLACES", "Coefficient", "Point", "Relation", "points_of", "relate"]
+__all__ = ["DIRECTIONS", "GENERAL", "NLL", "PLACES", "Coefficient", "Point", "Relation", "points_of", "relate"]
 
 PLACES = (*REGIONS, *TOTALS)
 DIRECTIONS = ("base_to_tuned", "tuned_to_base")
+GENERAL = "general"
+"""The forgetting that is the mean loss of all general parts."""
 NLL = "nll"
 """The forgetting that needs no evaluation: tuned minus base NLL of general text, nats per token."""
 _FEWEST = 3
@@ -78,7 +80,8 @@ def points_of(
         run: With a ``shift.json``.
         where: One of ``PLACES``; a run may lack it.
         direction: One of ``DIRECTIONS``.
-        forgetting: ``NLL``, or a metric of ``results.json`` as ``part`` (its primary metric) or ``part:metric``.
+        forgetting: ``NLL``, ``GENERAL``, or a metric of ``results.json`` as ``part`` (its primary metric) or
+            ``part:metric``.
         every: Each measured checkpoint, not only the finished weights; ``results.json`` has only these.
 
     Raises:
@@ -136,12 +139,21 @@ def _lost_metric(run: RunFolder, name: str) -> float:
     from selfaug.evaluation.results import primary, read_results
 
     results = read_results(run.path / "results.json")
-    part, _, metric = name.partition(":")
-    if part not in results["parts"]:
-        known = list(results["parts"])
+    known = list(results["parts"])
+    if name == GENERAL:
+        entries = [entry for _, entry in primary(results, GENERAL).values()]
+        if len({entry["unit"] for entry in entries}) != 1:
+            raise ConfigError(
+                f"--forgetting {GENERAL}: the general parts of {run.path} have different units, or there are none, and "
+                "their mean would be of nothing", f"name one: {', '.join([NLL, *known])}.",
+            )  # fmt: skip
+        return sum(map(_lost, entries)) / len(entries)
+    part, metric = (name, "") if name in known else name.rpartition(":")[::2]  # names of parts have colons of their own
+    if part not in known:
+        part = name if name.count(":") < 2 else part
         raise ConfigError(
             f"--forgetting {name!r}: {run.path} has no part {part!r}.{nearest(part, known)}",
-            f"one of {', '.join([NLL, *known])}.",
+            f"one of {', '.join([NLL, GENERAL, *known])}.",
         )
     metrics = results["parts"][part]["metrics"]
     chosen = metric or primary(results).get(part, ("", {}))[0]
@@ -150,7 +162,10 @@ def _lost_metric(run: RunFolder, name: str) -> float:
             f"--forgetting {name!r}: the part has no metric {chosen!r}.{nearest(chosen, metrics)}",
             f"write {part}:METRIC with one of {', '.join(metrics)}.",
         )
-    entry = metrics[chosen]
+    return _lost(metrics[chosen])
+
+
+def _lost(entry: Mapping[str, Any]) -> float:
     rise = float(entry["tuned"]["value"]) - float(entry["base"]["value"])
     return -rise if entry["higher_is_better"] else rise
 
