@@ -3,8 +3,8 @@ r"""What did each run of a comparison reach, in plain scores? A table and a pict
     python benchmarks/raw_scores.py STUDY --metric exact_match --picture docs/images/lab-rates.svg
 
 `compare` scales both axes by what LoRA gained and lost and reports half of the items; here stand the task's score and
-the mean of the general parts of all items, in percent, a mark a setting (the mean of its seeds), a line a curve. Every
-other setting with the seeds of the plain yardstick is held against it, pair by pair: the same seeds, the same items;
+the mean of the general parts of all items, shares in percent, a mark a setting (the mean of its seeds), a line a curve.
+Every other setting with the seeds of the plain yardstick is held against it, pair by pair: the same seeds and items;
 95 % intervals by bootstrap over seeds, then items. `won back` is (general - plain) / (base - plain).
 """
 
@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from measure import table
 
 from selfaug.evaluation.results import items_of, primary, read_results, read_samples
@@ -24,36 +25,50 @@ Point = tuple[float, float]
 
 
 def score(results: dict[str, Any], metric: str, whose: str) -> Point:
-    """Of one run: the task's metric, and the mean over the general parts of each one's own; in percent."""
-    task = next(part["metrics"][metric] for part in results["parts"].values() if part["group"] == "task")[whose][
-        "value"
-    ]
-    general = [entry[whose]["value"] for _, entry in primary(results, "general").values()]
-    return 100 * task, 100 * sum(general) / len(general)
+    """Of one run: the task's metric, and the mean over the general parts of each one's own."""
+    task = next(part["metrics"][metric] for part in results["parts"].values() if part["group"] == "task")
+    general = [scale(entry) * entry[whose]["value"] for _, entry in primary(results, "general").values()]
+    return scale(task) * task[whose]["value"], sum(general) / len(general)
+
+
+def scale(entry: dict[str, Any]) -> float:
+    """Shares are shown in percent, nats as they are."""
+    return 100.0 if entry["unit"] == "fraction" else 1.0
 
 
 def pairs(plain: list[Path], tuned: list[Path], metric: str | None) -> list[tuple[Items, Items]]:
-    """(plain, other) of each seed, item by item: of the task's metric, or with ``None`` of every general item."""
+    """(plain, other) of each seed, item by item: of the task's metric, or with ``None`` of all general items.
+
+    Parts are pooled, each in its primary metric: a part weighs as much as it has items (or tokens).
+    """
     return list(zip(*([_items(run, metric) for run in runs] for runs in (plain, tuned)), strict=True))
 
 
 def _items(run: Path, metric: str | None) -> Items:
+    results = read_results(run / "results.json")
+    names = {part: metric or name for part, (name, _) in primary(results, "task" if metric else "general").items()}
     samples = sorted(read_samples(run / "samples.jsonl"), key=lambda s: (s["part"], str(s["id"])))
-    return items_of([s for s in samples if s["part"].startswith("general:") == (metric is None)], metric or "acc")[1]
+    each = [items_of([s for s in samples if s["part"] == part], name)[1] for part, name in sorted(names.items())]
+    return Items(
+        *(np.concatenate([getattr(items, side) for items in each]) for side in ("numerator_n", "denominator_n"))
+    )
 
 
-def against(runs: dict[str, list[Path]], plain: str, metric: str, scores: dict[str, Point]) -> list[list[str]]:
-    """What each setting differs by from the plain one, in points."""
+def against(
+    runs: dict[str, list[Path]], plain: str, metric: str, scores: dict[str, Point], scales: Point
+) -> list[list[str]]:
+    """What each setting differs by from the plain one, in points or nats."""
     lines = []
     for setting, folders in runs.items():
         if setting.startswith("sft") or len(folders) != len(runs[plain]):
             continue
         line = [setting]
-        for of in (metric, None):
+        for of, by in zip((metric, None), scales, strict=True):
             found = difference(pairs(runs[plain], folders, of), shared_items=True)
             assert found is not None
             low, high = found.interval or (float("nan"), float("nan"))
-            line.append(f"{100 * found.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+            digits = 1 if by == 100 else 4
+            line.append(f"{by * found.value:+.{digits}f} [{by * low:+.{digits}f}, {by * high:+.{digits}f}]")
         lost = scores["base"][1] - scores[plain][1]
         lines.append([*line, f"{(scores[setting][1] - scores[plain][1]) / lost:.0%}"])
     return lines
@@ -75,9 +90,8 @@ def draw(curves: dict[str, list[tuple[float, Point]]], base: Point, metric: str,
             axes.plot(xs, ys, color=colour, marker=marker, markersize=5, linewidth=1.2, label=name)
             for value, point in points:
                 axes.annotate(f"{value:g}", point, textcoords="offset points", xytext=(6, -3), fontsize=7, color=colour)
-        axes.set_xlabel(f"task, {metric.replace('_', ' ')}, percent")
-        axes.set_ylabel("general, mean, percent")
-        axes.set_ylim(0, 102)
+        axes.set_xlabel(f"task, {metric.replace('_', ' ')}")
+        axes.set_ylabel("general, mean")
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.legend(frameon=False, loc="lower left")
         figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else {})
@@ -105,17 +119,20 @@ def show(world: dict[str, Any], points: list[dict[str, Any]], args: argparse.Nam
         runs[label] = [args.study / "runs" / name for name in point["runs"]]
         found = [read_results(run / "results.json") for run in runs[label]]
         each = [score(results, args.metric, "tuned") for results in found]
-        scores["base"] = score(found[0], args.metric, "base")
+        results = found[0]
+        scores["base"] = score(results, args.metric, "base")
         scores[label] = (sum(task for task, _ in each) / len(each), sum(general for _, general in each) / len(each))
         curves.setdefault(point["curve"], []).append((point["value"], scores[label]))
-        lines.append([label, str(len(found)), *map("{:.1f}".format, scores[label])])
+        lines.append([label, str(len(found)), *map("{:.4g}".format, scores[label])])
     head = ["setting", "seeds", f"task, {args.metric}", "general"]
     if world["world"]:
         print(f"\n{world['world']}\n")
-    print(table(head, [["base", "", *map("{:.1f}".format, scores["base"])], *lines]))
+    print(table(head, [["base", "", *map("{:.4g}".format, scores["base"])], *lines]))
     plain = world["lora"]["setting"]
-    if found_lines := against(runs, plain, args.metric, scores):
-        print("\n" + table([f"minus {plain}", "task, points", "general, points", "won back"], found_lines))
+    part = next(part for part in results["parts"].values() if part["group"] == "task")
+    scales = scale(part["metrics"][args.metric]), scale(next(iter(primary(results, "general").values()))[1])
+    if found_lines := against(runs, plain, args.metric, scores, scales):
+        print("\n" + table([f"minus {plain}", "task", "general", "won back"], found_lines))
     if args.picture:
         path = args.picture.with_stem("-".join([args.picture.stem, *world["world"].replace("/", "-").split()]))
         draw(curves, scores["base"], args.metric, path)
