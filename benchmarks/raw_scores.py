@@ -74,7 +74,7 @@ def against(
     return lines
 
 
-def draw(curves: dict[str, list[tuple[float, Point]]], base: Point, metric: str, path: Path) -> None:
+def draw(curves: dict[str, list[tuple[float, Point]]], base: Point, metric: str, scales: Point, path: Path) -> None:
     """The same numbers give the same bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -90,8 +90,11 @@ def draw(curves: dict[str, list[tuple[float, Point]]], base: Point, metric: str,
             axes.plot(xs, ys, color=colour, marker=marker, markersize=5, linewidth=1.2, label=name)
             for value, point in points:
                 axes.annotate(f"{value:g}", point, textcoords="offset points", xytext=(6, -3), fontsize=7, color=colour)
-        axes.set_xlabel(f"task, {metric.replace('_', ' ')}")
-        axes.set_ylabel("general, mean")
+        units = [", percent" if by == 100 else ", nats" for by in scales]
+        axes.set_xlabel(f"task, {metric.replace('_', ' ')}{units[0]}")
+        axes.set_ylabel(f"general, mean{units[1]}")
+        if scales[1] == 100:
+            axes.set_ylim(0, 102)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.legend(frameon=False, loc="lower left")
         figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else {})
@@ -135,7 +138,7 @@ def show(world: dict[str, Any], points: list[dict[str, Any]], args: argparse.Nam
         print("\n" + table([f"minus {plain}", "task", "general", "won back"], found_lines))
     if args.picture:
         path = args.picture.with_stem("-".join([args.picture.stem, *world["world"].replace("/", "-").split()]))
-        draw(curves, scores["base"], args.metric, path)
+        draw(curves, scores["base"], args.metric, scales, path)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
         (("--grid", "dataset_name=./none,./near"), "none' does not exist"),
         (("--dataset_name", "./none.jsonl"), "none.jsonl' does not exist"),
         (("--grid", "model_name_or_path=./none"), "none' does not exist"),
+        (("--grid", "dataset_name=a/x/y.jsonl,b/x/y.jsonl"), "one folder"),
         (("--shift", "true", "--data", "a.jsonl", "b.jsonl"), "data names 2"),
         (("--alpha", "1"), "varies itself"),
         (("--learning_rat", "1"), "--learning_rat"),
@@ -203,6 +204,15 @@ def test_nothing_general_is_refused(words: list[str], tmp_path: Path, capsys: py
     assert "nothing general is measured" in capsys.readouterr().err
 
 
+def test_a_shipped_model_is_the_same_run_under_its_short_name(words: list[str]) -> None:
+    place = words.index("--model_name_or_path")
+    settings, train = compare._settings([*words[: place + 1], "lab", *words[place + 2 :]])
+    runs = study_of({**settings, "grid": {"model_name_or_path": ["lab:small", "lab"]}}, train).runs()
+    assert [run.name for run in runs if run.setting.method == "sft"] == [
+        "sft_model_name_or_path=lab-small_learning_rate=0.02_seed=0", "sft_learning_rate=0.02_seed=0"
+    ]  # fmt: skip
+
+
 def test_what_a_seed_holds_out_is_no_common_ground(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,10 +245,11 @@ def test_worlds_have_a_base_and_a_yardstick_of_their_own_and_shift_comes_later(
     bases = [world["base"] for world in found["worlds"]]
     assert bases[0] != bases[1]
     first = numbers(tmp_path / "mine")["worlds"][0]
-    assert {**found["worlds"][0], "world": ""} == {**first, "lora": found["worlds"][0]["lora"]}
+    setting = first["lora"].pop("setting").replace("sft", f"sft {names[0]}")
+    assert found["worlds"][0] == {**first, "world": names[0], "lora": {**first["lora"], "setting": setting}}
     for world in names:
         ends = [p for p in found["points"] if p["world"] == world and p["setting"].startswith("sft")]
-        assert [(p["task"], p["retention"]) for p in ends] in ([(1.0, 0.0)], [])
+        assert [(p["task"], p["retention"]) for p in ends] == [(1.0, 0.0)]
         assert all(p["setting"].split()[1] == world for p in found["points"] if p["world"] == world)
     shifts = {p["setting"]: p["shift"][0] for p in found["points"]}
     assert len(set(shifts.values())) == 4

@@ -12,7 +12,7 @@ from selfaug.errors import ConfigError
 from selfaug.terminal import emit, say
 
 if TYPE_CHECKING:
-    from selfaug.study.grid import Setting, Study, World
+    from selfaug.study.grid import Pairs, Setting, Study
     from selfaug.study.run import Failure
 
 __all__ = ["show"]
@@ -67,7 +67,7 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
     say(f"written: {folder}/{name}.md, .json" + (", .svg" if whole["curves"] else ""))
 
 
-def _worlds(study: Study, folder: Path) -> dict[World, dict[Setting, list[Path]]]:
+def _worlds(study: Study, folder: Path) -> dict[Pairs, dict[Setting, list[Path]]]:
     """The finished runs of each setting of each world."""
     from selfaug.study.run import folder_of, is_finished
 

@@ -72,7 +72,7 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
         strengths={method: [_number(method, value) for value in values] for method, values in strengths.items()},
         options=options,
         grid=grid,
-        shared=shared_options(values, grid),
+        shared=_as_the_grid_says(shared_options(values, grid), grid),
     )
     trained = {run.name: run.train for run in study.runs()}
     for run in study.runs():
@@ -103,6 +103,15 @@ def _worlds(grid: dict[str, list[Any]], train: Sequence[str]) -> list[str]:
             if not any(word.partition("=")[0].lstrip("-").replace("-", "_") == name for word in train):
                 words += [f"--{name}", grid[name][0]]
     return words
+
+
+def _as_the_grid_says(shared: dict[str, Any], grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """A shared model under the grid's own name for it: `lab` stands for a folder."""
+    from selfaug.lab.shipped import resolve
+
+    name = "model_name_or_path"
+    same = [value for value in grid.get(name, ()) if resolve(value) == shared.get(name)]
+    return {**shared, name: same[0]} if same else shared
 
 
 def _shift(settings: Mapping[str, Any]) -> tuple[str, ...] | None:

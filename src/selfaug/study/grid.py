@@ -19,11 +19,11 @@ from typing import Any
 from selfaug.errors import ConfigError
 from selfaug.methods import get_method
 
-__all__ = ["WORLD", "Run", "Setting", "Study", "World", "strengths_of", "swept", "told"]
+__all__ = ["WORLD", "Pairs", "Run", "Setting", "Study", "strengths_of", "swept", "told"]
 
 WORLD = ("model_name_or_path", "dataset_name")
 """Train options that change what a setting is measured against."""
-World = tuple[tuple[str, Any], ...]
+Pairs = tuple[tuple[str, Any], ...]
 
 RATIO = 4.0
 """Between neighbouring strengths that nobody chose."""
@@ -48,7 +48,7 @@ class Setting:
     also: tuple[tuple[str, Any], ...] = ()
 
     @property
-    def world(self) -> World:
+    def world(self) -> Pairs:
         """Those of the grid's options that it shares with what it is compared with."""
         return tuple((name, value) for name, value in self.also if name in WORLD)
 
@@ -164,11 +164,11 @@ class Study:
         return tuple(words)
 
 
-def _product(grid: Mapping[str, Sequence[Any]]) -> list[World]:
+def _product(grid: Mapping[str, Sequence[Any]]) -> list[Pairs]:
     return list(itertools.product(*([(name, value) for value in values] for name, values in grid.items())))
 
 
-def told(pairs: World) -> list[str]:
+def told(pairs: Pairs) -> list[str]:
     """Options and their values, of a path its last two parts."""
     return [f"{name}={'/'.join(str(value).split('/')[-2:])}" for name, value in pairs]
 
