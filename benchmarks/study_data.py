@@ -5,9 +5,9 @@
 
 Writes `train.jsonl` and `test.jsonl` (canonical rows whose prompt, as `selfaug train` renders it, and answer fit the
 model's 512 tokens whole; other stories or articles in each), `stories.jsonl` (what the base can do: texts to be
-measured on) and `replay.jsonl` (others of the same kind, for methods that may see them). In the lab the rows are those of
-`selfaug lab task`, what the base can do is measured by `--general lab`, and `replay.jsonl` has conversations of the same
-skills, from their training part.
+measured on) and `replay.jsonl` (others of the same kind, for methods that may see them). In the lab the rows are those
+of `selfaug lab task`, what the base can do is measured by `--general lab`, and `replay.jsonl` has conversations of the
+same skills, from their training part.
 """
 
 from __future__ import annotations
