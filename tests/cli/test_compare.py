@@ -178,12 +178,12 @@ def test_comparisons_in_one_folder_share_their_runs(
     assert main([*both, *grid]) == 0
     more = [(command[3], Path(command[command.index("--output_dir") + 1]).name)
             for command in commands[4:] if command[3] == "train"]  # fmt: skip
-    assert more == [("train", "selfaug_align_boundary=True_alpha=2_seed=0")]
+    assert more == [("train", "selfaug_align_boundary=true_alpha=2_seed=0")]
     assert len(commands) == 6
     assert (tmp_path / "mine" / "comparison.md").read_text() == table
     found = json.loads((tmp_path / "mine" / "boundary.json").read_text())
     assert [point["runs"] for point in found["points"]] == [
-        ["sft_learning_rate=0.02_seed=0"], ["selfaug_alpha=2_seed=0"], ["selfaug_align_boundary=True_alpha=2_seed=0"]
+        ["sft_learning_rate=0.02_seed=0"], ["selfaug_alpha=2_seed=0"], ["selfaug_align_boundary=true_alpha=2_seed=0"]
     ]  # fmt: skip
     assert (tmp_path / "mine" / "boundary.svg").exists()
     capsys.readouterr()

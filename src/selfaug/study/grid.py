@@ -169,8 +169,9 @@ def _product(grid: Mapping[str, Sequence[Any]]) -> list[Pairs]:
 
 
 def told(pairs: Pairs) -> list[str]:
-    """Options and their values, of a path its last two parts."""
-    return [f"{name}={'/'.join(str(value).split('/')[-2:])}" for name, value in pairs]
+    """Options and their values as they are typed, of a path its last two parts."""
+    typed = [(name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in pairs]
+    return [f"{name}={'/'.join(value.split('/')[-2:])}" for name, value in typed]
 
 
 def _options(words: Sequence[str]) -> list[list[str]]:

@@ -75,6 +75,13 @@ def test_a_grid_varies_all_but_the_yardstick() -> None:
     assert [s.curve for s in both] == ["sft", "sft lora_r=4", "sft lora_r=16", "selfaug lora_r=4", "selfaug lora_r=16"]
 
 
+def test_a_grid_names_values_as_they_are_typed() -> None:
+    found = study(methods=("selfaug",), grid={"align_boundary": [True]}, strengths={"selfaug": [2]}).runs()
+    assert {run.name for run in found if run.setting.method == "selfaug" and run.seed == 0} == {
+        "selfaug_align_boundary=true_alpha=2_seed=0"
+    }
+
+
 def test_a_grid_of_models_or_data_sets_makes_worlds() -> None:
     grid = {"lora_r": [4, 16], "model_name_or_path": ["hub/a", "hub/b"]}
     found = study(methods=("selfaug",), settings=1, grid=grid).points()
