@@ -4,8 +4,9 @@ r"""What did each run of a comparison reach, in plain scores? A table and a pict
 
 `compare` scales both axes by what LoRA gained and lost and reports half of the items; here stand the task's score and
 the mean of the general parts of all items, shares in percent, a mark a setting (the mean of its seeds), a line a curve.
-Every other setting with the seeds of the plain yardstick is held against it, pair by pair: the same seeds and items;
-95 % intervals by bootstrap over seeds, then items. `won back` is (general - plain) / (base - plain).
+Every other setting with the seeds of the plain yardstick (or of the one that `--against` names) is held against it,
+pair by pair: the same seeds and items; 95 % intervals by bootstrap over seeds, then items. `won back` is
+(general - plain) / (base - plain).
 """
 
 from __future__ import annotations
@@ -55,16 +56,16 @@ def _items(run: Path, metric: str | None) -> Items:
 
 
 def against(
-    runs: dict[str, list[Path]], plain: str, metric: str, scores: dict[str, Point], scales: Point
+    runs: dict[str, list[Path]], one: str, plain: str, metric: str, scores: dict[str, Point], scales: Point
 ) -> list[list[str]]:
-    """What each setting differs by from the plain one, in points or nats."""
+    """What each setting differs by from `one`, in points or nats, and how much of what the plain one lost it keeps."""
     lines = []
     for setting, folders in runs.items():
-        if setting.startswith("sft") or len(folders) != len(runs[plain]):
+        if setting == one or setting.startswith("sft") or len(folders) != len(runs[one]):
             continue
         line = [setting]
         for of, by in zip((metric, None), scales, strict=True):
-            found = difference(pairs(runs[plain], folders, of), shared_items=True)
+            found = difference(pairs(runs[one], folders, of), shared_items=True)
             assert found is not None
             low, high = found.interval or (float("nan"), float("nan"))
             digits = 1 if by == 100 else 4
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="Folder of a finished comparison.")
     parser.add_argument("--name", default="comparison", help="Of its table.")
     parser.add_argument("--metric", default="exact_match", help="Of the task.")
+    parser.add_argument("--against", metavar="SETTING", help="As the table names it (default: the plain yardstick).")
     parser.add_argument("--picture", type=Path, help="SVG or PNG.")
     args = parser.parse_args()
     comparison = json.loads((args.study / f"{args.name}.json").read_text("utf-8"))
@@ -134,8 +136,11 @@ def show(world: dict[str, Any], points: list[dict[str, Any]], args: argparse.Nam
     plain = world["lora"]["setting"]
     part = next(part for part in results["parts"].values() if part["group"] == "task")
     scales = scale(part["metrics"][args.metric]), scale(next(iter(primary(results, "general").values()))[1])
-    if found_lines := against(runs, plain, args.metric, scores, scales):
-        print("\n" + table([f"minus {plain}", "task", "general", "won back"], found_lines))
+    one = args.against or plain
+    if one not in runs:
+        raise SystemExit(f"error: --against: {one!r} is none of {', '.join(runs)}")
+    if found_lines := against(runs, one, plain, args.metric, scores, scales):
+        print("\n" + table([f"minus {one}", "task", "general", "won back"], found_lines))
     if args.picture:
         path = args.picture.with_stem("-".join([args.picture.stem, *world["world"].replace("/", "-").split()]))
         draw(curves, scores["base"], args.metric, scales, path)
