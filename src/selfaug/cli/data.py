@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.inputs import looks_local, missing_path
+from selfaug.data.folders import HELD_OUT, split_file
 from selfaug.data.leaks import check_leaks
 from selfaug.data.read import Loaded, read_rows
 from selfaug.data.split import split_by_document
@@ -24,7 +24,6 @@ __all__ = ["Source", "Sources", "read_sources"]
 
 _SHOWN_PROBLEMS = 5
 _TRL_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids"})
-_TEST_NAMES = ("held_out", "validation", "dev")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def read_sources(settings: Settings) -> Sources:
     if not name:
         raise ConfigError("no data is given", "pass --dataset_name, a file, a folder or a data set of the hub.")
     train_split, test_split = settings.script.dataset_train_split, settings.script.dataset_test_split
-    train = _read(settings, _split_of_folder(name, (train_split,)), train_split, "dataset_name")
+    train = _read(settings, str(split_file(name, (train_split,)) or name), train_split, "dataset_name")
     if settings.run.held_out is not None:
         return _hold_out(train, settings.run.held_out, settings.training.seed)
     if settings.run.eval_dataset is not None:
@@ -97,13 +96,13 @@ def read_sources(settings: Settings) -> Sources:
         return Sources(train, evaluation)
     if not wants_eval:
         return Sources(train)
-    beside = _split_of_folder(name, (test_split, *_TEST_NAMES))
-    if looks_local(name) and beside == name:
+    beside = split_file(name, (test_split, *HELD_OUT))
+    if looks_local(name) and beside is None:
         raise ConfigError(
             f"eval_strategy asks for evaluation, and {name} has no {test_split} split beside its training data",
             "pass --eval_dataset FILE or --held_out 0.1, or leave --eval_strategy out.",
         )
-    return Sources(train, _read(settings, beside, test_split, "dataset_name"))
+    return Sources(train, _read(settings, str(beside or name), test_split, "dataset_name"))
 
 
 def _read(settings: Settings, name: str, split: str, setting: str) -> Source:
@@ -152,17 +151,6 @@ def _say_leaks(train: Source, evaluation: Source) -> None:
         say(f"{evaluation.name} is not independent of the training data:")
         for line in leaks.lines():
             say(f"  {line}")
-
-
-def _split_of_folder(name: str, splits: Sequence[str]) -> str:
-    """The file of a split where ``name`` is a folder that has one (as `selfaug prepare` writes), else ``name``."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        for split in splits:
-            found = sorted(path for path in folder.glob(f"{split}.*") if path.is_file())
-            if found:
-                return str(found[0])
-    return name
 
 
 def _hub_table(settings: Settings, name: str, split: str) -> Dataset | IterableDataset:

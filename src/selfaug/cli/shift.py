@@ -47,7 +47,10 @@ class Settings:
 def _flags(parser: argparse.ArgumentParser) -> None:
     add = adder(parser)
     add("checkpoints", "'last' for the finished weights alone, 'all' for every checkpoint too", choices=["last", "all"])
-    add("dataset_name", "file of records or messages (default: what the run was evaluated on, else its training data)")
+    add(
+        "dataset_name",
+        "file of records or messages (default: what the run evaluated on or held out, else its training data)",
+    )
     add("on_bad_row", "what a row that cannot be used does (default: error)", choices=["error", "skip"])
     add("limit", "rows of it, drawn by the seed; 0 for all (default: 200)", type=int, metavar="N")
     add("general_text", "text that is no part of the task: a .txt file, or .json with a list of texts", metavar="FILE")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.cli.inputs import looks_local, missing_path
+from selfaug.data.folders import HELD_OUT, split_file
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record
 from selfaug.data.split import split_by_document
@@ -15,8 +16,6 @@ from selfaug.errors import ConfigError, DataError
 from selfaug.provenance import files_of
 
 __all__ = ["TaskData", "task_data"]
-
-_HELD_OUT_FILES = ("test", "held_out", "validation", "dev")  # as `train` looks for them beside its training file
 
 
 @dataclass(frozen=True)
@@ -84,15 +83,15 @@ def _of_run(
         return _read(str(config["eval_dataset"]), form, split, on_bad_row, "eval_dataset")
     if config.get("held_out") and name:
         split = str(config.get("dataset_train_split") or "train")
-        items, described, bad = _read(name, form, split, on_bad_row, "dataset_name")
+        trained = str(split_file(name, (split,)) or name)
+        items, described, bad = _read(trained, form, split, on_bad_row, "dataset_name")
         _check_unchanged(described, manifest, name)
         fraction, seed = float(config["held_out"]), int(config.get("seed") or 0)
         kept: list[Any] = split_by_document(items, fraction, seed).held_out
         return kept, {**described, "held_out": fraction, "held_out_seed": seed}, bad
-    folder = Path(name).expanduser()
-    beside = [path for stem in _HELD_OUT_FILES for path in sorted(folder.glob(f"{stem}.*"))] if folder.is_dir() else []
-    if beside:
-        return _read(str(beside[0]), form, "test", on_bad_row, "dataset_name")
+    beside = split_file(name, HELD_OUT)  # as `train` looks for it beside its training file
+    if beside is not None:
+        return _read(str(beside), form, "test", on_bad_row, "dataset_name")
     raise ConfigError(
         "the run held no data out and was not evaluated on any, so there is nothing to measure its task on",
         "pass --data FILE with questions that it was not trained on, or --no_task to measure only general ability.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfaug.data.encode import conversation_tokens
 from selfaug.data.fit import fit_documents, fit_ids, fit_record
+from selfaug.data.folders import HELD_OUT, split_file
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record
 from selfaug.data.split import split_by_document
@@ -31,6 +32,8 @@ Item = TypeVar("Item")
 def data_of_run(config: dict[str, Any]) -> tuple[str, str]:
     """The path or name of the data that a run was evaluated on, else trained on, and its split.
 
+    Of a folder the split's file is taken, as `train` does; what was held out lies beside the training file.
+
     Raises:
         ConfigError: If the run was trained on a mixture, which has no one name.
     """
@@ -38,7 +41,9 @@ def data_of_run(config: dict[str, Any]) -> tuple[str, str]:
     if config.get("eval_dataset"):
         return str(config["eval_dataset"]), str(config.get("dataset_test_split") or "test")
     if config.get("dataset_name"):
-        return str(config["dataset_name"]), train
+        name = str(config["dataset_name"])
+        beside = () if config.get("held_out") else HELD_OUT
+        return str(split_file(name, (*beside, train)) or name), train
     raise ConfigError(
         "the run was trained on a mixture of data sets, so there is no one to measure on",
         "pass --dataset_name FILE.",
