@@ -20,6 +20,9 @@ from selfaug.cli.main import main
 from tests.cli.conftest import ENVIRONMENT, Cli
 from tests.models import save_tiny, tiny
 
+SHORT = 60
+"""Tokens that all rows fit but one."""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -187,6 +190,38 @@ def test_comparisons_in_one_folder_share_their_runs(
     ]  # fmt: skip
     assert (tmp_path / "mine" / "boundary.svg").exists()
     capsys.readouterr()
+
+
+def test_runs_of_other_lengths_are_measured_on_the_same_rows(
+    words: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = in_forks(cli, monkeypatch)
+    rows = [json.loads(line) for line in Path(words[words.index("--data") + 1]).read_text().splitlines()]
+    rows[0]["question"] = " ".join(f"w{i % 90 + 3}" for i in range(40))  # does not fit the short length
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    place = words.index("--seeds")
+    command = ["compare", "--methods", "selfaug", *words[place:], "--data", str(tmp_path / "long.jsonl")]
+    grid = [
+        "--grid",
+        f"max_length={SHORT},512",
+        "--max_length",
+        "512",
+        "--shift",
+        "true",
+        "--output_dir",
+        str(tmp_path / "mine"),
+    ]
+    assert main([*command, *grid]) == 0, capsys.readouterr().err
+    measured = {(words[3], Path(words[4]).name): words for words in commands if words[3] in ("evaluate", "shift")}
+    for verb in ("evaluate", "shift"):
+        assert "--max_length" not in measured[verb, "selfaug_alpha=2_seed=0"]
+        short = measured[verb, f"selfaug_max_length={SHORT}_alpha=2_seed=0"]
+        assert short[short.index("--max_length") + 1] == "512"
+    sources = [json.loads(path.read_text())["sources"] for path in (tmp_path / "mine").glob("runs/*/shift.json")]
+    assert [source["data"]["measured"] for source in sources] == [12, 12, 12]
+    capsys.readouterr()
+    assert main([*command, *grid, "--max_length", "none"]) == 2
+    assert "pass --max_length N" in capsys.readouterr().err
 
 
 def test_what_a_preset_will_set_is_not_taken_for_the_default() -> None:

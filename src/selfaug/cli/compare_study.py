@@ -59,6 +59,11 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
             "held_out draws other rows with each seed, and runs are compared on the same",
             "split once by `selfaug prepare`, and pass --data held_out.jsonl.",
         )
+    if "max_length" in grid and values["max_length"] is None:
+        raise ConfigError(
+            "grid: max_length is varied, and runs that are trained without a limit are measured without one",
+            "pass --max_length N, at which all of them are measured on the same rows.",
+        )
     evaluate = [word for name in MEASURING if settings.get(name) is not None for word in _words(name, settings[name])]
     study = Study(
         methods=tuple(settings["methods"]),

@@ -138,11 +138,18 @@ class Study:
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """Of what a run's weights and its results are a function of, besides files and versions."""
-        train, evaluate = _options(run.train), _options(self.evaluate)
-        parts: dict[str, Any] = {"train": train, "evaluate": [train, evaluate]}
-        if self.shift is not None:
-            parts["shift"] = [train, _options(self.shift)]
+        train = _options(run.train)
+        parts: dict[str, Any] = {"train": train}
+        for verb in ("evaluate", *(() if self.shift is None else ("shift",))):
+            parts[verb] = [train, _options(self.measuring(run, verb))]
         return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in parts.items()}
+
+    def measuring(self, run: Run, verb: str) -> tuple[str, ...]:
+        """Words of ``selfaug evaluate`` or ``shift``: on the same rows, whatever length the run was trained at."""
+        words = self.evaluate if verb == "evaluate" else self.shift or ()
+        if "max_length" not in dict(run.apart):
+            return words
+        return (*words, "--max_length", str(self.shared["max_length"]))
 
     def _run(self, setting: Setting, seed: int) -> Run:
         apart = tuple(

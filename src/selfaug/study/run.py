@@ -160,11 +160,12 @@ def _one(study: Study, study_folder: Path, run: Run, device: str | None, lock: i
         failure = _verb(run, folder, ["train", *run.train, "--output_dir", str(folder), *again], device, lock)
         if failure is not None:
             return failure
-    measuring = {"evaluate": (*study.evaluate, "--store", str(study_folder / "measured")), "shift": study.shift or ()}
+    store = {"evaluate": ("--store", str(study_folder / "measured"))}
     for verb in _RESULTS:
         if verb not in wanted or _is_measured(folder, verb, stamp, wanted):
             continue
-        failure = _verb(run, folder, [verb, str(folder), *measuring[verb]], device, lock)
+        words = [verb, str(folder), *study.measuring(run, verb), *store.get(verb, ())]
+        failure = _verb(run, folder, words, device, lock)
         if failure is not None:
             return failure
         stamp[verb] = wanted[verb]
