@@ -201,16 +201,8 @@ def test_runs_of_other_lengths_are_measured_on_the_same_rows(
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     place = words.index("--seeds")
     command = ["compare", "--methods", "selfaug", *words[place:], "--data", str(tmp_path / "long.jsonl")]
-    grid = [
-        "--grid",
-        f"max_length={SHORT},512",
-        "--max_length",
-        "512",
-        "--shift",
-        "true",
-        "--output_dir",
-        str(tmp_path / "mine"),
-    ]
+    command += ["--max_length", "512", "--output_dir", str(tmp_path / "mine")]
+    grid = ["--grid", f"max_length={SHORT},512", "--shift", "true"]
     assert main([*command, *grid]) == 0, capsys.readouterr().err
     measured = {(words[3], Path(words[4]).name): words for words in commands if words[3] in ("evaluate", "shift")}
     for verb in ("evaluate", "shift"):
