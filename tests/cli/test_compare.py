@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,14 +94,16 @@ def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
     blocked.mkdir(parents=True)
     (blocked / "checkpoints").write_text("in the way")
     assert main(["compare", *words, "--output_dir", str(folder)]) == 1
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "Failed: dft_power=1_seed=0" in out
     assert "| selfaug alpha=2 " in out
+    assert re.search(r"^1 of 3: sft_learning_rate=0.02_seed=0; \d:\d\d:\d\d to go$", err, re.MULTILINE)
     results = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/results.json")}
     assert len(results) == 2
 
     (blocked / "checkpoints").unlink()
     assert main(["compare", *words, "--output_dir", str(folder)]) == 0
+    assert "3 of 3: dft_power=1_seed=0\n" in capsys.readouterr().err
     assert all(path.stat().st_mtime_ns == before for path, before in results.items())
     assert main(["compare", *words, "--output_dir", str(whole)]) == 0
     assert numbers(folder) == numbers(whole)

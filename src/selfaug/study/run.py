@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
@@ -124,27 +126,36 @@ def _run_all(
     waiting = [run for run in every if not is_finished(study_folder, study, run)]
     done = len(every) - len(waiting)
     say(f"{len(every)} runs, {done} of them finished before")
+    before, started = done, time.monotonic()
     failures: list[Failure] = []
     free = list(devices)
-    going: dict[Future[Failure | None], str | None] = {}
+    going: dict[Future[Failure | None], tuple[Run, str | None]] = {}
     with ThreadPoolExecutor(len(devices)) as pool:
         while waiting or going:
             while waiting and free:
-                device = free.pop(0)
-                going[pool.submit(_one, study, study_folder, waiting.pop(0), device, lock)] = device
+                run, device = waiting.pop(0), free.pop(0)
+                going[pool.submit(_one, study, study_folder, run, device, lock)] = run, device
             finished, _ = wait(going, return_when=FIRST_COMPLETED)
             for future in finished:
-                free.append(going.pop(future))
+                run, device = going.pop(future)
+                free.append(device)
                 failure = future.result()
                 done += 1
                 if failure is None:
-                    say(f"{done} of {len(every)}")
+                    left = (time.monotonic() - started) / (done - before) * (len(every) - done)
+                    say(f"{done} of {len(every)}: {run.name}" + (f"; {_shown(left)} to go" if left else ""))
                 elif failure.code in _STOPPED:
                     raise KeyboardInterrupt
                 else:
                     failures.append(failure)
                     say(f"{done} of {len(every)}: {failure.run.name} failed: {failure.says}")
     return failures
+
+
+def _shown(seconds: float) -> str:
+    """Hours, minutes and seconds; rounded up, since runs of different methods take different times."""
+    step = 10 if seconds < 600 else 60
+    return str(timedelta(seconds=math.ceil(seconds / step) * step))
 
 
 def _one(study: Study, study_folder: Path, run: Run, device: str | None, lock: int) -> Failure | None:
