@@ -143,7 +143,7 @@ def _run_all(
                 done += 1
                 if failure is None:
                     left = (time.monotonic() - started) / (done - before) * (len(every) - done)
-                    say(f"{done} of {len(every)}: {run.name}" + (f"; {_shown(left)} to go" if left else ""))
+                    say(f"{done} of {len(every)}: {run.name}" + (f"; {_rounded_up(left)} to go" if left else ""))
                 elif failure.code in _STOPPED:
                     raise KeyboardInterrupt
                 else:
@@ -152,8 +152,8 @@ def _run_all(
     return failures
 
 
-def _shown(seconds: float) -> str:
-    """Hours, minutes and seconds; rounded up, since runs of different methods take different times."""
+def _rounded_up(seconds: float) -> str:
+    """As hours, minutes and seconds; not to the second, since runs of different methods take different times."""
     step = 10 if seconds < 600 else 60
     return str(timedelta(seconds=math.ceil(seconds / step) * step))
 
