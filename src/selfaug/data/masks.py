@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selfaug.data.template import ChatTemplate, matcher, trim_turn
+import numpy as np
+from numpy.typing import NDArray
+
+from selfaug.data.template import ChatTemplate, TemplateRefusedError, common_beginning, matcher, trim_turn, whole_pieces
+from selfaug.data.thoughts import FIELDS, after_opening, in_fields, is_closed, split_thought
 from selfaug.data.tokens import response_tail, text_ids
+from selfaug.data.traced import DOCUMENTS, FIXED, Message, Trace, trace, unseen_tools
 from selfaug.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,58 +22,96 @@ if TYPE_CHECKING:
 
 __all__ = ["conversation_labels"]
 
-Span = tuple[int, int]
-Messages = Sequence[Mapping[str, Any]]
-
 _GENERATION = re.compile(r"\{%(-|\+)?\s*generation\s*(-|\+)?%\}")
 _END = re.compile(r"\{%(-|\+)?\s*endgeneration\s*(-|\+)?%\}")
 # Private-use characters, which no sane text holds: they mark places in a rendered text.
-_OPEN, _CLOSE, _WORD = "\ue0f3", "\ue0f4", "\ue0f5\ue0f6"
+_OPEN, _CLOSE = "\ue0f3", "\ue0f4"
 _REMEDY = "give a chat template with {% generation %} around what the assistant writes, or prompt/completion rows."
+_LEAVE = "leave such rows out (--on_bad_row skip), or give a chat template that writes it."
+
+
+class _Turn(NamedTuple):
+    """An assistant turn in the rendered text.
+
+    Args:
+        start: Where the generation prompt ends.
+        end: Behind the end of turn.
+        opened: What else the generation prompt writes there, which the template does not write in this turn.
+    """
+
+    start: int
+    end: int
+    opened: str = ""
 
 
 def conversation_labels(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Messages,
+    messages: Sequence[Message],
     tools: Sequence[Any] | None = None,
     documents: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    trained: Sequence[bool] | None = None,
+    notes: Counter[str] | None = None,
 ) -> tuple[list[int], list[int]]:
     """``input_ids`` and ``labels``: each assistant turn's words and its end of turn keep their ids, the rest is -100.
 
-    Where the template has ``{% generation %}`` markers, they decide. Elsewhere a turn is what the template adds
-    between the opening of the assistant's turn (the generation prompt, not labelled) and the turn's end; where a
-    template changes earlier turns when later ones come (or refuses part of a conversation), a turn is found by
-    rendering the conversation with other words in it. What the template writes after the last end of turn is left
-    out, and EOS is added where the last turn does not end with it. Where a token would lie half in a turn, the text
-    is tokenised apart there, as it is when the model generates.
+    A turn begins where the template ends what it writes with ``add_generation_prompt`` at that place, and ends with
+    what it writes after the turn's words when the turn is the last or the next prompt follows. Where each character
+    of the text comes from is found by rendering the conversation in other letters (:mod:`selfaug.data.traced`): a turn
+    that would hold a character of another message, or not all of its own, is refused. ``{% generation %}`` markers can
+    leave out a turn or a part of it, but add nothing to it; where the bounds cannot be found, they decide alone.
+
+    Where the generation prompt opens a thought that the template leaves out of the last turn, the text there is the
+    generation prompt, the answer's own thought or none, and its words. What the template writes after the last end of
+    turn is left out, and EOS is added where the last turn does not end with it. Where a token would lie half in a
+    turn, the text is tokenised apart there, as it is when the model generates.
 
     Args:
-        tokenizer: Any; its own template is used where ``chat_template`` is ``None``.
-        messages: Objects with ``role`` and ``content``, and what the template knows besides.
+        tokenizer: The model's; its own template is used where ``chat_template`` is ``None``.
+        messages: Objects with ``role`` and ``content``, and what the template knows besides. Arguments of tool calls
+            are given to the template as objects or as JSON texts, whichever it writes.
         tools: JSON schemas for the template.
         documents: Documents for the template.
         chat_template: The template's text, or its name among the tokenizer's.
         chat_template_kwargs: More variables for the template.
+        trained: Whether each message is trained, if it is the assistant's; ``None`` for all.
+        notes: Cleared, and given the counts of ``thoughts_dropped`` (not in the text), ``thoughts_closed`` (opened by
+            the prompt, and the answer has none) and ``thoughts_unprompted`` (the prompt says that there is none).
 
     Returns:
         Two lists of the same length; labels are -100 or the id at the same place.
 
     Raises:
-        DataError: If there is no assistant turn or no template, the template refuses the conversation, or its
-            assistant turns cannot be told from the rest exactly.
+        DataError: If there is no assistant turn or no template, the template refuses the conversation or leaves a part
+            of it out, or its assistant turns cannot be told from the rest exactly.
     """
     template = ChatTemplate(tokenizer, chat_template, tools, documents, chat_template_kwargs or {})
     turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     if not turns:
         raise DataError("a conversation has no assistant turn, so there is nothing to train on", "leave it out.")
+    turns = [i for i in turns if trained is None or trained[i]]
+    if not turns:
+        raise DataError("no assistant turn of a conversation is to be trained (weight 0)", "leave it out.")
+    shown, found = _shown(template, messages)
     marked = _GENERATION.search(template.source) is not None
-    text, spans = _marked_spans(template, messages) if marked else _turn_spans(template, messages, turns)
-    if not text[spans[-1][1] :].strip():
-        text = text[: spans[-1][1]]
-    tail = [] if marked or len(text) > spans[-1][1] else response_tail(tokenizer, text)
-    ids, places = _tokenise(tokenizer, text, [place for span in spans for place in span])
+    try:
+        bounds: dict[int, _Turn] | None = _bounds(found, turns)
+    except DataError:
+        if not marked:
+            raise
+        bounds = None
+    spans = _marked(template, shown, found, turns, bounds) if marked else bounds or {}
+    kept = _check(found, spans, whole=not marked)
+    text, places = _finish(template, shown, found.text, spans, kept)
+    if notes is not None:
+        notes.clear()
+        notes.update(+kept)
+    last = places[-1]
+    if not text[last:].strip():
+        text = text[:last]
+    tail = [] if len(text) > last else response_tail(tokenizer, text)
+    ids, places = _tokenise(tokenizer, text, places)
     labels = [-100] * len(ids)
     for start, end in zip(places[::2], places[1::2], strict=True):
         labels[start:end] = ids[start:end]
@@ -79,40 +123,225 @@ def _problem(template: ChatTemplate, what: str) -> DataError:
     return DataError(f"the chat template of {name!r} {what}, so the assistant's tokens cannot be told exactly", _REMEDY)
 
 
-def _marked_spans(template: ChatTemplate, messages: Messages) -> tuple[str, list[Span]]:
-    """The rendered text and the character spans inside the template's generation markers.
-
-    A mark is written inside each marker, with a block of the marker's own white-space control on its other side, so
-    that the template strips the same white space as before. (``return_assistant_tokens_mask`` maps characters to
-    tokens by offsets, and loses a turn where a tokenizer trims them.)
-    """
-    source = _GENERATION.sub(lambda m: f'{m[0]}{{{{ "{_OPEN}" }}}}{{% set _ = 0 {m[2] or ""}%}}', template.source)
-    source = _END.sub(lambda m: f'{{%{m[1] or ""} set _ = 0 %}}{{{{ "{_CLOSE}" }}}}{m[0]}', source)
-    pieces = re.split(f"([{_OPEN}{_CLOSE}])", template.render(messages, source=source))
-    text, spans = "", []
-    for i in range(0, len(pieces), 2):
-        inside = i > 0 and pieces[i - 1] == _OPEN
-        if inside and pieces[i]:
-            spans.append((len(text), len(text) + len(pieces[i])))
-        text += pieces[i]
-    if not spans or text != template.render(messages):
-        raise _problem(template, "has {% generation %} markers that mark nothing here")
-    return text, spans
+def _left_out(template: ChatTemplate, what: str) -> DataError:
+    name = template.tokenizer.name_or_path
+    return DataError(f"the chat template of {name!r} leaves out {what}, so the model would not see it", _LEAVE)
 
 
-def _turn_spans(template: ChatTemplate, messages: Messages, turns: Sequence[int]) -> tuple[str, list[Span]]:
-    text = template.render(messages)
-    spans: list[Span] = []
+def _shown(template: ChatTemplate, messages: Sequence[Message]) -> tuple[Sequence[Message], Trace]:
+    """The messages in the form in which the template writes all of them, and their trace."""
+    refused: DataError | None = None
+    for form in _forms(messages):
+        try:
+            found = _traced_whole(template, form)
+        except DataError as error:
+            # That something is missing says more than that another form is refused.
+            if refused is None or (isinstance(refused, TemplateRefusedError) > isinstance(error, TemplateRefusedError)):
+                refused = error
+        else:
+            return _with_thoughts(template, form, found)
+    assert refused is not None
+    raise refused
+
+
+def _traced_whole(template: ChatTemplate, messages: Sequence[Message]) -> Trace:
+    unseen = unseen_tools(template, messages)
+    if unseen is not None:
+        raise _left_out(template, unseen)
+    found = trace(template, messages)
+    _require_all(found, messages)
+    return found
+
+
+def _with_thoughts(
+    template: ChatTemplate, messages: Sequence[Message], found: Trace
+) -> tuple[Sequence[Message], Trace]:
+    """The same, with thoughts in a field of their own where the template writes those otherwise than ``<think>``."""
+    moved = [in_fields(message) for message in messages]
+    if moved == list(messages):
+        return messages, found
+    try:
+        other = _traced_whole(template, moved)
+    except DataError:
+        return messages, found
+
+    def shown(trace: Trace) -> int:
+        counts = np.bincount(trace.codes[trace.codes >= 0], minlength=len(trace.texts))
+        return sum(text.kind == "thought" and count > 0 for text, count in zip(trace.texts, counts, strict=True))
+
+    same = "".join(other.text.split()) == "".join(found.text.split())
+    return (messages, found) if same or shown(other) < shown(found) else (moved, other)
+
+
+def _forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """The messages with the arguments of tool calls as objects, as most templates take them, and as JSON texts."""
+    if not any(message.get("tool_calls") for message in messages):
+        yield list(messages)
+        return
+    for as_text in (False, True):
+        yield [
+            {**message, "tool_calls": [_call(call, as_text) for call in message["tool_calls"]]}
+            if message.get("tool_calls")
+            else message
+            for message in messages
+        ]
+
+
+def _call(call: Any, as_text: bool) -> Any:
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _call(call["function"], as_text)}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str) and not as_text:
+        try:
+            read = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return dict(call)
+        return {**call, "arguments": read} if isinstance(read, dict) else dict(call)
+    if isinstance(arguments, Mapping) and as_text:
+        return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return dict(call)
+
+
+def _require_all(found: Trace, messages: Sequence[Message]) -> None:
+    """Refuse a text in which words or tool calls are missing, whoever said them; thoughts may be."""
+    counts = np.bincount(found.codes[found.codes >= 0], minlength=len(found.texts))
+    for text, count in zip(found.texts, counts, strict=True):
+        if text.kind != "thought" and count < text.size:
+            raise _left_out(found.template, text.name if count == 0 else f"a part of {text.name}")
+    for _, name in found.hidden:
+        raise _left_out(found.template, name)
+    for place, message in enumerate(messages):
+        for call in message.get("tool_calls") or ():
+            arguments = (call.get("function") or call).get("arguments") if isinstance(call, Mapping) else None
+            if isinstance(arguments, Mapping) and str(arguments) in found.text and len(arguments):
+                written = json.dumps(arguments, ensure_ascii=False)
+                if written != str(arguments) and written not in found.text:
+                    raise _problem(found.template, f"writes the arguments of message {place} as Python, not as JSON")
+
+
+def _bounds(found: Trace, turns: Sequence[int]) -> dict[int, _Turn]:
+    """The turns by what the template writes before and after them."""
+    bounds: dict[int, _Turn] = {}
+    counts = np.bincount(found.codes[found.codes >= 0], minlength=len(found.texts))
+    for text, count in zip(found.texts, counts, strict=True):
+        if text.message in turns and text.kind in ("words", "argument") and count > text.size:
+            raise _problem(found.template, f"writes {text.name} in several places")
+    before = 0
     for turn in turns:
-        start, end = _prefix_span(template, messages, turn, text) or _changed_span(template, messages, turn, text)
-        end = start + len(trim_turn(text[start:end], template.controls))
-        last = turn == len(messages) - 1
-        if not last and not matcher(template.controls).search(text, start, end):
-            end += _late_eos(template, text[end:])
-        if start < (spans[-1][1] if spans else 0):
-            raise _problem(template, f"writes message {turn} before the one that it follows")
-        spans.append((start, end))
-    return text, spans
+        own = np.flatnonzero(found.owner == turn)
+        if not own.size:
+            raise _left_out(found.template, f"the words of message {turn}")
+        words = own[[found.texts[code].kind != "name" for code in found.codes[own]]]
+        between = found.owner[int(words[0]) : int(words[-1])] if words.size else found.owner[:0]
+        _refuse_others(found, turn, between)
+        start, opened = _start(found, turn, int(own[0]))
+        end = _end(found, turn, int(own[0]), int(own[-1]) + 1)
+        end = start + len(trim_turn(found.text[start:end], found.template.controls))
+        if turn < len(found.messages) - 1 and not matcher(found.template.controls).search(found.text, start, end):
+            end += _late_eos(found.template, found.text[end:])
+        if start < before:
+            raise _problem(found.template, f"writes message {turn} before the one that it follows")
+        bounds[turn] = _Turn(start, end, opened)
+        before = end
+    return bounds
+
+
+def _start(found: Trace, turn: int, first: int) -> tuple[int, str]:
+    """Where the generation prompt before the turn ends, and what of it is not in the text there."""
+    head = found.template.try_render(found.messages[:turn], generation=True)
+    if head is not None and found.traced.startswith(head) and len(head) <= first:
+        return len(head), ""
+    others = np.flatnonzero(found.owner[:first] != FIXED)
+    at = int(others[-1]) + 1 if others.size else 0
+    between = found.traced[at : first + 1]
+    header = _header(found)
+    if head is None:
+        # The template refuses the conversation up to here.
+        if not header or between.count(header) != 1:
+            raise _problem(found.template, f"does not open message {turn} as it opens a generation prompt")
+        return at + between.index(header) + len(header), ""
+    codes = found.codes_of(head)
+    known = np.flatnonzero(codes != FIXED)
+    prompt = head[int(known[-1]) + 1 if known.size else 0 :]
+    if known.size and others.size and codes[known[-1]] != found.codes[at - 1]:
+        raise _problem(found.template, f"writes something else before message {turn} than before its generation prompt")
+    shared = common_beginning(prompt, between, found.template.controls)
+    base = found.template.try_render(found.messages[:turn])
+    added = head[len(base) :] if base is not None and head.startswith(base) else header or ""
+    of_header = prompt[max(len(prompt) - len(added), 0) : shared]
+    if added.strip() and not of_header.strip():
+        raise _problem(found.template, f"does not open message {turn} as it opens a generation prompt")
+    return at + shared, prompt[shared:]
+
+
+def _header(found: Trace) -> str | None:
+    """What the template adds for ``add_generation_prompt`` behind a question; ``None`` where that cannot be told."""
+    template = found.template
+
+    def added(messages: Sequence[Message]) -> str | None:
+        base, head = template.try_render(messages), template.try_render(messages, generation=True)
+        return head[common_beginning(base, head, template.controls) :] if base is not None and head else None
+
+    header: str | None = template.once("header", lambda: added([{"role": "user", "content": "x"}]))
+    return header if header is not None else added(found.messages)
+
+
+def _end(found: Trace, turn: int, first: int, behind: int) -> int:
+    """Where the turn ends: behind what follows its words in the text and also where it is the last.
+
+    Args:
+        found: The trace.
+        turn: The place of its message.
+        first: The place of its first character.
+        behind: The place behind its last character. A name may come once more, in the header of its tool's message.
+    """
+    template = found.template
+    if turn == len(found.messages) - 1:
+        _refuse_opening(found, first, found.traced[behind:], turn)
+        return len(found.traced)
+    others = np.flatnonzero((found.owner[first:] != FIXED) & (found.owner[first:] != turn))
+    until = first + int(others[0]) if others.size else len(found.traced)
+    behind = first + int(np.flatnonzero(found.owner[first:until] == turn)[-1]) + 1
+    part = 0
+    for generation in (False, True):
+        whole = template.try_render(found.messages[: turn + 1], generation=generation)
+        if whole is None:
+            continue
+        codes = found.codes_of(whole)
+        own = np.flatnonzero(codes != FIXED)
+        if not own.size or found.texts[codes[own[-1]]].message != turn:
+            continue
+        tail = whole[int(own[-1]) + 1 :]
+        # The text that is last where the turn is last, and its last character here.
+        last = codes[own[-1]]
+        same = np.flatnonzero(found.codes[first:until] == last)
+        count = int(np.count_nonzero(codes == last))
+        at = first + int(same[count - 1]) + 1 if same.size >= count else behind
+        if generation:
+            header = _header(found)
+            if not header or not tail.endswith(header):
+                continue
+            tail = tail[: -len(header)]
+        else:
+            _refuse_opening(found, first, tail, turn)
+        shared = common_beginning(tail, found.traced[at:until], template.controls)
+        if shared >= len(tail.rstrip()):
+            return at + shared
+        if not generation and matcher(template.controls).search(tail, 0, shared):
+            part = at + shared
+    if not part:
+        raise _problem(template, f"ends message {turn} otherwise where another one follows")
+    return part
+
+
+def _refuse_opening(found: Trace, first: int, tail: str, turn: int) -> None:
+    """Refuse a template that opens the next turn behind a conversation's end though it is not asked to."""
+    before = found.traced[:first]
+    same = next((i for i, (a, b) in enumerate(zip(reversed(before), reversed(tail), strict=False)) if a != b), len(tail))
+    if re.search(r"\w", whole_pieces(tail, len(tail) - same, found.template.controls)) and not _header(found):
+        raise _problem(found.template, f"opens another turn behind message {turn} without being asked to")
 
 
 def _late_eos(template: ChatTemplate, rest: str) -> int:
@@ -122,71 +351,105 @@ def _late_eos(template: ChatTemplate, rest: str) -> int:
     return found + len(eos) if eos and rest.startswith(eos, found) else 0
 
 
-def _prefix_span(template: ChatTemplate, messages: Messages, turn: int, text: str) -> Span | None:
-    """The turn by prefix differences, or ``None`` where the rendered parts are no prefixes of the whole."""
-    head = template.try_render(messages[:turn], generation=True)
-    whole = template.try_render(messages[: turn + 1])
-    if head is None or whole is None or not whole.startswith(head) or not text.startswith(whole):
-        return None
-    words = str(messages[turn].get("content") or "").strip()
-    if not words or words in text[len(head) : len(whole)]:
-        return len(head), len(whole)
-    # The template changes the words: they must at least be found where the prefixes say.
-    start, end = _words_span(template, messages, turn, text)
-    return (len(head), len(whole)) if len(head) <= start and end <= len(whole) else None
+def _marked(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    found: Trace,
+    turns: Sequence[int],
+    bounds: Mapping[int, _Turn] | None,
+) -> dict[int, _Turn]:
+    """What the template's generation markers hold of each turn, within its bounds where they are known.
+
+    A mark is written inside each marker, with a block of the marker's own white-space control on its other side, so
+    that the template strips the same white space as before. (``return_assistant_tokens_mask`` maps characters to
+    tokens by offsets, and loses a turn where a tokenizer trims them.)
+    """
+    source = _GENERATION.sub(lambda m: f'{m[0]}{{{{ "{_OPEN}" }}}}{{% set _ = 0 {m[2] or ""}%}}', template.source)
+    source = _END.sub(lambda m: f'{{%{m[1] or ""} set _ = 0 %}}{{{{ "{_CLOSE}" }}}}{m[0]}', source)
+    pieces = re.split(f"([{_OPEN}{_CLOSE}])", template.render(messages, source=source))
+    marks, length = [], 0
+    for i in range(0, len(pieces), 2):
+        if i > 0 and pieces[i - 1] == _OPEN and pieces[i]:
+            marks.append((length, length + len(pieces[i])))
+        length += len(pieces[i])
+    if "".join(pieces[::2]) != found.text:
+        raise _problem(template, "writes something else with marks in its {% generation %} blocks")
+    spans: dict[int, _Turn] = {}
+    for start, end in marks:
+        end = start + len(trim_turn(found.text[start:end], template.controls))
+        owners = found.owner[start:end]
+        for turn in turns if bounds is not None else set(owners.tolist()) & set(turns):
+            own = bounds[turn] if bounds is not None else _Turn(start, end)
+            low, high = max(start, own.start), min(end, own.end)
+            if low >= high:
+                continue
+            if turn in spans and np.any(found.owner[spans[turn].end : low] != FIXED):
+                raise _problem(template, f"has {{% generation %}} markers in several parts of message {turn}")
+            begin = spans[turn].start if turn in spans else low
+            spans[turn] = _Turn(begin, high, own.opened if begin == own.start else "")
+    if not spans:
+        raise _problem(template, "has {% generation %} markers that mark nothing here")
+    return dict(sorted(spans.items(), key=lambda item: item[1].start))
 
 
-def _changed_span(template: ChatTemplate, messages: Messages, turn: int, text: str) -> Span:
-    """The turn by its words, and what follows them both here and where the turn is the last."""
-    start, end = _words_span(template, messages, turn, text)
-    whole = template.try_render(messages[: turn + 1])
-    tail = (
-        template.end_of_turn if whole is None else whole[_words_span(template, messages[: turn + 1], turn, whole)[1] :]
+def _check(found: Trace, spans: Mapping[int, _Turn], *, whole: bool) -> Counter[str]:
+    """Refuse spans with another message's characters or, if ``whole``, without all of their own; count the thoughts."""
+    notes: Counter[str] = Counter()
+    counts = np.bincount(found.codes[found.codes >= 0], minlength=len(found.texts))
+    before = 0
+    for turn, span in spans.items():
+        owners, codes = found.owner[span.start : span.end], found.codes[span.start : span.end]
+        _refuse_others(found, turn, owners)
+        if span.start < before:
+            raise _problem(found.template, f"writes message {turn} before the one that it follows")
+        if not np.any(owners == turn):
+            raise _left_out(found.template, f"all words of message {turn}")
+        before = span.end
+        inside = np.bincount(codes[codes >= 0], minlength=len(found.texts))
+        for i, text in enumerate(found.texts):
+            if text.message != turn or not text.size:
+                continue
+            if text.kind == "thought" and not counts[i]:
+                notes["thoughts_dropped"] += 1
+            elif whole and (inside[i] < text.size or (text.kind != "name" and counts[i] > inside[i])):
+                raise _problem(found.template, f"writes {text.name} outside of its turn")
+            elif text.kind == "thought" and is_closed(span.opened):
+                notes["thoughts_unprompted"] += 1
+    return notes
+
+
+def _refuse_others(found: Trace, turn: int, owners: NDArray[np.int64]) -> None:
+    others = owners[(owners != FIXED) & (owners != turn)]
+    if others.size:
+        which = "a document" if others[0] == DOCUMENTS else f"message {others[0]}"
+        raise _problem(found.template, f"writes {which} inside message {turn}")
+
+
+def _finish(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    text: str,
+    spans: Mapping[int, _Turn],
+    notes: Counter[str],
+) -> tuple[str, list[int]]:
+    """The text, its last turn behind the whole generation prompt, and where turns begin and end in it."""
+    places = [place for span in spans.values() for place in (span.start, span.end)]
+    turn = next(reversed(spans))
+    span = spans[turn]
+    if not span.opened or turn < len(messages) - 1 or notes["thoughts_unprompted"]:
+        return text, places
+    message = messages[turn]
+    thought = split_thought(str(message.get("content") or "")).thought or next(
+        (message[key] for key in FIELDS if isinstance(message.get(key), str)), ""
     )
-    head = template.try_render(messages[:turn], generation=True)
-    if head is not None and len(head) <= start and text.startswith(head):
-        start = len(head)
-    return start, end + _common(text[end:], tail, template.controls)
-
-
-def _words_span(template: ChatTemplate, messages: Messages, turn: int, text: str) -> Span:
-    """Where the turn's own words stand in ``text``: the part that differs once they are replaced."""
-    if any(char in text for char in _WORD):
-        raise DataError("a message holds private-use characters (U+E0F5, U+E0F6)", "remove them from the data.")
-    changed = [*messages[:turn], _replaced(messages[turn]), *messages[turn + 1 :]]
-    other = template.try_render(changed)
-    if other is None or _WORD not in other:
-        raise _problem(template, f"does not write the words of message {turn}")
-    if other.count(_WORD) > json.dumps(changed[turn], ensure_ascii=False, default=str).count(_WORD):
-        raise _problem(template, f"writes the words of message {turn} in several places")
-    start = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
-    room = min(len(text), len(other)) - start
-    back = zip(reversed(text), reversed(other), strict=False)
-    same = next((i for i, (a, b) in enumerate(back) if a != b), room)
-    end = len(text) - min(same, room)
-    return start, end
-
-
-def _replaced(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with other words: its content and the values in its tool calls, but not their kinds."""
-
-    def words(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {k: v if k in ("role", "type", "id") else words(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [words(item) for item in value]
-        return _WORD if isinstance(value, str) and value.strip() else value
-
-    return {k: words(v) if k in ("content", "tool_calls") else v for k, v in message.items()}
-
-
-def _common(text: str, tail: str, controls: tuple[str, ...]) -> int:
-    """The length of the common beginning of ``text`` and ``tail``, never ending inside a control string."""
-    same = next((i for i, (a, b) in enumerate(zip(text, tail, strict=False)) if a != b), min(len(text), len(tail)))
-    for match in matcher(controls).finditer(text):
-        if match.start() < same < match.end():
-            return match.start()
-    return same
+    response = after_opening(span.opened, text[span.start : span.end], thought)
+    if response is None:
+        raise _problem(template, f"does not write {span.opened!r}, with which its generation prompt ends, in a turn")
+    if span.opened.strip() and not is_closed(span.opened):
+        # The thought is in the text again, or there was none.
+        notes["thoughts_dropped" if thought.strip() else "thoughts_closed"] += -1 if thought.strip() else 1
+    text = text[: span.start] + span.opened + response
+    return text, [*places[:-2], span.start + len(span.opened), len(text)]
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from selfaug.errors import DataError
 
@@ -18,16 +20,21 @@ if TYPE_CHECKING:
 __all__ = [
     "ChatTemplate",
     "TemplateRefusedError",
+    "common_beginning",
     "control_strings",
     "digest",
     "escape",
     "matcher",
     "template_of",
     "trim_turn",
+    "whole_pieces",
 ]
 
 # Private-use characters do not stand in sane text, so these are found again after rendering.
 _ASKED, _SAID = "\ue0f1question\ue0f2", "\ue0f1answer\ue0f2"
+# What is never cut in two, before and after the control strings: an empty thought; a tag, a word.
+_EMPTY, _PIECES = r"<(\w+)>\s*</\1>\s*", r"<[^<>\s]+>|\[/?[A-Z_]+\]|\w+|."
+_ONCE: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 
 class TemplateRefusedError(DataError):
@@ -93,6 +100,28 @@ def trim_turn(text: str, controls: tuple[str, ...]) -> str:
     return text.rstrip()
 
 
+@lru_cache(maxsize=64)
+def _pieces(controls: tuple[str, ...], empty: bool = False) -> re.Pattern[str]:
+    parts = [_EMPTY] if empty else []
+    return re.compile("|".join([*parts, *(re.escape(text) for text in controls), _PIECES]), re.DOTALL)
+
+
+def common_beginning(text: str, other: str, controls: tuple[str, ...]) -> int:
+    """The length of the common beginning of two texts; it cuts neither a control string nor a tag nor a word."""
+    if other.startswith(text) or text.startswith(other):
+        return min(len(text), len(other))
+    same = next(i for i in range(min(len(text), len(other))) if text[i] != other[i])
+    for one in (text, other):
+        crossing = next(match for match in _pieces(controls).finditer(one) if match.end() > same)
+        same = min(same, crossing.start())
+    return same
+
+
+def whole_pieces(text: str, start: int, controls: tuple[str, ...]) -> str:
+    """The end of ``text`` from ``start`` on, without a beginning that is the end of a control string, tag or word."""
+    return "".join(match.group() for match in _pieces(controls).finditer(text) if match.start() >= start)
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A chat template with everything that it is rendered with.
@@ -126,12 +155,27 @@ class ChatTemplate:
         text: str = self.tokenizer.get_chat_template(self.text, list(self.tools) if self.tools else None)
         return text
 
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, computed once for this tokenizer, template and variables, whatever the tools."""
+        known = _ONCE.setdefault(self.tokenizer, {})
+        key = (name, self.source, json.dumps(dict(self.kwargs), sort_keys=True, default=str))
+        if key not in known:
+            known[key] = make()
+        return known[key]
+
     def render(self, messages: Sequence[Mapping[str, Any]], *, generation: bool = False, source: str = "") -> str:
         """The text of ``messages``; with ``generation`` the opening of an assistant turn stands at its end.
+
+        Where the template takes contents only as lists of parts, texts are given to it so.
 
         Raises:
             TemplateRefusedError: If the template raises an error.
         """
+        if self.takes_parts:
+            messages = [_in_parts(message) for message in messages]
+        return self._write(messages, generation=generation, source=source)
+
+    def _write(self, messages: Sequence[Mapping[str, Any]], *, generation: bool = False, source: str = "") -> str:
         import jinja2
 
         try:
@@ -162,7 +206,22 @@ class ChatTemplate:
     @cached_property
     def controls(self) -> tuple[str, ...]:
         """All control strings of the tokenizer."""
-        return control_strings(self.tokenizer, special_only=False)
+        strings: tuple[str, ...] = self.once("controls", lambda: control_strings(self.tokenizer, special_only=False))
+        return strings
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the template writes a content that is a list of parts, but not one that is a text."""
+
+        def shown(parts: bool) -> bool:
+            messages = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
+            try:
+                text = self._write([_in_parts(message) for message in messages] if parts else messages)
+            except TemplateRefusedError:
+                return False
+            return _ASKED in text and _SAID in text
+
+        return bool(self.once("parts", lambda: not shown(False) and shown(True)))
 
     def facts(self) -> dict[str, Any]:
         """What a renderer keeps of the template: its text and hash, what it takes, and how it ends a turn.
@@ -200,3 +259,8 @@ class ChatTemplate:
                 "choose a chat template that renders text content.",
             )
         return trim_turn(text.partition(_SAID)[2], self.controls)
+
+
+def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else dict(message)

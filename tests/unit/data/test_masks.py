@@ -160,17 +160,16 @@ def test_a_template_that_changes_the_words():
     [
         ("{{ messages[1]['content'] }} is said\n" + QWEN3, "in several places"),
         (
-            CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else '...' }}"),
-            "does not write the words",
+            CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] == 'user' else '...' }}"),
+            "leaves out the words of message 1",
         ),
     ],
     ids=["hoisted", "dropped"],
 )
 def test_turns_that_cannot_be_told_are_refused_by_name(template, problem):
     messages = chat("Who?", "<think>\nhm\n</think>\n\nI am", "Where?", "Paris")
-    with pytest.raises(DataError, match=problem) as caught:
+    with pytest.raises(DataError, match=problem):
         conversation_labels(byte_level(None, "<|im_end|>", template), messages)
-    assert "generation" in caught.value.hint
 
 
 def test_a_call_of_a_tool_is_labelled_and_its_result_is_not():
