@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,7 +77,8 @@ def encode(
         report.escaped.update(renderer.count_specials(item))
         name = f"row {place + 1}" if item.id is None else f"row {place + 1} ({item.id})"
         try:
-            result = _fit(item, tokenizer, renderer, max_length, cut_prompt_left)
+            notes: Counter[str] = Counter()
+            result = _fit(item, tokenizer, renderer, max_length, cut_prompt_left, notes)
         except DataError as error:
             if on_bad_row == "error":
                 raise DataError(f"{name}: {error.message}", error.hint) from error
@@ -87,6 +89,8 @@ def encode(
             rows.append({"input_ids": result.input_ids, "labels": result.labels})
             places.append(place)
             _count(report, item, result)
+            for name_of, count in notes.items():
+                setattr(report, name_of, getattr(report, name_of) + count)
         if progress is not None:
             progress(place + 1)
     return Encoded(rows, report, places)
@@ -97,6 +101,7 @@ def conversation_tokens(
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     documents: Sequence[Document] | None = None,
+    notes: Counter[str] | None = None,
 ) -> tuple[list[int], list[int]]:
     """``input_ids`` and ``labels`` of a conversation, as :func:`selfaug.data.masks.conversation_labels` gives them.
 
@@ -105,6 +110,7 @@ def conversation_tokens(
         tokenizer: The one that ``renderer`` was made for.
         renderer: Its chat template, or where it is ``plain`` one line a turn, ``User:`` and ``Assistant:``.
         documents: Instead of the conversation's own.
+        notes: Cleared, and given the counts that :func:`selfaug.data.masks.conversation_labels` gives.
     """
     kept = conversation.documents if documents is None else tuple(documents)
     item = Conversation(conversation.messages, kept, conversation.id, conversation.tools)
@@ -122,6 +128,7 @@ def conversation_tokens(
         documents=placed if renderer.template_documents else None,
         chat_template=text,
         chat_template_kwargs=renderer.chat_template_kwargs,
+        notes=notes,
     )
 
 
@@ -131,15 +138,16 @@ def _fit(
     renderer: Renderer,
     max_length: int | None,
     cut_prompt_left: bool,
+    notes: Counter[str],
 ) -> FitResult | str:
     """The item's row, or why it does not fit."""
     result: FitResult | None
     if isinstance(item, Record):
-        result = fit_record(item, renderer, tokenizer, max_length if item.documents else None)
+        result = fit_record(item, renderer, tokenizer, max_length if item.documents else None, notes)
     else:
         result = fit_documents(
             item.documents,
-            lambda documents: conversation_tokens(item, tokenizer, renderer, documents),
+            lambda documents: conversation_tokens(item, tokenizer, renderer, documents, notes),
             tokenizer,
             max_length if item.documents else None,
         )

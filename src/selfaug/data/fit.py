@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -45,21 +46,25 @@ class FitResult:
 
 
 def fit_record(
-    record: Record, renderer: Renderer, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    record: Record,
+    renderer: Renderer,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    notes: Counter[str] | None = None,
 ) -> FitResult | None:
     """The record's tokens with as many of its documents as fit in ``max_length``; ``None`` where it cannot fit.
 
     Documents are dropped from the least relevant end: the lowest score where all have one, else the last. Of the
     first that does not fit whole, the beginning stays, cut between tokens, if at least 16 tokens of it fit. A record
     with documents of which nothing fits does not fit. A larger ``max_length`` never keeps less. ``max_length=None``
-    keeps everything.
+    keeps everything. ``notes`` are those of :func:`selfaug.data.tokens.record_tokens`.
 
     Raises:
         ConfigError, DataError: As :func:`selfaug.data.tokens.record_tokens`.
     """
 
     def tokens(documents: Sequence[Document]) -> tuple[Ids, Ids]:
-        prompt, response = record_tokens(renderer, tokenizer, record, documents)
+        prompt, response = record_tokens(renderer, tokenizer, record, documents, notes)
         return prompt + response, [-100] * len(prompt) + response
 
     return fit_documents(record.documents, tokens, tokenizer, max_length)

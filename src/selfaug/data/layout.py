@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from selfaug.data.record import Conversation, Document, Record
+from selfaug.data.thoughts import split_thought
 from selfaug.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from selfaug.data.prompts import Renderer
 
-__all__ = ["blocks", "check", "document", "into_first_user", "map_texts", "plain_template", "texts_of"]
+__all__ = ["answer_texts", "blocks", "check", "document", "into_first_user", "map_texts", "plain_template", "texts_of"]
 
 _PLAIN = (
     "{% for message in messages %}"
@@ -116,19 +117,29 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
+def answer_texts(answer: str) -> list[str]:
+    """An answer's texts and, at the odd places, the tags of a thought that opens it, which are the model's own."""
+    parts = split_thought(answer)
+    return [answer] if not parts.closing or parts.before.strip() else list(parts)
+
+
 def texts_of(renderer: Renderer, item: Record | Conversation) -> Iterator[str]:
     """Every text of the item that reaches the prompt or the response."""
     found: list[str] = []
     if isinstance(item, Record):
         found += [item.question, renderer.system if item.system is None else item.system]
-        found.append(item.answers[0] if item.answers else renderer.abstention)
+        found += answer_texts(item.answers[0] if item.answers else renderer.abstention)[::2]
     else:
 
         def note(text: str) -> str:
             found.append(text)
             return text
 
-        map_texts(item.messages, note)
+        for message in item.messages:
+            if message.get("role") == "assistant" and isinstance(message.get("content"), str):
+                found += answer_texts(message["content"])[::2]
+                message = {**message, "content": ""}
+            map_texts(message, note)
     for entry in item.documents:
         found.append(entry.text)
         if entry.title and renderer.show_titles:

@@ -45,6 +45,9 @@ class LengthReport:
         prompts_cut: Kept rows whose prompt was cut from the left.
         answers_lost: Kept rows with an accepted answer in their documents, but not in what was kept of them.
         escaped: How often each special-token string was made harmless, in the texts of all rows.
+        thoughts_dropped: Thoughts of assistant turns that the chat template leaves out, in kept rows.
+        thoughts_closed: Answers without a thought behind a prompt that opens one, which is closed before them.
+        thoughts_unprompted: Thoughts behind a prompt that says that there is none.
         aligned_tokens: Positions of the kept rows that may be aligned.
         prompt_tokens: Per kept row.
         response_tokens: Per kept row.
@@ -61,6 +64,9 @@ class LengthReport:
     prompts_cut: int = 0
     answers_lost: int = 0
     escaped: Counter[str] = field(default_factory=Counter)
+    thoughts_dropped: int = 0
+    thoughts_closed: int = 0
+    thoughts_unprompted: int = 0
     aligned_tokens: int = 0
     prompt_tokens: list[int] = field(default_factory=list, repr=False)
     response_tokens: list[int] = field(default_factory=list, repr=False)
@@ -110,6 +116,19 @@ class LengthReport:
         ):
             if count:
                 lines.append(f"{count} rows {what}")
+        for count, what in (
+            (self.thoughts_dropped, "thoughts are left out by the chat template and not trained"),
+            (
+                self.thoughts_closed,
+                "answers have no thought and follow a prompt that opens one: it is closed before them",
+            ),
+            (
+                self.thoughts_unprompted,
+                "thoughts are trained where the generation prompt says that there is none (enable_thinking?)",
+            ),
+        ):
+            if count:
+                lines.append(f"{count} {what}")
         if self.escaped:
             names = ", ".join(f"{text!r} {count}" for text, count in self.escaped.most_common(5))
             lines.append(f"{self.escaped_specials} special-token strings in the data made harmless: {names}")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from selfaug.data.template import ChatTemplate, TemplateRefusedError, common_beginning, matcher, trim_turn, whole_pieces
+from selfaug.data.record import is_trained
+from selfaug.data.template import ChatTemplate, TemplateRefusedError, common_beginning, matcher, opens_again, trim_turn
 from selfaug.data.thoughts import FIELDS, after_opening, in_fields, is_closed, split_thought
 from selfaug.data.tokens import response_tail, text_ids
 from selfaug.data.traced import DOCUMENTS, FIXED, Message, Trace, trace, unseen_tools
@@ -51,7 +52,6 @@ def conversation_labels(
     documents: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-    trained: Sequence[bool] | None = None,
     notes: Counter[str] | None = None,
 ) -> tuple[list[int], list[int]]:
     """``input_ids`` and ``labels``: each assistant turn's words and its end of turn keep their ids, the rest is -100.
@@ -69,13 +69,13 @@ def conversation_labels(
 
     Args:
         tokenizer: The model's; its own template is used where ``chat_template`` is ``None``.
-        messages: Objects with ``role`` and ``content``, and what the template knows besides. Arguments of tool calls
+        messages: Objects with ``role`` and ``content``, and what the template knows besides. Turns with a flag against
+            it (:data:`selfaug.data.record.TRAIN_FLAGS`) are not trained. Arguments of tool calls
             are given to the template as objects or as JSON texts, whichever it writes.
         tools: JSON schemas for the template.
         documents: Documents for the template.
         chat_template: The template's text, or its name among the tokenizer's.
         chat_template_kwargs: More variables for the template.
-        trained: Whether each message is trained, if it is the assistant's; ``None`` for all.
         notes: Cleared, and given the counts of ``thoughts_dropped`` (not in the text), ``thoughts_closed`` (opened by
             the prompt, and the answer has none) and ``thoughts_unprompted`` (the prompt says that there is none).
 
@@ -90,9 +90,9 @@ def conversation_labels(
     turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     if not turns:
         raise DataError("a conversation has no assistant turn, so there is nothing to train on", "leave it out.")
-    turns = [i for i in turns if trained is None or trained[i]]
+    turns = [i for i in turns if is_trained(messages[i])]
     if not turns:
-        raise DataError("no assistant turn of a conversation is to be trained (weight 0)", "leave it out.")
+        raise DataError("a conversation has flags (weight 0, say) against training any assistant turn", "leave it out.")
     shown, found = _shown(template, messages)
     marked = _GENERATION.search(template.source) is not None
     try:
@@ -338,9 +338,7 @@ def _end(found: Trace, turn: int, first: int, behind: int) -> int:
 
 def _refuse_opening(found: Trace, first: int, tail: str, turn: int) -> None:
     """Refuse a template that opens the next turn behind a conversation's end though it is not asked to."""
-    before = found.traced[:first]
-    same = next((i for i, (a, b) in enumerate(zip(reversed(before), reversed(tail), strict=False)) if a != b), len(tail))
-    if re.search(r"\w", whole_pieces(tail, len(tail) - same, found.template.controls)) and not _header(found):
+    if opens_again(found.traced[:first], tail, found.template.controls) and not _header(found):
         raise _problem(found.template, f"opens another turn behind message {turn} without being asked to")
 
 
@@ -434,7 +432,7 @@ def _finish(
 ) -> tuple[str, list[int]]:
     """The text, its last turn behind the whole generation prompt, and where turns begin and end in it."""
     places = [place for span in spans.values() for place in (span.start, span.end)]
-    turn = next(reversed(spans))
+    turn = list(spans)[-1]
     span = spans[turn]
     if not span.opened or turn < len(messages) - 1 or notes["thoughts_unprompted"]:
         return text, places

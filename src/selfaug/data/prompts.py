@@ -32,7 +32,7 @@ class Renderer:
 
     Strings that the tokenizer reads as special tokens (such as ``<|im_end|>``) are data, not control, wherever they
     stand in a question, document, answer or message: a space is put after their first character, in training and in
-    serving alike. ``keep_specials`` names those that are wanted (a model's ``[THINK]`` in answers, say).
+    serving alike. ``keep_specials`` names those that are wanted. The tags of a thought that opens an answer stay.
 
     Args:
         mode: ``chat`` (the tokenizer's chat template) or ``plain`` (for tokenizers without one).
@@ -129,6 +129,10 @@ class Renderer:
         """``text`` with its special-token strings made harmless: a space after their first character."""
         return escape(text, self.specials)
 
+    def escape_answer(self, text: str) -> str:
+        """As :meth:`escape`, but for the tags of a thought that opens the text (``<think>``), which stay."""
+        return "".join(part if place % 2 else self.escape(part) for place, part in enumerate(layout.answer_texts(text)))
+
     def count_specials(self, item: Record | Conversation) -> dict[str, int]:
         """How often each special-token string stands in the item's texts, and so is made harmless."""
         counts: dict[str, int] = {}
@@ -162,7 +166,15 @@ class Renderer:
         Special tokens are made harmless; a system text goes to the first user turn where the template refuses it, and
         so do documents where the template takes none.
         """
-        messages: list[Message] = layout.map_texts(conversation.messages, self.escape)
+        messages: list[Message] = [
+            layout.map_texts(message, self.escape)
+            | (
+                {"content": self.escape_answer(message["content"])}
+                if message.get("role") == "assistant" and isinstance(message.get("content"), str)
+                else {}
+            )
+            for message in conversation.messages
+        ]
         if conversation.documents and not self.template_documents:
             documents = "\n\n".join(layout.blocks(self, conversation.documents))
             messages = layout.into_first_user(messages, documents)
@@ -175,7 +187,7 @@ class Renderer:
 
     def response_text(self, record: Record) -> str:
         """What is trained: the first answer, or the abstention text where there is none."""
-        return self.escape(record.answers[0] if record.answers else self.abstention).strip()
+        return self.escape_answer(record.answers[0] if record.answers else self.abstention).strip()
 
     def prompt_text(
         self, tokenizer: PreTrainedTokenizerBase, record: Record, documents: Sequence[Document] | None = None

@@ -11,16 +11,24 @@ from selfaug.data.fields import Fields, RowError, Where
 from selfaug.errors import DataError
 
 __all__ = [
+    "TRAIN_FLAGS",
     "Conversation",
     "Document",
     "Item",
     "Record",
     "RowError",
     "Where",
+    "is_trained",
     "parse_conversation",
     "parse_record",
     "require_documents",
 ]
+
+# Fields of a message that say whether it is trained: OpenAI's and Mistral's `weight` (0 or 1), axolotl's `train` and
+# `training`, ms-swift's `loss` (true or false).
+TRAIN_FLAGS = ("weight", "train", "training", "loss")
+# Those that train a part of a message, which nothing here can.
+_PART_FLAGS = ("train_detail", "training_detail", "loss_scale")
 
 _NO_DOCUMENTS = "give each question at least one document, or fill them from a corpus with --corpus"
 
@@ -101,7 +109,7 @@ class Conversation:
 
     Args:
         messages: Objects with ``role`` and ``content`` (and what a chat template knows besides, such as
-            ``tool_calls``).
+            ``tool_calls``). An assistant's with ``"weight": 0`` or ``"train": false`` is not trained.
         documents: Handed to chat templates that take documents.
         id: The row's name.
         tools: JSON schemas of the tools that the model may call.
@@ -159,13 +167,24 @@ def parse_conversation(row: Mapping[str, Any], where: Where) -> Conversation:
     Content given as a list of text parts is joined; ``tools`` may be a JSON text, as TRL allows.
 
     Raises:
-        RowError: If a message has no role or no text, no message is the assistant's, or a field has another type.
+        RowError: If a message has no role or no text, no message is the assistant's and trained, or a field has another
+            type.
     """
     fields = Fields(row, where)
     messages = tuple(_message(message) for message in fields.objects("messages", "messages") or [])
     if not any(message["role"] == "assistant" for message in messages):
         raise fields.error("messages", "messages of which at least one has the role 'assistant' (what is trained)")
+    if not any(message["role"] == "assistant" and is_trained(message) for message in messages):
+        raise RowError(
+            where, fields.name("messages"), "an assistant message that is trained (weight 1, say, or no flag)",
+            "only assistant messages with a flag against it",
+        )  # fmt: skip
     return Conversation(messages, _documents(fields, False), fields.identifier(), _tools(fields))
+
+
+def is_trained(message: Mapping[str, Any]) -> bool:
+    """Whether none of the message's flags (``TRAIN_FLAGS``) is 0 or false."""
+    return not any(message.get(flag) in (0, False) and message.get(flag) is not None for flag in TRAIN_FLAGS)
 
 
 def require_documents(fields: Fields, documents: tuple[Document, ...], key: str, needed: bool) -> tuple[Document, ...]:
@@ -196,6 +215,7 @@ def _message(fields: Fields) -> dict[str, Any]:
     # Columnar files give every message every key; the absent ones are null.
     message = {key: fields.check_json(key) for key, value in fields.row.items() if value is not None}
     message["role"] = role = fields.text("role")
+    _check_flags(fields, role)
     if isinstance(message.get("content"), list):
         parts = fields.objects("content", "text parts") or []
         for part in parts:
@@ -209,6 +229,23 @@ def _message(fields: Fields) -> dict[str, Any]:
         raise fields.error("content", "non-empty text (the assistant's words are what is trained)")
     message.setdefault("content", "")
     return message
+
+
+def _check_flags(fields: Fields, role: str) -> None:
+    """Refuse flags of a message that cannot be followed."""
+    for flag in TRAIN_FLAGS:
+        value = fields.get(flag)
+        if value is None:
+            continue
+        known = (isinstance(value, int | float) and value in (0, 1)) if flag == "weight" else isinstance(value, bool)
+        if not known:
+            expected = "0 (not trained) or 1 (trained)" if flag == "weight" else "true (trained) or false (not trained)"
+            raise fields.error(flag, expected)
+        if value and role != "assistant":
+            raise fields.error(flag, f"no such flag on a message of role {role!r} (only the assistant's are trained)")
+    for flag in _PART_FLAGS:
+        if fields.get(flag) is not None:
+            raise fields.error(flag, 'no such field (a message is trained as a whole or, with "train": false, not)')
 
 
 def _tools(fields: Fields) -> tuple[Mapping[str, Any], ...] | None:

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from selfaug.data.record import TRAIN_FLAGS
 from selfaug.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ __all__ = [
     "digest",
     "escape",
     "matcher",
+    "opens_again",
     "template_of",
     "trim_turn",
-    "whole_pieces",
 ]
 
 # Private-use characters do not stand in sane text, so these are found again after rendering.
@@ -107,19 +108,27 @@ def _pieces(controls: tuple[str, ...], empty: bool = False) -> re.Pattern[str]:
 
 
 def common_beginning(text: str, other: str, controls: tuple[str, ...]) -> int:
-    """The length of the common beginning of two texts; it cuts neither a control string nor a tag nor a word."""
-    if other.startswith(text) or text.startswith(other):
-        return min(len(text), len(other))
-    same = next(i for i in range(min(len(text), len(other))) if text[i] != other[i])
+    """How much of ``text`` stands at the beginning of ``other``: all, or some whole control strings, tags and words.
+
+    An empty thought of ``text`` counts as one piece.
+    """
+    if other.startswith(text):
+        return len(text)
+    same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), len(other))
     for one in (text, other):
-        crossing = next(match for match in _pieces(controls).finditer(one) if match.end() > same)
-        same = min(same, crossing.start())
+        if same < len(one):
+            pieces = _pieces(controls, empty=one is text).finditer(one)
+            crossing = next(match for match in pieces if match.end() > same)
+            same = min(same, crossing.start())
     return same
 
 
-def whole_pieces(text: str, start: int, controls: tuple[str, ...]) -> str:
-    """The end of ``text`` from ``start`` on, without a beginning that is the end of a control string, tag or word."""
-    return "".join(match.group() for match in _pieces(controls).finditer(text) if match.start() >= start)
+def opens_again(before: str, after: str, controls: tuple[str, ...]) -> bool:
+    """Whether ``after`` ends as ``before`` does, with some whole control string, tag or word: what opens an answer."""
+    back = zip(reversed(before), reversed(after), strict=False)
+    same = next((i for i, (a, b) in enumerate(back) if a != b), min(len(before), len(after)))
+    pieces = [match.group() for match in _pieces(controls).finditer(after) if match.start() >= len(after) - same]
+    return re.search(r"\w", "".join(pieces)) is not None
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,7 @@ class ChatTemplate:
 
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                [{key: value for key, value in message.items() if key not in TRAIN_FLAGS} for message in messages],
                 tools=list(self.tools) if self.tools else None,
                 documents=[dict(document) for document in self.documents] if self.documents else None,
                 chat_template=source or self.source,
@@ -258,7 +267,17 @@ class ChatTemplate:
                 "answer as they are (it may expect content as a list of parts), so the model would not see them",
                 "choose a chat template that renders text content.",
             )
-        return trim_turn(text.partition(_SAID)[2], self.controls)
+        before, _, after = text.partition(_SAID)
+        asked = [{"role": "user", "content": _ASKED}]
+        if self.try_render(asked) == self.try_render(asked, generation=True) and opens_again(
+            before, after, self.controls
+        ):
+            raise DataError(
+                f"the chat template of {self.tokenizer.name_or_path!r} opens another turn behind an answer without "
+                "being asked to, so the model would learn to write its own next prompt",
+                "write that opening only {% if add_generation_prompt %}.",
+            )
+        return trim_turn(after, self.controls)
 
 
 def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:

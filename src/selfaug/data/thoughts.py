@@ -49,7 +49,7 @@ def split_thought(text: str) -> Answer:
 
 
 def in_fields(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with the thought that opens an assistant's content in ``reasoning_content`` instead, if it has one."""
+    """The message with the thought that opens an assistant's content moved to ``reasoning_content``, if it has one."""
     content = message.get("content")
     if message.get("role") != "assistant" or not isinstance(content, str) or any(message.get(key) for key in FIELDS):
         return dict(message)

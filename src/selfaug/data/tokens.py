@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from selfaug.data.record import Document, Record
-from selfaug.data.template import ChatTemplate, trim_turn
+from selfaug.data.template import ChatTemplate, common_beginning, trim_turn
+from selfaug.data.thoughts import after_opening, in_fields, is_closed, split_thought
 from selfaug.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,11 +50,21 @@ def record_tokens(
     tokenizer: PreTrainedTokenizerBase,
     record: Record,
     documents: Sequence[Document] | None = None,
+    notes: Counter[str] | None = None,
 ) -> tuple[list[int], list[int]]:
     """The ids of the inference prompt and of the response with its end of turn.
 
     The response's ids are those in the joint text where the prompt's ids are a prefix of it, else those of the
-    response tokenised apart. It ends with what the chat template writes after an assistant turn, and with EOS.
+    response tokenised apart. It ends with what the chat template writes after an assistant turn, and with EOS. Where
+    the prompt opens a thought, it begins with the answer's own, or closes it at once.
+
+    Args:
+        renderer: Makes the prompt.
+        tokenizer: The one that ``renderer`` was made for.
+        record: Its first answer is the response.
+        documents: Instead of the record's own.
+        notes: Cleared, and given the counts of ``thoughts_dropped`` and ``thoughts_closed``, as
+            :func:`selfaug.data.masks.conversation_labels` gives them.
 
     Raises:
         ConfigError: If the tokenizer has another chat template than the renderer's.
@@ -63,7 +76,11 @@ def record_tokens(
             "set tokenizer.eos_token.",
         )
     prompt = renderer.prompt_text(tokenizer, record, documents)
-    response = _response(renderer, tokenizer, record, documents, prompt)
+    found: Counter[str] = Counter()
+    response = _response(renderer, tokenizer, record, documents, prompt, found)
+    if notes is not None:
+        notes.clear()
+        notes.update(found)
     plain = renderer.mode == "plain"
     prompt_ids = text_ids(tokenizer, prompt, bos=plain)
     joint_ids = text_ids(tokenizer, prompt + response, bos=plain)
@@ -80,20 +97,43 @@ def _response(
     record: Record,
     documents: Sequence[Document] | None,
     prompt: str,
+    notes: Counter[str],
 ) -> str:
     answer = renderer.response_text(record)
     if renderer.mode == "plain":
         return f" {answer}"
     template = ChatTemplate(tokenizer, renderer.chat_template, kwargs=renderer.chat_template_kwargs)
-    turns = [*renderer.messages(record, documents), {"role": "assistant", "content": answer}]
-    whole = template.render(turns)
-    if whole.startswith(prompt):
-        turn = trim_turn(whole[len(prompt) :], template.controls)
-        if turn.strip() != renderer.end_of_turn.strip():
-            return turn
-    # The inference prompt holds what the template leaves out of finished turns (an opened <think>), or the answer is
-    # what it leaves out (a thought alone).
-    return answer + renderer.end_of_turn
+    messages, said = renderer.messages(record, documents), {"role": "assistant", "content": answer}
+    whole = template.render([*messages, said])
+    parts = split_thought(answer)
+    if parts.thought.strip():
+        # As in conversations: a template's own way of writing thoughts goes before `<think>` in the words.
+        moved = template.try_render([*messages, in_fields(said)])
+        if moved and parts.thought.strip() in moved and "".join(moved.split()) != "".join(whole.split()):
+            whole = moved
+    start = len(prompt) if whole.startswith(prompt) else common_beginning(prompt, whole, template.controls)
+    opened, turn = prompt[start:], trim_turn(whole[start:], template.controls)
+    end = renderer.end_of_turn
+    response: str | None = turn
+    if opened:
+        if is_closed(opened) and parts.thought.strip() and parts.thought.strip() in turn:
+            turn = parts.words.strip() + end
+        elif turn.strip() == end.strip():
+            turn = parts.words + end
+        response = after_opening(opened, turn, parts.thought)
+        if response is None and re.search(r"think|thought|reason|analysis", opened, re.IGNORECASE):
+            raise DataError(
+                f"the chat template of {tokenizer.name_or_path!r} ends its generation prompt with {opened!r}, which it "
+                "does not write before an answer, so the answer would be trained inside a thought",
+                "set the variable of the template that leaves it out, say `enable_thinking: false` in its kwargs.",
+            )
+        opens = bool(opened.strip()) and not is_closed(opened)
+        notes["thoughts_closed"] += response is not None and opens and not parts.closing
+    if response is None or response.strip() == end.strip():
+        # The template leaves the answer out, or the prompt holds what it leaves out of finished turns.
+        response = answer + end
+    notes["thoughts_dropped"] += bool(parts.thought.strip()) and parts.thought.strip() not in response
+    return response
 
 
 def aligned_tokens(labels: Sequence[int]) -> int:

@@ -192,8 +192,8 @@ def trace(template: ChatTemplate, messages: Sequence[Message]) -> Trace:
             text, traced, tuple(scribe.texts), first, codes, messages_of[codes], tuple(new), tracing, tuple(hidden)
         )
     raise DataError(
-        f"what the chat template of {template.tokenizer.name_or_path!r} writes depends on the words of the messages, so "
-        "the assistant's tokens cannot be told exactly",
+        f"what the chat template of {template.tokenizer.name_or_path!r} writes depends on the words of the messages, "
+        "so the assistant's tokens cannot be told exactly",
         "leave the row out (--on_bad_row skip), or give prompt/completion rows.",
     )
 
@@ -237,7 +237,7 @@ def unseen_tools(template: ChatTemplate, messages: Sequence[Message]) -> str | N
                 function["name"] = scribe.text(name, FIXED, "name", f"the tool {name!r}")
             parameters = function.get("parameters")
             properties = parameters.get("properties") if isinstance(parameters, dict) else None
-            if isinstance(properties, dict):
+            if isinstance(parameters, dict) and isinstance(properties, dict):
                 parameters["properties"] = {
                     scribe.text(key, FIXED, "name", f"the parameter {key!r} of the tool {name!r}"): value
                     for key, value in properties.items()
@@ -284,7 +284,7 @@ def _fresh(points: NDArray[np.int64], messages: Sequence[Message]) -> int:
 
 
 def _strings(source: str) -> list[re.Pattern[str] | None]:
-    """The strings of the template that it may look for in a message: tags and sentences; and those with single words."""
+    """The strings that the template may look for in a message: tags and sentences; and these with single words."""
     import jinja2
 
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.data.fit import fit_documents
 from selfaug.data.record import Conversation, Document, Record
+from selfaug.data.thoughts import split_thought
 from selfaug.data.tokens import record_tokens
 from selfaug.evaluation.metrics import (
     POINTS,
@@ -76,7 +77,7 @@ class Answer:
     """What a model made of one prompt.
 
     Args:
-        text: Its greedy answer without special tokens, stripped.
+        text: Its greedy answer without special tokens and without a thought before it, stripped.
         finished: Whether it ended by itself, and not at the limit.
         nll: Nats and number of the tokens of the accepted answer.
     """
@@ -184,7 +185,9 @@ def answer(
         finished = bool(ids) and ids[-1] in stops
         # The stop token goes by its id: not every template's end of turn is flagged as special.
         kept = ids[:-1] if finished else ids
-        answers.append(Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), finished, nll))
+        # What is scored is what comes after a thought, which the prompt may have opened.
+        text = split_thought(tokenizer.decode(kept, skip_special_tokens=True)).words
+        answers.append(Answer(text.strip(), finished, nll))
     return answers
 
 
@@ -208,7 +211,7 @@ def score(
     for place, (one, said) in enumerate(zip(asked, answers, strict=True)):
         record = one.record
         refused = abstains(said.text, abstention)
-        accepted = record.answers if record.answerable else ()
+        accepted = [split_thought(answer).words.strip() for answer in record.answers] if record.answerable else []
         verdict = crag_verdict(said.text, accepted, abstention) if verdicts is None else verdicts[place]
         grounded, total = grounded_tokens(said.text, [document.text for document in one.documents])
         found.append(

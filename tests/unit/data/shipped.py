@@ -69,7 +69,11 @@ def said(text: str, thought: str | None = None, *calls: dict[str, Any]) -> dict[
         message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = [
-            {"id": f"call{arguments['city']}0", "type": "function", "function": {"name": "get_w", "arguments": arguments}}
+            {
+                "id": f"call{arguments['city']}0",
+                "type": "function",
+                "function": {"name": "get_w", "arguments": arguments},
+            }
             for arguments in calls
         ]
     return message
