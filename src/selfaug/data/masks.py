@@ -419,7 +419,7 @@ def _check(found: Trace, spans: Mapping[int, _Turn], *, whole: bool) -> Counter[
 def _refuse_others(found: Trace, turn: int, owners: NDArray[np.int64]) -> None:
     others = owners[(owners != FIXED) & (owners != turn)]
     if others.size:
-        which = "a document" if others[0] == DOCUMENTS else f"message {others[0]}"
+        which = "a document or tool result" if others[0] == DOCUMENTS else f"message {others[0]}"
         raise _problem(found.template, f"writes {which} inside message {turn}")
 
 

@@ -30,6 +30,8 @@ FIXED, DOCUMENTS = -1, -2
 # CJK ideographs of the supplementary planes: letters for every string function and printable for `repr`, unlike
 # private-use characters, so that templates treat them as they treat the letters that they stand for.
 _FIRST, _BEYOND = 0x20000, 0x323AF
+# Fields of an assistant's message that hold what tools said, not what the model did.
+_RESULTS = ("tool_responses", "tool_results", "tool_outputs")
 # What is replaced: everything but white space and ASCII punctuation (which JSON and templates may look at); in texts
 # that hold nothing else also punctuation, but for what is written otherwise inside JSON.
 _LETTERS = re.compile(r"[^\s\x00-\x2f\x3a-\x40\x5b-\x60\x7b-\x7f]+")
@@ -123,10 +125,21 @@ class _Scribe:
         for key in FIELDS:
             if isinstance(message.get(key), str) and message.get("role") == "assistant":
                 new[key] = self.text(message[key], place, "thought", f"the thought of {who}")
+        for key in _RESULTS:
+            if message.get(key):
+                new[key] = self.results(message[key])
         for key in ("tool_calls", "function_call"):
             if isinstance(message.get(key), (Mapping, list, tuple)) and message[key]:
                 new[key] = self.calls(message[key], place, (key,))
         return new
+
+    def results(self, value: Any) -> Any:
+        """A copy of what tools gave, which some templates take inside the assistant's message."""
+        if isinstance(value, Mapping):
+            return {k: v if k in ("name", "id", "type", "role") else self.results(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.results(item) for item in value]
+        return self.text(value, DOCUMENTS, "words", "a tool's result") if isinstance(value, str) else value
 
     def calls(self, value: Any, place: int, path: tuple[Any, ...]) -> Any:
         if isinstance(value, (list, tuple)):
