@@ -15,6 +15,7 @@ from selfaug.data.prompts import Renderer
 from selfaug.data.read import read_rows
 from selfaug.errors import ConfigError, DataError
 from selfaug.terminal import say
+from selfaug.training_rows import trl_table
 
 __all__ = ["Mix", "mixed", "rows_of_file"]
 
@@ -44,7 +45,7 @@ def rows_of_file(
     """
     loaded = read_rows(path, needs_documents=False)
     if loaded.kind == "trl":
-        return prepare(Dataset.from_list(loaded.items))
+        return prepare(trl_table(loaded.items))  # type: ignore[arg-type]
     renderer = renderer or Renderer.for_tokenizer(tokenizer)
     encoded = encode(loaded.items, tokenizer, renderer, max_length=max_length)  # type: ignore[arg-type]
     if not encoded.rows:

@@ -15,7 +15,7 @@ from selfaug.measuring import MeasuringTrainer
 from selfaug.mixing import mixed, rows_of_file
 from selfaug.reference.adapter import BaseReference
 from selfaug.token_weights import scores_of_base, token_weights
-from selfaug.training_rows import prepare_rows, require_aligned_tokens, with_empty_rows
+from selfaug.training_rows import formatted, prepare_rows, require_aligned_tokens, with_empty_rows
 
 if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
@@ -99,10 +99,13 @@ class PreparingTrainer(MeasuringTrainer):
             args.shuffle_dataset = shuffle
             try:
                 return super(PreparingTrainer, self)._prepare_dataset(
-                    rows, processing_class, args, pack, formatting_func, dataset_name
+                    rows, processing_class, args, pack, None, dataset_name
                 )
             finally:
                 args.max_length, args.shuffle_dataset = kept, kept_shuffle
+
+        if formatting_func is not None:
+            dataset = formatted(dataset, formatting_func, args.dataset_text_field)
 
         def prepare(rows: Any, name: str, change: Any = None) -> Any:
             return prepare_rows(
@@ -114,6 +117,7 @@ class PreparingTrainer(MeasuringTrainer):
                 tokenise=lambda table: trl(table, pack=False, shuffle=False),
                 name=name,
                 change=change,
+                text_field=args.dataset_text_field,
             )
 
         prepared = prepare(dataset, dataset_name)

@@ -27,6 +27,7 @@ from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.reference_batch import ReferenceLayout
 from selfaug.resuming import StopOnNonFinite
 from selfaug.step import StepObjective, install, micro_inputs
+from selfaug.training_rows import check_rows
 from selfaug.trl_names import spare_refused_modules
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class SelfAugTrainer(PreparingTrainer):
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
         self.renderer = renderer
+        self._check_data(args, kwargs)
         self._fit_length = args.max_length
         if args.padding_free and not args.packing:
             # Rows are fitted by us before TRL sees them, and TRL refuses a length that it would not enforce.
@@ -120,6 +122,19 @@ class SelfAugTrainer(PreparingTrainer):
         self._announce_cache()
         self._meters = {"train": self._meter(), "eval": self._meter()}
         self.add_callback(StopOnNonFinite(self))
+
+    @staticmethod
+    def _check_data(args: SelfAugConfig, given: dict[str, Any]) -> None:
+        if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            return
+        for name in ("train", "eval"):
+            check_rows(
+                given.get(f"{name}_dataset"),
+                name,
+                formatting_func=given.get("formatting_func"),
+                text_field=args.dataset_text_field,
+                aligns=args.aligns,
+            )
 
     # ---- what is refused, and the reference -------------------------------------------------------------------
 

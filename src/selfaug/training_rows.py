@@ -8,20 +8,31 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-from datasets import Dataset, IterableDataset, concatenate_datasets
-from trl.data_utils import get_dataset_column_names, maybe_convert_to_chatml
+from datasets import Dataset, Features, IterableDataset, Json, concatenate_datasets
+from trl.data_utils import get_dataset_column_names
 
 from selfaug.data.encode import aligned_tokens, encode
+from selfaug.data.fields import RowError
 from selfaug.data.fit import fit_ids
 from selfaug.data.prompts import Renderer
-from selfaug.data.record import Conversation, Record, Where, parse_conversation, parse_record
-from selfaug.errors import DataError
+from selfaug.data.read import LOOKED_AT, Reader, table_row
+from selfaug.data.record import Item, Where, parse_conversation, parse_record
+from selfaug.errors import ConfigError, DataError
 
-__all__ = ["items_table", "prepare_rows", "require_aligned_tokens", "takes_items", "with_empty_rows"]
+__all__ = [
+    "check_rows",
+    "formatted",
+    "items_table",
+    "prepare_rows",
+    "require_aligned_tokens",
+    "takes_items",
+    "trl_table",
+    "with_empty_rows",
+]
 
 Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
@@ -30,9 +41,103 @@ _ITEM = "selfaug_item"
 logger = logging.getLogger(__name__)
 
 
-def items_table(items: Sequence[Record | Conversation]) -> Dataset:
+def items_table(items: Sequence[Item]) -> Dataset:
     """A table of records and conversations as they are; columns of their own would give each row all fields of any."""
     return Dataset.from_dict({_ITEM: [json.dumps(item.to_row()) for item in items]})
+
+
+def trl_table(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    """A table of rows in one of TRL's formats in which messages, tools and template variables stay as they are.
+
+    Columns of objects would give all of them the same keys: arguments that a call does not have would be null in it.
+    """
+    columns: dict[str, list[Any]] = {name: [] for row in rows for name in row}
+    for row in rows:
+        for name, values in columns.items():
+            value = row.get(name)
+            values.append({} if value is None and name == "chat_template_kwargs" else value)
+    inferred = {}
+    for name, values in columns.items():
+        first = next((value for value in values if value is not None), None)
+        if isinstance(first, Mapping) or (isinstance(first, list) and isinstance(next(iter(first), None), Mapping)):
+            # JSON text among lists of tools is what TRL takes for them, too.
+            columns[name] = [json.loads(value) if isinstance(value, str) else value for value in values]
+            inferred[name] = Json()
+    if not inferred:
+        return Dataset.from_dict(columns)
+    plain = Dataset.from_dict({name: values for name, values in columns.items() if name not in inferred} or {})
+    return Dataset.from_dict(columns, features=Features({**plain.features, **inferred}))
+
+
+def formatted(dataset: Rows, formatting_func: Callable[[Any], Any], text_field: str) -> Rows:
+    """The rows as the texts that ``formatting_func`` makes of them.
+
+    TRL itself looks at the messages of a row first, and would pass the texts by.
+
+    Raises:
+        DataError: If a row does not become a text.
+    """
+
+    def one(row: Mapping[str, Any]) -> dict[str, str]:
+        text = formatting_func(row)
+        if not isinstance(text, str):
+            raise DataError(
+                f"formatting_func returned {type(text).__name__} for a row, and a text is needed",
+                "return one string for each row.",
+            )
+        return {text_field: text}
+
+    columns = get_dataset_column_names(dataset)
+    return dataset.map(one, remove_columns=[name for name in columns if name != text_field])
+
+
+def check_rows(dataset: Rows, name: str, *, formatting_func: Any, text_field: str, aligns: bool) -> None:
+    """Refuse rows that cannot be trained on, by their columns and first rows, before any model is loaded.
+
+    Args:
+        dataset: What the trainer was given; anything but a table or stream of ``datasets`` is left to TRL.
+        name: Of the data set, in messages.
+        formatting_func: What the trainer was given; ``None`` for nothing.
+        text_field: The column of TRL's plain texts.
+        aligns: Whether the method aligns prompts.
+
+    Raises:
+        ConfigError: If ``formatting_func`` would be without effect, or leaves no prompt to be aligned.
+        DataError: If the rows are in no known format, or the first ones are bad.
+    """
+    if isinstance(dataset, Mapping):
+        for key, part in dataset.items():
+            check_rows(part, f"{name} {key}", formatting_func=formatting_func, text_field=text_field, aligns=aligns)
+        return
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return
+    columns = set(get_dataset_column_names(dataset))
+    if formatting_func is not None:
+        if columns & {"input_ids", _ITEM}:
+            raise ConfigError(
+                f"formatting_func is set, and the {name} data set holds tokens, which it would have no effect on.",
+                "leave formatting_func out, or give the rows from which the tokens were made.",
+            )
+        if aligns:
+            raise ConfigError(
+                "formatting_func makes texts of which every token is trained, so there is no prompt to be aligned.",
+                "leave formatting_func out and give records, messages or prompt/completion rows; or set alpha=0.",
+            )
+        return
+    reader = _reader(dataset, name, text_field)
+    if reader is None:
+        return
+    for number, row in enumerate(_first(dataset), start=1):
+        for item in reader.items(row, Where(name, number, "row")):
+            if isinstance(item, RowError):
+                raise item
+
+
+def _first(dataset: Rows) -> Iterator[Any]:
+    rows = (
+        dataset.select(range(min(LOOKED_AT, len(dataset)))) if isinstance(dataset, Dataset) else dataset.take(LOOKED_AT)
+    )
+    return (table_row(row, dataset.features) for row in rows)
 
 
 def prepare_rows(
@@ -44,7 +149,8 @@ def prepare_rows(
     cut_prompt_left: bool,
     tokenise: Callable[[Rows], Rows],
     name: str,
-    change: Callable[[list[Record | Conversation]], list[Record | Conversation]] | None = None,
+    change: Callable[[list[Item]], list[Item]] | None = None,
+    text_field: str = "text",
 ) -> Rows:
     """Rows with ``input_ids`` and ``labels``, each at most ``max_length`` tokens.
 
@@ -57,18 +163,25 @@ def prepare_rows(
         tokenise: TRL's preparation, for its own formats.
         name: Of the data set, in messages.
         change: What becomes of records and conversations first.
+        text_field: The column of TRL's plain texts.
 
     Raises:
         DataError: If a row is not what its columns promise, or nothing is left.
     """
-    columns = set(get_dataset_column_names(dataset))
-    item = _reader(columns)
-    if item is None:
-        return _fit(tokenise(dataset), max_length, cut_prompt_left, name)
+    reader = _reader(dataset, name, text_field)
+    if reader is None:
+        return _fit(tokenise(_exact(dataset)), max_length, cut_prompt_left, name)
+    if reader.unread:
+        logger.warning("%s: unread columns: %s", name, ", ".join(sorted(reader.unread)))
     renderer = renderer or Renderer.for_tokenizer(tokenizer)
     if isinstance(dataset, IterableDataset):
-        return _stream(dataset, item, tokenizer, renderer, max_length, cut_prompt_left, columns)
-    items = [item(row, Where(name, number)) for number, row in enumerate(dataset, start=1)]
+        return _stream(dataset, reader, tokenizer, renderer, max_length, cut_prompt_left)
+    items: list[Any] = []
+    for number, row in enumerate(dataset, start=1):
+        for item in reader.items(table_row(row, dataset.features), Where(name, number, "row")):
+            if isinstance(item, RowError):
+                raise item
+            items.append(item)
     items = items if change is None else change(items)
     encoded = encode(items, tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left)
     for line in encoded.report.lines():
@@ -81,54 +194,92 @@ def prepare_rows(
     return Dataset.from_list(encoded.rows)
 
 
-def _reader(columns: set[str]) -> Callable[[Mapping[str, Any], Where], Record | Conversation] | None:
-    """What reads a row of these columns; ``None`` for TRL's own formats."""
+class _Packed(Reader):
+    """Reads the rows of :func:`items_table`."""
+
+    def __init__(self) -> None:
+        self.unread = set()
+
+    def items(self, row: Any, where: Where) -> Iterator[Item | dict[str, Any] | RowError]:
+        fields = json.loads(row[_ITEM])
+        yield (
+            parse_conversation(fields, where)
+            if "messages" in fields
+            else parse_record(fields, where, needs_documents=False)
+        )
+
+
+def _reader(dataset: Rows, name: str, text_field: str) -> Reader | None:
+    """What reads the rows; ``None`` for TRL's own formats, which TRL tokenises.
+
+    Raises:
+        DataError: If the rows are in no known format.
+    """
+    columns = set(get_dataset_column_names(dataset))
     if _ITEM in columns:
-        return _packed
-    if columns & {"input_ids", "prompt"}:
+        return _Packed()
+    if "input_ids" in columns or {"prompt", "completion"} <= columns:
         return None
-    if columns & {"messages", "conversations"}:
-        return lambda row, where: parse_conversation(maybe_convert_to_chatml(_present(row)), where)
-    if "question" in columns and columns & {"answer", "documents"}:
-        return lambda row, where: parse_record(_present(row), where)
-    return None
-
-
-def _packed(row: Mapping[str, Any], where: Where) -> Record | Conversation:
-    fields = json.loads(row[_ITEM])
-    return (
-        parse_conversation(fields, where)
-        if "messages" in fields
-        else parse_record(fields, where, needs_documents=False)
-    )
+    if text_field in columns and not columns & {"messages", "conversations", "question"}:
+        return None
+    rows = ((Where(name, number, "row"), row) for number, row in enumerate(_first(dataset), start=1))
+    reader = Reader(f"the {name} data set", rows, None, needs_documents=True)
+    if reader.format.name == "trl":
+        return None
+    for row in _first(dataset):
+        reader.note_columns(row)
+    return reader
 
 
 def takes_items(dataset: Rows) -> bool:
     """Whether the rows are records or conversations, of a table of known length."""
-    return isinstance(dataset, Dataset) and _reader(set(get_dataset_column_names(dataset))) is not None
+    return isinstance(dataset, Dataset) and _reader(dataset, "training", "text") is not None
 
 
-def _present(row: Mapping[str, Any]) -> dict[str, Any]:
-    # A table has every column in every row: what a row did not have is None there.
-    return {key: value for key, value in row.items() if value is not None}
+def _exact(dataset: Rows) -> Rows:
+    """Rows of TRL's own formats without the nulls that a table puts into their messages and tools."""
+    features = dataset.features or {}
+    objects = [
+        name for name in ("prompt", "completion", "tools", "chat_template_kwargs") if _has_objects(features.get(name))
+    ]
+    if not objects or "input_ids" in features:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(lambda row: table_row(row, features))
+    exact = trl_table([table_row(row, features) for row in dataset.select_columns(objects)])
+    others = dataset.remove_columns(objects)
+    return concatenate_datasets([others, exact], axis=1) if others.column_names else exact
+
+
+def _has_objects(feature: Any) -> bool:
+    """Whether a column holds objects whose keys the table unifies."""
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
+    return isinstance(feature, dict) or (inner is not None and _has_objects(inner))
 
 
 def _stream(
     dataset: IterableDataset,
-    item: Callable[[Mapping[str, Any], Where], Record | Conversation],
+    reader: Reader,
     tokenizer: Any,
     renderer: Renderer,
     max_length: int | None,
     cut_prompt_left: bool,
-    columns: set[str],
 ) -> Rows:
-    def one(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-        read = item(row, Where("stream", number + 1))
-        rows = encode([read], tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left).rows
-        return {"input_ids": rows[0]["input_ids"], "labels": rows[0]["labels"]} if rows else {"input_ids": []}
+    columns = get_dataset_column_names(dataset)
+    features = dataset.features
 
-    encoded = dataset.map(one, with_indices=True, remove_columns=sorted(columns))
-    return encoded.filter(lambda row: len(row["input_ids"]) > 0)
+    def one(batch: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        row = table_row({key: values[0] for key, values in batch.items()}, features)
+        items = list(reader.items(row, Where("stream", numbers[0] + 1, "row")))
+        for item in items:
+            if isinstance(item, RowError):
+                raise item
+        rows = encode(
+            cast("list[Item]", items), tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left
+        ).rows
+        return {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
+
+    return dataset.map(one, with_indices=True, batched=True, batch_size=1, remove_columns=sorted(columns))
 
 
 def _fit(dataset: Rows, max_length: int | None, cut_prompt_left: bool, name: str) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from selfaug.cli.inputs import looks_local, missing_path
 from selfaug.data.folders import HELD_OUT, split_file
 from selfaug.data.leaks import check_leaks
-from selfaug.data.read import Loaded, read_rows
+from selfaug.data.read import Loaded, read_rows, read_table
 from selfaug.data.split import split_by_document
 from selfaug.errors import ConfigError, DataError
 from selfaug.provenance import files_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Source", "Sources", "read_sources"]
 
 _SHOWN_PROBLEMS = 5
+_BUILDERS = ("json", "csv", "parquet")  # Names under which `load_dataset` reads files.
 _TRL_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids"})
 
 
@@ -115,7 +117,7 @@ def _read(settings: Settings, name: str, split: str, setting: str) -> Source:
                 f"dataset_streaming is for data sets of the hub, and {name} is on this machine", "leave it out."
             )
         return _say_problems(Source(name, _rows(settings, path, split)))
-    if settings.run.format == "auto":
+    if settings.run.format == "auto" and not settings.run.map:
         table = _hub_table(settings, name, split)
         if any(columns <= set(table.column_names or ()) for columns in _TRL_COLUMNS):
             return Source(name, table=table)
@@ -128,8 +130,9 @@ def _read(settings: Settings, name: str, split: str, setting: str) -> Source:
     return _say_problems(Source(name, _rows(settings, name, split)))
 
 
-def _rows(settings: Settings, path: str | Path, split: str) -> Loaded:
-    return read_rows(path, format=settings.run.format, on_bad_row=settings.run.on_bad_row, split=split)
+def _rows(settings: Settings, path: str | Path, split: str, columns: list[str] | None = None) -> Loaded:
+    run = settings.run
+    return read_rows(path, format=run.format, mapping=run.map, on_bad_row=run.on_bad_row, split=split, columns=columns)
 
 
 def _say_problems(source: Source) -> Source:
@@ -169,42 +172,152 @@ def _hub_table(settings: Settings, name: str, split: str) -> Dataset | IterableD
 
 
 def _mixture(settings: Settings, wants_eval: bool) -> Sources:
-    from trl import get_dataset
-
     if settings.run.held_out is not None:
         raise ConfigError("held_out does not work with a mixture", "use test_split_size, the mixture's own setting.")
-    entries = []
-    for entry in settings.mixture.datasets:
-        local = looks_local(entry.path) and entry.data_files is None
-        if local and not Path(entry.path).expanduser().exists():
-            raise missing_path("datasets: path", entry.path, "check the path; a hub name has the form owner/name.")
-        if local and Path(entry.path).expanduser().is_file():
-            # `load_dataset` reads a file only through the builder of its kind.
-            kind = "parquet" if entry.path.endswith(".parquet") else "json"
-            entry = replace(entry, path=kind, data_files=str(Path(entry.path).expanduser()))
-        entries.append(entry)
-    try:
-        tables = get_dataset(replace(settings.mixture, datasets=entries))
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"the mixture of data sets could not be loaded: {first}", "check its entries.") from error
-    train = tables["train"]
-    if not any(columns <= set(train.column_names or ()) for columns in _TRL_COLUMNS):
-        raise DataError(
-            f"a mixture holds trl's own formats only, and has the columns {', '.join(train.column_names or ())}",
-            "convert its records with `selfaug prepare` first.",
-        )
+    mixture = settings.mixture
+    if mixture.streaming:
+        train, test = _streamed(settings), None
+    else:
+        parts = [_entry(settings, entry) for entry in mixture.datasets]
+        _check_alike(parts)
+        fractions = [entry.fraction for entry in mixture.datasets]
+        train, test = _joined(parts, fractions, mixture.test_split_size, settings.training.seed)
     evaluation = None
     if settings.run.eval_dataset is not None:
         evaluation = _read(settings, settings.run.eval_dataset, settings.script.dataset_test_split, "eval_dataset")
-    elif wants_eval and "test" in tables:
-        evaluation = Source("datasets", table=tables["test"])
+    elif wants_eval and test is not None:
+        evaluation = test
     elif wants_eval:
         raise ConfigError(
             "eval_strategy asks for evaluation, and the mixture has no test split",
             "set test_split_size in the mixture, or pass --eval_dataset FILE.",
         )
-    return Sources(Source("datasets", table=train), evaluation)
+    return Sources(train, evaluation)
+
+
+def _streamed(settings: Settings) -> Source:
+    from trl import get_dataset
+
+    local = [entry.path for entry in settings.mixture.datasets if looks_local(entry.path) or entry.path in _BUILDERS]
+    if local:
+        raise ConfigError(
+            f"streaming is for mixtures of the hub's data sets, and {local[0]} is on this machine", "leave it out."
+        )
+    try:
+        return Source("datasets", table=get_dataset(settings.mixture)["train"])
+    except Exception as error:  # As in `_hub_table`.
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"the mixture of data sets could not be loaded: {first}", "check its entries.") from error
+
+
+def _entry(settings: Settings, entry: Any) -> Loaded:
+    """The rows of one entry; never through a table that they would share with the others."""
+    split, _, part = entry.split.partition("[")
+    paths = [entry.path] if entry.data_files is None else entry.data_files
+    if (looks_local(entry.path) and entry.data_files is None) or entry.path in _BUILDERS:
+        files = list(paths.values()) if isinstance(paths, dict) else [paths] if isinstance(paths, str) else list(paths)
+        found = []
+        for name in files:
+            path = Path(str(name)).expanduser()
+            if not path.exists():
+                raise missing_path("datasets: path", str(name), "check the path; a hub name has the form owner/name.")
+            source = Source(str(name), _rows(settings, path, split, entry.columns))
+            found.append(_say_problems(source).loaded)
+        _check_alike([loaded for loaded in found if loaded])
+        loaded = _chained([loaded for loaded in found if loaded])
+    else:
+        loaded = read_table(
+            _hub_entry(entry), entry.path, format=settings.run.format, mapping=settings.run.map,
+            on_bad_row=settings.run.on_bad_row,
+        )  # fmt: skip
+        part = ""
+    if part:
+        from datasets import ReadInstruction
+
+        (kept,) = ReadInstruction.from_spec(f"{split}[{part}").to_absolute({split: len(loaded.items)})
+        loaded = replace(loaded, items=loaded.items[kept.from_ : kept.to])
+    return loaded
+
+
+def _hub_entry(entry: Any) -> Any:
+    from datasets import load_dataset
+
+    try:
+        table = load_dataset(
+            entry.path, name=entry.name, data_dir=entry.data_dir, data_files=entry.data_files, split=entry.split
+        )
+        return table if entry.columns is None else table.select_columns(entry.columns)
+    except Exception as error:  # As in `_hub_table`.
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"the data set {entry.path!r} of the mixture could not be loaded: {first}", "check the entry."
+        ) from error
+
+
+def _check_alike(parts: list[Loaded]) -> None:
+    """Refuse rows of TRL's own formats beside rows that are trained in another way.
+
+    Raises:
+        DataError: With both files and their columns.
+    """
+    kinds = [(part, _trained(part)) for part in parts]
+    for part, kind in kinds[1:]:
+        if kind != kinds[0][1]:
+            raise DataError(
+                f"{kinds[0][0].name} has {kinds[0][1]} and {part.name} has {kind}, which cannot be trained together",
+                "convert one of them, or train on one alone.",
+            )
+
+
+def _trained(part: Loaded) -> str:
+    if part.kind != "trl":
+        return "records or messages"
+    row = part.items[0]
+    assert isinstance(row, dict)
+    return "the columns " + ", ".join(sorted(row.keys() - {"tools", "chat_template_kwargs"}))
+
+
+def _chained(parts: list[Loaded]) -> Loaded:
+    kinds = {part.kind for part in parts}
+    return replace(
+        parts[0],
+        kind=parts[0].kind if len(kinds) == 1 else "record",
+        items=[item for part in parts for item in part.items],
+        format="+".join(dict.fromkeys(part.format for part in parts)),
+        files=tuple(file for part in parts for file in part.files),
+        problems=[problem for part in parts for problem in part.problems],
+    )
+
+
+def _joined(
+    parts: list[Loaded], fractions: list[float | None], test_size: float | None, seed: int
+) -> tuple[Source, Source | None]:
+    """The mixture, and what ``test_split_size`` takes from it; shares are counted as TRL counts them."""
+    given = [fraction for fraction in fractions if fraction is not None]
+    if given and (len(given) < len(fractions) or min(given) < 0 or sum(given) <= 0):
+        raise ConfigError(
+            f"datasets: fraction is {fractions} over the entries, and shares are parts of one mixture",
+            "give each entry a fraction above 0, or none of them.",
+        )
+    if given:
+        shares = [fraction / sum(given) for fraction in given]
+        total = min(len(part.items) / share for part, share in zip(parts, shares, strict=True) if share > 0)
+        parts = [
+            replace(part, items=part.items[: round(share * total)]) for part, share in zip(parts, shares, strict=True)
+        ]
+    whole = _chained(parts)
+    if test_size is None:
+        return Source("datasets", whole), None
+    count = round(test_size * len(whole.items)) if test_size < 1 else int(test_size)
+    if not 0 < count < len(whole.items):
+        raise ConfigError(
+            f"test_split_size={test_size:g} of {len(whole.items)} rows leaves nothing to train on or to evaluate on",
+            "give a part between 0 and 1, or a number of rows.",
+        )
+    held = set(random.Random(seed).sample(range(len(whole.items)), count))
+    train = [item for i, item in enumerate(whole.items) if i not in held]
+    test = [item for i, item in enumerate(whole.items) if i in held]
+    return Source("datasets", replace(whole, items=train)), Source("datasets", replace(whole, items=test))
 
 
 def _hold_out(train: Source, fraction: float, seed: int) -> Sources:

@@ -119,7 +119,7 @@ def encode_source(
 
     from selfaug.generated_rows import refuse_rewriting
     from selfaug.methods import get_method
-    from selfaug.training_rows import items_table
+    from selfaug.training_rows import items_table, trl_table
 
     rewrites = split == "train" and get_method(settings.training.method).rewrite(settings.training) is not None
     if rewrites and (source.loaded is None or source.loaded.kind == "trl"):
@@ -128,7 +128,7 @@ def encode_source(
         assert source.table is not None
         return source.table, None
     if source.loaded.kind == "trl":
-        return Dataset.from_list(source.loaded.items), None
+        return trl_table(cast("list[dict[str, Any]]", source.loaded.items)), None
     training = settings.training
     with counting(f"tokens of {split}", len(source.loaded.items)) as progress:
         encoded = encode(

@@ -23,6 +23,7 @@ class Settings:
     run: str | None = None
     data: list[str] = field(default_factory=list)
     format: str = "auto"
+    map: list[str] | dict[str, str] | None = None
     on_bad_row: str = "error"
     limit: int | None = None
     no_task: bool = False
@@ -58,6 +59,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = verb_options.adder(parser)
     add("data", "records to answer (default: what the run held out or evaluated on)", nargs="+", metavar="PATH")
     add("format", "format of --data; 'auto' looks at the first rows", metavar="NAME")
+    add("map", verb_options.MAP_HELP, nargs="+", metavar="FIELD=PATH")
     add("on_bad_row", "what a row that cannot be used does (default: error)", choices=["error", "skip"])
     add("limit", "only the first N records of each data set", type=int, metavar="N")
     add("no_task", "measure general ability alone", **true_or_false)

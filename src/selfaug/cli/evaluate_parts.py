@@ -81,7 +81,13 @@ def _tasks(
         )
     parts: list[Part] = []
     for found in task_data(
-        settings.data, config, manifest, form=settings.format, on_bad_row=settings.on_bad_row, limit=settings.limit
+        settings.data,
+        config,
+        manifest,
+        form=settings.format,
+        mapping=settings.map,
+        on_bad_row=settings.on_bad_row,
+        limit=settings.limit,
     ):
         with counting(f"prompts of {found.name}", len(found.items)) as progress:
             prompts = ask(

@@ -56,6 +56,14 @@ class RunArguments:
         },
     )
     format: str = field(default="auto", metadata={"help": "Format of the data; 'auto' looks at the first rows."})
+    map: str | list[str] | dict[str, str] | None = field(
+        default=None,
+        metadata={
+            "help": "Where the fields of a record stand in the rows: FIELD=PATH ..., such as question=query "
+            "documents=ctxs[].text answer=response (in YAML a mapping).",
+            "metavar": "FIELD=PATH",
+        },
+    )
     on_bad_row: str = field(
         default="error",
         metadata={

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             on_bad_row="skip" if settings.check else settings.on_bad_row,
             needs_documents=retrieval is None,
             split=settings.split,
+            mapping=settings.map,
             progress=progress,
         )
     if loaded.kind == "trl" and retrieval is not None:

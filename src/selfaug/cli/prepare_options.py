@@ -20,6 +20,7 @@ class Settings:
     input: str | None = None
     output_dir: str | None = None
     format: str = "auto"
+    map: list[str] | dict[str, str] | None = None
     split: str = "train"
     on_bad_row: str = "error"
     corpus: str | None = None
@@ -48,6 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = verb_options.adder(parser)
     add("output_dir", "folder for train.jsonl, held_out.jsonl and report.json", metavar="OUT")
     add("format", "format of the data; 'auto' looks at the first rows", metavar="NAME")
+    add("map", verb_options.MAP_HELP, nargs="+", metavar="FIELD=PATH")
     add("split", f"split of a hub data set (default: {default.split})", metavar="NAME")
     add(
         "on_bad_row",

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.cli.verb_options import adder, resolve, switch
+from selfaug.cli.verb_options import MAP_HELP, adder, resolve, switch
 from selfaug.errors import ConfigError
 from selfaug.terminal import counting, emit, quiet_bars, say
 
@@ -31,6 +31,7 @@ class Settings:
     run: str | None = None
     checkpoints: str = "last"
     dataset_name: str | None = None
+    map: list[str] | dict[str, str] | None = None
     on_bad_row: str = "error"
     limit: int = 200
     general_text: str | None = None
@@ -51,6 +52,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "dataset_name",
         "file of records or messages (default: what the run evaluated on or held out, else its training data)",
     )
+    add("map", MAP_HELP, nargs="+", metavar="FIELD=PATH")
     add("on_bad_row", "what a row that cannot be used does (default: error)", choices=["error", "skip"])
     add("limit", "rows of it, drawn by the seed; 0 for all (default: 200)", type=int, metavar="N")
     add("general_text", "text that is no part of the task: a .txt file, or .json with a list of texts", metavar="FILE")
@@ -125,7 +127,7 @@ def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str,
     pieces, there = ([], 0) if general is None else general_texts(
         general, tokenizer, longest or 1024, settings.general_limit, settings.seed
     )  # fmt: skip
-    items, name, files = run_data(settings.dataset_name, config, settings.on_bad_row)
+    items, name, files = run_data(settings.dataset_name, config, settings.on_bad_row, settings.map)
     chosen = sampled(items, settings.limit, settings.seed)
     texts, too_long = task_texts(chosen, tokenizer, renderer, longest)
     if too_long:

@@ -10,9 +10,12 @@ from typing import Any, Protocol, TypeVar
 from selfaug.cli.yaml_file import check_value, read_settings
 from selfaug.errors import ConfigError, nearest
 
-__all__ = ["Add", "adder", "given", "resolve", "switch"]
+__all__ = ["MAP_HELP", "Add", "adder", "given", "resolve", "switch"]
 
 Options = TypeVar("Options")
+MAP_HELP = (
+    "where the fields of a record stand in the rows, such as question=query documents=ctxs[].text answer=response"
+)
 
 
 class Add(Protocol):

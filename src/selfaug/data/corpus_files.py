@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from selfaug.data.fields import Fields, RowError, Where
-from selfaug.data.files import data_files, is_data_file, iter_rows
-from selfaug.data.formats.ctxs import passage
-from selfaug.data.record import Document
+from selfaug.data.fields import RowError, Where, present
+from selfaug.data.files import data_files, is_data_file, iter_rows, table_rows
+from selfaug.data.record import DOCUMENT_PARTS, Document, parse_document
 from selfaug.errors import DataError
 
 __all__ = ["read_passages"]
@@ -25,9 +24,9 @@ _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n")
 def read_passages(path: Path) -> list[Document]:
     """The passages of a corpus.
 
-    - ``.jsonl``, ``.json``, ``.parquet`` (also packed): one passage a row, ``text`` or ``contents`` (the first line is
-      the title) or ``content``, with ``title`` and ``id`` or ``_id`` where they have them: FlashRAG, BEIR and others.
-    - ``.tsv``: DPR's ``id, text, title``, with or without that header.
+    - ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` (also packed): one passage a row, as
+      :func:`selfaug.data.record.parse_document` reads it: FlashRAG, BEIR, LangChain, LlamaIndex and others.
+    - ``.tsv`` without a header: DPR's ``id, text, title``.
     - ``.txt``, ``.md``: cut at blank lines into passages of about 200 words, titled by the file's name.
     - A folder: all of these in it, in the order of their names.
 
@@ -45,22 +44,37 @@ def read_passages(path: Path) -> list[Document]:
 
 
 def _kind(path: Path) -> str:
-    if path.suffix.lower() in _TEXT:
-        return "text"
-    return ("tsv" if path.suffix.lower() == ".tsv" else "rows") if is_data_file(path) else ""
+    return "text" if path.suffix.lower() in _TEXT else "rows" if is_data_file(path) else ""
 
 
 def _passages(path: Path) -> Iterator[Document]:
-    kind = _kind(path)
-    if kind == "text":
+    if _kind(path) == "text":
         yield from _cut(path)
-    elif kind == "tsv":
-        yield from _dpr(path)
-    else:
-        for where, row in iter_rows(path):
-            if isinstance(row, RowError):
-                raise row
-            yield passage(Fields(row, where))
+        return
+    for where, row in _dpr(path) if _has_no_header(path) else iter_rows(path):
+        if isinstance(row, RowError):
+            raise row
+        row = present(row)
+        text = str(row.get("text") or "").strip()
+        if not text and "text" in row and row.get("title"):  # BEIR has articles of which there is the title alone
+            row = {**row, "text": row["title"], "title": None}
+        yield parse_document(row, where, "")
+
+
+def _has_no_header(path: Path) -> bool:
+    """Whether this is DPR's table, whose first row is a passage where others have the columns' names."""
+    if path.suffix.lower() != ".tsv":
+        return False
+    with path.open("rb") as stream:
+        cells = stream.readline().decode("utf-8-sig", "replace").split("\t")
+    return not DOCUMENT_PARTS & {cell.strip().strip('"').lower() for cell in cells}
+
+
+def _dpr(path: Path) -> Iterator[tuple[Where, Mapping[str, Any] | RowError]]:
+    with path.open("rb") as stream:
+        cells = stream.readline().count(b"\t") + 1
+        stream.seek(0)
+        yield from table_rows(path, stream, ".tsv", ("id", "text", "title")[: 2 if cells == 2 else 3])
 
 
 def _cut(path: Path) -> Iterator[Document]:
@@ -82,17 +96,3 @@ def _cut(path: Path) -> Iterator[Document]:
             length += len(unit.split())
     if passage_:
         yield Document(passage_, path.stem, f"{path.name}#{next(number)}")
-
-
-def _dpr(path: Path) -> Iterator[Document]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            for number, cells in enumerate(csv.reader(stream, delimiter="\t"), 1):
-                if number == 1 and cells[:2] == ["id", "text"]:
-                    continue
-                where = Where(str(path), number, "row")
-                if len(cells) not in (2, 3):
-                    raise RowError(where, "", "2 or 3 cells: id, text, title", str(len(cells)))
-                yield passage(Fields(dict(zip(("id", "text", "title"), cells, strict=False)), where))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error})", "give a UTF-8 table of id, text, title.") from None

@@ -11,9 +11,10 @@ from typing import Any
 
 from selfaug.errors import DataError, nearest
 
-__all__ = ["Fields", "RowError", "Where", "shown"]
+__all__ = ["Fields", "RowError", "Where", "present", "shown"]
 
 _MISSING = object()
+_WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxstring, _REPR.maxother = 2, 4, 4, 80, 80
 
@@ -27,6 +28,19 @@ def shown(value: object) -> str:
     except ValueError:  # An integer of more digits than Python prints.
         text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def present(value: Any) -> Any:
+    """A row of a table, or a value in one, without the keys that are null there, at every depth.
+
+    A table gives all objects of a column the same keys: ``{"city": "Rome"}`` beside ``{"zone": 3}`` comes back as
+    ``{"city": "Rome", "zone": null}``. A null that is an entry of a list stays: tables add none of these.
+    """
+    if isinstance(value, Mapping):
+        return {key: present(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list) and any(isinstance(inner, Mapping | list) for inner in value):
+        return [present(inner) for inner in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -127,18 +141,20 @@ class Fields:
         return self._text(value, key)
 
     def flag(self, key: str) -> bool | None:
-        """True or false, or ``None`` where absent."""
+        """True or false, also as 1, 0 or the words (a table of text has no others); ``None`` where absent."""
         value = self.row.get(key)
         if value is None or isinstance(value, bool):
             return value
+        if (isinstance(value, int) and value in (0, 1)) or (isinstance(value, str) and value.strip().lower() in _WORDS):
+            return bool(value) if isinstance(value, int) else _WORDS[value.strip().lower()]
         raise self.error(key, "true or false")
 
-    def number(self, key: str, *, from_text: bool = False) -> float | None:
-        """A finite number, or ``None`` where absent; with ``from_text`` also a number written as text."""
+    def number(self, key: str) -> float | None:
+        """A finite number, also one written as text, or ``None`` where absent."""
         value = self.row.get(key)
         if value is None:
             return None
-        if from_text and isinstance(value, str):
+        if isinstance(value, str):
             try:
                 value = float(value)
             except ValueError:

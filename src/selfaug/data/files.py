@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import ast
 import bz2
+import csv
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from selfaug.data.fields import RowError, Where, shown
+from selfaug.data.fields import RowError, Where, present, shown
 from selfaug.errors import DataError, nearest
 
-__all__ = ["SUFFIXES", "data_files", "is_data_file", "iter_rows"]
+__all__ = ["SUFFIXES", "data_files", "is_data_file", "iter_rows", "table_rows"]
 
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
     ".gz": lambda path: gzip.GzipFile(path),  # type: ignore[dict-item, return-value]
     ".bz2": lambda path: bz2.BZ2File(path),
 }
 _LINES = (".jsonl", ".ndjson")
-SUFFIXES = (*_LINES, ".json", ".tsv", ".parquet")
+_TABLES = (".csv", ".tsv")
+SUFFIXES = (*_LINES, ".json", *_TABLES, ".parquet")
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"PAR1": ".parquet"}
-_READABLE = ".jsonl, .json, .tsv (with .ans), .parquet, each but the last also as .gz or .bz2, or a folder of these"
+_READABLE = ".jsonl, .json, .csv, .tsv, .parquet, each but the last also as .gz or .bz2, or a folder of these"
+_WRAPPERS = (
+    "data",
+    "examples",
+    "rows",
+    "records",
+)  # SQuAD, CoQA, LlamaIndex and others wrap their rows in one of these.
+_MCTEST = 23  # cells of a row
+_LONGEST_CELL = 2**31 - 1
 
 RowOrError = Mapping[str, Any] | RowError
 
@@ -87,8 +98,10 @@ def iter_rows(path: Path) -> Iterator[tuple[Where, RowOrError]]:
         with _OPENERS[packing](path) if packing else path.open("rb") as stream:
             if inner == ".json":
                 yield from _document(path, stream)
-            elif inner == ".tsv":
-                yield from _tsv(path, stream)
+            elif inner == ".tsv" and _answers(path).is_file():
+                yield from _mctest(path, stream)
+            elif inner in _TABLES:
+                yield from table_rows(path, stream, inner)
             elif inner in _LINES or packing:
                 yield from _lines(path, stream)
             else:
@@ -163,8 +176,7 @@ def _document(path: Path, stream: IO[bytes]) -> Iterator[tuple[Where, RowOrError
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: the JSON cannot be read ({type(error).__name__})", "check how it was made.") from None
     if isinstance(document, Mapping):
-        # SQuAD and others wrap their rows in {"version": ..., "data": [...]}.
-        document = document["data"] if isinstance(document.get("data"), list) else [document]
+        document = _rows_of(document)
     if not isinstance(document, list):
         raise DataError(f"{path}: expected a list of objects, received {shown(document)}", "give a list of rows.")
     for number, row in enumerate(document, 1):
@@ -172,13 +184,118 @@ def _document(path: Path, stream: IO[bytes]) -> Iterator[tuple[Where, RowOrError
         yield where, _object(row, where)
 
 
-def _tsv(path: Path, stream: IO[bytes]) -> Iterator[tuple[Where, RowOrError]]:
-    answers = path.with_name(path.name[: path.name.lower().rindex(".tsv")] + ".ans")
-    if not answers.is_file():
-        raise DataError(
-            f"{path}: its answers, {answers.name}, are not beside it; .tsv is read as MCTest",
-            f"put {answers.name} there, or give other data as .jsonl.",
-        )
+def _rows_of(document: Mapping[str, Any]) -> list[Any]:
+    wrapped: list[Any] | None = next((document[key] for key in _WRAPPERS if isinstance(document.get(key), list)), None)
+    if wrapped is not None:
+        return wrapped
+    inner = list(document.values())
+    if not inner or not all(isinstance(value, Mapping) and value for value in inner):
+        return [document]
+    places = inner[0].keys()
+    if all(key.isdecimal() for key in places) and all(value.keys() == places for value in inner):
+        # Columns, as pandas and the releases of MS MARCO write them: {"query": {"0": ..., "1": ...}, ...}.
+        return [{key: value[place] for key, value in document.items()} for place in places]
+    # Rows by their ids, as PubMedQA has them.
+    return [value if "id" in value else {"id": key, **value} for key, value in document.items()]
+
+
+def table_rows(
+    path: Path, stream: IO[bytes], kind: str, header: Sequence[str] = ()
+) -> Iterator[tuple[Where, RowOrError]]:
+    """The rows of a table of text: an empty cell is absent, and a cell with a list in it is that list.
+
+    Args:
+        path: The file, for messages.
+        stream: Its bytes.
+        kind: ".csv" or ".tsv".
+        header: The columns' names, where the first row holds none.
+
+    Raises:
+        DataError: If the text is no UTF-8, or the first row names no columns.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+    names = list(header)
+    try:
+        first = "" if names else text.readline()
+        separator = "\t" if kind == ".tsv" else max(",;\t|", key=first.count) if not names else ","
+        rows = csv.reader(_chained(first, text), delimiter=separator, strict=True)
+        while True:
+            where = Where(str(path), rows.line_num + 1)
+            try:
+                cells = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                hint = "a cell with quotation marks in it stands in quotation marks, and each inside is written twice"
+                yield where, RowError(where, "", "cells as a table has them", str(error), hint)
+                continue
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not names:
+                names = [cell.strip() for cell in cells]
+                if len(cells) == _MCTEST and cells[1].startswith("Author:"):
+                    raise DataError(
+                        f"{path}: these are stories of MCTest, and their answers, {path.stem}.ans, are not beside them",
+                        f"put {path.stem}.ans there.",
+                    )
+                if not all(names) or len(set(names)) < len(names):
+                    raise DataError(
+                        f"{path}: the first row is {shown(names)}, and each column needs a name of its own",
+                        "write the columns' names into the first row.",
+                    )
+            elif len(cells) != len(names):
+                expected = f"{len(names)} cells ({', '.join(names)[:120]})"
+                yield where, RowError(where, "", expected, f"{len(cells)} cells")
+            else:
+                yield where, _cells(names, cells, where)
+    except UnicodeDecodeError as error:
+        what = f"byte 0x{error.object[error.start]:02x} is not UTF-8 text"
+        raise DataError(f"{path}: {what}", "save the file as UTF-8 (in Excel: CSV UTF-8).") from None
+
+
+def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
+    if first:
+        yield first
+    yield from rest
+
+
+def _cells(names: Sequence[str], cells: Sequence[str], where: Where) -> RowOrError:
+    row: dict[str, Any] = {}
+    for name, cell in zip(names, cells, strict=True):
+        text = cell.strip()
+        if not text:
+            continue
+        row[name] = cell
+        if (text[0], text[-1]) not in (("[", "]"), ("{", "}")):
+            continue
+        try:
+            row[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            value = _python(text)
+            if value is not None:
+                row[name] = value
+            elif text.startswith(("['", '["', "{'", '{"', "[{")):  # numpy's text of two texts reads as one
+                return RowError(where, name, "a list or an object as JSON", shown(text))
+    return row
+
+
+def _python(text: str) -> Any:
+    """The list or object that pandas wrote as Python text; ``None`` unless it is exactly the text of one."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, list | dict) and repr(value) == text else None
+
+
+def _answers(path: Path) -> Path:
+    """The file of answers beside a file of MCTest's stories."""
+    return path.with_name(path.name[: path.name.lower().rindex(".tsv")] + ".ans")
+
+
+def _mctest(path: Path, stream: IO[bytes]) -> Iterator[tuple[Where, RowOrError]]:
+    answers = _answers(path)
     letters = [line.split("\t") for line in answers.read_text("utf-8", "replace").splitlines()]
     number = 0
     for number, raw in enumerate(stream, 1):
@@ -205,9 +322,18 @@ def _parquet(path: Path) -> Iterator[tuple[Where, RowOrError]]:
             for batch in table.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Where(str(path), number, "row"), row
+                    exact = {field.name for field in batch.schema if "arrow.json" in str(field.type)}
+                    kept = {key: _from_json(row[key]) for key in exact if row[key] is not None}
+                    yield Where(str(path), number, "row"), {**present(row), **kept}
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{path}: is damaged or no parquet ({error})", "make or download the file again.") from None
+
+
+def _from_json(value: Any) -> Any:
+    """A value of a column that Arrow keeps as JSON text, as ``datasets`` writes objects of many kinds."""
+    if isinstance(value, list):
+        return [_from_json(inner) for inner in value]
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def _object(row: object, where: Where) -> RowOrError:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from selfaug.data.fields import Fields, RowError, Where
+from selfaug.data.fields import Fields, RowError, Where, present, shown
 from selfaug.data.files import SUFFIXES, data_files, iter_rows
-from selfaug.data.formats import Format, detect, get_format
-from selfaug.data.record import Conversation, Item
+from selfaug.data.formats import Format, detect, get_format, mapped
+from selfaug.data.record import Conversation, Item, Record
 from selfaug.errors import ConfigError, DataError, nearest
+from selfaug.terminal import say
 
-__all__ = ["Loaded", "read_rows"]
+__all__ = ["LOOKED_AT", "Loaded", "Reader", "read_rows", "read_table", "table_row"]
 
 Kind = Literal["record", "conversation", "trl"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LOOKED_AT = 32  # Rows from which a format is told: enough to outvote a few bad ones.
+LOOKED_AT = 32  # Rows from which a format is told: enough to outvote a few bad ones.
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # What save_to_disk leaves behind.
+_SURE = ("trl", "canonical", "map")  # Formats that nothing was guessed for.
+_SHOWN = 3
 _ON_BAD_ROW = ("error", "skip")
 
 
@@ -35,6 +38,7 @@ class Loaded:
         format: The format's name.
         files: The files read; empty for a data set of the hub.
         problems: The bad rows that were left out, in order.
+        name: What was read: the path or name given.
     """
 
     kind: Kind
@@ -42,6 +46,7 @@ class Loaded:
     format: str
     files: tuple[Path, ...] = ()
     problems: list[RowError] = field(default_factory=list)
+    name: str = ""
 
 
 def read_rows(
@@ -51,29 +56,36 @@ def read_rows(
     on_bad_row: str = "error",
     needs_documents: bool = True,
     split: str = "train",
+    mapping: Mapping[str, str] | Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Loaded:
     """All training examples of a file, a folder of files, or a data set of the hub.
 
+    Columns that nobody reads are said on stderr, and where the format was told from the rows, what became of the first
+    of them.
+
     Args:
-        path: A file (.jsonl, .json, .tsv with .ans, packed as .gz or .bz2, .parquet), a folder of such, a data set
+        path: A file (.jsonl, .json, .csv, .tsv, packed as .gz or .bz2, .parquet), a folder of such, a data set
             saved with ``save_to_disk``, or a data set name ``org/name`` of the hub.
         format: A name of :data:`selfaug.data.formats.FORMATS`, or "auto" to tell it from the first rows.
         on_bad_row: "error" raises at the first bad row, "skip" leaves bad rows out and lists them.
         needs_documents: Whether a record without documents is a bad row; false where a corpus will fill them.
         split: Which split of a hub data set.
+        mapping: Where each field of a record stands (``--map``); see :func:`selfaug.data.formats.mapped`.
+        columns: Only these columns of the rows; ``None`` for all.
         progress: Called with the number of rows read so far, after each row.
 
     Raises:
         DataError: If the path does not exist, a file cannot be read, the format is unknown, no row is usable, or (as
             :class:`RowError`) a row is bad and ``on_bad_row`` is "error".
-        ConfigError: If ``format`` or ``on_bad_row`` is not a known name.
+        ConfigError: If ``format`` or ``on_bad_row`` is not a known name, or ``mapping`` cannot be.
     """
     if on_bad_row not in _ON_BAD_ROW:
         raise ConfigError(
             f"on_bad_row={on_bad_row!r} is not known.{nearest(str(on_bad_row), _ON_BAD_ROW)}", "use error or skip."
         )
-    fixed = None if format == "auto" else get_format(format)
+    fixed = _fixed(format, mapping)
     name, folder = str(path), Path(path).expanduser()
     if _is_hub_name(name):
         sources: list[tuple[str, Iterator[tuple[Where, Any]]]] = [(name, _hub_rows(name, split))]
@@ -84,20 +96,55 @@ def read_rows(
         files = tuple(data_files(folder))
         sources = [(str(file), iter_rows(file)) for file in files]
 
+    if columns is not None:
+        sources = [(source, _selected(rows, columns)) for source, rows in sources]
+    loaded = _collected(name, sources, fixed, on_bad_row, needs_documents, progress)
+    return replace(loaded, files=files)
+
+
+def read_table(
+    table: Any,
+    name: str,
+    *,
+    format: str = "auto",  # noqa: A002
+    mapping: Mapping[str, str] | Sequence[str] | None = None,
+    on_bad_row: str = "error",
+) -> Loaded:
+    """All training examples of a table of ``datasets``; see :func:`read_rows`."""
+    fixed = _fixed(format, mapping)
+    return _collected(name, [(name, _table_rows(table, name))], fixed, on_bad_row, True, None)
+
+
+def _fixed(format_: str, mapping: Mapping[str, str] | Sequence[str] | None) -> Format | None:
+    if mapping and format_ != "auto":
+        raise ConfigError(
+            f"format={format_!r} and map are both set, and each says where the fields of a record stand",
+            "pass one of them.",
+        )
+    return mapped(mapping) if mapping else None if format_ == "auto" else get_format(format_)
+
+
+def _selected(rows: Iterator[tuple[Where, Any]], columns: Sequence[str]) -> Iterator[tuple[Where, Any]]:
+    for where, row in rows:
+        yield where, row if isinstance(row, RowError) else {key: row[key] for key in columns if key in row}
+
+
+def _collected(
+    name: str,
+    sources: Sequence[tuple[str, Iterator[tuple[Where, Any]]]],
+    fixed: Format | None,
+    on_bad_row: str,
+    needs_documents: bool,
+    progress: Callable[[int], None] | None,
+) -> Loaded:
     items: list[Item | dict[str, Any]] = []
     problems: list[RowError] = []
     counted = itertools.count(1)
-    formats: dict[str, str] = {}
+    first: Reader | None = None
     for source, rows in sources:
-        found, rows = (fixed, rows) if fixed else _tell_format(source, rows)
-        formats.setdefault(found.name, source)
-        if len(formats) > 1:
-            (one, first), (other, second) = formats.items()
-            raise DataError(
-                f"{first} is in the format {one} and {second} is in the format {other}; a folder is one data set",
-                "give the files one by one, or name the format with --format.",
-            )
-        for item in _parse(rows, found, needs_documents):
+        reader = Reader(source, rows, fixed, needs_documents, first)
+        first = first or reader
+        for item in reader:
             if not isinstance(item, RowError):
                 items.append(item)
             elif on_bad_row == "error":
@@ -106,42 +153,123 @@ def read_rows(
                 problems.append(item)
             if progress is not None:
                 progress(next(counted))
-    if not items:
+        first.unread |= reader.unread
+    if not items or first is None:
         first_problem = f"; the first of {len(problems)} bad rows: {problems[0].message}" if problems else ""
         hint = problems[0].hint if problems else "check the format (--format) and the rows."
-        raise DataError(f"{path}: no usable row{first_problem}", hint)
-    return Loaded(_kind(items), items, next(iter(formats)), files, problems)
+        raise DataError(f"{name}: no usable row{first_problem}", hint)
+    for line in first.notes(items):
+        say(line if line.startswith(" ") else f"{name}: {line}")
+    return Loaded(_kind(items), items, first.format.name, (), problems, name)
 
 
-def _parse(
-    rows: Iterator[tuple[Where, Any]], found: Format, needs_documents: bool
-) -> Iterator[Item | dict[str, Any] | RowError]:
-    for where, row in rows:
+class Reader:
+    """Iterates over the examples of one source, and a :class:`RowError` for each row that is none.
+
+    Args:
+        source: The file or data set, for messages.
+        rows: Its rows with their places.
+        fixed: The format; ``None`` to tell it from the first rows.
+        needs_documents: Whether a record without documents is a bad row.
+        like: The reader of the data set's first file, which this one must agree with.
+
+    Raises:
+        DataError: If the source is empty, its format is told from the rows and unknown, or another than the first's.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        rows: Iterator[tuple[Where, Any]],
+        fixed: Format | None,
+        needs_documents: bool,
+        like: Reader | None = None,
+    ) -> None:
+        self.format: Format
+        self.source = source
+        looked_at = list(itertools.islice(rows, LOOKED_AT))
+        good = [row for _, row in looked_at if not isinstance(row, RowError)]
+        try:
+            found = fixed or get_format(detect(_seen(source, looked_at, good)))
+            # What the first file's columns were taken for holds for all: where both have an answer, it is the same one.
+            self.format = like.format if like is not None and like.format.name == found.name else found.bound(good)
+        except DataError as error:
+            raise (
+                error if isinstance(error, RowError) else DataError(f"{source}: {error.message}", error.hint)
+            ) from None
+        if like is not None and like.format.name != self.format.name:
+            raise DataError(
+                f"{like.source} is in the format {like.format.name} and {source} is in the format {self.format.name}; "
+                "a folder is one data set",
+                "give the files one by one, or name the format with --format.",
+            )
+        self.columns: frozenset[str] = like.columns if like is not None else frozenset()
+        self.guessed = fixed is None and found.name not in _SURE
+        self.unread: set[str] = set()
+        self._rows = itertools.chain(looked_at, rows)
+        self._needs_documents = needs_documents
+
+    def __iter__(self) -> Iterator[Item | dict[str, Any] | RowError]:
+        for where, row in self._rows:
+            yield from self.items(row, where)
+
+    def items(self, row: Any, where: Where) -> Iterator[Item | dict[str, Any] | RowError]:
+        """The examples of one row."""
         if isinstance(row, RowError):
             yield row
-            continue
-        for place, part in found.expand(row, where):
+            return
+        self.note_columns(row)
+        for place, part in self.format.expand(row, where):
             if isinstance(part, RowError):
                 yield part
                 continue
             try:
-                yield found.parse(part, place, needs_documents)
+                item = self.format.parse(part, place, self._needs_documents)
+                if isinstance(item, dict):
+                    self._check_alike(item, place)
+                yield item
             except RowError as error:
                 yield error
 
+    def _check_alike(self, row: Mapping[str, Any], where: Where) -> None:
+        """TRL looks at the columns of a table, and takes what the first row is for what all are."""
+        columns = frozenset(row) - {"tools", "chat_template_kwargs"}
+        chat = {"prompt as messages"} if isinstance(row.get("prompt"), list) else set()
+        self.columns = self.columns or columns | chat
+        if columns | chat != self.columns:
+            expected = f"the columns of the first row ({', '.join(sorted(self.columns))})"
+            raise RowError(where, "", expected, ", ".join(sorted(columns | chat)))
 
-def _tell_format(source: str, rows: Iterator[tuple[Where, Any]]) -> tuple[Format, Iterator[tuple[Where, Any]]]:
-    looked_at = list(itertools.islice(rows, _LOOKED_AT))
-    good = [row for _, row in looked_at if not isinstance(row, RowError)]
-    if not good:
-        errors = [row for _, row in looked_at]
-        if errors:
-            raise errors[0]
-        raise DataError(f"{source}: the file holds no row", "give a file with at least one row.")
-    try:
-        return get_format(detect(good)), itertools.chain(looked_at, rows)
-    except DataError as error:
-        raise DataError(f"{source}: {error.message}", error.hint) from None
+    def note_columns(self, row: Mapping[str, Any]) -> None:
+        """Keep in mind which columns of a row nobody reads."""
+        if new := {str(key) for key in row if row[key] is not None} - self.unread:
+            self.unread |= new - set(map(str, self.format.columns(row)))
+
+    def notes(self, items: Sequence[Item | dict[str, Any]]) -> tuple[str, ...]:
+        """What people should hear of how these examples were read."""
+        lines = [f"unread columns: {', '.join(sorted(self.unread))}"] if self.unread else []
+        if self.guessed:
+            how = f" ({self.format.paths})" if self.format.paths else ""
+            lines.append(f"read as {self.format.name}{how}; --format or --map says otherwise. The first examples:")
+            lines += [f"  {_told(item)}" for item in items[:_SHOWN]]
+        return tuple(lines)
+
+
+def _seen(source: str, looked_at: list[tuple[Where, Any]], good: list[Any]) -> list[Any]:
+    if good:
+        return good
+    raise looked_at[0][1] if looked_at else DataError("the file holds no row", "give a file with at least one row.")
+
+
+def _told(item: Item | dict[str, Any]) -> str:
+    """An example in one line."""
+    if isinstance(item, Record):
+        first = f": {shown(item.documents[0].text)}" if item.documents else ""
+        answer = shown(item.answers[0]) if item.answers else "none (the abstention text)"
+        return f"question {shown(item.question)}; documents {len(item.documents)}{first}; answer {answer}"
+    if isinstance(item, Conversation):
+        return "; ".join(f"{m['role']} {shown(m['content'])}" for m in item.messages[:3])
+    return shown(item)
 
 
 def _kind(items: list[Item | dict[str, Any]]) -> Kind:
@@ -152,7 +280,7 @@ def _kind(items: list[Item | dict[str, Any]]) -> Kind:
 
 def _is_hub_name(name: str) -> bool:
     """Whether this can only mean a data set of the hub: ``org/name`` that no file or folder here could be."""
-    if not _HUB_NAME.fullmatch(name) or name.lower().endswith((*SUFFIXES, ".gz", ".bz2", ".txt", ".csv")):
+    if not _HUB_NAME.fullmatch(name) or name.lower().endswith((*SUFFIXES, ".gz", ".bz2", ".txt")):
         return False
     return not Path(name).exists() and not Path(name).parent.exists()
 
@@ -185,4 +313,13 @@ def _saved_rows(folder: Path, split: str) -> Iterator[tuple[Where, Any]]:
 def _table_rows(table: Any, name: str) -> Iterator[tuple[Where, Mapping[str, Any]]]:
     for number, row in enumerate(table, 1):
         where = Where(name, number, "row")
-        yield where, Fields(row, where).row
+        yield where, table_row(Fields(row, where).row, table.features)
+
+
+def table_row(row: Mapping[str, Any], features: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A row of a table of ``datasets`` without the nulls that the table put into it.
+
+    What the table keeps as JSON text is left as it is: there every null is the row's own.
+    """
+    kept = {key for key, feature in (features or {}).items() if "Json(" in repr(feature)}
+    return {key: value if key in kept else present(value) for key, value in row.items() if value is not None}

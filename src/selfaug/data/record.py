@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from selfaug.data.fields import Fields, RowError, Where
+from selfaug.data.fields import Fields, RowError, Where, shown
 from selfaug.errors import DataError
 
 __all__ = [
+    "DOCUMENT_PARTS",
     "TRAIN_FLAGS",
     "Conversation",
     "Document",
@@ -20,6 +21,7 @@ __all__ = [
     "Where",
     "is_trained",
     "parse_conversation",
+    "parse_document",
     "parse_record",
     "require_documents",
 ]
@@ -161,22 +163,38 @@ def parse_record(row: Mapping[str, Any], where: Where, *, needs_documents: bool 
     )
 
 
-def parse_conversation(row: Mapping[str, Any], where: Where) -> Conversation:
-    """The conversation of a canonical row: ``messages``, and optionally ``documents``, ``tools``, ``id``.
+def parse_conversation(row: Mapping[str, Any], where: Where, key: str = "messages") -> Conversation:
+    """The conversation of a canonical row: ``messages``, and optionally ``documents``, ``tools``, ``system``, ``id``.
 
-    Content given as a list of text parts is joined; ``tools`` may be a JSON text, as TRL allows.
+    Content given as a list of text parts is joined; ``tools`` may be a JSON text, as TRL allows. ``system`` becomes the
+    first message, unless that is a system message already.
+
+    Args:
+        row: The JSON object.
+        where: Its place, for messages.
+        key: What the field of the messages is called in the file, for messages.
 
     Raises:
         RowError: If a message has no role or no text, no message is the assistant's and trained, or a field has another
             type.
     """
     fields = Fields(row, where)
-    messages = tuple(_message(message) for message in fields.objects("messages", "messages") or [])
+    if fields.get("chat_template_kwargs"):
+        raise fields.error(
+            "chat_template_kwargs",
+            "no template variables in a row of messages, since one prompt layout holds for all rows",
+            "set them for the whole data set, as in --prompt '{\"chat_template_kwargs\": {...}}'",
+        )
+    named = Fields({key: row.get("messages")}, where).objects(key, "messages")
+    messages = tuple(_message(message) for message in named or [])
+    system = fields.optional_text("system", blank=True)
+    if system and system.strip() and messages and messages[0]["role"] != "system":
+        messages = ({"role": "system", "content": system}, *messages)
     if not any(message["role"] == "assistant" for message in messages):
-        raise fields.error("messages", "messages of which at least one has the role 'assistant' (what is trained)")
+        raise fields.error(key, "messages of which at least one has the role 'assistant' (what is trained)")
     if not any(message["role"] == "assistant" and is_trained(message) for message in messages):
         raise RowError(
-            where, fields.name("messages"), "an assistant message that is trained (weight 1, say, or no flag)",
+            where, fields.name(key), "an assistant message that is trained (weight 1, say, or no flag)",
             "only assistant messages with a flag against it",
         )  # fmt: skip
     return Conversation(messages, _documents(fields, False), fields.identifier(), _tools(fields))
@@ -195,26 +213,72 @@ def require_documents(fields: Fields, documents: tuple[Document, ...], key: str,
 
 
 def _documents(fields: Fields, needed: bool) -> tuple[Document, ...]:
-    values = fields.items("documents", "texts, or objects with a text") or []
-    documents = tuple(_document(fields, f"documents[{i}]", value) for i, value in enumerate(values))
+    value = fields.get("documents")
+    if isinstance(value, str):
+        value = [value] if value.strip() else []
+    entries = fields.items("documents", "texts, or objects with a text") if not isinstance(value, list) else value
+    name = fields.name("documents")
+    documents = tuple(parse_document(entry, fields.where, f"{name}[{i}]") for i, entry in enumerate(entries or []))
     return require_documents(fields, documents, "documents", needed)
 
 
-def _document(fields: Fields, key: str, value: object) -> Document:
-    inner = Fields({key: value}, fields.where, fields.path)
+# The names that retrievers, frameworks and data sets give to the parts of a passage; the first that is there is read.
+_TEXT = ("text", "contents", "content", "page_content", "passage_text", "paragraph_text", "passage", "chunk", "body")
+_NAME = ("id", "_id", "id_", "docid", "doc_id", "pid", "passage_id")
+_SCORE = ("score", "relevance_score", "similarity", "relevance")
+_GOLD = ("is_supporting", "is_selected", "is_relevant", "is_gold", "has_answer")
+DOCUMENT_PARTS = frozenset((*_TEXT, *_NAME, *_SCORE, *_GOLD, "title", "metadata", "node", "document", "text_resource"))
+"""The keys that tell an object that is one document from one that holds several, keyed by their names."""
+
+
+def parse_document(value: object, where: Where, name: str) -> Document:
+    """The document of a text, or of an object that holds one: ours, and those of retrievers, LangChain and LlamaIndex.
+
+    Of FlashRAG's ``contents`` the first line is the title. Where there is no score, a flag that says whether the
+    passage is relevant gives 1 or 0.
+
+    Args:
+        value: The text or object.
+        where: The row's place.
+        name: The value's path in the row.
+
+    Raises:
+        RowError: If there is no text, or a part has another type.
+    """
     if isinstance(value, str):
-        return Document(inner.text(key))
+        return Document(Fields({name: value}, where).text(name))
     if not isinstance(value, Mapping):
-        raise inner.error(key, "a text, or an object with a text")
-    row = Fields(value, fields.where, inner.name(key))
-    title = row.optional_text("title", blank=True) or None
-    return Document(row.text("text"), title, row.identifier(), row.number("score"))
+        raise RowError(where, name, "a text, or an object with a text", shown(value))
+    fields = Fields(value, where, name)
+    inner = fields
+    for wrapper in ("node", "document", "text_resource"):  # LlamaIndex: a node with its score; LangChain: likewise.
+        if isinstance(inner.get(wrapper), Mapping):
+            inner = Fields(inner.get(wrapper), where, inner.name(wrapper))
+    key = next((key for key in _TEXT if inner.get(key) is not None), "text")
+    text = inner.text(key)
+    outer = [fields, inner]
+    described = [part for part in (fields, inner) if isinstance(part.get("metadata"), Mapping)]
+    outer += [Fields(part.get("metadata"), where, part.name("metadata")) for part in described]
+    title = next((title for part in outer if (title := part.optional_text("title", blank=True))), None)
+    if key == "contents" and title is None:
+        head, _, rest = text.partition("\n")
+        if rest.strip():
+            title, text = head.strip().removeprefix('"').removesuffix('"'), rest
+    scores = (number for part in outer[:2] for key in _SCORE if (number := part.number(key)) is not None)
+    gold = (float(flag) for part in outer for key in _GOLD if (flag := part.flag(key)) is not None)
+    return Document(
+        text,
+        title if title and title.strip() else None,
+        next((found for part in outer[:2] for key in _NAME if (found := part.identifier(key))), None),
+        next(scores, next(gold, None)),
+    )
 
 
 def _message(fields: Fields) -> dict[str, Any]:
     # Columnar files give every message every key; the absent ones are null.
     message = {key: fields.check_json(key) for key, value in fields.row.items() if value is not None}
-    message["role"] = role = fields.text("role")
+    # OpenAI's newer name of the system role: the templates of other models do not know it.
+    message["role"] = role = {"developer": "system"}.get(fields.text("role"), fields.text("role"))
     _check_flags(fields, role)
     if isinstance(message.get("content"), list):
         parts = fields.objects("content", "text parts") or []

@@ -41,6 +41,7 @@ def task_data(
     manifest: Mapping[str, Any],
     *,
     form: str = "auto",
+    mapping: Mapping[str, str] | Sequence[str] | None = None,
     on_bad_row: str = "error",
     limit: int | None = None,
 ) -> list[TaskData]:
@@ -51,6 +52,7 @@ def task_data(
         config: Of the run.
         manifest: Of the run; tells whether its data changed since.
         form: The data's format.
+        mapping: Where the fields of a record stand in it.
         on_bad_row: ``error`` or ``skip``.
         limit: Only the first rows of each.
 
@@ -59,7 +61,7 @@ def task_data(
         DataError: If one cannot be read or holds no records.
     """
     if paths:
-        sets = [_read(path, form, "test", on_bad_row, "data") for path in paths]
+        sets = [_read(path, form, "test", on_bad_row, "data", mapping) for path in paths]
         stems = [Path(path).name.split(".")[0] for path in paths]
         names = ["task"] if len(paths) == 1 else [f"task:{stem}" for stem in stems]
         if len(set(names)) < len(names):
@@ -77,21 +79,22 @@ def _of_run(
     config: Mapping[str, Any], manifest: Mapping[str, Any], on_bad_row: str
 ) -> tuple[list[Record | Conversation], dict[str, Any], int]:
     form, name = str(config.get("format") or "auto"), str(config.get("dataset_name") or "")
+    mapping = config.get("map")
     on_bad_row = str(config.get("on_bad_row") or on_bad_row)
     if config.get("eval_dataset"):
         split = str(config.get("dataset_test_split") or "test")
-        return _read(str(config["eval_dataset"]), form, split, on_bad_row, "eval_dataset")
+        return _read(str(config["eval_dataset"]), form, split, on_bad_row, "eval_dataset", mapping)
     if config.get("held_out") and name:
         split = str(config.get("dataset_train_split") or "train")
         trained = str(split_file(name, (split,)) or name)
-        items, described, bad = _read(trained, form, split, on_bad_row, "dataset_name")
+        items, described, bad = _read(trained, form, split, on_bad_row, "dataset_name", mapping)
         _check_unchanged(described, manifest, name)
         fraction, seed = float(config["held_out"]), int(config.get("seed") or 0)
         kept: list[Any] = split_by_document(items, fraction, seed).held_out
         return kept, {**described, "held_out": fraction, "held_out_seed": seed}, bad
     beside = split_file(name, HELD_OUT)  # as `train` looks for it beside its training file
     if beside is not None:
-        return _read(str(beside), form, "test", on_bad_row, "dataset_name")
+        return _read(str(beside), form, "test", on_bad_row, "dataset_name", mapping)
     raise ConfigError(
         "the run held no data out and was not evaluated on any, so there is nothing to measure its task on",
         "pass --data FILE with questions that it was not trained on, or --no_task to measure only general ability.",
@@ -99,12 +102,18 @@ def _of_run(
 
 
 def _read(
-    path: str, form: str, split: str, on_bad_row: str, setting: str
+    path: str,
+    form: str,
+    split: str,
+    on_bad_row: str,
+    setting: str,
+    mapping: Mapping[str, str] | Sequence[str] | None = None,
 ) -> tuple[list[Record | Conversation], dict[str, Any], int]:
     if looks_local(path) and not Path(path).expanduser().exists():
         raise missing_path(setting, path, "check the path; a data set of the hub has the form owner/name.")
     local = Path(path).expanduser()
-    loaded = read_rows(local if local.exists() else path, format=form, on_bad_row=on_bad_row, split=split)
+    given = local if local.exists() else path
+    loaded = read_rows(given, format=form, on_bad_row=on_bad_row, split=split, mapping=mapping)
     if loaded.kind == "trl":
         raise DataError(
             f"{path} is in one of TRL's own formats, whose rows do not say which answers are accepted",

@@ -50,10 +50,13 @@ def data_of_run(config: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def run_data(name: str | None, config: dict[str, Any], on_bad_row: str) -> tuple[list[Record | Conversation], str, Any]:
+def run_data(
+    name: str | None, config: dict[str, Any], on_bad_row: str, mapping: Any = None
+) -> tuple[list[Record | Conversation], str, Any]:
     """The records and conversations of ``name``, or of the run itself; what they are; and their files.
 
-    Of a run that held a part of its data out, that part is taken.
+    Of a run that held a part of its data out, that part is taken. ``mapping`` says where the fields of a record stand
+    in the rows of ``name``.
 
     Raises:
         DataError: If the data cannot be read, or is in TRL's own formats.
@@ -61,8 +64,10 @@ def run_data(name: str | None, config: dict[str, Any], on_bad_row: str) -> tuple
     """
     chosen, split = (name, "test") if name is not None else data_of_run(config)
     form = "auto" if name is not None else str(config.get("format") or "auto")
+    mapping = mapping if name is not None else config.get("map")
     path = Path(chosen).expanduser()
-    loaded = read_rows(path if path.exists() else chosen, format=form, on_bad_row=on_bad_row, split=split)
+    given = path if path.exists() else chosen
+    loaded = read_rows(given, format=form, on_bad_row=on_bad_row, split=split, mapping=mapping)
     if loaded.kind == "trl":
         raise DataError(
             f"{chosen} is in one of trl's own formats, whose rows say nothing of documents and questions",

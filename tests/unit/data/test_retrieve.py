@@ -207,7 +207,7 @@ def test_corpora_in_every_spelling(tmp_path: Path) -> None:
     [
         ("c.jsonl", b'{"id": 1}\n', r"c\.jsonl, line 1, field 'text'"),
         ("c.jsonl", b"{\n", r"c\.jsonl, line 1: expected one JSON object"),
-        ("c.tsv", b"a\tb\tc\td\n", "2 or 3 cells"),
+        ("c.tsv", b"a\tb\tc\td\n", r"3 cells \(id, text, title\)"),
         ("c.txt", b"\xff", "UTF-8"),
         ("c.txt", b"\n\n", "no passage"),
         ("c.jsonl", b'{"text": "?!"}\n', "holds no word"),

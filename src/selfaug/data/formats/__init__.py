@@ -1,5 +1,5 @@
-"""One file per data set format: rows in, records out."""
+"""The formats of data sets: rows in, records out."""
 
-from selfaug.data.formats.registry import FORMATS, Format, detect, get_format
+from selfaug.data.formats.registry import FORMATS, Format, detect, get_format, mapped
 
-__all__ = ["FORMATS", "Format", "detect", "get_format"]
+__all__ = ["FORMATS", "Format", "detect", "get_format", "mapped"]

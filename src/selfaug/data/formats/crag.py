@@ -22,6 +22,7 @@ from selfaug.data.fields import Fields, Where
 from selfaug.data.formats.html import html_text
 from selfaug.data.record import Document, Record, require_documents
 
+COLUMNS = frozenset(("interaction_id", "query", "answer", "alternative_answers", "alt_ans", "search_results"))
 _UNKNOWN = "i don't know"
 _INVALID = "invalid question"
 
