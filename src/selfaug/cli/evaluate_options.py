@@ -29,6 +29,7 @@ class Settings:
     no_task: bool = False
     max_new_tokens: int = 128
     max_length: int | None = None
+    abstentions: str | None = None
     judge_url: str | None = None
     judge_model: str | None = None
     judge_key_env: str = "OPENAI_API_KEY"
@@ -65,6 +66,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("no_task", "measure general ability alone", **true_or_false)
     add("max_new_tokens", "longest answer in tokens (default: 128)", type=int, metavar="N")
     add("max_length", "tokens of prompt and accepted answer (default: as in training)", type=int, metavar="N")
+    add("abstentions", "YAML file of further ways to say that there is no answer", metavar="FILE")
     add("judge_url", "OpenAI-compatible endpoint that gives the CRAG verdicts, instead of rules", metavar="URL")
     add("judge_model", "the judge's name there", metavar="NAME")
     add("judge_key_env", "environment variable with its API key (default: OPENAI_API_KEY)", metavar="NAME")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from selfaug.data.prompts import Renderer
+    from selfaug.evaluation.forms import Forms
     from selfaug.evaluation.judge import Judge
     from selfaug.evaluation.models import Origin
     from selfaug.evaluation.parts import Part
@@ -26,8 +27,10 @@ def all_parts(settings: Settings, folder: RunFolder, origin: Origin) -> list[Par
     """The parts in the order in which they are measured: task, texts, general tasks."""
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.data.prompts import Renderer
+    from selfaug.evaluation.forms import read_forms
 
-    judge = _judge(settings, folder)
+    forms = read_forms(settings.abstentions)
+    judge = _judge(settings, folder, forms)
     parts: list[Part] = []
     tokenizer = load_tokenizer(origin.final)
     if settings.general:
@@ -36,11 +39,11 @@ def all_parts(settings: Settings, folder: RunFolder, origin: Origin) -> list[Par
     if settings.general_data:
         parts = [*_texts(settings, origin, tokenizer), *parts]
     if not settings.no_task:
-        parts = [*_tasks(settings, folder, origin, tokenizer, Renderer.load(origin.final), judge), *parts]
+        parts = [*_tasks(settings, folder, origin, tokenizer, Renderer.load(origin.final), judge, forms), *parts]
     return parts
 
 
-def _judge(settings: Settings, folder: RunFolder) -> Judge | None:
+def _judge(settings: Settings, folder: RunFolder, forms: Forms) -> Judge | None:
     if settings.judge_url is None:
         return None
     from selfaug.evaluation.judge import Judge
@@ -53,6 +56,7 @@ def _judge(settings: Settings, folder: RunFolder) -> Judge | None:
         api_key=os.environ.get(settings.judge_key_env),
         timeout=settings.judge_timeout,
         retries=settings.judge_retries,
+        forms=forms,
     )
 
 
@@ -63,6 +67,7 @@ def _tasks(
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     judge: Judge | None,
+    forms: Forms,
 ) -> list[Part]:
     from selfaug.evaluation.data import task_data
     from selfaug.evaluation.task import ask
@@ -116,6 +121,7 @@ def _tasks(
                 settings.max_new_tokens,
                 settings.batch_size,
                 judge,
+                forms,
             )
         )
     return parts

@@ -12,7 +12,7 @@ from typing import Any
 
 from selfaug.data.corpus_files import read_passages
 from selfaug.data.record import Document, Record
-from selfaug.data.words import contains, normalise, words
+from selfaug.data.words import contains, normalise, terms
 from selfaug.errors import ConfigError, DataError
 
 __all__ = ["Corpus", "answers_found", "retrieve"]
@@ -53,7 +53,7 @@ class Corpus:
         """Every passage that shares a word with the question, best first; see :meth:`search`."""
         import numpy as np
 
-        query = words(question)
+        query = terms(question)
         if not query:
             return
         scores = self._index.get_scores(query)
@@ -66,7 +66,7 @@ class Corpus:
         import bm25s
 
         index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        tokens = [words(f"{passage.title or ''} {passage.text}") for passage in self.passages]
+        tokens = [terms(f"{passage.title or ''} {passage.text}") for passage in self.passages]
         if not any(tokens):
             raise DataError("the corpus holds no word", "give passages of text.")
         index.index(tokens, show_progress=False)

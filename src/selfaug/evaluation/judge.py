@@ -16,7 +16,8 @@ from typing import Any
 
 from selfaug.endpoint import Endpoint
 from selfaug.errors import UserError
-from selfaug.evaluation.metrics import Verdict, abstains, exact_match
+from selfaug.evaluation.forms import Forms
+from selfaug.evaluation.metrics import Verdict, abstains, answer_match
 from selfaug.evaluation.store import DiskError
 from selfaug.provenance import text_hash
 
@@ -76,6 +77,7 @@ class Judge:
         retries: Further tries of a question after time-outs, refused connections and the server's passing errors.
         first_wait: Seconds before the second try; doubled each time, up to a minute, unless the server says how long.
         concurrency: Questions on their way at once.
+        forms: The forms of abstention that need no judge; ``None`` for the package's own.
 
     Raises:
         ConfigError: If the URL is none.
@@ -89,6 +91,7 @@ class Judge:
     retries: int = 4
     first_wait: float = 1.0
     concurrency: int = 4
+    forms: Forms | None = None
     asked: int = 0
     from_cache: int = 0
     unparsed: list[str] = field(default_factory=list)
@@ -116,9 +119,9 @@ class Judge:
         return self._endpoint.each(rows, lambda row: self._verdict(*row, abstention), progress)
 
     def _verdict(self, question: str, accepted: Sequence[str], response: str, abstention: str) -> Verdict | None:
-        if accepted and exact_match(response, accepted):
+        if accepted and answer_match(response, accepted):
             return "right"
-        if abstains(response, abstention):
+        if abstains(response, abstention, self.forms):
             return "missing"
         listed = "; ".join(accepted) if accepted else _NO_REFERENCE
         prompt = PROMPT.format(question=question, accepted=listed, response=response)

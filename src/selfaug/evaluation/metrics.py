@@ -1,4 +1,9 @@
-"""How good is one answer? Exact match, token F1, abstention, CRAG verdict and groundedness as functions of strings."""
+"""Scores of one answer as functions of strings: match and F1, abstention, CRAG verdict and groundedness.
+
+``answer_match`` and ``answer_f1`` read words as :mod:`selfaug.data.words` does, in any script. ``exact_match`` and
+``token_f1`` are SQuAD's own, digit for digit: made for English, they keep ``“``, ``。`` and full-width digits apart and
+drop the sign of ``-5``.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
+import regex
+
+from selfaug.data.words import is_unspaced, marked_words, words
+from selfaug.evaluation.forms import Forms, read_forms
+
 __all__ = [
-    "POINTS", "Verdict", "abstains", "crag_verdict", "exact_match", "grounded_tokens", "squad_normalise", "token_f1",
+    "POINTS", "Verdict", "abstains", "answer_f1", "answer_match", "answer_words", "crag_verdict", "exact_match",
+    "grounded_tokens", "squad_normalise", "token_f1",
 ]  # fmt: skip
 
 Verdict: TypeAlias = Literal["right", "missing", "wrong"]
@@ -20,37 +31,17 @@ POINTS: dict[Verdict, int] = {"right": 1, "missing": 0, "wrong": -1}
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-# A number with its separators is one word: 5.5 neither equals 55 nor holds 5.
-_CRAG_WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d]+|\d+")
-_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# An article of English stands before a word; A and An in the middle of a sentence are names (vitamin A, Nghệ An).
+_ENGLISH_ARTICLES = re.compile(r"(?<![\w'’-])(?:an?|[Tt]he|THE|(?<![^\W_] )(?<![^\W_],\s)An?)(?=\s+[\"'“‘(]?[^\W_])")
+_SYMBOL = regex.compile(r"[\p{Sm}\p{Sc}\p{So}]")
+_QUOTED = re.compile(r"[\"“„«「『][^\"”»」』]*[\"”»」』]")
 CRAG_WORDS = 50
 """Words of an answer that count: the benchmark cuts answers at 75 tokens, so that a list of guesses is no answer."""
-
-_OPENING = (
-    r"(?:i'?m|i am|we are)?\s*(?:very |so )?sorry|unfortunately|apologies|i apologi[sz]e|well|hmm*|but",
-    r"(?:based on|according to|given|from|in) (?:the |these |this |your )?(?:given |provided |above )?"
-    r"(?:documents?|context|information|passages?|texts?)(?: provided| given| above)?",
-)
-_NOT = r"(?:can ?not|can't|could not|couldn't|am unable to|'m unable to|am not able to|was unable to|do not|don't)"
-_SOURCE = r"(?:given |provided |above )?(?:documents?|contexts?|passages?|texts?)(?: provided| given| above)?"
-_HOLD = r"(?:contain|hold|mention|provide|state|say|give|include|specify|answer)s?"
-_STATES = r"(?:known|stated|mentioned|specified|given|found|provided|available|answerable|clear|in)"
-_NO_ANSWER_FORMS = (
-    r"i (?:really |simply |just |honestly )?(?:do not|don't|dont|did not|didn't) (?:really |actually )?know\b",
-    r"(?:i am|i'm|im) (?:not (?:sure|certain|aware)|unsure)\b",
-    rf"i ?{_NOT} (?:find|answer|determine|tell|say|provide|give|have|see|locate|confirm)\b",
-    r"(?:i have )?no (?:idea|information)\b",
-    r"(?:it|this|that|(?:the|this) (?:answer|question|information)) (?:can ?not|can't|could not) be "
-    r"(?:determined|answered|known|found)\b",
-    r"(?:it|this|that|(?:the|this) (?:answer|question|information)) is "
-    rf"(?:not {_STATES}|unknown|unclear|unanswerable)\b",
-    r"there is (?:no|not enough|insufficient) (?:information|answer|mention|evidence)\b",
-    r"(?:not enough|insufficient) information\b",
-    rf"(?:the |these |this )?{_SOURCE} (?:do not|does not|don't|doesn't|did not|didn't) {_HOLD}\b",
-    rf"(?:none of the|no) {_SOURCE} {_HOLD}\b",
-    r"(?:unknown|unanswerable|no answer|not available|n/?a|none|cannot answer|can't answer)[\s.!]*$",
-)
-_NO_ANSWER = re.compile(rf"(?:(?:{'|'.join(_OPENING)})[\s,.:;!-]*)*(?:{'|'.join(_NO_ANSWER_FORMS)})", re.IGNORECASE)
+_NEAR = 12  # Words before and behind an accepted answer that may deny it.
+_SURE = 3  # Words of a phrase that begins a response and needs no pause behind it.
+# A list of guesses has so many items, of at most so many words each.
+_LIST, _LIST_ITEM = 4, 3
+_ENUMERATOR = re.compile(r"(?:^|(?<=\s))(?:\(?(?:\d{1,2}|[A-Za-z])[.)]|[-*•])\s+", re.MULTILINE)
 
 
 def squad_normalise(text: str) -> str:
@@ -60,7 +51,7 @@ def squad_normalise(text: str) -> str:
 
 
 def exact_match(response: str, accepted: Sequence[str]) -> float:
-    """1 where the normalised response equals a normalised accepted answer, else 0.
+    """1 where the response equals an accepted answer after :func:`squad_normalise`, else 0: SQuAD's exact match.
 
     Args:
         response: What the model said.
@@ -71,12 +62,37 @@ def exact_match(response: str, accepted: Sequence[str]) -> float:
 
 
 def token_f1(response: str, accepted: Sequence[str]) -> float:
-    """``2pr / (p + r)`` over normalised words with their counts, for the accepted answer where it is largest; 0 to 1.
+    """SQuAD's F1: ``2pr / (p + r)`` over :func:`squad_normalise`'s words with their counts; the best accepted answer's.
 
     Where either text has no word, 1 if both have none, else 0 (as in SQuAD 2).
     """
     said = squad_normalise(response).split()
     return max((_f1(said, squad_normalise(answer).split()) for answer in accepted), default=0.0)
+
+
+def answer_words(text: str) -> list[str]:
+    """The words of an answer (:mod:`selfaug.data.words`) without English articles; else its symbols, else its signs.
+
+    "Vitamin A" keeps its A, "à" is no article, and an answer that is only "+", "👍" or "#" is equal to itself alone.
+    """
+    return words(_without_articles(text)) or _SYMBOL.findall(text) or [text.strip()] * bool(text.strip())
+
+
+def answer_match(response: str, accepted: Sequence[str]) -> float:
+    """1 where the response has the words of an accepted answer, else 0: exact match that knows Unicode.
+
+    Args:
+        response: What the model said.
+        accepted: At least one answer; the best one counts.
+    """
+    said = answer_words(response)
+    return float(any(said == answer_words(answer) for answer in accepted))
+
+
+def answer_f1(response: str, accepted: Sequence[str]) -> float:
+    """:func:`token_f1` over :func:`answer_words`: in scripts without spaces over characters."""
+    said = answer_words(response)
+    return max((_f1(said, answer_words(answer)) for answer in accepted), default=0.0)
 
 
 def _f1(said: list[str], wanted: list[str]) -> float:
@@ -89,68 +105,122 @@ def _f1(said: list[str], wanted: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def abstains(response: str, abstention: str = "") -> bool:
-    """Whether a response gives no answer: it is empty, or begins by saying so.
+def abstains(response: str, abstention: str = "", forms: Forms | None = None) -> bool:
+    """Whether a response gives no answer: it is empty, or begins by saying so in one of the table's languages.
 
     Only the beginning is looked at: a long answer that quotes "I don't know" somewhere is an answer. "I don't know, but
     perhaps Paris" is none.
 
     Args:
         response: What the model said.
-        abstention: The text that was trained for questions without an answer.
+        abstention: The text that was trained for questions without an answer. One of one or two words counts only as a
+            whole clause, so that "Unknown" is not found in "Unknown Pleasures".
+        forms: The forms that count (:func:`selfaug.evaluation.forms.read_forms`); ``None`` for the package's own.
     """
-    said = " ".join(unicodedata.normalize("NFKC", response).replace("’", "'").split())
-    if not squad_normalise(said):
-        return True
-    trained = squad_normalise(abstention)
-    if trained and f"{squad_normalise(said)} ".startswith(f"{trained} "):
-        return True
-    return _NO_ANSWER.match(said) is not None
+    # A title in quotes says nothing, unless it is the whole response: "I Don't Know" is a song by Ozzy Osbourne.
+    plain = response.strip()
+    said = marked_words(plain if _QUOTED.fullmatch(plain) else _QUOTED.sub(" x ", plain))
+    if not said:
+        return not _SYMBOL.search(plain)
+    return _opens(said, marked_words(abstention)) or (forms or read_forms()).give_no_answer(said)
 
 
-def crag_verdict(response: str, accepted: Sequence[str], abstention: str = "") -> Verdict:
+def crag_verdict(response: str, accepted: Sequence[str], abstention: str = "", forms: Forms | None = None) -> Verdict:
     """CRAG's verdict by rules: "right" (+1), "missing" (0) or "wrong" (-1).
 
     Missing: :func:`abstains`, whether or not the question has an answer (what a right refusal is worth, abstention
     precision and recall say). Right: the words of an accepted answer stand together and in order in the response's
-    first 50 words; for yes and no, as its first word. Wrong: anything else, and so is every answer to a question
-    that has none.
+    first 50 words (a character of a script without spaces is half a word); for yes and no, as its first words. Wrong:
+    anything else, and so is every answer to a question that has none.
+
+    An accepted answer does not make a response right where the response denies it right before or behind ("not Paris",
+    "Paris is wrong", 不是北京), offers it as one guess of several ("Paris or London") that are not all accepted, or
+    hides it in a list of four or more short items. One such place is enough. "Not only Paris" and "Paris, not London"
+    deny nothing: the form has to touch the answer.
 
     Args:
         response: What the model said.
         accepted: Accepted answers; none where the question has no answer.
         abstention: As for :func:`abstains`.
+        forms: As for :func:`abstains`.
     """
     # An accepted "unknown" or "none" is an answer like any other.
-    # The second comparison is for answers of signs alone, such as "+" or "€".
-    plain = response.strip().casefold()
-    if any(_crag_words(response) == _crag_words(answer) for answer in accepted if _crag_words(answer)) or (
-        plain and plain in [answer.strip().casefold() for answer in accepted]
-    ):
+    if accepted and answer_match(response, [answer for answer in accepted if answer_words(answer)]):
         return "right"
-    if abstains(response, abstention):
-        return "missing"
-    said = _crag_words(response)[:CRAG_WORDS]
-    for answer in accepted:
-        wanted = _crag_words(answer)
-        if wanted in (["yes"], ["no"], ["true"], ["false"]):
-            if said[:1] == wanted:
-                return "right"
-        elif wanted and any(said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1)):
-            return "right"
-    return "wrong"
-
-
-def _crag_words(text: str) -> list[str]:
-    folded = _GROUPED.sub("", unicodedata.normalize("NFKC", text).casefold())
-    return [word for word in _CRAG_WORD.findall(folded) if word not in ("a", "an", "the")]
+    forms = forms or read_forms()
+    said = marked_words(_without_articles(response))
+    wanted = [answer_words(answer) for answer in accepted]
+    if abstains(response, abstention, forms):
+        # The title "I Don't Know How to Love Him" may be the answer, with something behind it.
+        titles = [words_ for words_, answer in zip(wanted, accepted, strict=True) if abstains(answer, "", forms)]
+        return "right" if any(_opens(said, title) for title in titles) else "missing"
+    said = _first(said)
+    found = [words_ for words_ in wanted if words_]
+    standing = [words_ for words_ in found if _stands(said, words_, found, forms)]
+    return "right" if standing and not _listed(response, standing, found, forms) else "wrong"
 
 
 def grounded_tokens(response: str, documents: Iterable[str]) -> tuple[int, int]:
-    """How many of the response's normalised words stand anywhere in the documents, and how many it has.
+    """How many of the response's words stand anywhere in the documents, and how many it has (:func:`answer_words`).
 
-    Their ratio is the groundedness, 0 to 1. It says nothing of whether the words stand together.
+    Their ratio is the groundedness, 0 to 1. It says nothing of whether the words stand together, so in scripts without
+    spaces, where a word is a character, it is near 1 for most answers.
     """
-    found = {word for document in documents for word in squad_normalise(document).split()}
-    said = squad_normalise(response).split()
+    found = {word for document in documents for word in words(document)}
+    said = answer_words(response)
     return sum(word in found for word in said), len(said)
+
+
+def _without_articles(text: str) -> str:
+    # Composed first: the a of a decomposed à is no article.
+    return _ENGLISH_ARTICLES.sub(" ", unicodedata.normalize("NFC", text))
+
+
+def _opens(said: Sequence[str], phrase: Sequence[str]) -> bool:
+    """Whether words begin with a phrase; where it is short, only with a pause behind it."""
+    phrase = [word for word in phrase if word not in (".", ",")]
+    places = [place for place, word in enumerate(said) if word not in (".", ",")][: len(phrase)]
+    if not phrase or [said[place] for place in places] != phrase:
+        return False
+    rest = said[places[-1] + 1 :]
+    return len(phrase) >= _SURE or not rest or rest[0] in (".", ",")
+
+
+def _first(said: list[str]) -> list[str]:
+    """The words that count, with their pauses."""
+    left = float(CRAG_WORDS)
+    for place, word in enumerate(said):
+        if word not in (".", ","):
+            left -= 0.5 if is_unspaced(word) else 1.0
+            if left < 0:
+                return said[:place]
+    return said
+
+
+def _stands(said: Sequence[str], wanted: Sequence[str], accepted: Sequence[Sequence[str]], forms: Forms) -> bool:
+    """Whether an accepted answer stands in the response, and the response means it."""
+    size = len(wanted)
+    places = [place for place, word in enumerate(said) if word not in (".", ",")]
+    plain = [said[place] for place in places]
+    starts = [i for i in range(len(plain) - size + 1) if plain[i : i + size] == wanted]
+    if " ".join(wanted) in forms.yes_no:
+        return starts[:1] == [0]
+    for i in starts:
+        first, last = places[i], places[i + size - 1] + 1
+        before = "".join(f"{word} " for word in said[max(0, first - _NEAR) : first])
+        behind = "".join(f"{word} " for word in said[last : last + _NEAR])
+        if forms.denied(before, behind) or forms.guessed(before, behind, [" ".join(one) for one in accepted]):
+            return False
+    return bool(starts)
+
+
+def _listed(response: str, standing: Sequence[list[str]], accepted: Sequence[list[str]], forms: Forms) -> bool:
+    """Whether the whole response is a list of short items, few of which are accepted."""
+    said = _first(marked_words(_without_articles(_ENUMERATOR.sub(" ; ", response))))
+    items = [item.split() for item in forms.joined.split("".join(f"{word} " for word in said)) if item.strip()]
+    numbers = [any(word[-1].isdigit() for word in item) for item in items]
+    # A date beside names, or an address, is no list of guesses.
+    if len(items) < _LIST or any(len(item) > _LIST_ITEM for item in items) or any(numbers) != all(numbers):
+        return False
+    hits = sum(item in accepted for item in items)
+    return all(words_ in items for words_ in standing) and 2 * hits < len(items)

@@ -15,6 +15,8 @@ from selfaug.evaluation.metrics import (
     POINTS,
     Verdict,
     abstains,
+    answer_f1,
+    answer_match,
     crag_verdict,
     exact_match,
     grounded_tokens,
@@ -26,12 +28,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from selfaug.data.prompts import Renderer
+    from selfaug.evaluation.forms import Forms
 
 __all__ = ["Answer", "Asked", "Prompts", "answer", "ask", "score", "task_counts", "task_metrics"]
 
 Progress = Callable[[int], None]
 
 METRICS = {
+    "answer_match": ("fraction", True),
+    "answer_f1": ("fraction", True),
     "exact_match": ("fraction", True),
     "f1": ("fraction", True),
     "crag": ("score", True),
@@ -196,6 +201,7 @@ def score(
     answers: Sequence[Answer],
     abstention: str,
     verdicts: Sequence[Verdict | None] | None = None,
+    forms: Forms | None = None,
 ) -> list[dict[str, Any]]:
     """The values of each item by metric: numbers, ``(numerator, denominator)``, or ``None`` where it does not count.
 
@@ -206,16 +212,19 @@ def score(
         answers: One each.
         abstention: The text that was trained for questions without an answer.
         verdicts: A judge's, with ``None`` where it gave none; without it CRAG verdicts are by rules.
+        forms: The forms of abstention that count; ``None`` for the package's own.
     """
     found = []
     for place, (one, said) in enumerate(zip(asked, answers, strict=True)):
         record = one.record
-        refused = abstains(said.text, abstention)
+        refused = abstains(said.text, abstention, forms)
         accepted = [split_thought(answer).words.strip() for answer in record.answers] if record.answerable else []
-        verdict = crag_verdict(said.text, accepted, abstention) if verdicts is None else verdicts[place]
+        verdict = crag_verdict(said.text, accepted, abstention, forms) if verdicts is None else verdicts[place]
         grounded, total = grounded_tokens(said.text, [document.text for document in one.documents])
         found.append(
             {
+                "answer_match": answer_match(said.text, accepted) if record.answerable else float(refused),
+                "answer_f1": answer_f1(said.text, accepted) if record.answerable else float(refused),
                 "exact_match": exact_match(said.text, accepted) if record.answerable else float(refused),
                 "f1": token_f1(said.text, accepted) if record.answerable else float(refused),
                 "crag": None if verdict is None else POINTS[verdict],
@@ -233,10 +242,10 @@ def task_metrics(samples: Sequence[Mapping[str, Any]], *, judged: bool, seed: in
 
     Args:
         samples: With ``values`` under ``base`` and ``tuned``.
-        judged: A judge gave the CRAG verdicts: then the CRAG score stands for the part, else F1.
+        judged: A judge gave the CRAG verdicts: then the CRAG score stands for the part, else ``answer_f1``.
         seed: Of the bootstrap.
     """
-    chosen = "crag" if judged else "f1"
+    chosen = "crag" if judged else "answer_f1"
     metrics = {}
     for name, (unit, higher) in METRICS.items():
         base, tuned = items_of(samples, name)
@@ -248,11 +257,13 @@ def task_metrics(samples: Sequence[Mapping[str, Any]], *, judged: bool, seed: in
     return metrics
 
 
-def task_counts(asked: Sequence[Asked], answers: Mapping[str, Sequence[Answer]], abstention: str) -> dict[str, Any]:
+def task_counts(
+    asked: Sequence[Asked], answers: Mapping[str, Sequence[Answer]], abstention: str, forms: Forms | None = None
+) -> dict[str, Any]:
     """How many answers, per side, were cut at the limit, empty, or none."""
     return {
         "questions_without_answer": sum(not one.record.answerable for one in asked),
         "cut_at_max_new_tokens": {side: sum(not a.finished for a in answers[side]) for side in SIDES},
         "empty": {side: sum(not a.text for a in answers[side]) for side in SIDES},
-        "abstained": {side: sum(abstains(a.text, abstention) for a in answers[side]) for side in SIDES},
+        "abstained": {side: sum(abstains(a.text, abstention, forms) for a in answers[side]) for side in SIDES},
     }

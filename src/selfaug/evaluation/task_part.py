@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from selfaug.data.prompts import Renderer
+    from selfaug.evaluation.forms import Forms
     from selfaug.evaluation.judge import Judge
 
 __all__ = ["TaskPart"]
@@ -34,6 +35,7 @@ class TaskPart:
     max_new_tokens: int
     batch_size: int
     judge: Judge | None = None
+    forms: Forms | None = None
     needs_model: bool = True
 
     def _prompts_hash(self) -> str:
@@ -66,12 +68,12 @@ class TaskPart:
             side: [Answer(a["text"], a["finished"], (a["nll"][0], int(a["nll"][1]))) for a in payloads[side]]
             for side in SIDES
         }
-        counts = task_counts(asked, answers, abstention)
+        counts = task_counts(asked, answers, abstention, self.forms)
         verdicts: dict[str, Any] = dict.fromkeys(SIDES)
         if self.judge is not None:
             verdicts, judged = self._judged(answers)
             counts |= judged
-        values = {side: score(asked, answers[side], abstention, verdicts[side]) for side in SIDES}
+        values = {side: score(asked, answers[side], abstention, verdicts[side], self.forms) for side in SIDES}
         samples = [
             {
                 "id": one.record.id if one.record.id is not None else str(one.index),

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfaug.data.fit import fit_record
 from selfaug.data.record import Conversation, Item, Record
-from selfaug.evaluation.metrics import abstains, crag_verdict, squad_normalise, token_f1
+from selfaug.data.words import words
+from selfaug.evaluation.forms import Forms, read_forms
+from selfaug.evaluation.metrics import abstains, answer_f1, answer_words, crag_verdict
 from selfaug.generation.requests import Reply, Request
 from selfaug.methods.base import Method, Rewrite
 from selfaug.methods.options import option
@@ -29,7 +31,7 @@ A correct reference answer: {answer}
 Answer in your own words. Say what the reference answer says and nothing that contradicts it. Do not mention the \
 reference answer."""
 
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER = re.compile(r"-?\d")
 _NEGATION = re.compile(r"\b(?:no|not|never|none|nor|neither|without|cannot)\b|n['’]t\b", re.IGNORECASE)
 
 
@@ -60,6 +62,9 @@ class SDFT(Method):
             most=1.0,
         )
         rewrite_temperature: float = option(0.0, "Of the rewrites; 0 takes the likeliest words.", least=0.0)
+        rewrite_abstentions: str | None = option(
+            None, "YAML file of further ways to say that there is no answer, as `evaluate --abstentions`.", path=True
+        )
 
     name: ClassVar[str] = "sdft"
     summary: ClassVar[str] = "answers rewritten by the base, where the rewrite agrees"
@@ -69,17 +74,27 @@ class SDFT(Method):
     strength: ClassVar[str] = "rewrite_share"
     decides: ClassVar[frozenset[str]] = frozenset({"the answers"})
 
+    def check(self, config: SelfAugConfig) -> None:
+        """The forms of abstention can be read."""
+        read_forms(self.options(config).rewrite_abstentions)
+
     def rewrite(self, config: SelfAugConfig) -> Rewrite | None:
         """With a share above 0 the rewriting."""
         o = self.options(config)
         if not o.rewrite_share:
             return None
         return partial(
-            rewritten, share=o.rewrite_share, agreement=o.rewrite_agreement, temperature=o.rewrite_temperature
+            rewritten,
+            share=o.rewrite_share,
+            agreement=o.rewrite_agreement,
+            temperature=o.rewrite_temperature,
+            forms=read_forms(o.rewrite_abstentions),
         )
 
 
-def agrees(rewrite: str, answers: Sequence[str], agreement: float = 0.7, abstention: str = "") -> bool:
+def agrees(
+    rewrite: str, answers: Sequence[str], agreement: float = 0.7, abstention: str = "", forms: Forms | None = None
+) -> bool:
     """Whether a rewrite still says what the answer says.
 
     It contains the words of an accepted answer in order (CRAG's verdict is "right"), or shares words with the first
@@ -91,19 +106,26 @@ def agrees(rewrite: str, answers: Sequence[str], agreement: float = 0.7, abstent
         answers: The accepted ones; the first is trained.
         agreement: In (0, 1].
         abstention: What is trained for questions without an answer.
+        forms: The forms of abstention that count; ``None`` for the package's own.
     """
     gold = answers[0]
-    if abstains(rewrite, abstention) != abstains(gold, abstention) or not squad_normalise(rewrite):
+    if abstains(rewrite, abstention, forms) != abstains(gold, abstention, forms) or not words(rewrite):
         return False
     if bool(_NEGATION.search(rewrite)) != bool(_NEGATION.search(gold)):
         return False
-    if not set(_NUMBER.findall(gold)) <= set(_NUMBER.findall(rewrite)):
+    if not set(filter(_NUMBER.match, answer_words(gold))) <= set(filter(_NUMBER.match, answer_words(rewrite))):
         return False
-    return crag_verdict(rewrite, answers, abstention) == "right" or token_f1(rewrite, [gold]) >= agreement
+    return crag_verdict(rewrite, answers, abstention, forms) == "right" or answer_f1(rewrite, [gold]) >= agreement
 
 
 def rewritten(
-    items: Sequence[Item], scribe: Scribe, *, share: float, agreement: float, temperature: float
+    items: Sequence[Item],
+    scribe: Scribe,
+    *,
+    share: float,
+    agreement: float,
+    temperature: float,
+    forms: Forms | None = None,
 ) -> list[Item]:
     """The items with the rewrites that are used in the place of answers."""
     counts: Counter[str] = Counter({"rewritten": 0, "kept": 0})
@@ -124,15 +146,15 @@ def rewritten(
             )
         counts["kept"] += not turns
     replies = scribe.write([request for _, _, request in asked], "rewritten answers")
-    words: dict[int, dict[int, str]] = {}
+    texts_of: dict[int, dict[int, str]] = {}
     for (place, turn, _), reply in zip(asked, replies, strict=True):
-        fault = _fault(reply, _answers(items[place], turn), agreement, scribe.renderer.abstention)
+        fault = _fault(reply, _answers(items[place], turn), agreement, scribe.renderer.abstention, forms)
         if fault:
             counts[f"refused_{fault}"] += 1
         else:
-            words.setdefault(place, {})[turn] = reply.text
+            texts_of.setdefault(place, {})[turn] = reply.text
     changed = list(items)
-    for place, texts in words.items():
+    for place, texts in texts_of.items():
         new = _with(items[place], texts)
         if scribe.prompt_of(new) == scribe.prompt_of(items[place]):
             changed[place] = new
@@ -167,10 +189,10 @@ def _prompt(item: Item, turn: int, scribe: Scribe) -> list[dict[str, Any]]:
     return replace(renderer, template_documents=False).conversation_messages(before)
 
 
-def _fault(reply: Reply, answers: Sequence[str], agreement: float, abstention: str) -> str:
+def _fault(reply: Reply, answers: Sequence[str], agreement: float, abstention: str, forms: Forms | None) -> str:
     if not reply.ended or not reply.text:
         return "unfinished"
-    return "" if agrees(reply.text, answers, agreement, abstention) else "disagreeing"
+    return "" if agrees(reply.text, answers, agreement, abstention, forms) else "disagreeing"
 
 
 def _with(item: Item, texts: dict[int, str]) -> Item:

@@ -1,0 +1,177 @@
+"""The forms by which an answer says that it is none, denies something or wavers: a table by language, as data.
+
+The package's table is ``answer_forms.yaml``, whose first lines explain it; a user's file of the same shape adds to it.
+A language may also be a plain list there: the forms with which a response without an answer begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfaug.data.words import marked_words
+from selfaug.errors import ConfigError, nearest
+
+__all__ = ["Forms", "read_forms"]
+
+_TABLE = Path(__file__).with_name("answer_forms.yaml")
+_KINDS = (
+    "openings", "begins", "whole", "not_before", "not_after", "or", "or_after", "or_more", "and", "yes_no",
+)  # fmt: skip
+_SYNTAX = re.compile(r"(\.\.\.|[\[\]()|;]|\{\w*\})")
+_SIGNS = {
+    "...": r"(?:(?![.,] )\S+ ){0,12}?", "[": "(?:", "]": ")?", "(": "(?:", ")": ")", "|": "|", ";": "[.,] ",
+}  # fmt: skip
+_NEVER = "(?!)"
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The compiled table; each pattern reads words of :func:`selfaug.data.words.marked_words`, a space behind each.
+
+    Args:
+        no_answer: One pattern a language; it matches the beginning of a response that gives no answer.
+        not_before: Matches at the end of the text before an accepted answer that is denied.
+        not_after: Matches at the beginning of the text behind one.
+        or_before: Matches at the end of the text before one that is only one guess of several.
+        or_after: Matches at the beginning of the text behind one.
+        joined: What joins a list.
+        yes_no: Answers that count only at the beginning of a response, as words with a space between.
+    """
+
+    no_answer: tuple[re.Pattern[str], ...]
+    not_before: re.Pattern[str]
+    not_after: re.Pattern[str]
+    or_before: re.Pattern[str]
+    or_after: re.Pattern[str]
+    joined: re.Pattern[str]
+    yes_no: frozenset[str]
+
+    def give_no_answer(self, words: Sequence[str]) -> bool:
+        """Whether a response of these words with their pauses begins by saying that it has no answer."""
+        text = "".join(f"{word} " for word in words[:60]) + ". "
+        return any(pattern.match(text) is not None for pattern in self.no_answer)
+
+    def denied(self, before: str, behind: str) -> bool:
+        """Whether what stands between these two texts is said not to be the answer."""
+        return self.not_before.search(before) is not None or self.not_after.match(behind) is not None
+
+    def guessed(self, before: str, behind: str, accepted: Sequence[str]) -> bool:
+        """Whether what stands between these two texts is one guess of several, and the next one is not accepted."""
+        found = self.or_after.match(behind)
+        if found is not None and not any(behind.startswith(f"{answer} ", found.end()) for answer in accepted):
+            return True
+        found = self.or_before.search(before)
+        others = "" if found is None else f" {before[: found.start()].rstrip(' ,')}"
+        return bool(others.strip()) and not any(others.endswith(f" {answer}") for answer in accepted)
+
+
+@cache
+def read_forms(path: str | None = None) -> Forms:
+    """The package's table, with what a user's file adds to it.
+
+    Raises:
+        ConfigError: If the file cannot be read, has an unknown key or a form that cannot be understood.
+    """
+    table = _read(_TABLE)
+    if path is not None:
+        for language, kinds in _read(Path(path).expanduser()).items():
+            known = table.setdefault(language, {"parts": {}})
+            known["parts"] = {**known["parts"], **kinds.pop("parts")}
+            for kind, forms in kinds.items():
+                known[kind] = [*known.get(kind, ()), *forms]
+    every = {kind: _either(table, kind) for kind in _KINDS}
+    guess = r"(?:, (?:(?![.,] )\S+ ){1,3}?)*(?:, )?"
+    return Forms(
+        no_answer=tuple(_no_answer(kinds) for kinds in table.values() if kinds.get("begins") or kinds.get("whole")),
+        not_before=re.compile(rf"(?:^|(?<= ))(?:{every['not_before']})$"),
+        not_after=re.compile(every["not_after"]),
+        or_before=re.compile(rf"(?:^|(?<= ))(?:{every['or']})$"),
+        or_after=re.compile(rf"{guess}(?:{every['or']}|{every['or_after']})(?!{every['or_more']})"),
+        joined=re.compile(rf"(?:[.,] )?(?:^|(?<= ))(?:{every['and']})|[.,] "),
+        yes_no=frozenset(" ".join(marked_words(form)) for kinds in table.values() for form in kinds.get("yes_no", ())),
+    )
+
+
+def _no_answer(kinds: Mapping[str, Any]) -> re.Pattern[str]:
+    openings, begins, whole = (_joined(kinds, kind) for kind in ("openings", "begins", "whole"))
+    return re.compile(rf"(?:(?:{openings})(?:[.,] )?)*(?:{begins}|(?:{whole})\. )")
+
+
+def _either(table: Mapping[str, Mapping[str, Any]], kind: str) -> str:
+    return "|".join(found for kinds in table.values() if (found := _joined(kinds, kind)) != _NEVER) or _NEVER
+
+
+def _joined(kinds: Mapping[str, Any], kind: str) -> str:
+    return "|".join(_pattern(form, kinds["parts"]) for form in kinds.get(kind, ())) or _NEVER
+
+
+def _pattern(form: str, parts: Mapping[str, str], inside: tuple[str, ...] = ()) -> str:
+    found = []
+    for piece in _SYNTAX.split(form):
+        name = piece[1:-1]
+        if piece in _SIGNS:
+            found.append(_SIGNS[piece])
+        elif piece.startswith("{"):
+            if name not in parts or name in inside:
+                raise ValueError(f"{piece} is none of its language's parts ({', '.join(parts) or 'there are none'})")
+            found.append(f"(?:{_pattern(parts[name], parts, (*inside, name))})")
+        else:
+            found += [f"{re.escape(word)} " for word in marked_words(piece)]
+    return "".join(found)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    hint = (
+        "write for example `en: {whole: [no comment]}`, or `en: [I would rather not]` for what such a response begins "
+        "with; docs/evaluate.md shows more."
+    )
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"abstentions {str(path)!r} cannot be read: {' '.join(str(error).split())}", hint) from None
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f"abstentions {str(path)!r} is no table of languages", hint)
+    read: dict[str, dict[str, Any]] = {}
+    for language, given in table.items():
+        kinds = {"begins": given} if isinstance(given, list) else given
+        where = f"abstentions {str(path)!r}: {language}"
+        if not isinstance(kinds, dict):
+            raise ConfigError(f"{where} is {given!r}, neither a list of forms nor a table of them", hint)
+        parts = kinds.get("parts") or {}
+        if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+            raise ConfigError(f"{where}.parts is {parts!r}, not a table of texts", hint)
+        read[str(language)] = {"parts": parts}
+        for kind, forms in kinds.items():
+            if kind == "parts":
+                continue
+            if kind not in _KINDS:
+                raise ConfigError(f"{where} has an unknown key {kind!r}.{nearest(str(kind), _KINDS)}", hint)
+            if not isinstance(forms, list) or not all(isinstance(form, str) for form in forms):
+                # YAML reads a bare yes, no or number as something else than a text.
+                raise ConfigError(f"{where}.{kind} is {forms!r}, not a list of texts", f"quote each form; {hint}")
+            if path != _TABLE:
+                _check(forms, {**_parts_of(str(language)), **parts}, f"{where}.{kind}", hint)
+            read[str(language)][kind] = forms
+    return read
+
+
+def _parts_of(language: str) -> dict[str, str]:
+    parts: dict[str, str] = _read(_TABLE).get(language, {"parts": {}})["parts"]
+    return parts
+
+
+def _check(forms: Iterable[str], parts: Mapping[str, str], where: str, hint: str) -> None:
+    for form in forms:
+        try:
+            empty = re.compile(_pattern(form, parts)).match("") is not None
+        except (ValueError, re.error) as error:
+            raise ConfigError(f"{where}: {form!r} cannot be understood: {error}", hint) from None
+        if empty:
+            raise ConfigError(f"{where}: {form!r} would match every response, since it needs no word", hint)
