@@ -15,6 +15,8 @@ from selfaug.methods import Method, available, get_method
 from selfaug.methods.adapters import asks_base
 from selfaug.methods.options import read_options, resolve_options
 from selfaug.objective import ALIGNMENT_TERMS
+from selfaug.ranges import TRAINING, check_ranges
+from selfaug.redaction import is_secret, redacted
 
 __all__ = ["PRESETS", "SelfAugConfig"]
 
@@ -179,6 +181,8 @@ class SelfAugConfig(SFTConfig):
         if not torch.accelerator.is_available():
             # transformers refuses its own default, bf16, on a machine without accelerator unless told so.
             self.use_cpu = True
+        # Before transformers: it replaces an eval_steps of 0 by logging_steps.
+        check_ranges(self, TRAINING)
         super().__post_init__()
         method = get_method(self.method)
         if self.preset not in PRESETS:
@@ -199,6 +203,11 @@ class SelfAugConfig(SFTConfig):
         self._check_generation(method)
         self._check_start(method)
         self._check_combinations()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without credentials: transformers pickles its settings into each checkpoint (``training_args.bin``)."""
+        kept = {name: None if is_secret(name) else value for name, value in vars(self).items()}
+        return {name: redacted(value) if isinstance(value, (str, dict)) else value for name, value in kept.items()}
 
     @property
     def aligns(self) -> bool:
@@ -310,6 +319,25 @@ class SelfAugConfig(SFTConfig):
             )
 
     def _check_combinations(self) -> None:
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        for name, what in (("fp16", "16-bit mixed precision"), ("activation_offloading", "moving activations off it")):
+            if on_cpu and getattr(self, name):
+                raise ConfigError(
+                    f"{name}=True needs an accelerator ({what}), and this trains on the CPU, where it would have no "
+                    "effect or stop the first step.",
+                    f"leave {name} out{', or use bf16' if name == 'fp16' else ''}.",
+                )
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise ConfigError(
+                "dataloader_persistent_workers keeps worker processes alive, and dataloader_num_workers=0 starts none.",
+                "give --dataloader_num_workers 1 or more, or leave dataloader_persistent_workers out.",
+            )
+        for name in ("dataset_kwargs", "lr_scheduler_kwargs", "model_init_kwargs", "gradient_checkpointing_kwargs"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise ConfigError(
+                    f"{name}={value!r} is no mapping of settings.", f"""write a JSON object: --{name} '{{"name": 1}}'."""
+                )
         if self.label_smoothing_factor > 0:
             raise ConfigError(
                 f"label_smoothing_factor={self.label_smoothing_factor} is not supported: it needs full logits, which "

@@ -73,6 +73,12 @@ class Endpoint:
                 f"{self.settings}_url {self.url!r} is no http address", "give one such as http://localhost:8000/v1."
             )
 
+        if "@" in parts.netloc:
+            raise ConfigError(
+                f"{self.settings}_url holds a user name or password, which settings and messages would repeat",
+                f"give the address without it; the key is read from the variable that {self.settings}_key_env names.",
+            )
+
     def address(self, path: str) -> str:
         """The URL of ``/chat/completions`` or ``/completions``."""
         root = self.url.rstrip("/")

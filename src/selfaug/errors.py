@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "DataError", "UserError", "nearest"]
+__all__ = ["ConfigError", "DataError", "UserError", "nearest", "tidy"]
 
 
 class UserError(ValueError):
@@ -42,3 +42,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The text ``" Did you mean 'x'?"`` with the known name closest to ``name``, or an empty text."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def tidy(error: BaseException) -> str:
+    """What a library says of an error, as one paragraph of bounded length."""
+    # A KeyError's own text is the repr of its message.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:500].rstrip()} ..."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from selfaug.adapter_start import AdapterStart
+from selfaug.data.vocabulary import check_table
 from selfaug.fisher import ensure_fisher
 from selfaug.generated_rows import rows_with_generated
 from selfaug.measuring import MeasuringTrainer
@@ -86,6 +87,11 @@ class PreparingTrainer(MeasuringTrainer):
             return
         ensure_fisher(self, wanted)
         self._fisher_ready = True
+
+    def _check_model(self) -> None:
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        check_table(self._train_rows, rows, self._tokenizer, "the training data")
+        super()._check_model()
 
     # ---- data -------------------------------------------------------------------------------------------------
 

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.checkpoint import write_durably
 from selfaug.errors import ConfigError
+from selfaug.redaction import redacted, without_secrets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "build_manifest", "config_hash", "device", "differences", "file_hash", "files_of", "git_state", "read_manifest",
-    "text_hash", "tokenizer_hash", "versions", "weight_files", "weights_hash", "without_secrets", "write_manifest",
+    "text_hash", "tokenizer_hash", "versions", "weight_files", "weights_hash", "write_manifest",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -36,8 +37,6 @@ VOLATILE = frozenset({"created", "command", "resumed", "finished", "device", "gi
 """Parts of a manifest that differ between two runs of the same experiment."""
 
 _BLOCKS, _BLOCK = 64, 4096
-_SECRET_WORDS = ("token", "password", "secret", "api_key")
-_NOT_SECRET = frozenset({"eos_token", "pad_token", "include_num_input_tokens_seen", "average_tokens_across_devices"})
 
 
 def text_hash(text: str | None) -> str | None:
@@ -149,23 +148,6 @@ def device() -> dict[str, Any]:
     return found
 
 
-def without_secrets(words: Sequence[str]) -> list[str]:
-    """A command line whose tokens and passwords read ``***``."""
-    kept: list[str] = []
-    hide = False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        plain = name.lstrip("-").replace("-", "_")
-        secret = name.startswith("--") and _is_secret(plain)
-        kept.append(f"{name}=***" if secret and equals else "***" if hide else word)
-        hide = secret and not equals
-    return kept
-
-
-def _is_secret(name: str) -> bool:
-    return name not in _NOT_SECRET and any(word in name.lower() for word in _SECRET_WORDS)
-
-
 def build_manifest(
     *,
     command: Sequence[str],
@@ -193,8 +175,8 @@ def build_manifest(
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": without_secrets(command),
         "config": config_hash(config),
-        "data": dict(data),
-        "model": dict(model),
+        "data": redacted(dict(data)),
+        "model": redacted(dict(model)),
         "tokenizer": tokenizer_hash(tokenizer),
         "chat_template": text_hash(template if isinstance(template, str) or template is None else json.dumps(template)),
         "seeds": dict(seeds),

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+from selfaug.redaction import redacted
+
 __all__ = ["coloured", "counting", "emit", "is_main", "quiet_bars", "say"]
 
 
@@ -18,7 +20,7 @@ def is_main() -> bool:
 def say(text: str = "") -> None:
     """Tell the person at the terminal something: a line on stderr, from the first process of a distributed run."""
     if is_main():
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{redacted(text)}\n")
         sys.stderr.flush()
 
 

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 __all__ = [
-    "LoraPair", "corda_parts", "gathered_head", "lora_pairs", "pissa_parts", "spare_refused_modules",
+    "LoraPair", "corda_parts", "gathered_head", "loading_options", "lora_pairs", "pissa_parts", "spare_refused_modules",
     "switchable_layers",
 ]  # fmt: skip
 
@@ -138,3 +140,16 @@ def spare_refused_modules(peft_config: Any, model_type: str) -> None:
     targets = getattr(peft_config, "target_modules", None)
     if model_type in _MAMBA_TYPES and targets in ("all-linear", ["all-linear"]) and not peft_config.exclude_modules:
         peft_config.exclude_modules = list(_REFUSED_IN_MAMBA)
+
+
+def loading_options() -> frozenset[str]:
+    """What ``from_pretrained`` takes besides the fields of a model's configuration.
+
+    Its named arguments, and what it takes out of the others; no list of these exists elsewhere.
+    """
+    from transformers import PreTrainedModel
+
+    source = inspect.getsource(PreTrainedModel.from_pretrained)
+    taken = re.findall(r"kwargs\.(?:pop|get)\(\s*\"(\w+)\"", source)
+    ignored = re.findall(r'"(\w+)"', source.partition("Not used anymore")[2].partition("]")[0])
+    return frozenset([*inspect.signature(PreTrainedModel.from_pretrained).parameters, *taken, *ignored])

@@ -103,7 +103,7 @@ def test_the_config_hash_ignores_order_alone() -> None:
 
 def test_secrets_leave_the_command_line() -> None:
     words = ["train", "--hub_token", "S1", "--hub-token=S2", "--eos_token", "</s>", "--seed", "3", "--api_key", "S3"]
-    kept = provenance.without_secrets(words)
+    kept = without_secrets(words)
     assert not {"S1", "S2", "S3"} & set(" ".join(kept).replace("=", " ").split())
     assert kept[5:8] == ["</s>", "--seed", "3"] or "</s>" in kept
     assert len(kept) == len(words)

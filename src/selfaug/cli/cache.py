@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from selfaug.errors import ConfigError
@@ -26,9 +27,11 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write what is missing of the cache, in this process; the exit code."""
     from selfaug.cli.data import read_sources
-    from selfaug.cli.encoding import encode_sources, tokenizer_and_renderer
+    from selfaug.cli.encoding import check_embeddings, encode_sources, tokenizer_and_renderer
     from selfaug.cli.inputs import check_model
+    from selfaug.cli.outputs import check_writable
     from selfaug.cli.parsing import build_parser, parse
+    from selfaug.cli.rehearsal import rehearse
     from selfaug.cli.train import check_reference, make_trainer, settle
 
     argv: list[str] = args.argv
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     values = arguments.values
     if values["reference_cache"] is None:
         raise ConfigError("no folder is given for the cache", "pass --reference_cache DIR, as to `selfaug train`.")
+    check_writable(Path(values["reference_cache"]), "reference_cache")
     facts = check_model(
         values["model_name_or_path"], revision=values["model_revision"], trust_remote_code=values["trust_remote_code"]
     )
@@ -53,11 +57,13 @@ def run(args: argparse.Namespace) -> int:
     check_reference(settings)
     if arguments.launch:
         say("selfaug cache runs in one process; the launcher's flags have no effect on it.")
-    say(f"reading {values['dataset_name'] or 'the data sets'} ...")
-    sources = read_sources(settings)
     quiet_bars()
     tokenizer, renderer = tokenizer_and_renderer(settings)
+    rehearse(settings, tokenizer)
+    say(f"reading {values['dataset_name'] or 'the data sets'} ...")
+    sources = read_sources(settings)
     tables, _ = encode_sources(sources, settings, tokenizer, renderer)
+    check_embeddings(tables, settings, tokenizer, facts.embeddings)
     with tempfile.TemporaryDirectory() as folder:
         settings.training.output_dir = folder  # the trainer makes it
         trainer = make_trainer(settings, tables, tokenizer, renderer)

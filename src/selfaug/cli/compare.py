@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.compare_study import MEASURING, study_of
 from selfaug.cli.verb_options import Add, adder, switch
+from selfaug.cli.outputs import check_writable
 from selfaug.errors import ConfigError
 from selfaug.terminal import quiet_bars, say
 
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if not name or name.startswith(".") or "/" in name or (folder / name).is_dir():
         raise ConfigError(f"name={name!r} is no name for files in {folder}", "give a plain one, such as alpha.")
     study = study_of(settings, train)
+    check_writable(folder)
     _check(study)
     quiet_bars()
     from selfaug.cli.compare_shown import show

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from selfaug.cli.outputs import check_writable
 from selfaug.errors import ConfigError
 from selfaug.terminal import emit, quiet_bars, say
 
@@ -72,9 +73,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"output_dir {str(folder)!r} holds a demo already.", "name another folder, or pass --overwrite_output_dir."
         )
+    check_writable(folder)
     began = time.perf_counter()
     quiet_bars()
     folder.mkdir(parents=True, exist_ok=True)
+    # As the caches of pytest and ruff do: a demo in a checkout leaves git's status clean.
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     train, test = _rows(folder, distance, args.seed)
     for name, method in METHODS.items():
         words = train_words(method, model, train, runs[name], args.seed, args.alpha)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from selfaug.cli.inputs import looks_local, missing_path
 from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
+from selfaug.data.tokens import text_ids
+from selfaug.data.vocabulary import check_ids, check_padding, check_table
 from selfaug.errors import ConfigError, DataError
 from selfaug.terminal import counting, say
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from selfaug.cli.parsing import Settings
     from selfaug.data.record import Item
 
-__all__ = ["encode_source", "encode_sources", "load_tokenizer", "tokenizer_and_renderer"]
+__all__ = ["check_embeddings", "encode_source", "encode_sources", "load_tokenizer", "tokenizer_and_renderer"]
 
 
 def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
@@ -104,6 +107,43 @@ def encode_sources(
         if source is not None:
             tables[split], reports[split] = encode_source(source, split, settings, tokenizer, renderer)
     return tables, reports
+
+
+def check_embeddings(
+    tables: Mapping[str, Any], settings: Settings, tokenizer: PreTrainedTokenizerBase, embeddings: int | None
+) -> None:
+    """Every token that the tables and their padding use has an embedding.
+
+    Args:
+        tables: Of :func:`encode_sources`.
+        settings: Of the run.
+        tokenizer: Of the model.
+        embeddings: How many the model has; ``None`` where its configuration does not say.
+
+    Raises:
+        ConfigError: If the padding token has none.
+        DataError: If a token of a row has none.
+    """
+    check_padding(embeddings, tokenizer, settings.training.pad_token)
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    for split, table in tables.items():
+        check_table(table, embeddings, tokenizer, f"the {split} data")
+        untokenised = hasattr(table, "__len__") and "input_ids" not in table.column_names
+        if untokenised and embeddings is not None and highest >= embeddings:
+            # trl tokenises these rows when the model is loaded.
+            texts = (list(_texts(row, tokenizer)) for row in table)
+            ids = ([token for text in row for token in text_ids(tokenizer, text)] for row in texts)
+            check_ids(ids, embeddings, tokenizer, f"the {split} data")
+
+
+def _texts(value: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list) and value and all(isinstance(one, dict) and "role" in one for one in value):
+        yield str(tokenizer.apply_chat_template(value, tokenize=False)) if tokenizer.chat_template else ""
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner, tokenizer)
 
 
 def encode_source(

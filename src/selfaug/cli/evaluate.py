@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.cli.outputs import check_writable
 from selfaug.cli.evaluate_options import Settings, add_flags, resolve
 from selfaug.terminal import counting, emit, quiet_bars, say
 
@@ -44,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     from selfaug.run_folder import RunFolder
 
     folder = RunFolder.open(str(settings.run))
+    check_writable(folder.path, "the run folder")
+    if settings.store is not None:
+        check_writable(Path(settings.store).expanduser(), "store")
     origin = check_origin(folder, settings.base)
     parts = all_parts(settings, folder, origin)
     store = Store(Path(settings.store).expanduser() if settings.store else folder.path / "evaluation")
@@ -87,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
 def _head(settings: Settings, folder: RunFolder, origin: Origin) -> dict[str, Any]:
     """Everything of the results but the parts."""
     from selfaug.evaluation.models import renderer_hash
-    from selfaug.provenance import config_hash, device, read_manifest, versions, without_secrets
+    from selfaug.provenance import config_hash, device, read_manifest, versions
+    from selfaug.redaction import redacted, without_secrets
 
     config = folder.read_config()
     manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
@@ -101,7 +106,7 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin) -> dict[str, An
             "kind": "adapter" if origin.adapter else "model",
             "model": config.get("model_name_or_path"),
         },
-        "config": {**dataclasses.asdict(settings), "run": str(settings.run)},
+        "config": redacted({**dataclasses.asdict(settings), "run": str(settings.run)}),
         "seeds": {"bootstrap": settings.seed, **{f"train_{k}": v for k, v in manifest.get("seeds", {}).items()}},
         "versions": {**versions(), "lm_eval": _version("lm_eval")},
         "hashes": {

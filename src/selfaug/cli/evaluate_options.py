@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,3 +126,8 @@ def _check(settings: Settings) -> None:
         raise ConfigError("no_task and data contradict each other", "pass one of them.")
     if settings.backend != "hf" and not settings.general:
         raise ConfigError(f"backend {settings.backend} runs general tasks, and none is named", "name --general tasks.")
+    if settings.backend != "hf" and importlib.util.find_spec(settings.backend) is None:
+        raise ConfigError(
+            f"backend {settings.backend} needs the package {settings.backend}, which is not installed",
+            f"install it (`pip install {settings.backend}`), or leave --backend out.",
+        )

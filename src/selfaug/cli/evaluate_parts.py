@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfaug.cli.evaluate_options import Settings
+from selfaug.data.vocabulary import check_ids
 from selfaug.errors import ConfigError, DataError
 from selfaug.terminal import counting
 
@@ -110,6 +111,12 @@ def _tasks(
                 f"{'; '.join(f'{count}: {reason}' for reason, count in prompts.left_out.items())}",
                 "raise --max_length or lower --max_new_tokens.",
             )
+        check_ids(
+            ([*one.prompt_ids, *one.response_ids] for one in prompts.asked),
+            origin.embeddings,
+            tokenizer,
+            str(found.described["name"]),
+        )
         parts.append(
             TaskPart(
                 found.name,
@@ -136,6 +143,7 @@ def _texts(settings: Settings, origin: Origin, tokenizer: PreTrainedTokenizerBas
     for path in settings.general_data:
         texts = read_texts(path)[: settings.general_limit]
         pieces = windows(texts, tokenizer, origin.context)
+        check_ids((piece.ids for piece in pieces), origin.embeddings, tokenizer, path)
         if not pieces:
             raise DataError(f"general_data {path!r} has no text of two tokens", "give longer texts.")
         name = f"text:{Path(path).stem}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.data.vocabulary import embedding_rows
 from selfaug.errors import ConfigError, nearest
 from selfaug.provenance import weight_files
 
@@ -33,12 +34,14 @@ class ModelFacts:
         context: Longest sequence in tokens that its positions allow; ``None`` where the configuration names none.
         quantization: The method's name if the weights themselves are quantised.
         commit: The hub's commit, where the model came from there.
+        embeddings: Rows of its embedding; ``None`` where the configuration names none.
     """
 
     folder: Path | None
     context: int | None
     quantization: str | None
     commit: str | None
+    embeddings: int | None = None
 
 
 def looks_local(name: str) -> bool:
@@ -86,7 +89,7 @@ def check_model(name: str | None, *, revision: str = "main", trust_remote_code: 
     if quantization is not None:
         values = quantization if isinstance(quantization, dict) else quantization.to_dict()
         quantization = str(values.get("quant_method", "unknown"))
-    return ModelFacts(folder, int(context) if context else None, quantization, commit)
+    return ModelFacts(folder, int(context) if context else None, quantization, commit, embedding_rows(config))
 
 
 def model_folder(name: str, revision: str = "main") -> Path | None:

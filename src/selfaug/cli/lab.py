@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from selfaug.cli.outputs import check_writable
 from selfaug.errors import ConfigError
 from selfaug.terminal import counting, emit, say
 
@@ -73,6 +74,7 @@ def _make(args: argparse.Namespace) -> int:
     folder = Path(args.output_dir).expanduser()
     if is_finished(folder):
         raise ConfigError(f"output_dir {str(folder)!r} holds a finished model.", "name another folder.")
+    check_writable(folder)
     say(f"making {making.size}: {making.steps} steps of about {making.tokens} tokens")
     with counting("training", making.steps) as progress:
         found = make(
@@ -91,6 +93,7 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _task(args: argparse.Namespace) -> int:
+    from selfaug.evaluation.store import write_whole
     from selfaug.lab.task import Distance, rows
     from selfaug.lab.world import World
 
@@ -107,6 +110,6 @@ def _task(args: argparse.Namespace) -> int:
     path = Path(args.output).expanduser()
     if not path.parent.is_dir():
         raise ConfigError(f"output {args.output!r} lies in a folder that does not exist.", "make the folder first.")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, "\n".join(lines) + "\n")
     say(f"written: {len(lines)} rows in {path}")
     return 0

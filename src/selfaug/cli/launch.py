@@ -93,6 +93,18 @@ class LaunchFlags:
             raise ConfigError(
                 f"the accelerate configuration {parsed.config_file} does not exist", "check the path of --config_file."
             )
+        for name in ("num_processes", "num_machines"):
+            number = getattr(parsed, name)
+            if number is not None and number < 1:
+                raise ConfigError(f"{name} is {number}, and it counts {name[4:]}", "give 1 or more, or leave it out.")
+        if parsed.mixed_precision == "fp8":
+            from accelerate.utils import is_fp8_available
+
+            if not is_fp8_available():
+                raise ConfigError(
+                    "mixed_precision fp8 needs Transformer Engine, MS-AMP or torchao, and none is installed",
+                    "install one of them, or use --bf16 true.",
+                )
         return parsed
 
 
@@ -138,6 +150,11 @@ def processes_wanted(words: Sequence[str], *, use_cpu: bool) -> list[str] | None
 
     parsed = LaunchFlags().check(words)
     asked = parsed.num_processes or 1
+    if parsed.multi_gpu and parsed.num_processes is None and parsed.config_file is None and torch.cuda.device_count() < 2:
+        raise ConfigError(
+            f"multi_gpu starts several processes, and there are {torch.cuda.device_count()} GPUs and no --num_processes",
+            "give --num_processes, or leave --multi_gpu out.",
+        )
     on_cpu = use_cpu or parsed.cpu or not torch.cuda.is_available()
     if on_cpu and asked > 1 and parsed.config_file is None:
         # accelerate starts several CPU processes through MPI alone; its GPU launcher is torchrun, which needs no GPU.

@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 
 from selfaug import __version__
 from selfaug.errors import ConfigError, UserError, nearest
+from selfaug.redaction import redacted
 from selfaug.terminal import coloured
 
 __all__ = ["VERBS", "Parser", "Verb", "main"]
@@ -127,7 +128,7 @@ def _print_error(error: UserError) -> None:
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" (rank {rank})"
     red, cyan, plain = ("\033[1;31m", "\033[1;36m", "\033[0m") if coloured() else ("", "", "")
-    sys.stderr.write(f"{red}error{where}:{plain} {error.message}\n\n{cyan}hint:{plain} {error.hint}\n")
+    sys.stderr.write(f"{red}error{where}:{plain} {redacted(error.message)}\n\n{cyan}hint:{plain} {redacted(error.hint)}\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.cli.outputs import check_writable
 from selfaug.data.prompt_files import SETTINGS
 from selfaug.errors import ConfigError
 from selfaug.terminal import emit, quiet_bars, say
@@ -81,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_output(out: Path, run: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"output_dir {out} is a file", "give a folder that is new or empty.")
+    check_writable(out)
     inside = run.resolve()
     if out.resolve() == inside or inside.is_relative_to(out.resolve()):
         raise ConfigError(f"output_dir {out} holds the run itself", "give a folder outside the run.")

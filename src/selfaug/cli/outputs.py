@@ -11,7 +11,7 @@ from pathlib import Path
 
 from selfaug.errors import ConfigError
 
-__all__ = ["check_free", "open_to_others", "written_whole"]
+__all__ = ["check_free", "check_writable", "open_to_others", "written_whole"]
 
 
 def open_to_others(folder: Path) -> None:
@@ -21,6 +21,30 @@ def open_to_others(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~umask)
+
+
+def check_writable(folder: Path, setting: str = "output_dir") -> None:
+    """Try whether files can be written in a folder, which need not exist yet; nothing is left behind.
+
+    Args:
+        folder: The folder.
+        setting: What names it, for the message.
+
+    Raises:
+        ConfigError: If it lies in a file, may not be written, or its disk is full.
+    """
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    if not there.is_dir():
+        inside = "is" if there == folder else f"lies inside of {str(there)!r}, which is"
+        raise ConfigError(f"{setting} {str(folder)!r} {inside} a file", "name a folder that is new or empty.")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".selfaug-", dir=there) as trial:
+            (Path(trial) / "trial").write_bytes(bytes(4096))
+    except OSError as error:
+        raise ConfigError(
+            f"{setting} {str(folder)!r} cannot be written: {error.strerror or error} ({str(there)!r})",
+            "name a folder that you may write, on a disk with space.",
+        ) from None
 
 
 def check_free(folder: Path, *, ours: Collection[str], overwrite: bool) -> None:
@@ -36,6 +60,7 @@ def check_free(folder: Path, *, ours: Collection[str], overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {str(folder)!r} is a file", "name a folder.")
+    check_writable(folder)
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in there if name not in ours]
     if foreign:

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from selfaug.cli.launch import LaunchFlags
 from selfaug.cli.options import AUTO, DIFFERENT_DEFAULTS, RunArguments
+from selfaug.cli.refusal import refused
 from selfaug.cli.yaml_file import check_value, read_settings
 from selfaug.errors import ConfigError, UserError, nearest
 from selfaug.lab import shipped
+from selfaug.redaction import is_secret, redacted
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
@@ -167,7 +169,7 @@ def build(values: Mapping[str, Any]) -> Settings:
     """
     for entry in values["datasets"]:
         _check_mixture(entry)
-    resolved = {name: _plain(value) for name, value in values.items() if name not in _NOT_OF_THE_RUN}
+    resolved = {name: redacted(_plain(value)) for name, value in values.items() if name not in _NOT_OF_THE_RUN}
     built: list[Any] = []
     for data_class in data_classes():
         fields = {entry.name for entry in dataclasses.fields(data_class) if entry.init}
@@ -180,13 +182,12 @@ def build(values: Mapping[str, Any]) -> Settings:
         except UserError:
             raise
         except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
-            hint = "change or leave out the setting named above; `selfaug train --help` explains each."
-            raise ConfigError(str(error).strip(), hint) from error
+            raise refused(error, (), values) from error
     script, training, model, mixture, run = built
     # What a preset or method chose is part of the settings that the run is known by.
     own = {entry.name for entry in dataclasses.fields(type(training))}
     own -= {entry.name for entry in dataclasses.fields(type(training).__mro__[1])}
-    resolved |= {name: _plain(getattr(training, name)) for name in sorted(own & resolved.keys())}
+    resolved |= {name: redacted(_plain(getattr(training, name))) for name in sorted(own & resolved.keys())}
     return Settings(script, training, model, mixture, run, resolved)
 
 
@@ -245,7 +246,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items() if "token" not in str(key)}
+        return {str(key): _plain(inner) for key, inner in value.items() if not is_secret(str(key))}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and value.is_integer():

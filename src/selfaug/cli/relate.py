@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.verb_options import adder, resolve, switch
+from selfaug.cli.outputs import check_writable
 from selfaug.errors import ConfigError, DataError
 from selfaug.terminal import emit, say
 
@@ -86,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--output {settings.output} has the ending {output.suffix!r}", f"end it with {' or '.join(ENDINGS)}."
         )
+    if output is not None:
+        check_writable(output.parent, "the folder of --output")
     points = _points(settings)
     relation = relate(points, resamples=settings.resamples, seed=settings.seed)
     if settings.json:

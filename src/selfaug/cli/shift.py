@@ -83,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
     _check(settings)
     quiet_bars()
     folder = RunFolder.open(str(settings.run))
+    from selfaug.cli.outputs import check_writable
     from selfaug.shift.pair import Pair, states
+
+    check_writable(folder.path, "the run folder")
 
     found = states(folder, every=settings.checkpoints == "all")
     texts, sources = _texts(settings, folder)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError, UserError, nearest
+from selfaug.errors import ConfigError, UserError, nearest, tidy
 from selfaug.terminal import emit, is_main, quiet_bars, say
 
 if TYPE_CHECKING:
@@ -38,10 +38,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, then train here or in processes that ``accelerate launch`` starts; the exit code."""
+    from selfaug.checkpoint import resolve
     from selfaug.cli.data import read_sources
+    from selfaug.cli.encoding import tokenizer_and_renderer
     from selfaug.cli.inputs import check_model
     from selfaug.cli.launch import is_launched, launch, processes_wanted
+    from selfaug.cli.outputs import check_writable
     from selfaug.cli.parsing import build_parser, parse
+    from selfaug.cli.rehearsal import rehearse
+    from selfaug.methods import get_method
     from selfaug.run_folder import RunFolder
 
     argv: list[str] = args.argv
@@ -59,14 +64,21 @@ def run(args: argparse.Namespace) -> int:
     resume = _resumes(settings)
     if is_main():
         overwrite = settings.run.overwrite_output_dir
+        check_writable(folder.path)
         folder.check_free(settings.resolved, overwrite=overwrite and not resume, resume=resume)
+        resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
+    quiet_bars()
+    tokenizer, renderer = tokenizer_and_renderer(settings)
+    get_method(settings.training.method).check_prompts(settings.training, tokenizer, renderer)
+    words = None if is_launched() else processes_wanted(arguments.launch, use_cpu=settings.training.use_cpu)
+    if words is None:  # else each of the processes does it, on its own device
+        rehearse(settings, tokenizer)
+    if is_main():
         say(f"reading {values['dataset_name'] or 'the data sets'} ...")
     sources = read_sources(settings)
-    if not is_launched():
-        words = processes_wanted(arguments.launch, use_cpu=settings.training.use_cpu)
-        if words is not None:
-            return launch(words, argv)
-    return _train(settings, facts, folder, sources, argv)
+    if words is not None:
+        return launch(words, argv)
+    return _train(settings, facts, folder, sources, tokenizer, renderer, argv)
 
 
 def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
@@ -79,6 +91,7 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     from selfaug.cli.parsing import build
     from selfaug.methods import get_method
     from selfaug.methods.adapters import trains_without_adapter
+    from selfaug.ranges import ADAPTER, check_ranges
 
     values = arguments.values
     longest = values["max_length"]
@@ -96,7 +109,10 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     if (values["held_out"] or values["eval_dataset"]) and "eval_strategy" not in arguments.given:
         # Whoever names evaluation data wants an evaluation.
         values["eval_strategy"] = "epoch"
-    return build(values)
+    settings = build(values)
+    if settings.model.use_peft:
+        check_ranges(settings.model, ADAPTER)
+    return settings
 
 
 def check_reference(settings: Settings) -> None:
@@ -105,15 +121,14 @@ def check_reference(settings: Settings) -> None:
     Raises:
         ConfigError: With the remedy.
     """
-    from trl import get_peft_config
-
     from selfaug.cli.inputs import check_model
+    from selfaug.cli.rehearsal import adapter_settings
     from selfaug.methods import get_method
     from selfaug.methods.adapters import check_adapter
     from selfaug.reference.checks import check_full_tuning
 
     training = settings.training
-    check_adapter(get_method(training.method), get_peft_config(settings.model))
+    check_adapter(get_method(training.method), adapter_settings(settings.model))
     if training.compares and not settings.model.use_peft and training.reference_cache is None:
         check_full_tuning(training.reference)
     if not training.compares or training.reference in ("base", "initial"):
@@ -130,20 +145,25 @@ def _resumes(settings: Settings) -> bool:
     return value is not None and value.lower() not in ("false", "none")
 
 
-def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: Sources, argv: Sequence[str]) -> int:
+def _train(
+    settings: Settings,
+    facts: ModelFacts,
+    folder: RunFolder,
+    sources: Sources,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    argv: Sequence[str],
+) -> int:
     from selfaug.callbacks import install
     from selfaug.checkpoint import resolve
-    from selfaug.cli.encoding import encode_sources, tokenizer_and_renderer
+    from selfaug.cli.encoding import check_embeddings, encode_sources
     from selfaug.cli.export import export
     from selfaug.cli.recording import continued, run_manifest
     from selfaug.generation.store import FOLDER
-    from selfaug.methods import get_method
     from selfaug.provenance import read_manifest, write_manifest
 
-    quiet_bars()
-    tokenizer, renderer = tokenizer_and_renderer(settings)
-    get_method(settings.training.method).check_prompts(settings.training, tokenizer, renderer)
     tables, reports = encode_sources(sources, settings, tokenizer, renderer)
+    check_embeddings(tables, settings, tokenizer, facts.embeddings)
     resumed_from = resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
     manifest = run_manifest(settings, facts, sources, tokenizer, argv, reports)
     if resumed_from is not None and folder.manifest.is_file():
@@ -206,8 +226,9 @@ def make_trainer(
     Raises:
         ConfigError: If trl, peft, transformers or selfaug refuse a setting or file.
     """
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_quantization_config
 
+    from selfaug.cli.rehearsal import adapter_settings
     from selfaug.trainer import SelfAugTrainer
 
     training, model = settings.training, settings.model
@@ -226,7 +247,7 @@ def make_trainer(
             eval_dataset=tables["eval"],
             processing_class=tokenizer,
             quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
+            peft_config=adapter_settings(model),
             renderer=renderer,
         )
     except UserError:
@@ -234,7 +255,7 @@ def make_trainer(
     except (ValueError, ImportError, OSError) as error:
         # trl, peft and transformers refuse settings and files with these; none of them comes from a step of training.
         raise ConfigError(
-            f"the training could not be set up: {str(error).strip()}",
+            f"the training could not be set up: {tidy(error)}",
             "change the setting or file named above; `selfaug train --help` explains each setting.",
         ) from error
 

@@ -38,6 +38,9 @@ class TextPart:
     def deciding(self) -> dict[str, Any]:  # noqa: D102
         return {"windows": self._prompts_hash(), "batch_size": self.batch_size}
 
+    def look_ahead(self) -> None:
+        """Its texts are read already."""
+
     def size(self) -> int:  # noqa: D102
         return len(self.pieces)
 
@@ -106,6 +109,14 @@ class GeneralPart:
             "lm_eval": importlib.metadata.version("lm_eval"),
             "seeds": SEEDS,
         }
+
+    def look_ahead(self) -> None:
+        """Load the task's data and code, and lay out its first item, or each one of a local file.
+
+        Raises:
+            UserError: If the data cannot be had or read, or a package is missing.
+        """
+        self.harness.look_ahead(self.task, self.max_length)
 
     def size(self) -> int:
         """lm_eval shows its own bars."""

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError
+from selfaug.errors import ConfigError, DataError, tidy
+from selfaug.evaluation.choices import check_file
 from selfaug.evaluation.general import recorded
 from selfaug.evaluation.harness_faults import code_refused, quiet, repeatable_language_detection, translated
 from selfaug.evaluation.models import Origin
@@ -81,6 +82,33 @@ class Harness:
 
         path = self._manager.task_index[name].yaml_path
         return {} if path is None else dict(load_yaml(path, resolve_func=False))
+
+    def look_ahead(self, task: GeneralTask, max_length: int | None) -> None:
+        """Do everything of a task that needs no model: its data, packages, functions and templates.
+
+        Args:
+            task: Of :func:`selfaug.evaluation.suites.chosen`.
+            max_length: Longest sequence of the model.
+
+        Raises:
+            ConfigError, DataError: If the task cannot be run.
+        """
+        if task.data is not None:
+            check_file(task.task, task.data)
+        with quiet(), translated(task):
+            leaves = self._manager.load([self._spec(task)])["tasks"]
+            for leaf in leaves.values():
+                longest = {**(leaf.config.generation_kwargs or {}), **task.generation}.get("max_gen_toks", 256)
+                if leaf.OUTPUT_TYPE == "generate_until" and max_length is not None and longest >= max_length:
+                    raise ConfigError(
+                        f"general task {task.task} generates up to {longest} tokens, and the model's context ends at "
+                        f"{max_length}, so there is no room for a question",
+                        f"pass fewer with --max_gen_toks, such as {max(1, max_length // 4)}.",
+                    )
+                for number, document in enumerate(leaf.eval_docs, start=1):
+                    if task.data is None and number > 1:
+                        break  # lm_eval's own data fits its templates
+                    _lay_out(leaf, document, task, number)
 
     def run(
         self,
@@ -191,6 +219,24 @@ class Harness:
                 dropped += len(documents) - len(good)
             return kept, {"needs data of NLTK (punkt_tab) that is not on this machine": dropped} if dropped else {}
         return None, {}
+
+
+def _lay_out(leaf: Any, document: Any, task: GeneralTask, number: int) -> None:
+    """Fill the task's templates with an item, as lm_eval will."""
+    try:
+        leaf.doc_to_text(document)
+        target = leaf.doc_to_target(document)
+        if leaf.OUTPUT_TYPE == "multiple_choice":
+            choices = leaf.doc_to_choice(document)
+            if isinstance(target, int) and not 0 <= target < len(choices):
+                raise ValueError(f"the answer is number {target} of {len(choices)} choices")
+    except Exception as error:  # a template can raise anything
+        if task.data is None:
+            raise
+        raise DataError(
+            f"general task {task.task} cannot use row {number} of {task.data}: {tidy(error)}",
+            f"its columns are those of the task's own data set; the row has {', '.join(map(str, document))}.",
+        ) from error
 
 
 def file_facts(task: GeneralTask) -> dict[str, Any] | None:

@@ -42,6 +42,7 @@ class Origin:
         tuned_hash: Of the files in ``final``.
         context: Longest sequence of the base in tokens; ``None`` where its configuration names none.
         quantization: ``transformers``' quantisation settings of the base during training, or ``None``.
+        embeddings: Rows of the base's embedding; ``None`` where its configuration names none.
     """
 
     base: str
@@ -54,6 +55,7 @@ class Origin:
     tuned_hash: str
     context: int | None = None
     quantization: Any = None
+    embeddings: int | None = None
 
 
 def check_origin(run: RunFolder, base: str | None = None) -> Origin:
@@ -107,6 +109,7 @@ def check_origin(run: RunFolder, base: str | None = None) -> Origin:
         tuned_hash=tuned_hash,
         context=facts.context,
         quantization=_quantized(config),
+        embeddings=facts.embeddings,
     )
 
 

@@ -41,6 +41,13 @@ class Part(Protocol):
     def deciding(self) -> dict[str, Any]:
         """Everything besides the weights and the libraries' versions that decides the payloads."""
 
+    def look_ahead(self) -> None:
+        """Refuse, before any model is loaded, what would stop it later; called only if it is to be computed.
+
+        Raises:
+            UserError: If it cannot be computed.
+        """
+
     def size(self) -> int:
         """Steps of one side that progress counts to; 0 where they are not known."""
 

@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from selfaug.errors import ConfigError, UserError
 from selfaug.evaluation.models import Sides
 from selfaug.evaluation.parts import Finished, Part
 from selfaug.evaluation.results import SIDES, problems, read_samples, write_results
 from selfaug.evaluation.store import Store, key_of, write_whole
 from selfaug.provenance import versions
 
-__all__ = ["Bar", "evaluate", "kept_parts", "write"]
+__all__ = ["Bar", "evaluate", "kept_parts", "look_ahead", "write"]
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 # Libraries whose version can change a number.
@@ -42,6 +43,9 @@ def evaluate(
         bar: Progress: what, and how many steps.
         say: Told what is done and what is taken from before.
         fresh: Compute everything anew.
+
+    Raises:
+        UserError: Before anything is computed, if a part cannot be.
     """
     origin = sides.origin
     common = {
@@ -51,10 +55,14 @@ def evaluate(
         "versions": {name: version for name, version in versions().items() if name in _DECIDING_VERSIONS},
         "quantization": None if origin.quantization is None else str(origin.quantization),
     }
+    known: list[tuple[Part, dict[str, str], dict[str, Any]]] = []
     for part in parts:
         deciding = {"part": part.name.partition(":")[0], **common, **part.deciding()}
         keys = {"base": key_of(deciding), "tuned": key_of({**deciding, "tuned": origin.tuned_hash})}
         stored = {side: None if fresh else store.get(f"{part.name}-{side}", keys[side]) for side in SIDES}
+        known.append((part, keys, stored))
+    look_ahead([part for part, _, stored in known if None in stored.values()])
+    for part, keys, stored in known:
         for side in sides.order():
             found = stored[side]
             if found is not None:
@@ -81,6 +89,28 @@ def evaluate(
             "seconds": {side: round(float(both[side]["seconds"]), 3) for side in SIDES},
         }
         yield part.name, entry, [{"part": part.name, **sample} for sample in finished.samples]
+
+
+def look_ahead(parts: Sequence[Part]) -> None:
+    """Ask each part that will be computed whether it can be, and name all that cannot at once.
+
+    Raises:
+        UserError: With every reason; nothing has been computed then.
+    """
+    faults: dict[str, UserError] = {}
+    for part in parts:
+        try:
+            part.look_ahead()
+        except UserError as error:
+            faults[part.name] = error
+    if len(faults) == 1:
+        raise next(iter(faults.values()))
+    if faults:
+        reasons = dict.fromkeys(error.message for error in faults.values())
+        hints = dict.fromkeys(error.hint for error in faults.values())
+        raise ConfigError(
+            f"{len(faults)} parts cannot be measured ({', '.join(faults)}): {' '.join(reasons)}", " ".join(hints)
+        )
 
 
 def _device() -> str:

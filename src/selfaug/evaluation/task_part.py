@@ -45,6 +45,9 @@ class TaskPart:
         """Prompts, accepted answers' tokens and limits."""
         return {"prompts": self._prompts_hash(), "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
 
+    def look_ahead(self) -> None:
+        """Its prompts are made already."""
+
     def size(self) -> int:
         """Each prompt is answered once and scored once."""
         return 2 * len(self.prompts.asked)
@@ -83,7 +86,12 @@ class TaskPart:
                 "answerable": one.record.answerable,
                 **shown(one.prompt),
                 **{
-                    side: {"response": answers[side][i].text, "values": values[side][i], **_verdict(verdicts[side], i)}
+                    side: {
+                        "response": answers[side][i].text,
+                        "cut": not answers[side][i].finished,
+                        "values": values[side][i],
+                        **_verdict(verdicts[side], i),
+                    }
                     for side in SIDES
                 },
             }

@@ -102,7 +102,7 @@ def check(rule: Rule, results: Mapping[str, Any]) -> tuple[list[Check], list[str
     """The checks of a rule, and notes on what it leaves aside.
 
     ``task`` and ``general`` mean the mean gain of the group's primary metrics, one for each unit. Any other name means
-    each metric that it matches.
+    each metric that it matches; of those that a pattern matches, one that the limit does not suit is left aside.
 
     Raises:
         ConfigError: If nothing has that name, or the limit does not suit a metric's unit.
@@ -113,12 +113,22 @@ def check(rule: Rule, results: Mapping[str, Any]) -> tuple[list[Check], list[str
         subjects, notes = _of_group(rule, every)
     else:
         subjects = [(_label(one), one.sure) for one in _matching(rule, every)]
+    # A pattern matches metrics of every kind, also those that its limit says nothing of.
+    pattern, unsuited = any(sign in rule.name for sign in "*?["), None
     checks = []
     for label, gain in subjects:
         if gain is None:
             notes.append(f"{label} has no difference between base and tuned, and is left out of {rule}.")
-        else:
+            continue
+        try:
             checks.append(_checked(rule, label, gain))
+        except ConfigError as error:
+            if not pattern:
+                raise
+            unsuited = error
+            notes.append(f"{error.message.removeprefix(f'{rule}: ').rstrip('.')}, and is left out of {rule}.")
+    if not checks and unsuited is not None:
+        raise unsuited
     if not checks:
         raise ConfigError(f"{rule} finds nothing to decide on", _known_hint(every))
     return checks, notes
@@ -171,7 +181,9 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _names(one: Measured) -> list[str]:
-    parts = dict.fromkeys((one.part, one.name))
+    # A plain text is a part of its own kind (`text:news`), and of the group `general` like any other.
+    own_kind = one.part.partition(":")[0] != one.group
+    parts = dict.fromkeys((one.part, one.name, *([f"{one.group}:{one.name}"] if own_kind else ())))
     if one.subtask is not None:
         return [f"{part}/{one.subtask}:{one.metric}" for part in parts]
     return [*(parts if one.primary else ()), *(f"{part}:{one.metric}" for part in parts)]

@@ -35,6 +35,8 @@ class Regression:
         tuned_response: What the tuned model said.
         base: Value of the part's primary metric.
         tuned: The same of the tuned model.
+        base_cut: Whether the base's answer ended at the limit of tokens, not by itself.
+        tuned_cut: The same of the tuned model's.
     """
 
     id: str
@@ -45,6 +47,8 @@ class Regression:
     tuned_response: str | None
     base: float
     tuned: float
+    base_cut: bool = False
+    tuned_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,8 @@ def _regression(sample: Mapping[str, Any]) -> Regression:
         tuned_response=texts[1],
         base=base,
         tuned=tuned,
+        base_cut=bool(sample["base"].get("cut")),
+        tuned_cut=bool(sample["tuned"].get("cut")),
     )
 
 

@@ -1,0 +1,129 @@
+"""Checks that every token id that is used has a row in the model's embedding.
+
+A tokenizer may know more tokens than the model (tokens that were added and never used, or a chat template's own), and
+PyTorch says ``IndexError: index out of range in self`` when one of them is looked up. So not the tokenizer's size
+decides, but the ids that occur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from selfaug.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+__all__ = ["IGNORED", "check_ids", "check_padding", "check_table", "embedding_rows"]
+
+IGNORED = -100
+"""Label of a token that is not trained."""
+
+
+def embedding_rows(config: PretrainedConfig) -> int | None:
+    """Rows of the input embedding by the model's configuration; ``None`` where it names none."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    return int(rows) if isinstance(rows, int) else None
+
+
+def check_ids(
+    rows: Iterable[Sequence[int]], embeddings: int | None, tokenizer: PreTrainedTokenizerBase, where: str
+) -> None:
+    """Refuse rows that hold an id without an embedding.
+
+    Args:
+        rows: Token ids.
+        embeddings: Of :func:`embedding_rows`.
+        tokenizer: Tells which token it is.
+        where: What the rows are, for the message.
+
+    Raises:
+        DataError: With the row, the token and the number of embeddings.
+    """
+    if embeddings is None:
+        return
+    for number, row in enumerate(rows, start=1):
+        if row and not 0 <= min(row) <= max(row) < embeddings:
+            bad = next(one for one in row if not 0 <= one < embeddings)
+            raise _lost(bad, embeddings, tokenizer, f"row {number} of {where}")
+
+
+def check_table(table: Any, embeddings: int | None, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuse a table of token ids and labels (``datasets.Dataset``) with an id that the model does not know.
+
+    Columns ``input_ids`` and ``labels`` are looked at; a stream is not.
+
+    Raises:
+        DataError: With the row and the token.
+    """
+    from datasets import Dataset
+
+    names = [name for name in ("input_ids", "labels") if isinstance(table, Dataset) and name in table.column_names]
+    if embeddings is None or "input_ids" not in names:
+        return
+    import pyarrow.compute as pc
+
+    before = 0
+    for batch in table.select_columns(names).with_format("arrow").iter(1000):
+        for name in names:
+            flat = pc.list_flatten(batch[name])
+            if name == "labels":
+                flat = flat.filter(pc.not_equal(flat, IGNORED))
+            ends = pc.min_max(flat).as_py()
+            if ends["min"] is None or 0 <= ends["min"] <= ends["max"] < embeddings:
+                continue
+            for number, row in enumerate(batch[name].to_pylist(), start=before + 1):
+                for one in row:
+                    if not (0 <= one < embeddings or (name == "labels" and one == IGNORED)):
+                        raise _lost(one, embeddings, tokenizer, f"row {number} of {where}", name)
+        before += len(batch)
+
+
+def check_padding(
+    embeddings: int | None, tokenizer: PreTrainedTokenizerBase, pad_token: str | None = None
+) -> None:
+    """Refuse a padding token that the model has no embedding of.
+
+    Args:
+        embeddings: Of :func:`embedding_rows`.
+        tokenizer: Its padding token, or else its end of sequence, pads.
+        pad_token: Instead of these.
+
+    Raises:
+        ConfigError: With the tokens that could be named instead.
+    """
+    token = pad_token or tokenizer.pad_token or tokenizer.eos_token
+    if token is None:
+        return
+    number = tokenizer.get_vocab().get(str(token))
+    if number is None:
+        raise ConfigError(
+            f"pad_token {str(token)!r} is not in the model's vocabulary", "name a token that the tokenizer has."
+        )
+    if embeddings is not None and number >= embeddings:
+        known = [str(one) for one in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token) if one is not None]
+        fit = [one for one in known if tokenizer.get_vocab().get(one, embeddings) < embeddings]
+        raise ConfigError(
+            f"the padding token {str(token)!r} has the id {number}, and the model has {embeddings} embeddings: batches "
+            "could not be padded",
+            f"""name another token, such as --pad_token "{(fit or ["<unk>"])[0]}", or a model resized to its tokenizer.""",
+        )
+
+
+def _lost(
+    number: int, embeddings: int, tokenizer: PreTrainedTokenizerBase, where: str, column: str = "input_ids"
+) -> DataError:
+    what = "a label" if column == "labels" else "a token"
+    if number < 0:
+        return DataError(
+            f"{where} has {what} {number}, which is no token id",
+            f"token ids are 0 or more{f'; a label that is not trained is {IGNORED}' if column == 'labels' else ''}.",
+        )
+    token = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
+    named = f"{token!r}, id {number}" if token is not None else f"id {number}, which the tokenizer does not know either"
+    return DataError(
+        f"{where} has {what} ({named}) that the model has no embedding of: it has {embeddings}",
+        "use the tokenizer and chat template that belong to the model, or resize the model to its tokenizer first "
+        f"(`model.resize_token_embeddings({max(len(tokenizer), number + 1)})`).",
+    )
