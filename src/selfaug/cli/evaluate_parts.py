@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from selfaug.cli.evaluate_options import Settings
 from selfaug.errors import ConfigError, DataError
-from selfaug.terminal import counting
+from selfaug.terminal import counting, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ def _tasks(
     renderer: Renderer,
     judge: Judge | None,
 ) -> list[Part]:
-    from selfaug.evaluation.data import task_data
+    from selfaug.evaluation.data import shared_with_training, task_data
     from selfaug.evaluation.task import ask
     from selfaug.evaluation.task_part import TaskPart
     from selfaug.provenance import read_manifest
@@ -80,9 +80,13 @@ def _tasks(
             "lower --max_new_tokens.",
         )
     parts: list[Part] = []
-    for found in task_data(
+    sets = task_data(
         settings.data, config, manifest, form=settings.format, on_bad_row=settings.on_bad_row, limit=settings.limit
-    ):
+    )
+    if settings.data or not config.get("held_out"):
+        for line in shared_with_training(sets, config, manifest):
+            say(line)
+    for found in sets:
         with counting(f"prompts of {found.name}", len(found.items)) as progress:
             prompts = ask(
                 found.items,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from selfaug.data.fields import Fields, RowError, Where
-from selfaug.data.files import SUFFIXES, data_files, iter_rows
+from selfaug.data.files import SUFFIXES, Found, find_files, iter_rows
+from selfaug.data.folders import choose
 from selfaug.data.formats import Format, detect, get_format
 from selfaug.data.record import Conversation, Item
 from selfaug.errors import ConfigError, DataError, nearest
+from selfaug.terminal import say
 
-__all__ = ["Loaded", "read_rows"]
+__all__ = ["Loaded", "hub_split", "read_rows"]
 
 Kind = Literal["record", "conversation", "trl"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -35,6 +37,8 @@ class Loaded:
         format: The format's name.
         files: The files read; empty for a data set of the hub.
         problems: The bad rows that were left out, in order.
+        name: What was read: the path or name given, the file that is a folder's split, or folder and split.
+        values: For each item the values of the fields that were asked for; ``None`` where its row has none.
     """
 
     kind: Kind
@@ -42,6 +46,8 @@ class Loaded:
     format: str
     files: tuple[Path, ...] = ()
     problems: list[RowError] = field(default_factory=list)
+    name: str = ""
+    values: list[tuple[Any, ...]] = field(default_factory=list)
 
 
 def read_rows(
@@ -50,7 +56,8 @@ def read_rows(
     format: str = "auto",  # noqa: A002
     on_bad_row: str = "error",
     needs_documents: bool = True,
-    split: str = "train",
+    split: str | Sequence[str] = "train",
+    fields: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Loaded:
     """All training examples of a file, a folder of files, or a data set of the hub.
@@ -61,7 +68,9 @@ def read_rows(
         format: A name of :data:`selfaug.data.formats.FORMATS`, or "auto" to tell it from the first rows.
         on_bad_row: "error" raises at the first bad row, "skip" leaves bad rows out and lists them.
         needs_documents: Whether a record without documents is a bad row; false where a corpus will fill them.
-        split: Which split of a hub data set.
+        split: Name of the split to read of a folder, a saved data set or a data set of the hub; of several names the
+            first that is there (:mod:`selfaug.data.folders`). What is read of a folder is said on stderr.
+        fields: Names of fields whose values to keep beside each item; ``a.b`` is the field b of a.
         progress: Called with the number of rows read so far, after each row.
 
     Raises:
@@ -75,17 +84,22 @@ def read_rows(
         )
     fixed = None if format == "auto" else get_format(format)
     name, folder = str(path), Path(path).expanduser()
+    wanted = (split,) if isinstance(split, str) else tuple(split)
     if _is_hub_name(name):
-        sources: list[tuple[str, Iterator[tuple[Where, Any]]]] = [(name, _hub_rows(name, split))]
+        sources: list[tuple[str, Iterator[tuple[Where, Any]]]] = [(name, _hub_rows(name, wanted))]
         files: tuple[Path, ...] = ()
     elif any((folder / mark).is_file() for mark in _SAVED):
-        sources, files = [(name, _saved_rows(folder, split))], (folder,)
+        sources, files = [(name, _saved_rows(folder, wanted))], (folder,)
     else:
-        files = tuple(data_files(folder))
+        found_files = find_files(folder, wanted)
+        files, name = found_files.files, _name_of(name, found_files)
+        if found_files.note:
+            say(found_files.note)
         sources = [(str(file), iter_rows(file)) for file in files]
 
     items: list[Item | dict[str, Any]] = []
     problems: list[RowError] = []
+    values: list[tuple[Any, ...]] = []
     counted = itertools.count(1)
     formats: dict[str, str] = {}
     for source, rows in sources:
@@ -97,9 +111,11 @@ def read_rows(
                 f"{first} is in the format {one} and {second} is in the format {other}; a folder is one data set",
                 "give the files one by one, or name the format with --format.",
             )
-        for item in _parse(rows, found, needs_documents):
+        for item, of_row in _parse(rows, found, needs_documents):
             if not isinstance(item, RowError):
                 items.append(item)
+                if fields:
+                    values.append(tuple(_value(of_row, name) for name in fields))
             elif on_bad_row == "error":
                 raise item
             else:
@@ -110,24 +126,43 @@ def read_rows(
         first_problem = f"; the first of {len(problems)} bad rows: {problems[0].message}" if problems else ""
         hint = problems[0].hint if problems else "check the format (--format) and the rows."
         raise DataError(f"{path}: no usable row{first_problem}", hint)
-    return Loaded(_kind(items), items, next(iter(formats)), files, problems)
+    return Loaded(_kind(items), items, next(iter(formats)), files, problems, name, values)
+
+
+def _name_of(path: str, found: Found) -> str:
+    if found.split is None:
+        return path
+    return str(found.files[0]) if len(found.files) == 1 else f"{path} ({found.split})"
 
 
 def _parse(
     rows: Iterator[tuple[Where, Any]], found: Format, needs_documents: bool
-) -> Iterator[Item | dict[str, Any] | RowError]:
+) -> Iterator[tuple[Item | dict[str, Any] | RowError, tuple[Any, ...]]]:
+    """Each item or bad row, with the rows that it was made from: its own, and the one that holds it and others."""
     for where, row in rows:
         if isinstance(row, RowError):
-            yield row
+            yield row, ()
             continue
         for place, part in found.expand(row, where):
             if isinstance(part, RowError):
-                yield part
+                yield part, ()
                 continue
             try:
-                yield found.parse(part, place, needs_documents)
+                yield found.parse(part, place, needs_documents), (part, row)
             except RowError as error:
-                yield error
+                yield error, ()
+
+
+def _value(rows: tuple[Any, ...], name: str) -> Any:
+    """The value of a field in the first of the rows that has it; a name with points may lead into nested objects."""
+    for row in rows:
+        if row.get(name) is not None:
+            return row[name]
+        for key in name.split("."):
+            row = row.get(key) if isinstance(row, Mapping) else None
+        if row is not None:
+            return row
+    return None
 
 
 def _tell_format(source: str, rows: Iterator[tuple[Where, Any]]) -> tuple[Format, Iterator[tuple[Where, Any]]]:
@@ -157,9 +192,41 @@ def _is_hub_name(name: str) -> bool:
     return not Path(name).exists() and not Path(name).parent.exists()
 
 
-def _hub_rows(name: str, split: str) -> Iterator[tuple[Where, Any]]:
+def hub_split(name: str, wanted: Sequence[str], config: str | None = None) -> str:
+    """The name that the first of the wanted splits has in a data set of the hub.
+
+    A part of a split (``train[:10%]``) is handed on as it is.
+
+    Raises:
+        DataError: If there is none, or several could be meant.
+    """
     import datasets
 
+    if not wanted[0].replace("-", "_").isidentifier():
+        return wanted[0]
+    try:
+        splits = datasets.get_dataset_split_names(name, config)
+    except Exception:  # As below; loading the data set says what is wrong.
+        return wanted[0]
+    return _choose(name, splits, wanted)
+
+
+def _choose(name: str, splits: Sequence[str], wanted: Sequence[str]) -> str:
+    chosen = choose(splits, wanted)
+    if chosen is None:
+        raise DataError(
+            f"{name}: there is no split {' or '.join(wanted)}; there is {', '.join(splits)}",
+            f"name the split: --split {splits[0]} for `selfaug prepare`, --dataset_train_split for `selfaug train`.",
+        )
+    if chosen != wanted[0] or len(splits) > 1:
+        say(f"{name}: of the splits {', '.join(splits)}, {chosen} is read.")
+    return chosen
+
+
+def _hub_rows(name: str, wanted: Sequence[str]) -> Iterator[tuple[Where, Any]]:
+    import datasets
+
+    split = hub_split(name, wanted)
     try:
         table = datasets.load_dataset(name, split=split)
     except Exception as error:  # The hub's client raises what its HTTP library, its cache and its builders raise.
@@ -171,14 +238,15 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[Where, Any]]:
     yield from _table_rows(table, name)
 
 
-def _saved_rows(folder: Path, split: str) -> Iterator[tuple[Where, Any]]:
+def _saved_rows(folder: Path, wanted: Sequence[str]) -> Iterator[tuple[Where, Any]]:
     import datasets
 
     try:
         table = datasets.load_from_disk(str(folder))
-        table = table[split] if isinstance(table, datasets.DatasetDict) else table
     except Exception as error:  # As above.
         raise DataError(f"{folder}: not a whole saved data set ({error})", "save it again.") from None
+    if isinstance(table, datasets.DatasetDict):
+        table = table[_choose(str(folder), list(table), wanted)]
     yield from _table_rows(table, str(folder))
 
 
