@@ -114,6 +114,8 @@ def _training_rows(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> li
     files: list[Path] = []
     for entry in entries:
         name = str(entry.get("path") or "")
+        if not name:
+            raise DataError("its configuration names no training data", "restore config.yaml.")
         if entry.get("data_files") or not looks_local(name):
             raise DataError(f"its training data, {name}, is not a file of this machine", "keep the file.")
         if not Path(name).expanduser().exists():

@@ -102,9 +102,7 @@ def test_one_document_that_is_near_to_many_is_one_document() -> None:
     held_out = [Record("h", (Document(" ".join(WORDS)),), ("a",)), Record("g", (Document(" ".join(WORDS)),), ("b",))]
     leaks = check_leaks(train, held_out)
     assert leaks.counts()["near_duplicate_documents"] == {"count": 1, "rows": 2}
-    assert leaks.lines() == [
-        "leak: 1 distinct document (in 2 rows of 2) are nearly equal to one in the training data"
-    ]
+    assert leaks.lines() == ["leak: 1 distinct document (in 2 rows of 2) are nearly equal to one in the training data"]
     assert leaks.training_places == set(range(1000))
 
 
@@ -134,8 +132,7 @@ def test_near_duplicates_are_those_that_share_four_fifths_of_the_shorter_ones_ru
     expected = {
         text(one)
         for one in held_out
-        if one not in train
-        and any(len(runs(one) & runs(t)) >= 0.8 * min(len(runs(one)), len(runs(t))) for t in train)
+        if one not in train and any(len(runs(one) & runs(t)) >= 0.8 * min(len(runs(one)), len(runs(t))) for t in train)
     }
     leaks = check_leaks([record(t, "t") for t in train], [record(one, "h") for one in held_out])
     assert {pair[0] for pair in leaks.near_duplicates} == expected
