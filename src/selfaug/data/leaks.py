@@ -134,7 +134,6 @@ class Leaks:
             )
         return lines
 
-
     def warning(self, name: str) -> list[str]:
         """Lines that say that the data set of this name is not independent; none where it shares nothing."""
         if self:
