@@ -83,6 +83,47 @@ def test_results_table_and_samples(run: RunFolder, data: Path, capsys: pytest.Ca
         assert nll[side]["value"] == pytest.approx(sum(n for n, _ in nats) / sum(k for _, k in nats))
 
 
+def test_what_is_shared_with_the_training_data_is_said_before_a_model_is_loaded(
+    run: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfaug.evaluation.models import Sides
+
+    rows = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
+    trained = [rows[0], {**rows[1], "answer": "otherwise"}, {**rows[3], "question": "new", "answerable": False}]
+    trained[0]["documents"][0]["text"] = trained[0]["documents"][0]["text"].upper() + "!"
+    (tmp_path / "hub").mkdir()
+    for shard, row in enumerate(trained):
+        (tmp_path / "hub" / f"train-0000{shard}-of-00003.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    config = run.read_config() | {"dataset_name": str(tmp_path / "hub"), "held_out": None, "format": "auto"}
+    run.config.write_text(yaml.safe_dump(config), "utf-8")
+    loaded: list[str] = []
+
+    def stop(*_: Any) -> None:
+        loaded.append(capsys.readouterr().err)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sides, "side", stop)
+        assert evaluate(run, "--data", data) == 130
+    assert "questions.jsonl is not independent of the training data:" in loaded[0]
+    assert "leak: 1 row of 12 are also rows of the training data (0 letter by letter)" in loaded[0]
+    assert "leak: 3 distinct documents (in 3 rows of 12) are also in the training data (2 letter" in loaded[0]
+    assert "1 distinct question (in 1 row): the training data asks the same and has another answer" in loaded[0]
+    assert evaluate(run, "--data", data) == 0
+    told = read_results(run.path / "results.json")["parts"]["task"]["data"]["shared_with_training"]
+    assert told["shared_documents"] == {"count": 3, "rows": 3, "exact": 2}
+    capsys.readouterr()
+    # What cannot be looked at is said too; a file that shares nothing is not worth a word.
+    shutil.rmtree(tmp_path / "hub")
+    assert evaluate(run, "--data", data) == 0
+    err = capsys.readouterr().err
+    assert f"could not be checked: its training data, {tmp_path / 'hub'}, is not there any more" in err
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "train.jsonl").write_text(json.dumps({**rows[5], "documents": ["x"], "question": "?"}), "utf-8")
+    assert evaluate(run, "--data", data) == 0
+    assert "independent" not in capsys.readouterr().err
+
+
 def test_json_goes_to_stdout_alone(run: RunFolder, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(run, "--data", data, "--json") == 0
     assert json.loads(capsys.readouterr().out) == read_results(run.path / "results.json")

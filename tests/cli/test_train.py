@@ -245,7 +245,30 @@ def test_an_eval_file_that_leaks_is_told(cli: Cli, model: Path, data: Path, tmp_
     result = cli(*words(model, data, tmp_path / "run", 1), "--eval_dataset", leaking)
     assert result.code == 0, result.err
     assert "not independent" in result.err
-    assert "leak: 2" in result.err
+    assert "leak: 2 rows of 2 are also rows of the training data (2 letter by letter)" in result.err
+    assert result.err.index("leak:") < result.err.index("step 1/1"), "said before the first step"
+
+
+def test_a_hub_style_folder_trains_its_training_shards_and_evaluates_its_test_shards(
+    cli: Cli, model: Path, tmp_path: Path
+) -> None:
+    rows, folder = records(12), tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    write_rows(folder / "train-00000-of-00002.jsonl", rows[:4])
+    write_rows(folder / "train-00001-of-00002.jsonl", rows[4:9])
+    write_rows(folder / "test-00000-of-00001.jsonl", rows[9:])
+    run = tmp_path / "run"
+    result = cli(*words(model, folder.parent, run, 1), "--eval_strategy", "steps", "--eval_steps", "1")
+    assert result.code == 0, result.err
+    data = json.loads((run / "manifest.json").read_text())["data"]
+    assert [Path(file["path"]).name[:11] for file in data["train"]["files"]] == ["train-00000", "train-00001"]
+    assert (data["train"]["rows"], data["eval"]["rows"]) == (9, 3)
+    assert "Not read: test (data/test-00000-of-00001.jsonl)" in result.err
+    (folder / "train-00000-of-00002.jsonl").unlink()
+    result = cli(*words(model, folder.parent, tmp_path / "run2", 1))
+    assert result.code == 2
+    assert "data/train-00000-of-00002 is missing" in result.err
+    assert not (tmp_path / "run2").exists()
 
 
 def test_full_fine_tuning_saves_a_model(cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.inputs import looks_local, missing_path
-from selfaug.data.folders import HELD_OUT, split_file
+from selfaug.data.files import has_split
+from selfaug.data.folders import evaluation_splits
 from selfaug.data.leaks import check_leaks
-from selfaug.data.read import Loaded, read_rows, read_table
-from selfaug.data.split import split_by_document
+from selfaug.data.read import Loaded, hub_split, read_rows, read_table
+from selfaug.data.record import Conversation
+from selfaug.data.split import Example, split_by_document, titles_of
 from selfaug.errors import ConfigError, DataError
 from selfaug.provenance import files_of
-from selfaug.terminal import say
+from selfaug.terminal import is_main, say
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -88,26 +91,23 @@ def read_sources(settings: Settings) -> Sources:
     name = settings.script.dataset_name
     if not name:
         raise ConfigError("no data is given", "pass --dataset_name, a file, a folder or a data set of the hub.")
-    train_split, test_split = settings.script.dataset_train_split, settings.script.dataset_test_split
-    train = _read(settings, str(split_file(name, (train_split,)) or name), train_split, "dataset_name")
+    train = _read(settings, name, (settings.script.dataset_train_split,), "dataset_name")
     if settings.run.held_out is not None:
         return _hold_out(train, settings.run.held_out, settings.training.seed)
+    evaluated = evaluation_splits(settings.script.dataset_test_split)
     if settings.run.eval_dataset is not None:
-        evaluation = _read(settings, settings.run.eval_dataset, test_split, "eval_dataset")
-        _say_leaks(train, evaluation)
-        return Sources(train, evaluation)
+        return _checked(train, _read(settings, settings.run.eval_dataset, evaluated, "eval_dataset"))
     if not wants_eval:
         return Sources(train)
-    beside = split_file(name, (test_split, *HELD_OUT))
-    if looks_local(name) and beside is None:
+    if looks_local(name) and not has_split(Path(name).expanduser(), evaluated):
         raise ConfigError(
-            f"eval_strategy asks for evaluation, and {name} has no {test_split} split beside its training data",
+            f"eval_strategy asks for evaluation, and {name} has no {evaluated[0]} split beside its training data",
             "pass --eval_dataset FILE or --held_out 0.1, or leave --eval_strategy out.",
         )
-    return Sources(train, _read(settings, str(beside or name), test_split, "dataset_name"))
+    return _checked(train, _read(settings, name, evaluated, "dataset_name"))
 
 
-def _read(settings: Settings, name: str, split: str, setting: str) -> Source:
+def _read(settings: Settings, name: str, splits: Sequence[str], setting: str) -> Source:
     if looks_local(name):
         path = Path(name).expanduser()
         if not path.exists():
@@ -116,9 +116,9 @@ def _read(settings: Settings, name: str, split: str, setting: str) -> Source:
             raise ConfigError(
                 f"dataset_streaming is for data sets of the hub, and {name} is on this machine", "leave it out."
             )
-        return _say_problems(Source(name, _rows(settings, path, split)))
+        return _say_problems(_rows(settings, path, splits))
     if settings.run.format == "auto" and not settings.run.map:
-        table = _hub_table(settings, name, split)
+        table = _hub_table(settings, name, splits)
         if any(columns <= set(table.column_names or ()) for columns in _TRL_COLUMNS):
             return Source(name, table=table)
         if settings.script.dataset_streaming or settings.script.dataset_config:
@@ -127,12 +127,15 @@ def _read(settings: Settings, name: str, split: str, setting: str) -> Source:
                 f"several configurations (its columns: {', '.join(table.column_names or ())})",
                 "convert it with `selfaug prepare` first, and pass the file.",
             )
-    return _say_problems(Source(name, _rows(settings, name, split)))
+    return _say_problems(_rows(settings, name, splits))
 
 
-def _rows(settings: Settings, path: str | Path, split: str, columns: list[str] | None = None) -> Loaded:
+def _rows(settings: Settings, path: str | Path, splits: Sequence[str], columns: list[str] | None = None) -> Source:
     run = settings.run
-    return read_rows(path, format=run.format, mapping=run.map, on_bad_row=run.on_bad_row, split=split, columns=columns)
+    loaded = read_rows(
+        path, format=run.format, mapping=run.map, on_bad_row=run.on_bad_row, split=splits, columns=columns
+    )
+    return Source(loaded.name, loaded)
 
 
 def _say_problems(source: Source) -> Source:
@@ -146,23 +149,34 @@ def _say_problems(source: Source) -> Source:
     return source
 
 
-def _say_leaks(train: Source, evaluation: Source) -> None:
-    if train.loaded is None or evaluation.loaded is None:
-        return
-    leaks = check_leaks(train.loaded.items, evaluation.loaded.items)
-    if leaks:
-        say(f"{evaluation.name} is not independent of the training data:")
-        for line in leaks.lines():
-            say(f"  {line}")
+def _checked(train: Source, evaluation: Source) -> Sources:
+    """Both, after it was said what they share."""
+    if any(source.table is not None and not hasattr(source.table, "__len__") for source in (train, evaluation)):
+        say(f"whether {evaluation.name} shares rows with the training data was not checked: one of them is streamed")
+    elif is_main():
+        leaks = check_leaks(_examples(train), list(_examples(evaluation)))
+        for line in leaks.warning(evaluation.name):
+            say(line)
+    return Sources(train, evaluation)
 
 
-def _hub_table(settings: Settings, name: str, split: str) -> Dataset | IterableDataset:
+def _examples(source: Source) -> Collection[Example]:
+    if source.loaded is not None:
+        return source.loaded.items
+    rows: list[Example] = []
+    for row in source.table or ():
+        messages = row.get("messages")
+        rows.append(Conversation(tuple(messages)) if isinstance(messages, list) else dict(row))
+    return rows
+
+
+def _hub_table(settings: Settings, name: str, splits: Sequence[str]) -> Dataset | IterableDataset:
     from datasets import load_dataset
 
+    config = settings.script.dataset_config
+    split = hub_split(name, splits, config)
     try:
-        return load_dataset(
-            name, name=settings.script.dataset_config, split=split, streaming=settings.script.dataset_streaming
-        )
+        return load_dataset(name, name=config, split=split, streaming=settings.script.dataset_streaming)
     except Exception as error:  # The hub's client raises what its HTTP library, its cache and its builders raise.
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
@@ -184,7 +198,8 @@ def _mixture(settings: Settings, wants_eval: bool) -> Sources:
         train, test = _joined(parts, fractions, mixture.test_split_size, settings.training.seed)
     evaluation = None
     if settings.run.eval_dataset is not None:
-        evaluation = _read(settings, settings.run.eval_dataset, settings.script.dataset_test_split, "eval_dataset")
+        splits = evaluation_splits(settings.script.dataset_test_split)
+        evaluation = _read(settings, settings.run.eval_dataset, splits, "eval_dataset")
     elif wants_eval and test is not None:
         evaluation = test
     elif wants_eval:
@@ -192,7 +207,7 @@ def _mixture(settings: Settings, wants_eval: bool) -> Sources:
             "eval_strategy asks for evaluation, and the mixture has no test split",
             "set test_split_size in the mixture, or pass --eval_dataset FILE.",
         )
-    return Sources(train, evaluation)
+    return Sources(train) if evaluation is None else _checked(train, evaluation)
 
 
 def _streamed(settings: Settings) -> Source:
@@ -213,18 +228,17 @@ def _streamed(settings: Settings) -> Source:
 def _entry(settings: Settings, entry: Any) -> Loaded:
     """The rows of one entry; never through a table that they would share with the others."""
     split, _, part = entry.split.partition("[")
-    paths = [entry.path] if entry.data_files is None else entry.data_files
-    if (looks_local(entry.path) and entry.data_files is None) or entry.path in _BUILDERS:
-        files = list(paths.values()) if isinstance(paths, dict) else [paths] if isinstance(paths, str) else list(paths)
+    if entry.path in _BUILDERS or (looks_local(entry.path) and entry.data_files is None):
         found = []
-        for name in files:
-            path = Path(str(name)).expanduser()
+        for name in _named_files(entry, split):
+            path = Path(name).expanduser()
             if not path.exists():
-                raise missing_path("datasets: path", str(name), "check the path; a hub name has the form owner/name.")
-            source = Source(str(name), _rows(settings, path, split, entry.columns))
-            found.append(_say_problems(source).loaded)
-        _check_alike([loaded for loaded in found if loaded])
-        loaded = _chained([loaded for loaded in found if loaded])
+                raise missing_path("datasets: path", name, "check the path; a hub name has the form owner/name.")
+            source = _say_problems(_rows(settings, path, (split,), entry.columns))
+            assert source.loaded is not None
+            found.append(source.loaded)
+        _check_alike(found)
+        loaded = _chained(found)
     else:
         loaded = read_table(
             _hub_entry(entry), entry.path, format=settings.run.format, mapping=settings.run.map,
@@ -234,9 +248,29 @@ def _entry(settings: Settings, entry: Any) -> Loaded:
     if part:
         from datasets import ReadInstruction
 
-        (kept,) = ReadInstruction.from_spec(f"{split}[{part}").to_absolute({split: len(loaded.items)})
+        try:
+            (kept,) = ReadInstruction.from_spec(entry.split).to_absolute({split: len(loaded.items)})
+        except (AssertionError, ValueError) as error:
+            raise ConfigError(
+                f"datasets: split {entry.split!r} is no part of one split ({error})", "write it like train[:10%]."
+            ) from None
         loaded = replace(loaded, items=loaded.items[kept.from_ : kept.to])
     return loaded
+
+
+def _named_files(entry: Any, split: str) -> list[str]:
+    """The files, or the folder, that an entry names."""
+    files = entry.data_files
+    if files is None:
+        return [str(Path(entry.path, entry.data_dir or ""))]
+    if isinstance(files, dict):
+        if split not in files:
+            raise ConfigError(
+                f"datasets: data_files names no file for the split {split!r}; it names {', '.join(files)}",
+                "name the split that the entry should read: split: train",
+            )
+        files = files[split]
+    return [files] if isinstance(files, str) else [str(file) for file in files]
 
 
 def _hub_entry(entry: Any) -> Any:
@@ -328,5 +362,9 @@ def _hold_out(train: Source, fraction: float, seed: int) -> Sources:
         )
     split = split_by_document(train.loaded.items, fraction, seed)
     say(f"held out: {len(split.held_out)} of {len(train.loaded.items)} examples, no document on both sides")
+    titles = {title for item in split.train for title in titles_of(item)}
+    shared = titles & {title for item in split.held_out for title in titles_of(item)}
+    if shared:
+        say(f"  {len(shared)} titles are on both sides; `selfaug prepare --group_by title` keeps a title on one side")
     parts = [replace(train, loaded=replace(train.loaded, items=items)) for items in (split.train, split.held_out)]
     return Sources(parts[0], parts[1])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from selfaug.cli.evaluate_options import Settings
 from selfaug.data.vocabulary import check_ids
 from selfaug.errors import ConfigError, DataError
-from selfaug.terminal import counting
+from selfaug.terminal import counting, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +70,7 @@ def _tasks(
     judge: Judge | None,
     forms: Forms,
 ) -> list[Part]:
-    from selfaug.evaluation.data import task_data
+    from selfaug.evaluation.data import shared_with_training, task_data
     from selfaug.evaluation.task import ask
     from selfaug.evaluation.task_part import TaskPart
     from selfaug.provenance import read_manifest
@@ -86,7 +86,7 @@ def _tasks(
             "lower --max_new_tokens.",
         )
     parts: list[Part] = []
-    for found in task_data(
+    sets = task_data(
         settings.data,
         config,
         manifest,
@@ -94,7 +94,11 @@ def _tasks(
         mapping=settings.map,
         on_bad_row=settings.on_bad_row,
         limit=settings.limit,
-    ):
+    )
+    if settings.data or not config.get("held_out"):
+        for line in shared_with_training(sets, config, manifest):
+            say(line)
+    for found in sets:
         with counting(f"prompts of {found.name}", len(found.items)) as progress:
             prompts = ask(
                 found.items,

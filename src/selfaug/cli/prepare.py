@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 from selfaug import __version__
 from selfaug.cli.outputs import check_free, written_whole
 from selfaug.cli.prepare_options import Settings, add_flags, resolve
+from selfaug.data.files import has_split
+from selfaug.data.folders import HELD_OUT
 from selfaug.data.preparation import Prepared, Retrieval, prepare
 from selfaug.data.read import Loaded, read_rows
 from selfaug.data.retrieve import Corpus
+from selfaug.data.split import titles_of
 from selfaug.errors import ConfigError, DataError
 from selfaug.provenance import files_of
 from selfaug.terminal import counting, emit, say
@@ -56,8 +59,10 @@ def run(args: argparse.Namespace) -> int:
             needs_documents=retrieval is None,
             split=settings.split,
             mapping=settings.map,
+            fields=settings.group_by,
             progress=progress,
         )
+    against = None if settings.against is None else _read_against(settings, settings.against)
     if loaded.kind == "trl" and retrieval is not None:
         raise ConfigError(
             f"corpus is set, and {settings.input} holds rows in TRL's own format, which have no question to search for",
@@ -76,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
             retrieval=retrieval,
             on_bad_row=settings.on_bad_row,
             progress=done,
+            keys=_keys(settings, loaded),
+            against=None if against is None else against.items,
+            on_shared_row=settings.on_shared_row,
         )
     report, lines = _report(settings, loaded, parts, tokenizer)
     if settings.check:
@@ -96,6 +104,52 @@ def run(args: argparse.Namespace) -> int:
     _show(settings, report, lines)
     say(f"written to {out}")
     return 0
+
+
+def _read_against(settings: Settings, path: str) -> Loaded:
+    """The data that the examples should share nothing with: of a folder what may be evaluated on, else all of it.
+
+    It is read as INPUT is, else by its own looks: it may be what this command wrote.
+    """
+    splits = HELD_OUT if has_split(Path(path).expanduser(), HELD_OUT) else ("test", *HELD_OUT, "train")
+
+    def read(form: str, mapping: list[str] | dict[str, str] | None) -> Loaded:
+        return read_rows(path, format=form, mapping=mapping, on_bad_row="skip", needs_documents=False, split=splits)
+
+    try:
+        loaded = read(settings.format, settings.map)
+    except DataError:
+        if settings.format == "auto" and not settings.map:
+            raise
+        loaded = read("auto", None)
+    if loaded.problems:
+        say(f"{loaded.name}: {len(loaded.problems)} bad rows are not compared; the first: {loaded.problems[0].message}")
+    return loaded
+
+
+def _keys(settings: Settings, loaded: Loaded) -> list[set[str]]:
+    """What besides documents keeps the examples together, a set of texts for each.
+
+    Raises:
+        DataError: If no example has a value of a field to group by.
+    """
+    keys: list[set[str]] = [set() for _ in loaded.items]
+    for place, name in enumerate(settings.group_by):
+        without = 0
+        for key, item, values in zip(keys, loaded.items, loaded.values, strict=True):
+            found = [] if values[place] is None else [json.dumps(values[place], sort_keys=True, default=str)]
+            found += titles_of(item) if name == "title" else []
+            key.update(f"{name}: {value}" for value in found)
+            without += not found
+        if without == len(keys):
+            raise DataError(
+                f"group_by={name!r}: none of the {len(keys)} examples has "
+                + ("a document with a title" if name == "title" else "such a field"),
+                "name a field that the rows have, or leave --group_by out.",
+            )
+        if without:
+            say(f"group_by: {without} of {len(keys)} examples have no {name}; their documents alone group them")
+    return keys if settings.group_by else []
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -136,6 +190,14 @@ def _report(
     if parts.leaks is not None:
         lines.append(f"train {len(parts.train)}, held out {len(parts.held_out)} (of {parts.groups} groups)")
         lines += parts.leaks.lines()
+    if parts.against is not None:
+        lines.append(f"{settings.against}, against the {len(parts.train) + len(parts.held_out)} examples kept:")
+        lines += [f"  {line}" for line in parts.against.lines()]
+        if settings.on_shared_row == "skip":
+            lines.append(f"  {parts.left_out_shared} examples left out that share a document or question with it")
+        elif parts.against:
+            sharing = len(parts.against.training_places)
+            lines.append(f"  {sharing} examples share these with it; --on_shared_row skip leaves them out")
     if tokenizer is not None:
         report["lengths"] = {}
         for name, part in (("train", parts.train), ("held_out", parts.held_out)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from selfaug.cli import verb_options
@@ -27,6 +27,9 @@ class Settings:
     top_k: int = 5
     distractors: int = 0
     held_out: float = 0.1
+    group_by: list[str] = field(default_factory=list)
+    against: str | None = None
+    on_shared_row: str = "keep"
     seed: int = 0
     model_name_or_path: str | None = None
     max_length: int | None = None
@@ -50,7 +53,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("output_dir", "folder for train.jsonl, held_out.jsonl and report.json", metavar="OUT")
     add("format", "format of the data; 'auto' looks at the first rows", metavar="NAME")
     add("map", verb_options.MAP_HELP, nargs="+", metavar="FIELD=PATH")
-    add("split", f"split of a hub data set (default: {default.split})", metavar="NAME")
+    add(
+        "split",
+        f"split of a folder, a saved data set or a data set of the hub (default: {default.split})",
+        metavar="NAME",
+    )
     add(
         "on_bad_row",
         "what a row that cannot be used does: 'error' stops, 'skip' leaves it out, counted and listed (default: error)",
@@ -64,6 +71,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         f"part of the examples to hold out, by document; 0 for none (default: {default.held_out})",
         type=float,
         metavar="FRACTION",
+    )
+    add(
+        "group_by",
+        "keep examples with an equal value of these on one side of the split, besides those that share a document:"
+        " 'title' for the titles of documents, or a field of the rows (a.b for a field inside another)",
+        nargs="+",
+        metavar="FIELD",
+    )
+    add("against", "other data, such as a test set: count the rows, documents and questions that INPUT shares with it",
+        metavar="DATA")  # fmt: skip
+    add(
+        "on_shared_row",
+        "what a row of INPUT that shares a document or question with --against does: 'keep' only counts it, 'skip'"
+        " leaves it out (default: keep)",
+        choices=["keep", "skip"],
     )
     add("seed", "seed of the split and of the order of documents (default: 0)", type=int, metavar="N")
     add("model_name_or_path", "model whose tokenizer measures the rows' lengths", metavar="MODEL")
@@ -95,6 +117,16 @@ def resolve(args: argparse.Namespace) -> Settings:
         raise ConfigError(
             "top_k and distractors are numbers of passages from a corpus, and no corpus is given",
             "pass --corpus, or leave them out.",
+        )
+    if settings.on_shared_row != "keep" and settings.against is None:
+        raise ConfigError(
+            "on_shared_row says what becomes of rows that are shared with other data, and no other data is given",
+            "pass --against DATA, or leave it out.",
+        )
+    if settings.group_by and not settings.held_out:
+        raise ConfigError(
+            "group_by says which examples stay together when some are held out, and held_out is 0",
+            "pass for example --held_out 0.1, or leave --group_by out.",
         )
     if settings.max_length is not None and (settings.model_name_or_path is None or settings.max_length < 1):
         raise ConfigError(

@@ -8,15 +8,21 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from selfaug.data.fields import RowError, Where, present, shown
+from selfaug.data.folders import Splits, choose, is_named, missing_shards, splits_of
 from selfaug.errors import DataError, nearest
 
-__all__ = ["SUFFIXES", "data_files", "is_data_file", "iter_rows", "table_rows"]
+__all__ = [
+    "SUFFIXES", "Found", "data_files", "find_files", "has_split", "is_data_file", "iter_rows", "table_rows",
+]  # fmt: skip
 
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
     ".gz": lambda path: gzip.GzipFile(path),  # type: ignore[dict-item, return-value]
@@ -27,14 +33,15 @@ _TABLES = (".csv", ".tsv")
 SUFFIXES = (*_LINES, ".json", *_TABLES, ".parquet")
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"PAR1": ".parquet"}
 _READABLE = ".jsonl, .json, .csv, .tsv, .parquet, each but the last also as .gz or .bz2, or a folder of these"
-_WRAPPERS = (
-    "data",
-    "examples",
-    "rows",
-    "records",
-)  # SQuAD, CoQA, LlamaIndex and others wrap their rows in one of these.
+# SQuAD, CoQA, LlamaIndex and others wrap their rows in one of these.
+_WRAPPERS = ("data", "examples", "rows", "records")
 _MCTEST = 23  # cells of a row
 _LONGEST_CELL = 2**31 - 1
+_NO_DATA = frozenset({"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"})  # as for the Hub
+# Adapters, models, and runs of `selfaug train`, which may lie in the folder of their data.
+_NO_DATA_FOLDERS = ({"adapter_config.json"}, {"tokenizer_config.json"}, {"manifest.json", "config.yaml"})
+_UNREAD = frozenset({".arrow", ".avro", ".feather", ".lz4", ".orc", ".tar", ".xlsx", ".xz", ".zip", ".zst", ".7z"})
+_SHOWN = 8
 
 RowOrError = Mapping[str, Any] | RowError
 
@@ -54,29 +61,204 @@ def is_data_file(path: Path) -> bool:
     return not path.name.startswith(".") and (inner in SUFFIXES or bool(packing))
 
 
-def data_files(path: Path) -> list[Path]:
-    """The file itself, or the data files of a folder in the order of their names (folders inside are not entered).
+@dataclass(frozen=True)
+class Found:
+    """The files that a path stands for.
+
+    Args:
+        files: The files in the order of their names.
+        split: The split of a folder that they form; ``None`` for a file, and for a folder whose files name no split.
+        note: One sentence about what was read of a folder and what was not; empty where there is no choice.
+    """
+
+    files: tuple[Path, ...]
+    split: str | None = None
+    note: str = ""
+
+
+def data_files(path: Path, split: str | Sequence[str] = "train") -> list[Path]:
+    """The data files that a path stands for; see :func:`find_files`."""
+    return list(find_files(path, split).files)
+
+
+def find_files(path: Path, split: str | Sequence[str] = "train") -> Found:
+    """The file itself, or of a folder and the folders inside it the files of one split.
+
+    :mod:`selfaug.data.folders` says which names mean which split. Where no file names a split, the files of the folder
+    are one data set, whatever ``split`` is; the folders inside are then entered only if it has no data file of its own.
+
+    Args:
+        path: A file or a folder.
+        split: The name of the split; of several the first that is there.
 
     Raises:
-        DataError: If the path does not exist or the folder holds no data file.
+        DataError: If the path does not exist, the folder holds no data file, only some of its files name a split, none
+            is of the wanted one, or a numbered shard of it is missing.
     """
+    wanted = (split,) if isinstance(split, str) else tuple(split)
     try:
         if path.is_file():
-            return [path]
+            return Found((path,), note=_one_of_several(path))
         if not path.is_dir():
             beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DataError(
                 f"{path}: no such file or folder.{nearest(path.name, beside)}",
                 "check the path, or give a data set name of the hub as org/name.",
             )
-        found = sorted(file for file in path.iterdir() if file.is_file() and is_data_file(file))
+        names, unread = _listed(path)
     except DataError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path.
         raise DataError(f"{path}: cannot be opened ({error})", "check the path and its permissions.") from None
-    if not found:
+    if not names:
         raise DataError(f"{path}: the folder holds no data file", f"put data there as {_READABLE}.")
-    return found
+    splits = splits_of(names)
+    picked = _pick(splits, names, wanted)
+    if picked is None and not splits.named():
+        chosen = [name for name in names if len(name.parts) == 1] or names
+        _check_whole(path, chosen)
+        return Found(_below(path, chosen), None, _note_of_all(path, chosen, names))
+    there = "; ".join(f"{name} ({_listing(files)})" for name, files in splits.files.items())
+    unnamed = [name for name in splits.unnamed if picked is None or name not in picked[1]]
+    if unnamed and splits.named():
+        raise DataError(
+            f"{path}: some files name a split and others do not, so it is not clear what the others are."
+            f" No split: {_listing(unnamed)}. Splits: {there}",
+            "rename those without so that they name one (train, validation, test), move them elsewhere, or give the"
+            " file itself.",
+        )
+    if picked is None:
+        raise DataError(
+            f"{path}: no file is of the split {' or '.join(wanted)}; there is {there}",
+            f"give the file itself, or name the split: --split {next(iter(splits.files))} for `selfaug prepare`,"
+            " --dataset_train_split for `selfaug train`.",
+        )
+    name, chosen = picked
+    lost = [other for other in unread if choose(splits_of([other]).files, (name,))]
+    if lost:
+        raise DataError(
+            f"{path}: {_listing(lost)} belongs to the split {name} by its name, and cannot be read",
+            f"convert it or move it elsewhere; what is read is {_READABLE}.",
+        )
+    _check_whole(path, chosen)
+    others = "; ".join(f"{other} ({_listing(files)})" for other, files in splits.files.items() if other != name)
+    note = f"{path}: the split {name} is read: {_listing(chosen)}." + (f" Not read: {others}." if others else "")
+    return Found(_below(path, chosen), name, note + _twice(chosen))
+
+
+def has_split(path: Path, wanted: Sequence[str]) -> bool:
+    """Whether a path is a folder or a saved data set with one of these splits."""
+    if not path.is_dir():
+        return False
+    saved = _saved_splits(path)
+    if saved is not None:
+        return choose(saved, wanted) is not None
+    names, _ = _listed(path)
+    return _pick(splits_of(names), names, wanted) is not None
+
+
+def _saved_splits(path: Path) -> list[str] | None:
+    """The splits of a data set that was saved with ``DatasetDict.save_to_disk``; ``None`` for anything else."""
+    try:
+        return list(json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _listed(folder: Path) -> tuple[list[PurePath], list[PurePath]]:
+    """The data files in a folder and below, and files that hold data which cannot be read; relative, in order."""
+    found: list[PurePath] = []
+    unread: list[PurePath] = []
+    seen = {folder.resolve()}
+    for root, inside, files in os.walk(folder, followlinks=True, onerror=_raise):
+        here, names = Path(root), set(files)
+        if here != folder and any(marks <= names for marks in _NO_DATA_FOLDERS):
+            inside.clear()
+            continue
+        for name in sorted(inside):
+            real = (here / name).resolve()
+            if name.startswith(".") or real in seen:
+                inside.remove(name)
+            seen.add(real)
+        for name in files:
+            path = here / name
+            if name in _NO_DATA or (name == "state.json" and "dataset_info.json" in names) or _is_report(path, names):
+                continue
+            if is_data_file(path):
+                found.append(path.relative_to(folder))
+            elif path.suffix.lower() in _UNREAD and not name.startswith("."):
+                unread.append(path.relative_to(folder))
+    return sorted(found), sorted(unread)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_report(path: Path, beside: set[str]) -> bool:
+    """Whether this is what `selfaug prepare` writes beside its rows."""
+    if path.name != "report.json" or "train.jsonl" not in beside:
+        return False
+    with path.open("rb") as stream:
+        return b'"selfaug"' in stream.read(64)
+
+
+def _pick(splits: Splits, names: Sequence[PurePath], wanted: Sequence[str]) -> tuple[str, list[PurePath]] | None:
+    """The first wanted split that is there, and its files; a split of any name may be asked for."""
+    for want in wanted:
+        name = choose(splits.files, (want,))
+        if name is not None:
+            return name, splits.files[name]
+        chosen = [path for path in names if is_named(path, want)]
+        if len(splits_of(chosen).files) > 1:
+            raise DataError(
+                f"the name {want!r} stands in files of several splits: {_listing(chosen)}", "give the file itself."
+            )
+        if chosen:
+            return want, chosen
+    return None
+
+
+def _below(folder: Path, names: Iterable[PurePath]) -> tuple[Path, ...]:
+    return tuple(folder / name for name in names)
+
+
+def _check_whole(folder: Path, names: Sequence[PurePath]) -> None:
+    missing = missing_shards(names)
+    if missing:
+        raise DataError(
+            f"{folder}: {missing[0]} is missing, and the names of the others say that there is one",
+            "get the file; or give a file itself, to read that one alone.",
+        )
+
+
+def _one_of_several(path: Path) -> str:
+    if not missing_shards([PurePath(path.name)]):
+        return ""
+    return f"{path}: by its name it is one of several shards; it alone is read. Give its folder to read all of them."
+
+
+def _note_of_all(folder: Path, chosen: Sequence[PurePath], names: Sequence[PurePath]) -> str:
+    left = sorted({path.parts[0] for path in names} - {path.parts[0] for path in chosen})
+    note = f" The folders inside are not read: {', '.join(left)}." if left else ""
+    if len(chosen) > 1:
+        told = f"None of its {len(chosen)} files names a split, so they are read as one data set"
+        note = f" {told}: {_listing(chosen)}.{note}"
+    return f"{folder}:{note}{_twice(chosen)}" if note else ""
+
+
+def _twice(names: Sequence[PurePath]) -> str:
+    """A warning of files whose names differ only in the suffixes: probably the same rows, read twice."""
+    alike: defaultdict[str, list[PurePath]] = defaultdict(list)
+    for name in names:
+        alike[str(name)[: len(str(name)) - len("".join(kind_of(Path(name))))].casefold()].append(name)
+    pairs = [_listing(same) for same in alike.values() if len(same) > 1]
+    return f" Careful: {'; '.join(pairs)} differ only in their suffixes, and all are read." if pairs else ""
+
+
+def _listing(names: Sequence[PurePath]) -> str:
+    shown_ = ", ".join(map(str, names[:_SHOWN]))
+    return shown_ + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def iter_rows(path: Path) -> Iterator[tuple[Where, RowOrError]]:

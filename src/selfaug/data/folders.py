@@ -1,20 +1,174 @@
-"""Which file of a folder of data is a split of it? As `selfaug prepare` writes them, or a saved export of the hub."""
+"""Tell from the names of files and folders which split each file belongs to, as the Hugging Face Hub does.
+
+A file belongs to a split if its name, or that of a folder around it, holds one of the split's words (:data:`WORDS`) as
+a whole word, in any case: `train-00000-of-00002.parquet`, `squad_dev.jsonl` and `test/part1.jsonl` do, and so does
+`training_manual.jsonl`; `contest.jsonl` and `latest.jsonl` do not. Shards named `NAME-00000-of-00002` form the split
+NAME.
+
+Source: https://huggingface.co/docs/hub/datasets-file-names-and-splits. We differ in three things: a file that names no
+split beside files that do is an error (there it is left out), so is a file that names two (there it is in both), and
+`held_out` is a word as well, because `selfaug prepare` writes such files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
 
-__all__ = ["HELD_OUT", "split_file"]
+from selfaug.errors import DataError
 
-HELD_OUT = ("test", "held_out", "validation", "dev")
+__all__ = ["HELD_OUT", "WORDS", "Splits", "choose", "evaluation_splits", "is_named", "missing_shards", "splits_of"]
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "held_out": ("heldout", "holdout", "held_out"),
+    "validation": ("validation", "valid", "val", "dev"),
+}
+"""Each split with the words that name it."""
+
+HELD_OUT = ("test", "held_out", "validation")
 """Names of splits that nothing is trained on; the first that is there is taken."""
 
+_SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
+_LETTERS = re.compile(r"[^\W\d_]+")
+_HELD_OUT = re.compile(r"(?<![^\W\d_])h[eo]ld[-_. ]out(?![^\W\d_])")
+_SHARD = re.compile(r"^(?P<name>.*?)[-_.]?(?P<index>\d+)[-_]of[-_](?P<total>\d+)(?!\d)")
+_NAME_OF_SPLIT = re.compile(r"\w+(\.\w+)*")
 
-def split_file(name: str, splits: Sequence[str]) -> Path | None:
-    """The first file ``SPLIT.*`` of the folder ``name``, splits in the order given; ``None`` where there is none."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return None
-    found = (path for split in splits for path in sorted(folder.glob(f"{split}.*")) if path.is_file())
-    return next(found, None)
+
+@dataclass(frozen=True)
+class Splits:
+    """The files of each split.
+
+    Args:
+        files: The files of each split by its name, in the order in which they were given.
+        unnamed: The files that name no split.
+    """
+
+    files: dict[str, list[PurePath]] = field(default_factory=dict)
+    unnamed: list[PurePath] = field(default_factory=list)
+
+    def named(self) -> bool:
+        """Whether a name holds a split's word; a numbered shard alone (`part-00000-of-00002`) does not."""
+        return any(_words(name) for name in self.files)
+
+
+def splits_of(paths: Sequence[PurePath]) -> Splits:
+    """The split of each file.
+
+    Args:
+        paths: The files, relative to the folder that was given: names of folders above it do not count.
+
+    Raises:
+        DataError: If the name of a file holds words of two splits.
+    """
+    found: defaultdict[str, list[PurePath]] = defaultdict(list)
+    unnamed = []
+    for path in paths:
+        name = _split_of(path)
+        if name is None:
+            unnamed.append(path)
+        else:
+            found[name].append(path)
+    return Splits(dict(found), unnamed)
+
+
+def choose(available: Mapping[str, object] | Iterable[str], wanted: Sequence[str]) -> str | None:
+    """The first of the wanted splits that is available, under whatever name; ``None`` where none is.
+
+    A name stands for itself (``train_sft``), else for the split that it is a word of (``dev`` for ``validation``), else
+    for the only one whose name holds a word of it (``train`` for ``train_sft``).
+
+    Raises:
+        DataError: If several could be meant.
+    """
+    names = list(available)
+    for want in wanted:
+        same = [name for name in names if _key(name) == _key(want)]
+        split = _word(want)
+        if not same and split is not None:
+            same = [name for name in names if _word(name) == split] or [
+                name for name in names if _words(name) == {split}
+            ]
+        if len(same) > 1:
+            raise DataError(
+                f"the split {want!r} could be each of {', '.join(sorted(same))}",
+                "name one of them: --split for `selfaug prepare`, --dataset_train_split and --dataset_test_split for"
+                " `selfaug train`.",
+            )
+        if same:
+            return same[0]
+    return None
+
+
+def is_named(path: PurePath, split: str) -> bool:
+    """Whether a part of a file's path holds, as whole words, the name of a split that is none of :data:`WORDS`."""
+    if _word(split) is not None:
+        return False
+    key = re.escape(_key(split))
+    return any(re.search(rf"(?<![^\W_]){key}(?![^\W\d_])", _key(part)) for part in path.parts)
+
+
+def evaluation_splits(chosen: str | None) -> tuple[str, ...]:
+    """The splits that may be evaluated on, in the order in which they are looked for; ``chosen`` is the setting's."""
+    return tuple(dict.fromkeys((chosen or "test", *HELD_OUT)))
+
+
+def missing_shards(paths: Iterable[PurePath]) -> list[str]:
+    """The first numbered shard that is missing of each set of which some file is there.
+
+    Shards are numbered ``-of-N`` from 0, or from 1 to N.
+    """
+    sets: defaultdict[tuple[PurePath, str, int], dict[int, re.Match[str]]] = defaultdict(dict)
+    for path in paths:
+        shard = _SHARD.match(path.name)
+        if shard:
+            sets[path.parent, shard["name"].casefold(), int(shard["total"])][int(shard["index"])] = shard
+    missing = []
+    for (parent, _, total), shards in sets.items():
+        first = 1 if total in shards and 0 not in shards else 0
+        index = next((index for index in range(first, first + total) if index not in shards), None)
+        if index is not None:
+            one = next(iter(shards.values()))
+            start, end = one.span("index")
+            missing.append(str(parent / f"{one[0][:start]}{index:0{end - start}}{one[0][end:]}"))
+    return missing
+
+
+def _split_of(path: PurePath) -> str | None:
+    words = frozenset().union(*(_words(part) for part in path.parts))
+    shard = _SHARD.match(path.name)
+    if shard and len(shard["index"]) == len(shard["total"]) == 5 and _NAME_OF_SPLIT.fullmatch(shard["name"]):
+        # The Hub's shards may form splits of any name: train_sft, unsupervised.
+        name = shard["name"].casefold()
+        if _word(name) is None and words <= _words(name):
+            return name
+    if len(words) > 1:
+        raise DataError(
+            f"the name {path} holds words of {len(words)} splits: {' and '.join(sorted(words))}",
+            "rename it so that it names one, or give the files one by one.",
+        )
+    return next(iter(words), None)
+
+
+def _words(name: str) -> frozenset[str]:
+    """The splits that a name holds a whole word of; a word is a run of letters."""
+    return frozenset(_SPLIT_OF[word] for word in _letters(name) if word in _SPLIT_OF)
+
+
+def _word(name: str) -> str | None:
+    """The split that a name is a word of, digits and separators aside (``Dev``, ``train_0``); else ``None``."""
+    letters = _letters(name)
+    return _SPLIT_OF.get(letters[0]) if len(letters) == 1 else None
+
+
+def _letters(name: str) -> list[str]:
+    return _LETTERS.findall(_HELD_OUT.sub("heldout", name.casefold()))
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[-_. ]+", "_", name.casefold())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from selfaug.data.leaks import Leaks, check_leaks
 from selfaug.data.record import Record
 from selfaug.data.retrieve import Corpus, answers_found, retrieve
-from selfaug.data.split import Example, documents_of, split_by_document
-from selfaug.data.words import normalise
+from selfaug.data.split import Example, documents_of, plain, split_by_document
 from selfaug.errors import DataError
 
 __all__ = ["Prepared", "Retrieval", "prepare"]
@@ -37,6 +36,8 @@ class Prepared:
         leaks: What the two parts share; ``None`` where nothing was to be held out.
         without_documents: Names of the records that retrieval found no passage for, and that were left out.
         with_answer: How many records have an accepted answer in their documents; ``None`` without retrieval.
+        against: What the examples of another file share with both parts; ``None`` where none was given.
+        left_out_shared: How many examples were left out because they share something with that file.
     """
 
     train: list[Example]
@@ -45,12 +46,17 @@ class Prepared:
     leaks: Leaks | None = None
     without_documents: list[str] = field(default_factory=list)
     with_answer: int | None = None
+    against: Leaks | None = None
+    left_out_shared: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Counts, and names of what was left out, as JSON."""
         row: dict[str, Any] = {"train": len(self.train), "held_out": len(self.held_out)}
         if self.leaks is not None:
             row |= {"groups": self.groups, "leaks": self.leaks.as_dict()}
+        if self.against is not None:
+            sharing = len(self.against.training_places)
+            row["against"] = {**self.against.as_dict(), "rows_that_share": sharing, "left_out": self.left_out_shared}
         if self.with_answer is not None:
             row["retrieval"] = {
                 "records_with_answer_in_documents": self.with_answer,
@@ -67,6 +73,9 @@ def prepare(
     retrieval: Retrieval | None = None,
     on_bad_row: str = "error",
     progress: Callable[[int], None] | None = None,
+    keys: Sequence[Collection[str]] = (),
+    against: Sequence[Example] | None = None,
+    on_shared_row: str = "keep",
 ) -> Prepared:
     """Split, fill documents from a corpus, and check for leaks; in this order.
 
@@ -81,24 +90,49 @@ def prepare(
         retrieval: Where documents come from; ``None`` for no retrieval.
         on_bad_row: "error" or "skip", for records that retrieval finds no passage for.
         progress: Called after each record with the number of records that retrieval has done.
+        keys: What else keeps examples on one side of the split, a set of texts for each example; see
+            :func:`split_by_document`.
+        against: Other examples, such as a test set, that the prepared ones should share nothing with.
+        on_shared_row: "skip" leaves out each example that shares a document, a near duplicate of one, or a question
+            with ``against``; "keep" only counts them.
 
     Raises:
         ConfigError: If ``held_out`` or a number of the retrieval cannot be.
         DataError: If the examples cannot be split, or a record is left without documents and ``on_bad_row`` is "error".
     """
-    parts = Prepared(list(examples))
+    left_out = 0
+    if against is not None and on_shared_row == "skip":
+        # Before the split, so that its sizes are those asked for; documents that are retrieved are looked at below.
+        shared = check_leaks(examples, against).training_places
+        left_out = len(shared)
+        keys = [key for i, key in enumerate(keys) if i not in shared]
+        examples = [example for i, example in enumerate(examples) if i not in shared]
+        if not examples:
+            raise DataError(
+                f"all {left_out} examples share a document or question with those to be kept apart from",
+                "give other data, or pass --on_shared_row keep to only count them.",
+            )
+    parts = Prepared(list(examples), left_out_shared=left_out)
     if held_out:
         seeded = [_with_best(example, retrieval) for example in examples] if retrieval else examples
-        split = split_by_document(seeded, held_out, seed)
+        split = split_by_document(seeded, held_out, seed, keys)
         parts.train = [example for i, example in enumerate(examples) if i not in split.held_out_places]
         parts.held_out = [example for i, example in enumerate(examples) if i in split.held_out_places]
         parts.groups = split.groups
     if retrieval is not None:
         _retrieve(parts, retrieval, seed, on_bad_row, progress or (lambda _: None))
         records = [example for example in (*parts.train, *parts.held_out) if isinstance(example, Record)]
+        if against is not None and on_shared_row == "skip":
+            for part in (parts.train, parts.held_out):
+                shared = check_leaks(part, against).training_places
+                part[:] = [example for i, example in enumerate(part) if i not in shared]
+                parts.left_out_shared += len(shared)
+            records = [example for example in (*parts.train, *parts.held_out) if isinstance(example, Record)]
         parts.with_answer = sum(answers_found(record) for record in records)
     if held_out:
         parts.leaks = check_leaks(parts.train, parts.held_out)
+    if against is not None:
+        parts.against = check_leaks([*parts.train, *parts.held_out], against)
     for name, part in (("training data", parts.train), ("held-out data", parts.held_out)):
         if not part and (held_out or name == "training data"):
             raise DataError(f"no example is left for the {name}", "use a corpus that speaks of what is asked.")
@@ -137,7 +171,7 @@ def _retrieve(
         return [example for example in whole if _kept(example, parts.without_documents, on_bad_row)]
 
     parts.held_out = fill(parts.held_out)
-    exclude = {normalise(text) for example in parts.held_out for text in documents_of(example)}
+    exclude = {plain(text) for example in parts.held_out for text in documents_of(example)}
     parts.train = fill(parts.train)
 
 
@@ -146,11 +180,11 @@ def _ranks(part: Sequence[Example], retrieval: Retrieval) -> dict[str, int]:
     ranks: dict[str, int] = {}
     for example in part:
         for text in documents_of(example):
-            ranks[normalise(text)] = -1
+            ranks[plain(text)] = -1
         if isinstance(example, Record):
             wanted = retrieval.distractors + (0 if example.documents else retrieval.top_k)
             for rank, document in enumerate(retrieval.corpus.search(example.question, wanted)):
-                text = normalise(document.text)
+                text = plain(document.text)
                 ranks[text] = min(rank, ranks.get(text, rank))
     return ranks
 

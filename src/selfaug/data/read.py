@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfaug.data.fields import Fields, RowError, Where, present, shown
-from selfaug.data.files import SUFFIXES, data_files, iter_rows
+from selfaug.data.files import SUFFIXES, Found, find_files, iter_rows
+from selfaug.data.folders import choose
 from selfaug.data.formats import Format, detect, get_format, mapped
 from selfaug.data.record import Conversation, Item, Record
 from selfaug.errors import ConfigError, DataError, nearest
 from selfaug.terminal import say
 
-__all__ = ["LOOKED_AT", "Loaded", "Reader", "read_rows", "read_table", "table_row"]
+__all__ = ["LOOKED_AT", "Loaded", "Reader", "hub_split", "read_rows", "read_table", "table_row"]
 
 Kind = Literal["record", "conversation", "trl"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -38,7 +39,8 @@ class Loaded:
         format: The format's name.
         files: The files read; empty for a data set of the hub.
         problems: The bad rows that were left out, in order.
-        name: What was read: the path or name given.
+        name: What was read: the path or name given, the file that is a folder's split, or folder and split.
+        values: For each item the values of the fields that were asked for; ``None`` where its row has none.
     """
 
     kind: Kind
@@ -47,6 +49,7 @@ class Loaded:
     files: tuple[Path, ...] = ()
     problems: list[RowError] = field(default_factory=list)
     name: str = ""
+    values: list[tuple[Any, ...]] = field(default_factory=list)
 
 
 def read_rows(
@@ -55,9 +58,10 @@ def read_rows(
     format: str = "auto",  # noqa: A002
     on_bad_row: str = "error",
     needs_documents: bool = True,
-    split: str = "train",
+    split: str | Sequence[str] = "train",
     mapping: Mapping[str, str] | Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
+    fields: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Loaded:
     """All training examples of a file, a folder of files, or a data set of the hub.
@@ -71,9 +75,11 @@ def read_rows(
         format: A name of :data:`selfaug.data.formats.FORMATS`, or "auto" to tell it from the first rows.
         on_bad_row: "error" raises at the first bad row, "skip" leaves bad rows out and lists them.
         needs_documents: Whether a record without documents is a bad row; false where a corpus will fill them.
-        split: Which split of a hub data set.
+        split: Name of the split to read of a folder, a saved data set or a data set of the hub; of several names the
+            first that is there (:mod:`selfaug.data.folders`). What is read of a folder is said on stderr.
         mapping: Where each field of a record stands (``--map``); see :func:`selfaug.data.formats.mapped`.
         columns: Only these columns of the rows; ``None`` for all.
+        fields: Names of fields whose values to keep beside each item; ``a.b`` is the field b of a.
         progress: Called with the number of rows read so far, after each row.
 
     Raises:
@@ -87,19 +93,29 @@ def read_rows(
         )
     fixed = _fixed(format, mapping)
     name, folder = str(path), Path(path).expanduser()
+    wanted = (split,) if isinstance(split, str) else tuple(split)
     if _is_hub_name(name):
-        sources: list[tuple[str, Iterator[tuple[Where, Any]]]] = [(name, _hub_rows(name, split))]
+        sources: list[tuple[str, Iterator[tuple[Where, Any]]]] = [(name, _hub_rows(name, wanted))]
         files: tuple[Path, ...] = ()
     elif any((folder / mark).is_file() for mark in _SAVED):
-        sources, files = [(name, _saved_rows(folder, split))], (folder,)
+        sources, files = [(name, _saved_rows(folder, wanted))], (folder,)
     else:
-        files = tuple(data_files(folder))
+        found_files = find_files(folder, wanted)
+        files, name = found_files.files, _name_of(name, found_files)
+        if found_files.note:
+            say(found_files.note)
         sources = [(str(file), iter_rows(file)) for file in files]
 
     if columns is not None:
         sources = [(source, _selected(rows, columns)) for source, rows in sources]
-    loaded = _collected(name, sources, fixed, on_bad_row, needs_documents, progress)
+    loaded = _collected(name, sources, fixed, on_bad_row, needs_documents, fields, progress)
     return replace(loaded, files=files)
+
+
+def _name_of(path: str, found: Found) -> str:
+    if found.split is None:
+        return path
+    return str(found.files[0]) if len(found.files) == 1 else f"{path} ({found.split})"
 
 
 def read_table(
@@ -112,7 +128,7 @@ def read_table(
 ) -> Loaded:
     """All training examples of a table of ``datasets``; see :func:`read_rows`."""
     fixed = _fixed(format, mapping)
-    return _collected(name, [(name, _table_rows(table, name))], fixed, on_bad_row, True, None)
+    return _collected(name, [(name, _table_rows(table, name))], fixed, on_bad_row, True, (), None)
 
 
 def _fixed(format_: str, mapping: Mapping[str, str] | Sequence[str] | None) -> Format | None:
@@ -135,36 +151,42 @@ def _collected(
     fixed: Format | None,
     on_bad_row: str,
     needs_documents: bool,
+    fields: Sequence[str],
     progress: Callable[[int], None] | None,
 ) -> Loaded:
     items: list[Item | dict[str, Any]] = []
     problems: list[RowError] = []
+    values: list[tuple[Any, ...]] = []
     counted = itertools.count(1)
     first: Reader | None = None
     for source, rows in sources:
         reader = Reader(source, rows, fixed, needs_documents, first)
         first = first or reader
-        for item in reader:
+        for item, of_row in reader:
             if not isinstance(item, RowError):
                 items.append(item)
+                if fields:
+                    values.append(tuple(_value(of_row, name) for name in fields))
             elif on_bad_row == "error":
                 raise item
             else:
                 problems.append(item)
             if progress is not None:
                 progress(next(counted))
-        first.unread |= reader.unread
+        first.unread = (first.unread | reader.unread) - {name.partition(".")[0] for name in fields}
     if not items or first is None:
         first_problem = f"; the first of {len(problems)} bad rows: {problems[0].message}" if problems else ""
         hint = problems[0].hint if problems else "check the format (--format) and the rows."
         raise DataError(f"{name}: no usable row{first_problem}", hint)
     for line in first.notes(items):
         say(line if line.startswith(" ") else f"{name}: {line}")
-    return Loaded(_kind(items), items, first.format.name, (), problems, name)
+    return Loaded(_kind(items), items, first.format.name, (), problems, name, values)
 
 
 class Reader:
     """Iterates over the examples of one source, and a :class:`RowError` for each row that is none.
+
+    Each comes with the rows that it was made from: its own, and the one that holds it and others.
 
     Args:
         source: The file or data set, for messages.
@@ -209,27 +231,31 @@ class Reader:
         self._rows = itertools.chain(looked_at, rows)
         self._needs_documents = needs_documents
 
-    def __iter__(self) -> Iterator[Item | dict[str, Any] | RowError]:
+    def __iter__(self) -> Iterator[tuple[Item | dict[str, Any] | RowError, tuple[Any, ...]]]:
         for where, row in self._rows:
-            yield from self.items(row, where)
+            yield from self._with_rows(row, where)
 
     def items(self, row: Any, where: Where) -> Iterator[Item | dict[str, Any] | RowError]:
         """The examples of one row."""
+        for item, _ in self._with_rows(row, where):
+            yield item
+
+    def _with_rows(self, row: Any, where: Where) -> Iterator[tuple[Item | dict[str, Any] | RowError, tuple[Any, ...]]]:
         if isinstance(row, RowError):
-            yield row
+            yield row, ()
             return
         self.note_columns(row)
         for place, part in self.format.expand(row, where):
             if isinstance(part, RowError):
-                yield part
+                yield part, ()
                 continue
             try:
                 item = self.format.parse(part, place, self._needs_documents)
                 if isinstance(item, dict):
                     self._check_alike(item, place)
-                yield item
+                yield item, (part, row)
             except RowError as error:
-                yield error
+                yield error, ()
 
     def _check_alike(self, row: Mapping[str, Any], where: Where) -> None:
         """TRL looks at the columns of a table, and takes what the first row is for what all are."""
@@ -253,6 +279,18 @@ class Reader:
             lines.append(f"read as {self.format.name}{how}; --format or --map says otherwise. The first examples:")
             lines += [f"  {_told(item)}" for item in items[:_SHOWN]]
         return tuple(lines)
+
+
+def _value(rows: tuple[Any, ...], name: str) -> Any:
+    """The value of a field in the first of the rows that has it; a name with points may lead into nested objects."""
+    for row in rows:
+        if row.get(name) is not None:
+            return row[name]
+        for key in name.split("."):
+            row = row.get(key) if isinstance(row, Mapping) else None
+        if row is not None:
+            return row
+    return None
 
 
 def _seen(source: str, looked_at: list[tuple[Where, Any]], good: list[Any]) -> list[Any]:
@@ -285,9 +323,41 @@ def _is_hub_name(name: str) -> bool:
     return not Path(name).exists() and not Path(name).parent.exists()
 
 
-def _hub_rows(name: str, split: str) -> Iterator[tuple[Where, Any]]:
+def hub_split(name: str, wanted: Sequence[str], config: str | None = None) -> str:
+    """The name that the first of the wanted splits has in a data set of the hub.
+
+    A part of a split (``train[:10%]``) is handed on as it is.
+
+    Raises:
+        DataError: If there is none, or several could be meant.
+    """
     import datasets
 
+    if not wanted[0].replace("-", "_").isidentifier():
+        return wanted[0]
+    try:
+        splits = datasets.get_dataset_split_names(name, config)
+    except Exception:  # As below; loading the data set says what is wrong.
+        return wanted[0]
+    return _choose(name, splits, wanted)
+
+
+def _choose(name: str, splits: Sequence[str], wanted: Sequence[str]) -> str:
+    chosen = choose(splits, wanted)
+    if chosen is None:
+        raise DataError(
+            f"{name}: there is no split {' or '.join(wanted)}; there is {', '.join(splits)}",
+            f"name the split: --split {splits[0]} for `selfaug prepare`, --dataset_train_split for `selfaug train`.",
+        )
+    if chosen != wanted[0] or len(splits) > 1:
+        say(f"{name}: of the splits {', '.join(splits)}, {chosen} is read.")
+    return chosen
+
+
+def _hub_rows(name: str, wanted: Sequence[str]) -> Iterator[tuple[Where, Any]]:
+    import datasets
+
+    split = hub_split(name, wanted)
     try:
         table = datasets.load_dataset(name, split=split)
     except Exception as error:  # The hub's client raises what its HTTP library, its cache and its builders raise.
@@ -299,14 +369,15 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[Where, Any]]:
     yield from _table_rows(table, name)
 
 
-def _saved_rows(folder: Path, split: str) -> Iterator[tuple[Where, Any]]:
+def _saved_rows(folder: Path, wanted: Sequence[str]) -> Iterator[tuple[Where, Any]]:
     import datasets
 
     try:
         table = datasets.load_from_disk(str(folder))
-        table = table[split] if isinstance(table, datasets.DatasetDict) else table
     except Exception as error:  # As above.
         raise DataError(f"{folder}: not a whole saved data set ({error})", "save it again.") from None
+    if isinstance(table, datasets.DatasetDict):
+        table = table[_choose(str(folder), list(table), wanted)]
     yield from _table_rows(table, str(folder))
 
 

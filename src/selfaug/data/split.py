@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from selfaug.data.record import Conversation, Item, Record
-from selfaug.data.words import normalise
 from selfaug.errors import ConfigError, DataError
 
-__all__ = ["Split", "documents_of", "question_of", "split_by_document"]
+__all__ = [
+    "Split", "asked_of", "documents_of", "plain", "question_of", "row_of", "split_by_document", "titles_of",
+]  # fmt: skip
 
 Example: TypeAlias = Item | dict[str, Any]
 
@@ -36,7 +38,9 @@ class Split:
     held_out_places: frozenset[int]
 
 
-def split_by_document(examples: Sequence[Example], fraction: float, seed: int = 0) -> Split:
+def split_by_document(
+    examples: Sequence[Example], fraction: float, seed: int = 0, keys: Sequence[Collection[str]] = ()
+) -> Split:
     """About ``fraction`` of the examples held out, such that no document's text is on both sides, nor what is asked.
 
     Examples that share a document, or a question with its answer, belong together (up to case, spacing and
@@ -47,6 +51,8 @@ def split_by_document(examples: Sequence[Example], fraction: float, seed: int = 
         examples: Records, conversations (without documents: by their first user message) or TRL's rows (by prompt).
         fraction: Of the examples, strictly between 0 and 1. At least one example is held out and one is not.
         seed: Another seed draws another split.
+        keys: What else ties examples together, such as titles: a set of texts for each example. Examples with an equal
+            text belong together.
 
     Raises:
         ConfigError: If ``fraction`` is not between 0 and 1.
@@ -57,7 +63,7 @@ def split_by_document(examples: Sequence[Example], fraction: float, seed: int = 
             f"held_out={fraction!r} is not a fraction between 0 and 1, of the examples to hold out",
             "give a fraction such as 0.1, or 0 to hold nothing out.",
         )
-    groups = _groups(examples)
+    groups = _groups(examples, keys)
     target = min(len(examples) - 1, max(1, math.floor(fraction * len(examples) + 0.5)))
     chosen: set[int] = set()
     for group in sorted(groups, key=lambda group: _draw(seed, group[0])):
@@ -67,9 +73,10 @@ def split_by_document(examples: Sequence[Example], fraction: float, seed: int = 
         # Every group is larger than the target: the smallest, where that leaves more to train on than it takes.
         smallest = min(groups, key=lambda group: (len(group[1]), _draw(seed, group[0])), default=("", []))[1]
         if 2 * len(smallest) > len(examples) or len(groups) < 2:
+            tie = "a document, what is asked or a value of group_by" if keys else "a document or what is asked"
             raise DataError(
-                f"{len(examples)} examples cannot be split by document: they form {len(groups)} groups that share a"
-                f" document or what is asked, the largest of {max((len(g) for _, g in groups), default=0)}, and"
+                f"{len(examples)} examples cannot be split by document: they form {len(groups)} groups that share"
+                f" {tie}, the largest of {max((len(g) for _, g in groups), default=0)}, and"
                 f" {target} should be held out",
                 "hold nothing out (--held_out 0) and give a held-out file of your own, or split before documents are"
                 " retrieved (`selfaug prepare --corpus` does).",
@@ -81,6 +88,35 @@ def split_by_document(examples: Sequence[Example], fraction: float, seed: int = 
         len(groups),
         frozenset(chosen),
     )
+
+
+class _Signs(dict[int, str]):
+    """What each character becomes in :func:`plain`; filled as characters are met."""
+
+    def __missing__(self, code: int) -> str:
+        sign = chr(code)
+        if any(first <= code <= last for first, last in _UNSPACED):
+            self[code] = f" {sign} "
+        else:
+            self[code] = sign if sign.isalnum() or unicodedata.category(sign)[0] == "M" else " "
+        return self[code]
+
+
+# Scripts written without spaces between words: Thai, Lao, Khmer, Myanmar, kana, Han and Hangul syllables.
+_UNSPACED = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
+    (0xAC00, 0xD7AF),
+)  # fmt: skip
+_SIGNS = _Signs()
+
+
+def plain(text: str) -> str:
+    """A text without what may differ between two copies: case, width, spacing and punctuation.
+
+    It is a rule of its own, and not that by which answers are scored: what a run held out is drawn from it, and must
+    come out the same when the run is evaluated later. A text of punctuation alone is kept as it is.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_SIGNS).split()) or text.strip()
 
 
 def documents_of(example: Example) -> list[str]:
@@ -103,7 +139,24 @@ def question_of(example: Example) -> str:
     return asked_of if isinstance(asked_of, str) else _written(asked_of)
 
 
-def _groups(examples: Sequence[Example]) -> list[tuple[str, list[int]]]:
+def titles_of(example: Example) -> list[str]:
+    """The titles of an example's documents."""
+    return [] if isinstance(example, dict) else [document.title for document in example.documents if document.title]
+
+
+def asked_of(example: Example) -> str:
+    """The question alone, without the answer that :func:`question_of` may add."""
+    return example.question if isinstance(example, Record) else question_of(example)
+
+
+def row_of(example: Example) -> list[str]:
+    """The texts that make an example, without its documents: what is asked and what is answered."""
+    if isinstance(example, Record):
+        return [example.system or "", example.question, *example.answers]
+    return [_written(example.messages if isinstance(example, Conversation) else example)]
+
+
+def _groups(examples: Sequence[Example], keys: Sequence[Collection[str]]) -> list[tuple[str, list[int]]]:
     """Groups of places that belong together, each with the smallest of its texts as its name."""
     parent = list(range(len(examples)))
 
@@ -112,14 +165,16 @@ def _groups(examples: Sequence[Example]) -> list[tuple[str, list[int]]]:
             parent[i] = i = parent[parent[i]]
         return i
 
-    first: dict[tuple[str, str], int] = {}
+    first: dict[bytes, int] = {}
     names = []
     for i, example in enumerate(examples):
-        texts = [("question", normalise(question_of(example)))]
-        texts += [("document", normalise(text)) for text in documents_of(example)]
+        texts = [("question", plain(question_of(example)))]
+        texts += [("document", plain(text)) for text in documents_of(example)]
         names.append(min(text for _, text in texts))
-        for text in texts:
-            parent[root(i)] = root(first.setdefault(text, i))
+        texts += [("key", plain(key)) for key in (keys[i] if keys else ())]
+        for kind, text in texts:
+            key = hashlib.blake2b(f"{kind}\n{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            parent[root(i)] = root(first.setdefault(key, i))
     members: defaultdict[int, list[int]] = defaultdict(list)
     for i in range(len(examples)):
         members[root(i)].append(i)

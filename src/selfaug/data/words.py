@@ -22,11 +22,10 @@ from collections.abc import Iterator
 
 import regex
 
-__all__ = ["contains", "fold", "is_unspaced", "marked_words", "normalise", "shingles", "terms", "words"]
+__all__ = ["contains", "fold", "is_unspaced", "marked_words", "normalise", "terms", "words"]
 
 # LB=SA: what Unicode's line breaking calls "complex context", the scripts of South East Asia without spaces.
 _UNSPACED = r"[[\p{LB=SA}\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Hangul}ー々]&&[\p{L}\p{Nl}]]"
-_SHINGLE = 8
 
 
 def _token(letter: str, inner: str, more: str, unspaced: str, after_word: str, money: str) -> str:
@@ -175,14 +174,3 @@ def normalise(text: str) -> str:
 def contains(passage: str, answer: str) -> bool:
     """Whether the answer's words stand in the passage, in order and together."""
     return f" {normalise(answer)} " in f" {normalise(passage)} "
-
-
-def shingles(text: str) -> frozenset[int]:
-    """The runs of 8 words of a text (one run where it has fewer) as this process's hashes; none where it has no word.
-
-    Texts that share most of their words in order share most of these.
-    """
-    found = words(text)
-    if not found:
-        return frozenset()
-    return frozenset(hash(" ".join(found[i : i + _SHINGLE])) for i in range(max(1, len(found) - _SHINGLE + 1)))

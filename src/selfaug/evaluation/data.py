@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.cli.inputs import looks_local, missing_path
-from selfaug.data.folders import HELD_OUT, split_file
+from selfaug.data.files import has_split
+from selfaug.data.folders import HELD_OUT, evaluation_splits
+from selfaug.data.leaks import check_leaks
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record
-from selfaug.data.split import split_by_document
+from selfaug.data.split import Example, split_by_document
 from selfaug.errors import ConfigError, DataError
-from selfaug.provenance import files_of
+from selfaug.provenance import file_hash, files_of
 
-__all__ = ["TaskData", "task_data"]
+__all__ = ["TaskData", "shared_with_training", "task_data"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def task_data(
         DataError: If one cannot be read or holds no records.
     """
     if paths:
-        sets = [_read(path, form, "test", on_bad_row, "data", mapping) for path in paths]
+        sets = [_read(path, form, HELD_OUT, on_bad_row, "data", mapping) for path in paths]
         stems = [Path(path).name.split(".")[0] for path in paths]
         names = ["task"] if len(paths) == 1 else [f"task:{stem}" for stem in stems]
         if len(set(names)) < len(names):
@@ -75,26 +77,86 @@ def task_data(
     return found
 
 
+def shared_with_training(sets: Sequence[TaskData], config: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
+    """Say what each data set shares with the rows that the run was trained on; nothing where they share nothing.
+
+    The training rows are read again from where the run's configuration says that they lie. The counts, or why they
+    could not be had, go into what describes the data set.
+
+    Args:
+        sets: What is measured on; not what the run itself held out of its training file.
+        config: The run's configuration.
+        manifest: The run's manifest; it tells whether the training files have changed.
+    """
+    try:
+        trained = _training_rows(config, manifest)
+    except (ConfigError, DataError) as error:
+        for found in sets:
+            found.described["shared_with_training"] = {"not_checked": error.message}
+        names = ", ".join(str(found.described["name"]) for found in sets)
+        return [f"whether {names} shares rows with the training data could not be checked: {error.message}"]
+    lines = []
+    for found in sets:
+        leaks = check_leaks(trained, found.items)
+        found.described["shared_with_training"] = leaks.counts()
+        lines += leaks.warning(str(found.described["name"]))
+    return lines
+
+
+def _training_rows(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[Example]:
+    """The rows that a run was trained on.
+
+    Raises:
+        DataError: If they are not there any more, or are others.
+    """
+    entries = config.get("datasets") or [
+        {"path": config.get("dataset_name"), "split": config.get("dataset_train_split")}
+    ]
+    rows: list[Example] = []
+    files: list[Path] = []
+    for entry in entries:
+        name = str(entry.get("path") or "")
+        if not name:
+            raise DataError("its configuration names no training data", "restore config.yaml.")
+        if entry.get("data_files") or not looks_local(name):
+            raise DataError(f"its training data, {name}, is not a file of this machine", "keep the file.")
+        if not Path(name).expanduser().exists():
+            raise DataError(f"its training data, {name}, is not there any more", "restore the file.")
+        loaded = read_rows(
+            Path(name).expanduser(),
+            format=str(config.get("format") or "auto"),
+            mapping=config.get("map"),
+            on_bad_row="skip",
+            split=str(entry.get("split") or "train").partition("[")[0],
+        )
+        rows += loaded.items
+        files += [file for file in loaded.files if file.is_file()]
+    written = ((manifest.get("data") or {}).get("train") or {}).get("files")
+    if written and [file["hash"] for file in written] != [file_hash(file) for file in files]:
+        raise DataError(f"its training data, {config.get('dataset_name')}, has changed since", "restore the file.")
+    if config.get("held_out"):
+        return split_by_document(rows, float(config["held_out"]), int(config.get("seed") or 0)).train
+    return rows
+
+
 def _of_run(
     config: Mapping[str, Any], manifest: Mapping[str, Any], on_bad_row: str
 ) -> tuple[list[Record | Conversation], dict[str, Any], int]:
     form, name = str(config.get("format") or "auto"), str(config.get("dataset_name") or "")
     mapping = config.get("map")
     on_bad_row = str(config.get("on_bad_row") or on_bad_row)
+    evaluated = evaluation_splits(config.get("dataset_test_split"))
     if config.get("eval_dataset"):
-        split = str(config.get("dataset_test_split") or "test")
-        return _read(str(config["eval_dataset"]), form, split, on_bad_row, "eval_dataset", mapping)
+        return _read(str(config["eval_dataset"]), form, evaluated, on_bad_row, "eval_dataset", mapping)
     if config.get("held_out") and name:
         split = str(config.get("dataset_train_split") or "train")
-        trained = str(split_file(name, (split,)) or name)
-        items, described, bad = _read(trained, form, split, on_bad_row, "dataset_name", mapping)
+        items, described, bad = _read(name, form, (split,), on_bad_row, "dataset_name", mapping)
         _check_unchanged(described, manifest, name)
         fraction, seed = float(config["held_out"]), int(config.get("seed") or 0)
         kept: list[Any] = split_by_document(items, fraction, seed).held_out
         return kept, {**described, "held_out": fraction, "held_out_seed": seed}, bad
-    beside = split_file(name, HELD_OUT)  # as `train` looks for it beside its training file
-    if beside is not None:
-        return _read(str(beside), form, "test", on_bad_row, "dataset_name", mapping)
+    if name and has_split(Path(name).expanduser(), evaluated):  # as `train` looks for it beside its training file
+        return _read(name, form, evaluated, on_bad_row, "dataset_name", mapping)
     raise ConfigError(
         "the run held no data out and was not evaluated on any, so there is nothing to measure its task on",
         "pass --data FILE with questions that it was not trained on, or --no_task to measure only general ability.",
@@ -104,7 +166,7 @@ def _of_run(
 def _read(
     path: str,
     form: str,
-    split: str,
+    splits: Sequence[str],
     on_bad_row: str,
     setting: str,
     mapping: Mapping[str, str] | Sequence[str] | None = None,
@@ -113,7 +175,7 @@ def _read(
         raise missing_path(setting, path, "check the path; a data set of the hub has the form owner/name.")
     local = Path(path).expanduser()
     given = local if local.exists() else path
-    loaded = read_rows(given, format=form, on_bad_row=on_bad_row, split=split, mapping=mapping)
+    loaded = read_rows(given, format=form, on_bad_row=on_bad_row, split=splits, mapping=mapping)
     if loaded.kind == "trl":
         raise DataError(
             f"{path} is in one of TRL's own formats, whose rows do not say which answers are accepted",
@@ -125,7 +187,7 @@ def _read(
             'pass --data with records: {"question": ..., "documents": [...], "answer": ...}.',
         )
     described = {
-        "name": path,
+        "name": loaded.name,
         "format": loaded.format,
         "files": files_of([file for file in loaded.files if file.is_file()]),
     }

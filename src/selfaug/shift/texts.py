@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfaug.data.encode import conversation_tokens
 from selfaug.data.fit import fit_documents, fit_ids, fit_record
-from selfaug.data.folders import HELD_OUT, split_file
+from selfaug.data.folders import HELD_OUT, evaluation_splits
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record
 from selfaug.data.split import split_by_document
@@ -29,21 +29,20 @@ __all__ = ["data_of_run", "general_texts", "run_data", "task_texts"]
 Item = TypeVar("Item")
 
 
-def data_of_run(config: dict[str, Any]) -> tuple[str, str]:
-    """The path or name of the data that a run was evaluated on, else trained on, and its split.
+def data_of_run(config: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The path or name of the data that a run was evaluated on, else trained on, and which split of it is taken.
 
-    Of a folder the split's file is taken, as `train` does; what was held out lies beside the training file.
+    Of several splits the first that is there is taken, as `train` does.
 
     Raises:
         ConfigError: If the run was trained on a mixture, which has no one name.
     """
     train = str(config.get("dataset_train_split") or "train")
+    evaluated = evaluation_splits(config.get("dataset_test_split"))
     if config.get("eval_dataset"):
-        return str(config["eval_dataset"]), str(config.get("dataset_test_split") or "test")
+        return str(config["eval_dataset"]), evaluated
     if config.get("dataset_name"):
-        name = str(config["dataset_name"])
-        beside = () if config.get("held_out") else HELD_OUT
-        return str(split_file(name, (*beside, train)) or name), train
+        return str(config["dataset_name"]), (train,) if config.get("held_out") else (*evaluated, train)
     raise ConfigError(
         "the run was trained on a mixture of data sets, so there is no one to measure on",
         "pass --dataset_name FILE.",
@@ -62,7 +61,7 @@ def run_data(
         DataError: If the data cannot be read, or is in TRL's own formats.
         ConfigError: If the run names no data.
     """
-    chosen, split = (name, "test") if name is not None else data_of_run(config)
+    chosen, split = (name, HELD_OUT) if name is not None else data_of_run(config)
     form = "auto" if name is not None else str(config.get("format") or "auto")
     mapping = mapping if name is not None else config.get("map")
     path = Path(chosen).expanduser()
@@ -74,10 +73,10 @@ def run_data(
             "pass --dataset_name with a file of records or messages.",
         )
     items: list[Any] = loaded.items
-    what = chosen
+    what = loaded.name
     if name is None and config.get("held_out"):
         items = split_by_document(items, float(config["held_out"]), int(config.get("seed") or 0)).held_out
-        what = f"{chosen}, held out"
+        what = f"{loaded.name}, held out"
     return items, what, loaded.files
 
 
