@@ -428,7 +428,7 @@ SHAPES: tuple[Shape, ...] = (
             "question": "question",
             "documents": "context",
             "documents.title": "title | wikipedia_page_title",
-            "answer": "orig_answer + answers | answer | answers",
+            "answer": "answer | orig_answer + answers | answers",
             "id": "id | dialogue_id",
         },
         each="paragraphs[].qas[]",
