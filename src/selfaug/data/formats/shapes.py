@@ -203,7 +203,7 @@ class Shape:
         texts: list[str] = []
         for n, values in enumerate(found):
             for value in values:
-                texts += _accepted(value, where, blank=n > 0)
+                texts += _accepted(value, where, blank=n > 0 or answerable is False)
         if texts and self.answer_tag and (short := texts[0].rpartition(self.answer_tag)[2].strip()) != texts[0].strip():
             texts += [short] * bool(short)
         if texts and texts[0].strip() in self.abstains:
