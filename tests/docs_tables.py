@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from selfaug.cli.options import DIFFERENT_DEFAULTS
 from selfaug.data.formats import FORMATS
+from selfaug.data.formats.shapes import SHAPES
 from selfaug.methods import METHODS, Method
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,12 +24,15 @@ def defaults() -> str:
 
 
 def formats() -> str:
-    def first_line(name: str) -> str:
-        lines = (sys.modules[FORMATS[name].parse.__module__].__doc__ or "").splitlines()
-        return lines[0].replace("``", "`")
+    paths = {shape.name: shape.paths for shape in SHAPES}
 
-    rows = [f"| `{name}` | {first_line(name)} |" for name in FORMATS]
-    return "\n".join(["| `--format` | rows |", "|---|---|", *rows])
+    def read(name: str) -> str:
+        shown = ("question", "documents", "documents.relevant", "answer", "answerable")
+        fields = {field: paths[name][field] for field in shown if field in paths.get(name, {})}
+        return ", ".join(f"{field} = `{path.replace(' | ', '` or `')}`" for field, path in fields.items())
+
+    rows = [f"| `{name}` | {format_.about} | {read(name)} |" for name, format_ in FORMATS.items()]
+    return "\n".join(["| `--format` | rows | where a record's fields stand |", "|---|---|---|", *rows])
 
 
 def methods() -> str:

@@ -54,7 +54,7 @@ def data(tmp_path: Path) -> Path:
 
 def assert_mistake(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
+    assert "error: " in done.stderr  # behind what was said of the rows
     assert "\n\nhint: " in done.stderr
     assert "Traceback" not in done.stderr
     for part in parts:

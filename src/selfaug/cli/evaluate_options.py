@@ -24,7 +24,7 @@ class Settings:
     run: str | None = None
     data: list[str] = field(default_factory=list)
     format: str = "auto"
-    map: list[str] | dict[str, str] | None = None
+    map: list[str] | None = None
     on_bad_row: str = "error"
     limit: int | None = None
     no_task: bool = False

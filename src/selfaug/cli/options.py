@@ -56,7 +56,7 @@ class RunArguments:
         },
     )
     format: str = field(default="auto", metadata={"help": "Format of the data; 'auto' looks at the first rows."})
-    map: str | list[str] | dict[str, str] | None = field(
+    map: list[str] | None = field(
         default=None,
         metadata={
             "help": "Where the fields of a record stand in the rows: FIELD=PATH ..., such as question=query "

@@ -20,7 +20,7 @@ class Settings:
     input: str | None = None
     output_dir: str | None = None
     format: str = "auto"
-    map: list[str] | dict[str, str] | None = None
+    map: list[str] | None = None
     split: str = "train"
     on_bad_row: str = "error"
     corpus: str | None = None

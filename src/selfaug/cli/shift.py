@@ -31,7 +31,7 @@ class Settings:
     run: str | None = None
     checkpoints: str = "last"
     dataset_name: str | None = None
-    map: list[str] | dict[str, str] | None = None
+    map: list[str] | None = None
     on_bad_row: str = "error"
     limit: int = 200
     general_text: str | None = None

@@ -79,6 +79,8 @@ def check_value(action: argparse.Action, hint: Any, value: Any, where: str) -> A
         return None
     if isinstance(value, dict) and dict in origins:
         return value
+    if isinstance(value, dict) and action.nargs in ("+", "*"):  # `map: {question: query}` is `--map question=query`
+        value = [f"{key}={inner}" for key, inner in value.items()]
     if isinstance(value, list) and (action.nargs in ("+", "*") or list in origins):
         plain = action.nargs is None or all(isinstance(entry, dict) for entry in value)
         return value if plain else [_textcheck_value(action, entry, where, expected) for entry in value]

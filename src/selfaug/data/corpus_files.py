@@ -10,7 +10,7 @@ from typing import Any
 
 from selfaug.data.fields import RowError, Where, present
 from selfaug.data.files import data_files, is_data_file, iter_rows, table_rows
-from selfaug.data.record import DOCUMENT_PARTS, Document, parse_document
+from selfaug.data.record import DOCUMENT_PARTS, TEXT_NAMES, Document, parse_document
 from selfaug.errors import DataError
 
 __all__ = ["read_passages"]
@@ -55,9 +55,8 @@ def _passages(path: Path) -> Iterator[Document]:
         if isinstance(row, RowError):
             raise row
         row = present(row)
-        text = str(row.get("text") or "").strip()
-        if not text and "text" in row and row.get("title"):  # BEIR has articles of which there is the title alone
-            row = {**row, "text": row["title"], "title": None}
+        if row.get("title") and not any(str(row.get(name) or "").strip() for name in (*TEXT_NAMES, "node", "document")):
+            row = {**row, "text": row["title"], "title": None}  # BEIR has articles of which there is the title alone
         yield parse_document(row, where, "")
 
 

@@ -245,6 +245,9 @@ class Reader:
             yield row, ()
             return
         self.note_columns(row)
+        if (decides := _decides(row, where)) is not None:
+            yield decides, ()
+            return
         for place, part in self.format.expand(row, where):
             if isinstance(part, RowError):
                 yield part, ()
@@ -290,6 +293,25 @@ def _value(rows: tuple[Any, ...], name: str) -> Any:
             row = row.get(key) if isinstance(row, Mapping) else None
         if row is not None:
             return row
+    return None
+
+
+_WEIGHTS = ("weight", "sample_weight", "loss_weight", "example_weight")
+_MEDIA = ("images", "image", "videos", "audios")
+
+
+def _decides(row: Mapping[str, Any], where: Where) -> RowError | None:
+    """What is wrong with a row of which a column says that it is not to be trained as it stands; else ``None``."""
+    for name in _WEIGHTS:
+        if row.get(name) not in (None, "", "1", "1.0", 1):
+            return RowError(where, name, "no weight but 1 (every row counts by its tokens)", shown(row[name]))
+    if row.get("train") in (False, "false", "False", 0):
+        return RowError(where, "train", "a row that is to be trained", shown(row["train"]))
+    if {"prompt", "completion"} <= row.keys() and row.get("label") in (False, "false", "False", 0):
+        return RowError(where, "label", "a completion that is wanted (label true)", shown(row["label"]))
+    for name in _MEDIA:
+        if row.get(name):
+            return RowError(where, name, "text alone (no pictures, videos or sounds are read)", shown(row[name]))
     return None
 
 

@@ -12,6 +12,7 @@ from selfaug.errors import DataError
 
 __all__ = [
     "DOCUMENT_PARTS",
+    "TEXT_NAMES",
     "TRAIN_FLAGS",
     "Conversation",
     "Document",
@@ -223,11 +224,14 @@ def _documents(fields: Fields, needed: bool) -> tuple[Document, ...]:
 
 
 # The names that retrievers, frameworks and data sets give to the parts of a passage; the first that is there is read.
-_TEXT = ("text", "contents", "content", "page_content", "passage_text", "paragraph_text", "passage", "chunk", "body")
+TEXT_NAMES = (
+    *("text", "contents", "content", "page_content", "passage_text", "paragraph_text", "passage", "chunk", "body"),
+)
+_WRAPPERS = ("node", "document", "text_resource")  # LlamaIndex: a node with its score, a node's text; others likewise
 _NAME = ("id", "_id", "id_", "docid", "doc_id", "pid", "passage_id")
 _SCORE = ("score", "relevance_score", "similarity", "relevance")
 _GOLD = ("is_supporting", "is_selected", "is_relevant", "is_gold", "has_answer")
-DOCUMENT_PARTS = frozenset((*_TEXT, *_NAME, *_SCORE, *_GOLD, "title", "metadata", "node", "document", "text_resource"))
+DOCUMENT_PARTS = frozenset((*TEXT_NAMES, *_NAME, *_SCORE, *_GOLD, *_WRAPPERS, "title", "metadata"))
 """The keys that tell an object that is one document from one that holds several, keyed by their names."""
 
 
@@ -251,10 +255,10 @@ def parse_document(value: object, where: Where, name: str) -> Document:
         raise RowError(where, name, "a text, or an object with a text", shown(value))
     fields = Fields(value, where, name)
     inner = fields
-    for wrapper in ("node", "document", "text_resource"):  # LlamaIndex: a node with its score; LangChain: likewise.
+    for wrapper in _WRAPPERS:
         if isinstance(inner.get(wrapper), Mapping):
             inner = Fields(inner.get(wrapper), where, inner.name(wrapper))
-    key = next((key for key in _TEXT if inner.get(key) is not None), "text")
+    key = next((key for key in TEXT_NAMES if inner.get(key) is not None), "text")
     text = inner.text(key)
     outer = [fields, inner]
     described = [part for part in (fields, inner) if isinstance(part.get("metadata"), Mapping)]

@@ -37,13 +37,16 @@ _NEEDED = ("question", "documents", "answer")
 def by_name(rows: Sequence[Row]) -> dict[str, str]:
     """The columns that are named as a field of a record usually is, in any case and with any signs between words."""
     columns: dict[str, str] = {}
+    filled = set()
     for row in rows:
         for key, value in row.items():
+            columns.setdefault(_plain(str(key)), str(key))
             if value is not None:
-                columns.setdefault(_plain(str(key)), str(key))
+                filled.add(_plain(str(key)))
     found = {}
     for field, names in NAMES.items():
-        name = next((name for name in names if name.removeprefix("!") in columns), None)
+        there = [name for name in names if name.removeprefix("!") in columns]
+        name = next((name for name in there if name.removeprefix("!") in filled), there[0] if there else None)
         if name is not None:
             found[field] = "!" * name.startswith("!") + columns[name.removeprefix("!")]
     return found

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from selfaug.data.fields import RowError, Where, shown
@@ -125,6 +126,7 @@ class Path:
     negated: bool = False
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> Path:
         """The path that a text spells.
 

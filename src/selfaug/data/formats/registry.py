@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from selfaug.data.fields import RowError, Where, shown
@@ -18,6 +19,7 @@ from selfaug.errors import ConfigError, DataError, nearest
 __all__ = ["FORMATS", "Format", "detect", "get_format", "mapped"]
 
 Row = Mapping[str, Any]
+_LOOKED_AT = 256  # Questions from which spellings are told; an article holds hundreds.
 _OTHERS = ("messages", "tools", "prompt", "completion", "text")
 
 
@@ -55,8 +57,8 @@ class Format:
         """The format as it reads a file of which these are the first rows."""
         if self.bind is None:
             return self
-        parts = [part for row in rows for _, part in self.expand(row, Where("", 0)) if not isinstance(part, RowError)]
-        return self.bind(parts)
+        parts = (part for row in rows for _, part in self.expand(row, Where("", 0)) if not isinstance(part, RowError))
+        return self.bind(list(islice(parts, _LOOKED_AT)))
 
 
 def _of_shape(shape: Shape) -> Format:

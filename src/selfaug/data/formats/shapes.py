@@ -203,7 +203,7 @@ class Shape:
         texts: list[str] = []
         for n, values in enumerate(found):
             for value in values:
-                texts += _accepted(value, where, blank=n > 0)
+                texts += _accepted(value, where, blank=n > 0 or answerable is False)
         if texts and self.answer_tag and (short := texts[0].rpartition(self.answer_tag)[2].strip()) != texts[0].strip():
             texts += [short] * bool(short)
         if texts and texts[0].strip() in self.abstains:
@@ -428,7 +428,7 @@ SHAPES: tuple[Shape, ...] = (
             "question": "question",
             "documents": "context",
             "documents.title": "title | wikipedia_page_title",
-            "answer": "orig_answer + answers | answer | answers",
+            "answer": "answer | orig_answer + answers | answers",
             "id": "id | dialogue_id",
         },
         each="paragraphs[].qas[]",
