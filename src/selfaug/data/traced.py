@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from selfaug.data.template import ChatTemplate
+from selfaug.data.template import ChatTemplate, digest
 from selfaug.data.thoughts import FIELDS, split_thought
 from selfaug.errors import DataError
 
@@ -264,7 +264,7 @@ def unseen_tools(template: ChatTemplate, messages: Sequence[Message]) -> str | N
         letters = enumerate(scribe.texts)
         return next((t.name for i, t in letters if t.size and chr(scribe.first + i) not in text), None)
 
-    result: str | None = template.once(f"tools {json.dumps(tools, sort_keys=True, default=str)}", unseen)
+    result: str | None = template.once(f"tools {digest(json.dumps(tools, sort_keys=True, default=str))}", unseen)
     return result
 
 

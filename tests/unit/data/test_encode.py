@@ -193,3 +193,131 @@ def test_quantiles_are_values_that_occurred():
 def test_nothing_heavy_is_imported():
     code = "import sys, selfaug.data.encode; print(sorted({'torch', 'transformers', 'trl'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def labelled(tokenizer, row) -> str:
+    return tokenizer.decode([label for label in row["labels"] if label != -100])
+
+
+FLAGGED = [
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": "Ann", "weight": 0},
+    {"role": "user", "content": "Where?"},
+    {"role": "assistant", "content": "In Paris", "weight": 1},
+    {"role": "user", "content": "When?"},
+    {"role": "assistant", "content": "Today", "train": False},
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_turn_with_a_flag_against_it_is_not_trained(name):
+    tokenizer = tokenizer_of(FAMILIES[name])
+    renderer = Renderer.for_tokenizer(tokenizer)
+    row = encode([Conversation(tuple(FLAGGED))], tokenizer, renderer, max_length=None).rows[0]
+    assert labelled(tokenizer, row).replace("<think>\n\n</think>\n\n", "").strip() == f"In Paris{FAMILIES[name].end}"
+    for words in ("Ann", "Paris", "Today"):
+        assert words in tokenizer.decode(row["input_ids"])
+    # The template does not see the flags.
+    plain = [{key: message[key] for key in ("role", "content")} for message in FLAGGED]
+    unflagged = encode([Conversation(tuple(plain))], tokenizer, renderer, max_length=None).rows[0]
+    before = [tokenizer.decode(made["input_ids"]).partition("Today")[0] for made in (row, unflagged)]
+    assert before[0] == before[1]
+    assert labelled(tokenizer, unflagged).count("Ann") == 1
+
+
+def test_a_template_that_prints_whole_messages_does_not_print_flags():
+    template = CHATML.replace("{{ m['content'] }}", "{{ m | tojson }}")
+    tokenizer = byte_level(None, "<|im_end|>", template)
+    renderer = Renderer.for_tokenizer(tokenizer)
+    row = encode([Conversation(tuple(FLAGGED))], tokenizer, renderer, max_length=None).rows[0]
+    assert '"content": "Ann"' in tokenizer.decode(row["input_ids"])
+    assert "weight" not in tokenizer.decode(row["input_ids"])
+
+
+def test_flags_hold_in_a_data_set_given_in_python():
+    from datasets import Dataset
+
+    from selfaug.training_rows import prepare_rows
+
+    tokenizer = tokenizer_of(FAMILIES["chatml"])
+    table = Dataset.from_list([{"messages": FLAGGED}])
+    assert table[0]["messages"][0]["weight"] is None, "a table has every key in every message"
+    options = {"tokenizer": tokenizer, "renderer": None, "max_length": None, "cut_prompt_left": False}
+    rows = prepare_rows(table, **options, tokenise=lambda rows: rows, name="train")
+    assert labelled(tokenizer, rows[0]) == "In Paris<|im_end|>"
+    bad = Dataset.from_list([{"messages": [FLAGGED[0], {**FLAGGED[1], "weight": 0.5}, *FLAGGED[2:]]}])
+    with pytest.raises(DataError, match=r"weight.*0 \(not trained\) or 1"):
+        prepare_rows(bad, **options, tokenise=lambda rows: rows, name="train")
+
+
+def test_rows_that_a_template_leaves_calls_out_of_are_counted_or_an_error():
+    tokenizer = tokenizer_of(FAMILIES["chatml"])
+    renderer = Renderer.for_tokenizer(tokenizer)
+    call = {"type": "function", "function": {"name": "find", "arguments": {"what": "dog"}}}
+    asked = {"role": "user", "content": "Where?"}
+    calls = Conversation((asked, {"role": "assistant", "content": "", "tool_calls": [call]}), id="calls")
+    tools = Conversation((asked, {"role": "assistant", "content": "There"}), (), "tools", ({"name": "find"},))
+    good = Conversation((asked, {"role": "assistant", "content": "There"}))
+    for item, what in ((calls, "tool call 'find' of message 1"), (tools, "the tool 'find'")):
+        with pytest.raises(DataError, match=f"row 1 .*leaves out .*{what}"):
+            encode([item, good], tokenizer, renderer, max_length=None)
+    encoded = encode([calls, tools, good], tokenizer, renderer, max_length=None, on_bad_row="skip")
+    assert encoded.places == [2]
+    assert all("leaves out" in item.reason for item in encoded.report.left_out)
+
+
+OPENED = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "counts"),
+    [
+        ("In Paris", "\n</think>\n\nIn Paris<|im_end|>", (0, 1)),
+        ("<think>\nhm\n</think>\n\nIn Paris", "hm\n</think>\n\nIn Paris<|im_end|>", (0, 0)),
+        ("<think>hm</think>In Paris", "hm</think>In Paris<|im_end|>", (0, 0)),
+        ("hm\n</think>\n\nIn Paris", "hm\n</think>\n\nIn Paris<|im_end|>", (0, 0)),
+    ],
+    ids=["plain", "thought", "thought on one line", "thought without its opening"],
+)
+def test_a_prompt_that_opens_a_thought_is_answered_out_of_it(answer, response, counts):
+    tokenizer = byte_level(None, "<|im_end|>", OPENED)
+    renderer = Renderer.for_tokenizer(tokenizer)
+    record = Record("Where?", (Document("In Paris."),), (answer,))
+    assert renderer.prompt_text(tokenizer, record).endswith("<think>\n")
+    encoded = encode([record, conversation_of(record, renderer)], tokenizer, renderer, max_length=None)
+    first, second = encoded.rows
+    assert first == second
+    start = len(renderer.prompt_ids(tokenizer, record))
+    assert first["input_ids"][:start] == renderer.prompt_ids(tokenizer, record)
+    assert first["labels"][start:] == first["input_ids"][start:]
+    assert tokenizer.decode(first["input_ids"][start:]) == response
+    assert (encoded.report.thoughts_dropped, encoded.report.thoughts_closed) == tuple(2 * count for count in counts)
+
+
+def test_a_thought_that_is_opened_in_other_words_is_refused():
+    template = CHATML.replace("assistant\n{% endif %}", "assistant\n<|begin_of_reasoning|>{% endif %}")
+    tokenizer = byte_level(None, "<|im_end|>", template)
+    renderer = Renderer.for_tokenizer(tokenizer)
+    record = Record("Where?", (Document("In Paris."),), ("In Paris",))
+    for item in (record, conversation_of(record, renderer)):
+        with pytest.raises(DataError, match="begin_of_reasoning"):
+            encode([item], tokenizer, renderer, max_length=None)
+
+
+def test_a_template_that_opens_the_next_turn_unasked_is_refused():
+    template = CHATML.replace("{% if add_generation_prompt %}", "{% if true %}")
+    tokenizer = byte_level(None, "<|im_end|>", template)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I"}],
+                                         tokenize=False)  # fmt: skip
+    assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    with pytest.raises(DataError, match="without being asked to"):
+        Renderer.for_tokenizer(tokenizer)
+
+
+def test_a_template_that_takes_parts_gets_parts():
+    template = CHATML.replace("{{ m['content'] }}", "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}")
+    tokenizer = byte_level(None, "<|im_end|>", template)
+    record = Record("Where?", (Document("In Paris."),), ("In Paris",))
+    row = encode([record], tokenizer, Renderer.for_tokenizer(tokenizer), max_length=None).rows[0]
+    plain = byte_level(None, "<|im_end|>", CHATML)
+    assert row == encode([record], plain, Renderer.for_tokenizer(plain), max_length=None).rows[0]

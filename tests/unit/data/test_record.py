@@ -16,6 +16,7 @@ from selfaug.data.record import (
     Record,
     RowError,
     Where,
+    is_trained,
     parse_conversation,
     parse_record,
 )
@@ -203,3 +204,56 @@ def test_a_bad_conversation_names_its_field(row: dict[str, Any], field: str) -> 
     with pytest.raises(RowError) as caught:
         parse_conversation(row, HERE)
     assert caught.value.field == field
+
+
+def turns(*flags: dict[str, Any]) -> dict[str, Any]:
+    """A conversation of one question and answer for each of ``flags``, which the answers carry."""
+    messages: list[dict[str, Any]] = []
+    for flag in flags:
+        messages += [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann", **flag}]
+    return {"messages": messages}
+
+
+@pytest.mark.parametrize(
+    "flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False}]
+)
+def test_a_flag_against_a_message_is_kept_and_followed(flag: dict[str, Any]) -> None:
+    conversation = parse_conversation(turns(flag, {}, {"weight": None}, {"weight": 1}), HERE)
+    assert [is_trained(m) for m in conversation.messages[1::2]] == [False, True, True, True]
+    assert parse_conversation(conversation.to_row(), HERE) == conversation
+
+
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"train": False}])
+def test_a_conversation_of_which_nothing_is_trained_is_named(flag: dict[str, Any]) -> None:
+    with pytest.raises(RowError, match="an assistant message that is trained") as caught:
+        parse_conversation(turns(flag, flag), HERE)
+    assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ({"weight": 0.5}, "0 (not trained) or 1 (trained)"),
+        ({"weight": 2}, "0 (not trained) or 1 (trained)"),
+        ({"weight": -1}, "0 (not trained) or 1 (trained)"),
+        ({"weight": "0"}, "0 (not trained) or 1 (trained)"),
+        ({"train": "false"}, "true (trained) or false (not trained)"),
+        ({"loss": 0.3}, "true (trained) or false (not trained)"),
+        ({"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": True}]}, "no such field"),
+        ({"loss_scale": 0.5}, "no such field"),
+    ],
+)
+def test_a_flag_that_cannot_be_followed_is_named(flag: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RowError) as caught:
+        parse_conversation(turns({}, flag), HERE)
+    assert caught.value.field == f"messages[3].{next(iter(flag))}"
+    assert expected in caught.value.expected
+
+
+def test_a_flag_that_asks_to_train_the_user_is_named_and_one_against_it_is_nothing_new() -> None:
+    row = turns({})
+    row["messages"][0]["weight"] = 0
+    assert parse_conversation(row, HERE).messages[0]["weight"] == 0
+    row["messages"][0]["weight"] = 1
+    with pytest.raises(RowError, match="only the assistant's are trained"):
+        parse_conversation(row, HERE)

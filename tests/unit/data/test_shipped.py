@@ -18,7 +18,10 @@ from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation
 from selfaug.data.template import ChatTemplate
 from selfaug.errors import DataError
+from tests.docs_tables import ROOT, between
 from tests.unit.data.shipped import CASES, NAMES, OSLO, ROME, case, tokenizer_of
+
+LABELS = ROOT / "docs" / "labels.md"
 
 
 def runs(tokenizer: Any, ids: list[int], kept: list[Any]) -> list[str]:
@@ -246,6 +249,36 @@ def test_the_trained_text_is_the_one_written_by_hand(name):
                 trained(name, which)
         else:
             assert trained(name, which) == expected, which
+
+
+def table() -> str:
+    """The table of ``docs/labels.md``: the trained text by family and case, one row for templates that agree."""
+    shown: dict[tuple[str, ...], list[str]] = {}
+    for name in BASES:
+        cells = []
+        for which in DOCUMENTED:
+            try:
+                texts = [text.replace("\n", "\\n") for text in trained(name, which)]
+                cells.append(" · ".join(f"`{text}`" for text in texts))
+            except DataError as error:
+                cells.append("refused: " + re.sub(r"the chat template of '\w+' |, so .*", "", error.message))
+        shown.setdefault(tuple(cells), []).append(name)
+    lines = []
+    for cells, names in sorted(shown.items(), key=lambda item: item[1]):
+        lines += [f"**{', '.join(names)}**", "", "| case | trained |", "|---|---|"]
+        lines += [
+            f"| {which} | {cell.replace('|', chr(92) + '|')} |" for which, cell in zip(DOCUMENTED, cells, strict=True)
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+DOCUMENTED = ("turns", "thoughts", "call", "call beside text", "parallel calls", "call, follow-up")
+
+
+def test_the_page_shows_what_is_trained():
+    written = between("labels", LABELS.read_text(encoding="utf-8")).group(1)
+    assert written == table(), "run: python -m tests.unit.data.test_shipped"
 
 
 # --- What holds for every template
@@ -500,3 +533,9 @@ def test_a_planted_tool_output_is_refused(monkeypatch):
     shifted(monkeypatch, end=len("<|start|>functions.get_w to=assistant<|channel|>commentary<|message|>") + 3)
     with pytest.raises(DataError, match="writes message 2 inside message 1"):
         trained.__wrapped__("gptoss", "call")
+
+
+if __name__ == "__main__":
+    page = LABELS.read_text(encoding="utf-8")
+    place = between("labels", page)
+    LABELS.write_text(page[: place.start(1)] + table() + page[place.end(1) :], encoding="utf-8")
