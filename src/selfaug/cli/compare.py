@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from selfaug.cli.compare_study import MEASURING, study_of
 from selfaug.cli.verb_options import Add, adder, switch
 from selfaug.errors import ConfigError
-from selfaug.terminal import quiet_bars, say
+from selfaug.terminal import say
 
 if TYPE_CHECKING:
     from selfaug.study.grid import Study
@@ -72,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"name={name!r} is no name for files in {folder}", "give a plain one, such as alpha.")
     study = study_of(settings, train)
     _check(study)
-    quiet_bars()
     from selfaug.cli.compare_shown import show
     from selfaug.study.run import run_all
 

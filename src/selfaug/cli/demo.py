@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.errors import ConfigError
-from selfaug.terminal import emit, quiet_bars, say
+from selfaug.terminal import emit, say
 
 __all__ = ["METHODS", "add_parser", "run", "train_words"]
 
@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
             f"output_dir {str(folder)!r} holds a demo already.", "name another folder, or pass --overwrite_output_dir."
         )
     began = time.perf_counter()
-    quiet_bars()
     folder.mkdir(parents=True, exist_ok=True)
     train, test = _rows(folder, distance, args.seed)
     for name, method in METHODS.items():

@@ -9,7 +9,8 @@ from selfaug.cli.inputs import looks_local, missing_path
 from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
 from selfaug.errors import ConfigError, DataError
-from selfaug.terminal import counting, say
+from selfaug.progress import counting
+from selfaug.terminal import say
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

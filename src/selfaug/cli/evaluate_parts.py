@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from selfaug.cli.evaluate_options import Settings
 from selfaug.errors import ConfigError, DataError
-from selfaug.terminal import counting
+from selfaug.progress import counting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

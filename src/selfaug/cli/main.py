@@ -7,18 +7,19 @@ import importlib
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from selfaug import __version__
 from selfaug.errors import ConfigError, UserError, nearest
-from selfaug.terminal import coloured
+from selfaug.quiet import FLAG, quieten, take_verbose
+from selfaug.terminal import coloured, say
 
 __all__ = ["VERBS", "Parser", "Verb", "main"]
 
 USER_MISTAKE = 2
 """Exit code of an error that the user can mend."""
+_VERBOSE = "show all that other libraries print and warn of (default: only what matters; docs/train.md says what)"
 
 
 class Verb(NamedTuple):
@@ -67,10 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGINT and SIGTERM, 141 the reader of our output went away. Any other exception is a defect of ours and keeps its
     traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    # peft still reads the old name of a transformers property; the user can do nothing about it.
-    # Remove when no supported peft does.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    arguments = take_verbose(sys.argv[1:] if argv is None else argv)
+    quieten()
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
@@ -95,15 +94,19 @@ def _dispatch(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else None
     parser = Parser(prog="selfaug", description="Fine-tune language models on RAG data without forgetting.")
     parser.add_argument("--version", action="version", version=f"selfaug {__version__}")
+    parser.add_argument(FLAG, action="store_true", help=_VERBOSE)
     subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB")
     if verb in VERBS:
         module = importlib.import_module(VERBS[verb].module)
         module.add_parser(subparsers)
+        subparsers.choices[verb].add_argument(FLAG, action="store_true", help=_VERBOSE)
         known, unknown = parser.parse_known_args(arguments)
         # `train` reads its own words: it has options of three libraries and a file of settings to weigh.
         known.argv = arguments[1:]
         if unknown and not getattr(module, "READS_ITS_OWN_ARGUMENTS", False):
             _refuse_unknown(verb, unknown, subparsers.choices[verb])
+        # Nothing heavy is imported yet: PyTorch and what stands on it take seconds, and on a cold disk a minute.
+        say(f"selfaug {verb}: loading ...")
         return int(module.run(known))
     if verb is not None and not verb.startswith("-"):
         raise ConfigError(

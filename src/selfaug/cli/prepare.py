@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,8 +16,9 @@ from selfaug.data.preparation import Prepared, Retrieval, prepare
 from selfaug.data.read import Loaded, read_rows
 from selfaug.data.retrieve import Corpus
 from selfaug.errors import ConfigError, DataError
+from selfaug.progress import counting
 from selfaug.provenance import files_of
-from selfaug.terminal import counting, emit, say
+from selfaug.terminal import emit, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     retrieval = None
     if settings.corpus is not None:
         retrieval = Retrieval(Corpus.load(settings.corpus), settings.top_k, settings.distractors)
-    with _counting_up("rows read") as progress:
+    with counting("rows read", None) as progress:
         loaded = read_rows(
             str(settings.input),
             format=settings.format,
@@ -175,19 +175,3 @@ def _write_rows(path: Path, part: Sequence[Example]) -> None:
         for example in part:
             row = example if isinstance(example, dict) else example.to_row()
             stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextlib.contextmanager
-def _counting_up(what: str) -> Iterator[Callable[[int], None]]:
-    """As :func:`counting`, where the total is not known before the end."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.completed} " + what))
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done: progress.update(task, completed=done)

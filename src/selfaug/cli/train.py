@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.errors import ConfigError, UserError, nearest
-from selfaug.terminal import emit, is_main, quiet_bars, say
+from selfaug.terminal import emit, is_main, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +131,7 @@ def _resumes(settings: Settings) -> bool:
 
 
 def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: Sources, argv: Sequence[str]) -> int:
-    from selfaug.callbacks import install
+    from selfaug.callbacks import ProgressOnStderr, install
     from selfaug.checkpoint import resolve
     from selfaug.cli.encoding import encode_sources, tokenizer_and_renderer
     from selfaug.cli.export import export
@@ -140,7 +140,6 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     from selfaug.methods import get_method
     from selfaug.provenance import read_manifest, write_manifest
 
-    quiet_bars()
     tokenizer, renderer = tokenizer_and_renderer(settings)
     get_method(settings.training.method).check_prompts(settings.training, tokenizer, renderer)
     tables, reports = encode_sources(sources, settings, tokenizer, renderer)
@@ -153,6 +152,7 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
     settings.training.output_dir = str(folder.checkpoints)
     if settings.training.push_to_hub and settings.training.hub_model_id is None:
         settings.training.hub_model_id = folder.path.name
+    say(f"loading the model {settings.model.model_name_or_path} ...")
     try:
         trainer = make_trainer(settings, tables, tokenizer, renderer)
     except BaseException:
@@ -181,6 +181,7 @@ def _train(settings: Settings, facts: ModelFacts, folder: RunFolder, sources: So
         ) from error
     finally:
         stop.release()
+        trainer.pop_callback(ProgressOnStderr).close()
     # A rank that leaves makes torchrun end the others, and the first one may still be sealing the checkpoint.
     trainer.accelerator.wait_for_everyone()
     if stop.exit_code:
