@@ -17,6 +17,7 @@ from trl.data_utils import get_dataset_column_names, maybe_convert_to_chatml
 
 from selfaug.data.encode import aligned_tokens, encode
 from selfaug.data.fit import fit_ids
+from selfaug.data.lost_answers import LOST_HINT, OnLostAnswer, lost_in_prompt, prompt_and_response
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Record, Where, parse_conversation, parse_record
 from selfaug.errors import DataError
@@ -26,6 +27,7 @@ __all__ = ["items_table", "prepare_rows", "require_aligned_tokens", "takes_items
 Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
 _ITEM = "selfaug_item"
+_LOST = "selfaug_answer_lost"
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ def prepare_rows(
     renderer: Renderer | None,
     max_length: int | None,
     cut_prompt_left: bool,
+    on_lost_answer: OnLostAnswer = "keep",
     tokenise: Callable[[Rows], Rows],
     name: str,
     change: Callable[[list[Record | Conversation]], list[Record | Conversation]] | None = None,
@@ -54,6 +57,8 @@ def prepare_rows(
         renderer: How records become prompts; ``None`` for the tokenizer's default.
         max_length: In tokens; ``None`` for no bound.
         cut_prompt_left: Cut rows without document structure at the left of the prompt instead of leaving them out.
+        on_lost_answer: What becomes of rows whose answer stands only in what does not fit; see
+            :func:`selfaug.data.encode.encode`.
         tokenise: TRL's preparation, for its own formats.
         name: Of the data set, in messages.
         change: What becomes of records and conversations first.
@@ -64,15 +69,25 @@ def prepare_rows(
     columns = set(get_dataset_column_names(dataset))
     item = _reader(columns)
     if item is None:
-        return _fit(tokenise(dataset), max_length, cut_prompt_left, name)
+        return _fit(tokenise(dataset), max_length, cut_prompt_left, name, tokenizer, on_lost_answer)
     renderer = renderer or Renderer.for_tokenizer(tokenizer)
     if isinstance(dataset, IterableDataset):
-        return _stream(dataset, item, tokenizer, renderer, max_length, cut_prompt_left, columns)
+        return _stream(dataset, item, tokenizer, renderer, max_length, cut_prompt_left, on_lost_answer, columns)
     items = [item(row, Where(name, number)) for number, row in enumerate(dataset, start=1)]
     items = items if change is None else change(items)
-    encoded = encode(items, tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left)
+    encoded = encode(
+        items,
+        tokenizer,
+        renderer,
+        max_length=max_length,
+        cut_prompt_left=cut_prompt_left,
+        on_lost_answer=on_lost_answer,
+    )
     for line in encoded.report.lines():
         logger.info("%s: %s", name, line)
+    # The command line has said this of rows that it encoded itself; those are token ids by now, and do not come here.
+    for message, hint in encoded.report.warnings() if encoded.rows and change is None else ():
+        logger.warning("%s: %s. %s", name, message, hint)
     if not encoded.rows:
         raise DataError(
             f"no row of the {name} data set fits max_length={max_length}: nothing is left to train on.",
@@ -120,38 +135,76 @@ def _stream(
     renderer: Renderer,
     max_length: int | None,
     cut_prompt_left: bool,
+    on_lost_answer: OnLostAnswer,
     columns: set[str],
 ) -> Rows:
     def one(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         read = item(row, Where("stream", number + 1))
-        rows = encode([read], tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left).rows
+        rows = encode(
+            [read],
+            tokenizer,
+            renderer,
+            max_length=max_length,
+            cut_prompt_left=cut_prompt_left,
+            on_lost_answer=on_lost_answer,
+        ).rows
         return {"input_ids": rows[0]["input_ids"], "labels": rows[0]["labels"]} if rows else {"input_ids": []}
 
     encoded = dataset.map(one, with_indices=True, remove_columns=sorted(columns))
     return encoded.filter(lambda row: len(row["input_ids"]) > 0)
 
 
-def _fit(dataset: Rows, max_length: int | None, cut_prompt_left: bool, name: str) -> Rows:
+def _fit(
+    dataset: Rows,
+    max_length: int | None,
+    cut_prompt_left: bool,
+    name: str,
+    tokenizer: Any,
+    on_lost_answer: OnLostAnswer,
+) -> Rows:
     if max_length is None:
         return dataset
 
     def one(row: Mapping[str, Any]) -> dict[str, Any]:
         fitted = fit_ids(row["input_ids"], row["labels"], max_length, cut_prompt_left=cut_prompt_left)
-        return {"input_ids": [], "labels": []} if fitted is None else {"input_ids": fitted[0], "labels": fitted[1]}
+        if fitted is None:
+            return {"input_ids": [], "labels": [], _LOST: False}
+        if len(fitted[0]) == len(row["input_ids"]):
+            return {"input_ids": fitted[0], "labels": fitted[1], _LOST: False}
+        prompt, response = prompt_and_response(row["input_ids"], row["labels"])
+        said = tokenizer.decode(response, skip_special_tokens=True)
+        lost = lost_in_prompt(tokenizer, prompt, prompt_and_response(*fitted)[0], [said])
+        return {"input_ids": fitted[0], "labels": fitted[1], _LOST: lost}
 
     fitted = dataset.map(one).filter(lambda row: len(row["input_ids"]) > 0)
+    too_long = len(dataset) - len(fitted) if isinstance(dataset, Dataset) else 0
+    lost = sum(fitted[_LOST]) if isinstance(dataset, Dataset) and cut_prompt_left else 0
+    if on_lost_answer != "keep":
+        # There is no place for an abstention in rows of token ids.
+        fitted = fitted.filter(lambda row: not row[_LOST])
+    fitted = fitted.remove_columns(_LOST)
     if isinstance(dataset, Dataset):
-        left_out = len(dataset) - len(fitted)
-        if left_out:
+        if too_long:
             logger.warning(
-                "%s: %d of %d rows exceed max_length=%d and are left out.", name, left_out, len(dataset), max_length
-            )
+                "%s: %d of %d rows (%.0f %%) exceed max_length=%d and are left out. Raise --max_length%s.",
+                name, too_long, len(dataset), 100 * too_long / len(dataset), max_length,
+                "" if cut_prompt_left else ", or pass --cut_prompt_left true to cut prompts at their left",
+            )  # fmt: skip
+        if lost:
+            logger.warning(
+                "%s: %d of %d rows have their answer only in what was cut off their prompt%s. %s",
+                name, lost, len(dataset), "" if on_lost_answer == "keep" else ", and are left out", _capital(LOST_HINT),
+            )  # fmt: skip
         if not len(fitted):
             raise DataError(
                 f"none of the {len(dataset)} rows of the {name} data set fits max_length={max_length}.",
                 "raise --max_length, or set --cut_prompt_left true to cut prompts (never answers) at their left.",
             )
     return fitted
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def require_aligned_tokens(dataset: Rows, name: str, *, boundary: bool) -> None:

@@ -10,7 +10,7 @@ from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
 from selfaug.errors import ConfigError, DataError
 from selfaug.progress import counting
-from selfaug.terminal import say
+from selfaug.terminal import say, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from selfaug.cli.data import Source, Sources
     from selfaug.cli.parsing import Settings
+    from selfaug.data.lost_answers import OnLostAnswer
     from selfaug.data.record import Item
 
 __all__ = ["encode_source", "encode_sources", "load_tokenizer", "tokenizer_and_renderer"]
@@ -138,12 +139,15 @@ def encode_source(
             renderer,
             max_length=training.max_length,
             cut_prompt_left=training.cut_prompt_left,
+            on_lost_answer=cast("OnLostAnswer", training.on_lost_answer),
             on_bad_row=cast('Literal["error", "skip"]', settings.run.on_bad_row),
             progress=progress,
         )
     say(f"{split}: {source.name}")
     for line in encoded.report.lines():
         say(f"  {line}")
+    for message, hint in encoded.report.warnings() if encoded.rows else ():
+        warn(f"{split}: {message}.", hint)
     if not encoded.rows:
         raise DataError(
             f"none of the {encoded.report.rows} rows of {source.name} fits max_length={training.max_length}",

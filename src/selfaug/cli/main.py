@@ -23,29 +23,56 @@ _VERBOSE = "show all that other libraries print and warn of (default: only what 
 
 
 class Verb(NamedTuple):
-    """Where a verb lives, and its line in the help."""
+    """Where a verb lives, its line in the help, and what it says that it does first."""
 
     module: str
     help: str
+    first: str = ""
 
 
 # Only names: a verb's module is imported when it is asked for, so `selfaug --help` never pays for torch.
 VERBS = {
-    "train": Verb("selfaug.cli.train", "fine-tune a model on RAG data and keep what it could already do"),
-    "prepare": Verb("selfaug.cli.prepare", "check and convert data, retrieve documents, hold out a split"),
-    "cache": Verb("selfaug.cli.cache", "write the base's hidden states once, so that training pays no reference pass"),
-    "evaluate": Verb("selfaug.cli.evaluate", "measure what a run gained at its task and lost elsewhere"),
-    "shift": Verb(
-        "selfaug.cli.shift", "measure how far a run moved the model's distribution, where and in which layers"
+    "train": Verb(
+        "selfaug.cli.train", "fine-tune a model on RAG data and keep what it could already do", "loading the libraries"
     ),
-    "relate": Verb("selfaug.cli.relate", "relate shift to forgetting over runs, with a coefficient and a picture"),
-    "compare": Verb("selfaug.cli.compare", "train and measure several methods, and show them side by side"),
-    "report": Verb("selfaug.cli.report", "write one page on what runs gained, lost and cost"),
-    "gate": Verb("selfaug.cli.gate", "pass or fail a run by what it gained and lost, for continuous integration"),
-    "demo": Verb("selfaug.cli.demo", "see it on a small model that comes along: forgetting with LoRA and with SelfAug"),
-    "lab": Verb("selfaug.cli.lab", "make the lab's model from nothing, or rows of its RAG task"),
-    "merge": Verb("selfaug.cli.merge", "fold a run's adapter into its base model"),
-    "chat": Verb("selfaug.cli.chat", "talk to a run's model, with or without its adapter"),
+    "prepare": Verb("selfaug.cli.prepare", "check and convert data, retrieve documents, hold out a split", "reading"),
+    "cache": Verb(
+        "selfaug.cli.cache",
+        "write the base's hidden states once, so that training pays no reference pass",
+        "loading the libraries",
+    ),
+    "evaluate": Verb(
+        "selfaug.cli.evaluate", "measure what a run gained at its task and lost elsewhere", "loading the libraries"
+    ),
+    "shift": Verb(
+        "selfaug.cli.shift",
+        "measure how far a run moved the model's distribution, where and in which layers",
+        "loading the libraries",
+    ),
+    "relate": Verb(
+        "selfaug.cli.relate",
+        "relate shift to forgetting over runs, with a coefficient and a picture",
+        "reading the runs",
+    ),
+    "compare": Verb(
+        "selfaug.cli.compare", "train and measure several methods, and show them side by side", "loading the libraries"
+    ),
+    "report": Verb("selfaug.cli.report", "write one page on what runs gained, lost and cost", "reading the runs"),
+    "gate": Verb(
+        "selfaug.cli.gate",
+        "pass or fail a run by what it gained and lost, for continuous integration",
+        "reading the run",
+    ),
+    "demo": Verb(
+        "selfaug.cli.demo",
+        "see it on a small model that comes along: forgetting with LoRA and with SelfAug",
+        "loading the libraries",
+    ),
+    "lab": Verb(
+        "selfaug.cli.lab", "make the lab's model from nothing, or rows of its RAG task", "loading the libraries"
+    ),
+    "merge": Verb("selfaug.cli.merge", "fold a run's adapter into its base model", "loading the libraries"),
+    "chat": Verb("selfaug.cli.chat", "talk to a run's model, with or without its adapter", "loading the libraries"),
 }
 
 
@@ -105,8 +132,9 @@ def _dispatch(arguments: list[str]) -> int:
         known.argv = arguments[1:]
         if unknown and not getattr(module, "READS_ITS_OWN_ARGUMENTS", False):
             _refuse_unknown(verb, unknown, subparsers.choices[verb])
-        # Nothing heavy is imported yet: PyTorch and what stands on it take seconds, and on a cold disk a minute.
-        say(f"selfaug {verb}: loading ...")
+        if VERBS[verb].first:
+            # Nothing heavy is imported yet: PyTorch and what stands on it take seconds, and on a cold disk a minute.
+            say(f"selfaug {verb}: {VERBS[verb].first} ...")
         return int(module.run(known))
     if verb is not None and not verb.startswith("-"):
         raise ConfigError(
