@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from selfaug.cli.evaluate_options import Settings
 from selfaug.errors import ConfigError, DataError
 from selfaug.progress import counting
+from selfaug.terminal import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,6 +99,14 @@ def _tasks(
                 f"none of the {len(found.items)} rows of {found.described['name']} can be asked: "
                 f"{'; '.join(f'{count}: {reason}' for reason, count in prompts.left_out.items())}",
                 "raise --max_length or lower --max_new_tokens.",
+            )
+        if prompts.answers_lost:
+            many = len(prompts.asked)
+            warn(
+                f"{found.name}: {prompts.answers_lost} of {many} questions "
+                f"({100 * prompts.answers_lost / many:.0f} %) have their answer only in documents that do not fit, and "
+                "are asked all the same: an answer is right by luck there, an abstention counts as none.",
+                "raise --max_length, or lower --max_new_tokens; answers_lost in results.json counts them.",
             )
         parts.append(
             TaskPart(
