@@ -27,8 +27,9 @@ from selfaug.base_texts import draw_texts
 from selfaug.errors import ConfigError
 from selfaug.fisher import linear_pairs
 from selfaug.model_parts import body_of
+from selfaug.progress import counting
 from selfaug.reference.adapter import adapters_off, digest, evaluating
-from selfaug.terminal import counting, is_main, say
+from selfaug.terminal import is_main, say
 from selfaug.trl_names import LoraPair, corda_parts, lora_pairs, pissa_parts
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from selfaug.checkpoint import write_durably
+from selfaug.progress import Screen, Work
 from selfaug.terminal import say
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["JsonLog", "ProgressOnStderr", "StopOnSignal", "install", "kept_entries"]
@@ -179,38 +179,24 @@ def kept_entries(text: str, step: int) -> list[str]:
 
 
 class ProgressOnStderr(TrainerCallback):
-    """A progress bar where stderr is a terminal (unless ``disable_tqdm``), and one line a log event everywhere."""
+    """Bars where stderr is a terminal (unless ``disable_tqdm``), else lines; and one line a log event everywhere."""
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._screen: Screen | None = None
+        self._steps: Work | None = None
+        self._evaluation: Work | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Show the bar."""
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        if state.is_world_process_zero and console.is_terminal and not args.disable_tqdm:
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            )  # fmt: skip
-            self._progress = Progress(*columns, console=console)
-            self._tasks["train"] = self._progress.add_task("steps", total=state.max_steps, completed=state.global_step)
-            self._progress.start()
+        """Show how many steps there are, and start the clock."""
+        if state.is_world_process_zero:
+            self._screen = Screen(wants_bars=not args.disable_tqdm, transient=False)
+            self._screen.start()
+            self._steps = self._screen.add("steps", state.max_steps, state.global_step, always=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
-        if self._progress is not None:
-            self._progress.update(self._tasks["train"], completed=state.global_step)
+        """Show how far the training is."""
+        if self._steps is not None:
+            self._steps.update(state.global_step, line=not control.should_log)
 
     def on_prediction_step(
         self,
@@ -221,17 +207,18 @@ class ProgressOnStderr(TrainerCallback):
         **_: Any,
     ) -> None:
         """Show how far an evaluation is."""
-        if self._progress is None:
+        if self._screen is None:
             return
-        if "evaluate" not in self._tasks:
+        if self._evaluation is None:
             total = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
-            self._tasks["evaluate"] = self._progress.add_task("evaluation", total=total)
-        self._progress.advance(self._tasks["evaluate"])
+            self._evaluation = self._screen.add("evaluation", total)
+        self._evaluation.update(self._evaluation.estimate.done + 1)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take the evaluation's bar away."""
-        if self._progress is not None and "evaluate" in self._tasks:
-            self._progress.remove_task(self._tasks.pop("evaluate"))
+        """Take the evaluation off the screen."""
+        if self._evaluation is not None:
+            self._evaluation.remove()
+            self._evaluation = None
 
     def on_log(
         self,
@@ -241,16 +228,18 @@ class ProgressOnStderr(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """One line: the losses first, then the other numbers by name."""
+        """One line: the losses first, then the other numbers by name, and where no bar says it the time left."""
         if not state.is_world_process_zero or not logs:
             return
         names = [name for name in _SHOWN if name in logs]
         shown = "  ".join(f"{name} {_number(logs[name])}" for name in names)
         line = f"step {state.global_step}/{state.max_steps}  {shown}"
-        if self._progress is not None:
-            self._progress.console.print(line, markup=False, highlight=False)
-        else:
+        if self._screen is None:
             say(line)
+            return
+        if self._screen.bars is None and self._steps is not None and state.global_step < state.max_steps:
+            line += f"  {self._steps.left()}"
+        self._screen.line(line.rstrip())
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Leave the finished bar on the screen."""
@@ -258,10 +247,9 @@ class ProgressOnStderr(TrainerCallback):
 
     def close(self) -> None:
         """Stop drawing, also after a training that failed."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-            self._tasks.clear()
+        if self._screen is not None:
+            self._screen.stop()
+            self._screen = self._steps = self._evaluation = None
 
 
 def _number(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+from selfaug.data.lost_answers import check_on_lost_answer
 from selfaug.endpoint import Endpoint
 from selfaug.errors import ConfigError, nearest
 from selfaug.methods import Method, available, get_method
@@ -147,6 +148,14 @@ class SelfAugConfig(SFTConfig):
             "leaving it out. Responses are never cut."
         },
     )
+    on_lost_answer: str = field(
+        default="keep",
+        metadata={
+            "help": "What becomes of a row whose answer stands only in what does not fit max_length: 'keep' trains the "
+            "answer all the same, 'skip' leaves the row out, 'abstain' trains the abstention text in its place.",
+            "choices": ["keep", "skip", "abstain"],
+        },
+    )
     generation_url: str | None = field(
         default=None,
         metadata={
@@ -259,6 +268,7 @@ class SelfAugConfig(SFTConfig):
             )
         if self.objective not in ("sweep", "plain"):
             raise ConfigError(f"objective={self.objective!r} is not known.", "choose 'sweep' or 'plain'.")
+        check_on_lost_answer(self.on_lost_answer)
         if self.reference_slice < 0:
             raise ConfigError(
                 f"reference_slice={self.reference_slice} is not a number of tokens.",

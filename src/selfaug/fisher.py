@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from selfaug.base_texts import Texts, draw_texts
 from selfaug.errors import ConfigError
 from selfaug.model_parts import body_of, head_of
+from selfaug.progress import counting
 from selfaug.reference.adapter import adapters_off, digest, evaluating, uncached_autocast
-from selfaug.terminal import counting, is_main, say
+from selfaug.terminal import is_main, say
 from selfaug.trl_names import LoraPair, lora_pairs
 
 if TYPE_CHECKING:

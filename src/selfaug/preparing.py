@@ -120,6 +120,7 @@ class PreparingTrainer(MeasuringTrainer):
                 renderer=self.renderer,
                 max_length=self._fit_length,
                 cut_prompt_left=args.cut_prompt_left,
+                on_lost_answer=args.on_lost_answer,
                 tokenise=lambda table: trl(table, pack=False, shuffle=False),
                 name=name,
                 change=change,

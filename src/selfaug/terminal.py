@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TextIO
 
 from selfaug.redaction import redacted
 
-__all__ = ["coloured", "counting", "emit", "is_main", "quiet_bars", "say"]
+__all__ = ["coloured", "emit", "is_main", "muted", "say", "talk", "warn"]
+
+_talk: TextIO | None = None  # where talk goes while stderr is muted
 
 
 def is_main() -> bool:
@@ -17,11 +21,22 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def talk() -> TextIO:
+    """The stream of talk: stderr, also inside :func:`muted`."""
+    return _talk or sys.stderr
+
+
 def say(text: str = "") -> None:
     """Tell the person at the terminal something: a line on stderr, from the first process of a distributed run."""
     if is_main():
-        sys.stderr.write(f"{redacted(text)}\n")
-        sys.stderr.flush()
+        talk().write(f"{redacted(text)}\n")
+        talk().flush()
+
+
+def warn(message: str, hint: str = "") -> None:
+    """Say that something will probably not be what the user wants, and on the next line what to do about it."""
+    yellow, plain = ("\033[1;33m", "\033[0m") if coloured() else ("", "")
+    say(f"{yellow}warning:{plain} {message}" + (f"\n  hint: {hint}" if hint else ""))
 
 
 def emit(text: str) -> None:
@@ -32,30 +47,16 @@ def emit(text: str) -> None:
 
 def coloured() -> bool:
     """Whether stderr shows colours: a terminal, and the user has not refused them with ``NO_COLOR``."""
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return talk().isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr while the block runs, where that is a terminal; gives what to call with the count."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal or not is_main():
-        yield lambda _: None
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
-
-
-def quiet_bars() -> None:
-    """Switch off the libraries' own progress bars where stderr is no terminal: in a file they are noise."""
-    if sys.stderr.isatty():
-        return
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
+def muted() -> Iterator[None]:
+    """Drop what a library prints to stdout and stderr while the block runs; our own talk still comes through."""
+    global _talk
+    before, _talk = _talk, talk()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        _talk = before

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from selfaug.base_scores import FILE, BaseScores, response_places, score_rows
 from selfaug.errors import ConfigError, DataError
+from selfaug.progress import counting
 from selfaug.reference.adapter import BaseReference, digest
-from selfaug.terminal import counting, is_main, say
+from selfaug.terminal import is_main, say
 
 if TYPE_CHECKING:
     from selfaug.config import SelfAugConfig

@@ -18,6 +18,7 @@ from trl.data_utils import get_dataset_column_names
 from selfaug.data.encode import aligned_tokens, encode
 from selfaug.data.fields import RowError
 from selfaug.data.fit import fit_ids
+from selfaug.data.lost_answers import LOST_HINT, OnLostAnswer, lost_in_prompt, prompt_and_response
 from selfaug.data.prompts import Renderer
 from selfaug.data.read import LOOKED_AT, Reader, table_row
 from selfaug.data.record import Item, Where, parse_conversation, parse_record
@@ -37,6 +38,7 @@ __all__ = [
 Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
 _ITEM = "selfaug_item"
+_LOST = "selfaug_answer_lost"
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +149,7 @@ def prepare_rows(
     renderer: Renderer | None,
     max_length: int | None,
     cut_prompt_left: bool,
+    on_lost_answer: OnLostAnswer = "keep",
     tokenise: Callable[[Rows], Rows],
     name: str,
     change: Callable[[list[Item]], list[Item]] | None = None,
@@ -160,6 +163,8 @@ def prepare_rows(
         renderer: How records become prompts; ``None`` for the tokenizer's default.
         max_length: In tokens; ``None`` for no bound.
         cut_prompt_left: Cut rows without document structure at the left of the prompt instead of leaving them out.
+        on_lost_answer: What becomes of rows whose answer stands only in what does not fit; see
+            :func:`selfaug.data.encode.encode`.
         tokenise: TRL's preparation, for its own formats.
         name: Of the data set, in messages.
         change: What becomes of records and conversations first.
@@ -170,12 +175,12 @@ def prepare_rows(
     """
     reader = _reader(dataset, name, text_field)
     if reader is None:
-        return _fit(tokenise(_exact(dataset)), max_length, cut_prompt_left, name)
+        return _fit(tokenise(_exact(dataset)), max_length, cut_prompt_left, name, tokenizer, on_lost_answer)
     if reader.unread:
         logger.warning("%s: unread columns: %s", name, ", ".join(sorted(reader.unread)))
     renderer = renderer or Renderer.for_tokenizer(tokenizer)
     if isinstance(dataset, IterableDataset):
-        return _stream(dataset, reader, tokenizer, renderer, max_length, cut_prompt_left)
+        return _stream(dataset, reader, tokenizer, renderer, max_length, cut_prompt_left, on_lost_answer)
     items: list[Any] = []
     for number, row in enumerate(dataset, start=1):
         for item in reader.items(table_row(row, dataset.features), Where(name, number, "row")):
@@ -183,9 +188,19 @@ def prepare_rows(
                 raise item
             items.append(item)
     items = items if change is None else change(items)
-    encoded = encode(items, tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left)
+    encoded = encode(
+        items,
+        tokenizer,
+        renderer,
+        max_length=max_length,
+        cut_prompt_left=cut_prompt_left,
+        on_lost_answer=on_lost_answer,
+    )
     for line in encoded.report.lines():
         logger.info("%s: %s", name, line)
+    # The command line has said this of rows that it encoded itself; those are token ids by now, and do not come here.
+    for message, hint in encoded.report.warnings() if encoded.rows and change is None else ():
+        logger.warning("%s: %s. %s", name, message, hint)
     if not encoded.rows:
         raise DataError(
             f"no row of the {name} data set fits max_length={max_length}: nothing is left to train on.",
@@ -264,6 +279,7 @@ def _stream(
     renderer: Renderer,
     max_length: int | None,
     cut_prompt_left: bool,
+    on_lost_answer: OnLostAnswer,
 ) -> Rows:
     columns = get_dataset_column_names(dataset)
     features = dataset.features
@@ -275,34 +291,69 @@ def _stream(
             if isinstance(item, RowError):
                 raise item
         rows = encode(
-            cast("list[Item]", items), tokenizer, renderer, max_length=max_length, cut_prompt_left=cut_prompt_left
+            cast("list[Item]", items),
+            tokenizer,
+            renderer,
+            max_length=max_length,
+            cut_prompt_left=cut_prompt_left,
+            on_lost_answer=on_lost_answer,
         ).rows
         return {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
 
     return dataset.map(one, with_indices=True, batched=True, batch_size=1, remove_columns=sorted(columns))
 
 
-def _fit(dataset: Rows, max_length: int | None, cut_prompt_left: bool, name: str) -> Rows:
+def _fit(
+    dataset: Rows,
+    max_length: int | None,
+    cut_prompt_left: bool,
+    name: str,
+    tokenizer: Any,
+    on_lost_answer: OnLostAnswer,
+) -> Rows:
     if max_length is None:
         return dataset
 
     def one(row: Mapping[str, Any]) -> dict[str, Any]:
         fitted = fit_ids(row["input_ids"], row["labels"], max_length, cut_prompt_left=cut_prompt_left)
-        return {"input_ids": [], "labels": []} if fitted is None else {"input_ids": fitted[0], "labels": fitted[1]}
+        if fitted is None:
+            return {"input_ids": [], "labels": [], _LOST: False}
+        if len(fitted[0]) == len(row["input_ids"]):
+            return {"input_ids": fitted[0], "labels": fitted[1], _LOST: False}
+        prompt, response = prompt_and_response(row["input_ids"], row["labels"])
+        said = tokenizer.decode(response, skip_special_tokens=True)
+        lost = lost_in_prompt(tokenizer, prompt, prompt_and_response(*fitted)[0], [said])
+        return {"input_ids": fitted[0], "labels": fitted[1], _LOST: lost}
 
     fitted = dataset.map(one).filter(lambda row: len(row["input_ids"]) > 0)
+    too_long = len(dataset) - len(fitted) if isinstance(dataset, Dataset) else 0
+    lost = sum(fitted[_LOST]) if isinstance(dataset, Dataset) and cut_prompt_left else 0
+    if on_lost_answer != "keep":
+        # There is no place for an abstention in rows of token ids.
+        fitted = fitted.filter(lambda row: not row[_LOST])
+    fitted = fitted.remove_columns(_LOST)
     if isinstance(dataset, Dataset):
-        left_out = len(dataset) - len(fitted)
-        if left_out:
+        if too_long:
             logger.warning(
-                "%s: %d of %d rows exceed max_length=%d and are left out.", name, left_out, len(dataset), max_length
-            )
+                "%s: %d of %d rows (%.0f %%) exceed max_length=%d and are left out. Raise --max_length%s.",
+                name, too_long, len(dataset), 100 * too_long / len(dataset), max_length,
+                "" if cut_prompt_left else ", or pass --cut_prompt_left true to cut prompts at their left",
+            )  # fmt: skip
+        if lost:
+            logger.warning(
+                "%s: %d of %d rows have their answer only in what was cut off their prompt%s. %s",
+                name, lost, len(dataset), "" if on_lost_answer == "keep" else ", and are left out", _capital(LOST_HINT),
+            )  # fmt: skip
         if not len(fitted):
             raise DataError(
                 f"none of the {len(dataset)} rows of the {name} data set fits max_length={max_length}.",
                 "raise --max_length, or set --cut_prompt_left true to cut prompts (never answers) at their left.",
             )
     return fitted
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def require_aligned_tokens(dataset: Rows, name: str, *, boundary: bool) -> None:

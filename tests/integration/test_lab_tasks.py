@@ -36,6 +36,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Counted:
+    """What a harness tells of its progress."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int]] = []
+
+    def __call__(self, done: int, /) -> None:
+        self.heard.append(("done", done))
+
+    def expect(self, total: int) -> None:
+        self.heard.append(("of", total))
+
+
 def own_answers(folder: Path, skill: str) -> list[str]:
     """Greedy answers one prompt at a time, unpadded, without lm_eval."""
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -55,12 +68,16 @@ def test_every_skill_is_a_task_of_the_suite() -> None:
 @pytest.mark.parametrize("skill", ["facts", "dialogue"])
 def test_lm_evals_number_is_that_of_the_labs_checkers(model: Path, skill: str) -> None:
     task = next(task for task in suite("lab") if task.task == f"lab_{skill}")
+    progress = Counted()
     found = Harness().run(
         dataclasses.replace(task, limit=ITEMS),
         AutoModelForCausalLM.from_pretrained(model),
         AutoTokenizer.from_pretrained(model),
         batch_size=1,
+        progress=progress,
     )
+    # Each request is counted, and their number is known before the first is answered.
+    assert progress.heard == [("of", ITEMS), *(("done", done) for done in range(1, ITEMS + 1))]
     answers = own_answers(model, skill)
     assert len(set(answers)) > 1
     assert [sample["response"] for sample in found["samples"]] == answers

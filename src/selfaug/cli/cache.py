@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.errors import ConfigError
-from selfaug.terminal import emit, quiet_bars, say
+from selfaug.terminal import emit, say
 
 __all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run"]
 
@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     check_reference(settings)
     if arguments.launch:
         say("selfaug cache runs in one process; the launcher's flags have no effect on it.")
-    quiet_bars()
     tokenizer, renderer = tokenizer_and_renderer(settings)
     rehearse(settings, tokenizer)
     say(f"reading {values['dataset_name'] or 'the data sets'} ...")
@@ -66,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     check_embeddings(tables, settings, tokenizer, facts.embeddings)
     with tempfile.TemporaryDirectory() as folder:
         settings.training.output_dir = folder  # the trainer makes it
+        say(f"loading the model {settings.model.model_name_or_path} ...")
         trainer = make_trainer(settings, tables, tokenizer, renderer)
         written = trainer.write_reference_cache(thorough=True)
     say(f"{written} shards written" if written else "nothing to write: the cache is whole")

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from selfaug.errors import ConfigError
-from selfaug.terminal import emit, quiet_bars, say
+from selfaug.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.cli.session import Session
@@ -42,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--temperature is {args.temperature}: it divides the logits", "give 0 or more.")
     if args.question is not None and not args.question.strip():
         raise ConfigError("--question is empty", "ask something.")
-    quiet_bars()
     folder = RunFolder.open(args.run)
     from selfaug.cli.session import Session
 
+    say("loading the model ...")
     session = Session.load(
         folder,
         documents=args.documents,

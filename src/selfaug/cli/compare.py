@@ -17,7 +17,7 @@ from selfaug.cli.compare_study import MEASURING, study_of
 from selfaug.cli.verb_options import Add, adder, switch
 from selfaug.cli.outputs import check_writable
 from selfaug.errors import ConfigError
-from selfaug.terminal import quiet_bars, say
+from selfaug.terminal import say
 
 if TYPE_CHECKING:
     from selfaug.study.grid import Study
@@ -74,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
     study = study_of(settings, train)
     check_writable(folder)
     _check(study)
-    quiet_bars()
     from selfaug.cli.compare_shown import show
     from selfaug.study.run import run_all
 

@@ -9,24 +9,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.inputs import looks_local, missing_path
+from selfaug.data.fields import RowError
 from selfaug.data.files import has_split
 from selfaug.data.folders import evaluation_splits
 from selfaug.data.leaks import check_leaks
 from selfaug.data.read import Loaded, hub_split, read_rows, read_table
+from selfaug.data.reasons import MANY, by_reason, reason_lines
 from selfaug.data.record import Conversation
 from selfaug.data.split import Example, split_by_document, titles_of
 from selfaug.errors import ConfigError, DataError
 from selfaug.provenance import files_of
-from selfaug.terminal import is_main, say
+from selfaug.terminal import is_main, say, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
     from selfaug.cli.parsing import Settings
 
-__all__ = ["Source", "Sources", "read_sources"]
+__all__ = [
+    "Source",
+    "Sources",
+    "bad_row_lines",
+    "bad_rows_by_reason",
+    "read_sources",
+    "say_bad_rows",
+    "warn_of_bad_rows",
+]
 
-_SHOWN_PROBLEMS = 5
 _BUILDERS = ("json", "csv", "parquet")  # Names under which `load_dataset` reads files.
 _TRL_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids"})
 
@@ -54,6 +63,7 @@ class Source:
                 "format": self.loaded.format,
                 "rows": len(self.loaded.items),
                 "bad_rows_left_out": len(self.loaded.problems),
+                "bad_rows_by_reason": bad_rows_by_reason(self.loaded.problems),
                 "files": files_of(files),
             }
         rows = len(self.table) if hasattr(self.table, "__len__") else None  # type: ignore[arg-type]
@@ -141,12 +151,47 @@ def _rows(settings: Settings, path: str | Path, splits: Sequence[str], columns: 
 def _say_problems(source: Source) -> Source:
     problems = source.loaded.problems if source.loaded is not None else []
     if problems:
-        say(f"{source.name}: {len(problems)} bad rows left out")
-        for problem in problems[:_SHOWN_PROBLEMS]:
-            say(f"  {problem.message}")
-        if len(problems) > _SHOWN_PROBLEMS:
-            say(f"  and {len(problems) - _SHOWN_PROBLEMS} more")
+        assert source.loaded is not None
+        say_bad_rows(source.name, problems, len(source.loaded.items))
     return source
+
+
+def bad_row_lines(problems: Sequence[RowError], good: int) -> list[str]:
+    """Bad rows that were left out, by reason."""
+    return reason_lines(_reasons(problems), good + len(problems), "bad rows left out")
+
+
+def bad_rows_by_reason(problems: Sequence[RowError]) -> dict[str, int]:
+    """Counts of bad rows that were left out."""
+    return {reason.text: reason.count for reason in by_reason(_reasons(problems))}
+
+
+def _reasons(problems: Sequence[RowError]) -> list[tuple[str, str]]:
+    def reason(bad: RowError) -> str:
+        expected = f"expected {bad.expected}, received {bad.received}"
+        return f"field {bad.field}: {expected}" if bad.field else expected
+
+    return [(str(bad.where), reason(bad)) for bad in problems]
+
+
+def warn_of_bad_rows(name: str, problems: Sequence[RowError], good: int) -> None:
+    """Warn where so many rows are bad that the data is probably not what it is taken for."""
+    total = good + len(problems)
+    if len(problems) > MANY * total:
+        warn(
+            f"only {good} of {total} rows of {name} can be used: {len(problems)} "
+            f"({100 * len(problems) / total:.0f} %) are bad and left out.",
+            "look at the reasons; --format names the format where the rows are in another than was taken for theirs.",
+        )
+
+
+def say_bad_rows(name: str, problems: Sequence[RowError], good: int) -> None:
+    """Say which bad rows were left out, by reason, and warn where they are many."""
+    first, *others = bad_row_lines(problems, good)
+    say(f"{name}: {first}")
+    for line in others:
+        say(line)
+    warn_of_bad_rows(name, problems, good)
 
 
 def _checked(train: Source, evaluation: Source) -> Sources:

@@ -19,7 +19,7 @@ from typing import Any
 
 from selfaug.cli.outputs import check_writable
 from selfaug.errors import ConfigError
-from selfaug.terminal import emit, quiet_bars, say
+from selfaug.terminal import emit, say
 
 __all__ = ["METHODS", "add_parser", "run", "train_words"]
 
@@ -75,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
         )
     check_writable(folder)
     began = time.perf_counter()
-    quiet_bars()
     folder.mkdir(parents=True, exist_ok=True)
     # As the caches of pytest and ruff do: a demo in a checkout leaves git's status clean.
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")

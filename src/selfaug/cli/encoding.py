@@ -12,7 +12,8 @@ from selfaug.data.prompts import Renderer
 from selfaug.data.tokens import text_ids
 from selfaug.data.vocabulary import check_ids, check_padding, check_table
 from selfaug.errors import ConfigError, DataError
-from selfaug.terminal import counting, say
+from selfaug.progress import counting
+from selfaug.terminal import say, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from selfaug.cli.data import Source, Sources
     from selfaug.cli.parsing import Settings
+    from selfaug.data.lost_answers import OnLostAnswer
     from selfaug.data.record import Item
 
 __all__ = ["check_embeddings", "encode_source", "encode_sources", "load_tokenizer", "tokenizer_and_renderer"]
@@ -177,12 +179,15 @@ def encode_source(
             renderer,
             max_length=training.max_length,
             cut_prompt_left=training.cut_prompt_left,
+            on_lost_answer=cast("OnLostAnswer", training.on_lost_answer),
             on_bad_row=cast('Literal["error", "skip"]', settings.run.on_bad_row),
             progress=progress,
         )
     say(f"{split}: {source.name}")
     for line in encoded.report.lines():
         say(f"  {line}")
+    for message, hint in encoded.report.warnings() if encoded.rows else ():
+        warn(f"{split}: {message}.", hint)
     if not encoded.rows:
         raise DataError(
             f"none of the {encoded.report.rows} rows of {source.name} fits max_length={training.max_length}",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.outputs import check_writable
 from selfaug.cli.evaluate_options import Settings, add_flags, resolve
-from selfaug.terminal import counting, emit, quiet_bars, say
+from selfaug.progress import counting
+from selfaug.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.evaluation.models import Origin
@@ -35,9 +35,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything, measure what is not measured yet, write results; the exit code."""
     settings = resolve(args)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; lm_eval's bars are noise in a file
-    quiet_bars()
     from selfaug.cli.evaluate_parts import all_parts
     from selfaug.evaluation.models import Sides, check_origin
     from selfaug.evaluation.run import evaluate, kept_parts, write
@@ -49,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if settings.store is not None:
         check_writable(Path(settings.store).expanduser(), "store")
     origin = check_origin(folder, settings.base)
+    say("reading what is to be measured ...")
     parts = all_parts(settings, folder, origin)
     store = Store(Path(settings.store).expanduser() if settings.store else folder.path / "evaluation")
     results = _head(settings, folder, origin)

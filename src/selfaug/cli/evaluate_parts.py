@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from selfaug.cli.evaluate_options import Settings
 from selfaug.data.vocabulary import check_ids
 from selfaug.errors import ConfigError, DataError
-from selfaug.terminal import counting, say
+from selfaug.progress import counting
+from selfaug.terminal import say, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,6 +122,14 @@ def _tasks(
             tokenizer,
             str(found.described["name"]),
         )
+        if prompts.answers_lost:
+            many = len(prompts.asked)
+            warn(
+                f"{found.name}: {prompts.answers_lost} of {many} questions "
+                f"({100 * prompts.answers_lost / many:.0f} %) have their answer only in documents that do not fit, and "
+                "are asked all the same: an answer is right by luck there, an abstention counts as none.",
+                "raise --max_length, or lower --max_new_tokens; answers_lost in results.json counts them.",
+            )
         parts.append(
             TaskPart(
                 found.name,

@@ -14,7 +14,8 @@ from typing import Any
 
 from selfaug.cli.outputs import check_writable
 from selfaug.errors import ConfigError
-from selfaug.terminal import counting, emit, say
+from selfaug.progress import counting
+from selfaug.terminal import emit, say
 
 __all__ = ["add_parser", "run"]
 
@@ -77,6 +78,12 @@ def _make(args: argparse.Namespace) -> int:
     check_writable(folder)
     say(f"making {making.size}: {making.steps} steps of about {making.tokens} tokens")
     with counting("training", making.steps) as progress:
+
+        def step(done: int) -> None:
+            if not progress.estimate.done:
+                progress.estimate.begin(done - 1)  # a making that was stopped goes on from its checkpoint
+            progress(done)
+
         found = make(
             folder,
             making,
@@ -85,7 +92,7 @@ def _make(args: argparse.Namespace) -> int:
             probe_every=args.probe_every,
             checkpoint_every=args.checkpoint_every,
             log=lambda entry: say("  ".join(f"{name} {value}" for name, value in entry.items())),
-            progress=progress,
+            progress=step,
         )
     say(f"written: {folder}")
     emit(found)

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from selfaug.errors import ConfigError, nearest
+from selfaug.quiet import quieten, several_machines
+from selfaug.terminal import say
 
 __all__ = ["LaunchFlags", "is_launched", "launch", "processes_wanted"]
 
@@ -172,6 +174,10 @@ def launch(words: Sequence[str], train_words: Sequence[str]) -> int:
         words: Flags of ``accelerate launch``.
         train_words: The words after ``selfaug train``; the training processes read them again, launch flags included.
     """
+    parsed = LaunchFlags().check(words)
+    if (parsed.num_machines or 1) > 1:
+        several_machines()
+    say(f"starting {parsed.num_processes or 'several'} processes ...")
     command = [sys.executable, "-m", __spec__.name, *words, "--module", "selfaug", "train", *train_words]
     # Its own session: a Ctrl-C at the terminal would otherwise reach the training processes twice.
     child = subprocess.Popen(command, start_new_session=True)
@@ -203,6 +209,7 @@ def _follow_parent(parent: int) -> None:
 
 def _main(words: Sequence[str]) -> int:
     """Run ``accelerate launch`` here; the exit code is that of the first training process that failed."""
+    quieten()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

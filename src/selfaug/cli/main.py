@@ -7,45 +7,73 @@ import importlib
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from selfaug import __version__
 from selfaug.errors import ConfigError, UserError, nearest
+from selfaug.quiet import FLAG, quieten, take_verbose
 from selfaug.redaction import redacted
-from selfaug.terminal import coloured
+from selfaug.terminal import coloured, say
 
 __all__ = ["VERBS", "Parser", "Verb", "main"]
 
 USER_MISTAKE = 2
 """Exit code of an error that the user can mend."""
+_VERBOSE = "show all that other libraries print and warn of (default: only what matters; docs/train.md says what)"
 
 
 class Verb(NamedTuple):
-    """Where a verb lives, and its line in the help."""
+    """Where a verb lives, its line in the help, and what it says that it does first."""
 
     module: str
     help: str
+    first: str = ""
 
 
 # Only names: a verb's module is imported when it is asked for, so `selfaug --help` never pays for torch.
 VERBS = {
-    "train": Verb("selfaug.cli.train", "fine-tune a model on RAG data and keep what it could already do"),
-    "prepare": Verb("selfaug.cli.prepare", "check and convert data, retrieve documents, hold out a split"),
-    "cache": Verb("selfaug.cli.cache", "write the base's hidden states once, so that training pays no reference pass"),
-    "evaluate": Verb("selfaug.cli.evaluate", "measure what a run gained at its task and lost elsewhere"),
-    "shift": Verb(
-        "selfaug.cli.shift", "measure how far a run moved the model's distribution, where and in which layers"
+    "train": Verb(
+        "selfaug.cli.train", "fine-tune a model on RAG data and keep what it could already do", "loading the libraries"
     ),
-    "relate": Verb("selfaug.cli.relate", "relate shift to forgetting over runs, with a coefficient and a picture"),
-    "compare": Verb("selfaug.cli.compare", "train and measure several methods, and show them side by side"),
-    "report": Verb("selfaug.cli.report", "write one page on what runs gained, lost and cost"),
-    "gate": Verb("selfaug.cli.gate", "pass or fail a run by what it gained and lost, for continuous integration"),
-    "demo": Verb("selfaug.cli.demo", "see it on a small model that comes along: forgetting with LoRA and with SelfAug"),
-    "lab": Verb("selfaug.cli.lab", "make the lab's model from nothing, or rows of its RAG task"),
-    "merge": Verb("selfaug.cli.merge", "fold a run's adapter into its base model"),
-    "chat": Verb("selfaug.cli.chat", "talk to a run's model, with or without its adapter"),
+    "prepare": Verb("selfaug.cli.prepare", "check and convert data, retrieve documents, hold out a split", "reading"),
+    "cache": Verb(
+        "selfaug.cli.cache",
+        "write the base's hidden states once, so that training pays no reference pass",
+        "loading the libraries",
+    ),
+    "evaluate": Verb(
+        "selfaug.cli.evaluate", "measure what a run gained at its task and lost elsewhere", "loading the libraries"
+    ),
+    "shift": Verb(
+        "selfaug.cli.shift",
+        "measure how far a run moved the model's distribution, where and in which layers",
+        "loading the libraries",
+    ),
+    "relate": Verb(
+        "selfaug.cli.relate",
+        "relate shift to forgetting over runs, with a coefficient and a picture",
+        "reading the runs",
+    ),
+    "compare": Verb(
+        "selfaug.cli.compare", "train and measure several methods, and show them side by side", "loading the libraries"
+    ),
+    "report": Verb("selfaug.cli.report", "write one page on what runs gained, lost and cost", "reading the runs"),
+    "gate": Verb(
+        "selfaug.cli.gate",
+        "pass or fail a run by what it gained and lost, for continuous integration",
+        "reading the run",
+    ),
+    "demo": Verb(
+        "selfaug.cli.demo",
+        "see it on a small model that comes along: forgetting with LoRA and with SelfAug",
+        "loading the libraries",
+    ),
+    "lab": Verb(
+        "selfaug.cli.lab", "make the lab's model from nothing, or rows of its RAG task", "loading the libraries"
+    ),
+    "merge": Verb("selfaug.cli.merge", "fold a run's adapter into its base model", "loading the libraries"),
+    "chat": Verb("selfaug.cli.chat", "talk to a run's model, with or without its adapter", "loading the libraries"),
 }
 
 
@@ -68,10 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGINT and SIGTERM, 141 the reader of our output went away. Any other exception is a defect of ours and keeps its
     traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    # peft still reads the old name of a transformers property; the user can do nothing about it.
-    # Remove when no supported peft does.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    arguments = take_verbose(sys.argv[1:] if argv is None else argv)
+    quieten()
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
@@ -96,15 +122,20 @@ def _dispatch(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else None
     parser = Parser(prog="selfaug", description="Fine-tune language models on RAG data without forgetting.")
     parser.add_argument("--version", action="version", version=f"selfaug {__version__}")
+    parser.add_argument(FLAG, action="store_true", help=_VERBOSE)
     subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB")
     if verb in VERBS:
         module = importlib.import_module(VERBS[verb].module)
         module.add_parser(subparsers)
+        subparsers.choices[verb].add_argument(FLAG, action="store_true", help=_VERBOSE)
         known, unknown = parser.parse_known_args(arguments)
         # `train` reads its own words: it has options of three libraries and a file of settings to weigh.
         known.argv = arguments[1:]
         if unknown and not getattr(module, "READS_ITS_OWN_ARGUMENTS", False):
             _refuse_unknown(verb, unknown, subparsers.choices[verb])
+        if VERBS[verb].first:
+            # Nothing heavy is imported yet: PyTorch and what stands on it take seconds, and on a cold disk a minute.
+            say(f"selfaug {verb}: {VERBS[verb].first} ...")
         return int(module.run(known))
     if verb is not None and not verb.startswith("-"):
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from selfaug.cli.outputs import check_writable
 from selfaug.data.prompt_files import SETTINGS
 from selfaug.errors import ConfigError
-from selfaug.terminal import emit, quiet_bars, say
+from selfaug.terminal import emit, say
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     from selfaug.cli.inputs import check_model
     from selfaug.run_folder import RunFolder
 
-    quiet_bars()
     folder = RunFolder.open(args.run)
     if not folder.adapter.is_dir():
         raise ConfigError(
@@ -75,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         say("The adapter was trained over quantised weights; it is folded into the unquantised ones.")
     if facts.folder is not None:
         _check_space(out, facts.folder, args.dtype)
+    say(f"loading the model {base} ...")
     merged, tokenizer = _merge(base, revision, trust, folder.adapter, args.dtype)
     _save(merged, tokenizer, folder.adapter, out)
     emit(str(out))

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import os
 import typing
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -24,6 +23,7 @@ from selfaug.cli.refusal import refused
 from selfaug.cli.yaml_file import check_value, read_settings
 from selfaug.errors import ConfigError, UserError, nearest
 from selfaug.lab import shipped
+from selfaug.quiet import FLAG
 from selfaug.redaction import is_secret, redacted
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Fine-tune a model on RAG data. Takes every flag of `trl sft` and of `accelerate launch`.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags override it.")
+    parser.add_argument(FLAG, action="store_true", help="Show all that other libraries print and warn of.")
     for name, different in DIFFERENT_DEFAULTS.items():
         _action(parser, name).default = different.ours
     _action(parser, "max_length").type = _max_length
@@ -175,10 +176,7 @@ def build(values: Mapping[str, Any]) -> Settings:
         fields = {entry.name for entry in dataclasses.fields(data_class) if entry.init}
         chosen = {name: copy.deepcopy(value) for name, value in values.items() if name in fields}
         try:
-            with warnings.catch_warnings():
-                # transformers' own default for the deprecated alias sets this off; the user did not write it.
-                warnings.filterwarnings("ignore", message="`gradient_checkpointing.*deprecated", category=FutureWarning)
-                built.append(data_class(**chosen))
+            built.append(data_class(**chosen))
         except UserError:
             raise
         except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selfaug import __version__
+from selfaug.cli.data import bad_row_lines, bad_rows_by_reason, warn_of_bad_rows
 from selfaug.cli.outputs import check_free, written_whole
 from selfaug.cli.prepare_options import Settings, add_flags, resolve
 from selfaug.data.files import has_split
@@ -20,19 +20,20 @@ from selfaug.data.read import Loaded, read_rows
 from selfaug.data.retrieve import Corpus
 from selfaug.data.split import titles_of
 from selfaug.errors import ConfigError, DataError
+from selfaug.progress import counting
 from selfaug.provenance import files_of
-from selfaug.terminal import counting, emit, say
+from selfaug.terminal import emit, say, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from selfaug.data.lengths import LengthReport
     from selfaug.data.record import Item
     from selfaug.data.split import Example
 
 __all__ = ["add_parser", "run"]
 
 FILES = ("train.jsonl", "held_out.jsonl", "report.json")
-_SHOWN = 20
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     retrieval = None
     if settings.corpus is not None:
         retrieval = Retrieval(Corpus.load(settings.corpus), settings.top_k, settings.distractors)
-    with _counting_up("rows read") as progress:
+    with counting("rows read", None) as progress:
         loaded = read_rows(
             str(settings.input),
             format=settings.format,
@@ -174,14 +175,16 @@ def _report(
         "kind": loaded.kind,
         "files": files_of(files),
         "rows": len(loaded.items) + len(problems),
-        "bad_rows": {"count": len(problems), "problems": problems},
+        "bad_rows": {
+            "count": len(problems),
+            "by_reason": bad_rows_by_reason(loaded.problems),
+            "problems": problems,
+        },
         **parts.as_dict(),
     }
+    warn_of_bad_rows(str(settings.input), loaded.problems, len(loaded.items))
     lines = [f"{settings.input}: {len(loaded.items)} examples in the format {loaded.format}"]
-    if problems:
-        lines.append(f"{len(problems)} bad rows left out:")
-        lines += [f"  {problem}" for problem in problems[:_SHOWN]]
-        lines += [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    lines += bad_row_lines(loaded.problems, len(loaded.items))
     if parts.with_answer is not None:
         records = len(parts.train) + len(parts.held_out)
         lines.append(f"{parts.with_answer} of {records} examples have an accepted answer in their documents")
@@ -202,14 +205,15 @@ def _report(
         report["lengths"] = {}
         for name, part in (("train", parts.train), ("held_out", parts.held_out)):
             if part:
-                report["lengths"][name], told = _lengths(settings, part, tokenizer)
+                found = _lengths(settings, part, tokenizer)
+                report["lengths"][name], told = found.as_dict(), found.lines()
                 lines += [f"{name}: {told[0]}", *(f"  {line}" for line in told[1:])]
+                for message, hint in found.warnings():
+                    warn(f"{name}: {message}.", hint)
     return report, lines
 
 
-def _lengths(
-    settings: Settings, part: Sequence[Example], tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, Any], list[str]]:
+def _lengths(settings: Settings, part: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> LengthReport:
     from selfaug.data.encode import encode
     from selfaug.data.prompts import Renderer
 
@@ -222,7 +226,7 @@ def _lengths(
             on_bad_row="skip" if settings.check or settings.on_bad_row == "skip" else "error",
             progress=progress,
         )
-    return encoded.report.as_dict(), encoded.report.lines()
+    return encoded.report
 
 
 def _show(settings: Settings, report: dict[str, Any], lines: Sequence[str]) -> None:
@@ -238,19 +242,3 @@ def _write_rows(path: Path, part: Sequence[Example]) -> None:
         for example in part:
             row = example if isinstance(example, dict) else example.to_row()
             stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextlib.contextmanager
-def _counting_up(what: str) -> Iterator[Callable[[int], None]]:
-    """As :func:`counting`, where the total is not known before the end."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.completed} " + what))
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done: progress.update(task, completed=done)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.verb_options import MAP_HELP, adder, resolve, switch
 from selfaug.errors import ConfigError
-from selfaug.terminal import counting, emit, quiet_bars, say
+from selfaug.progress import counting
+from selfaug.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.run_folder import RunFolder
@@ -81,7 +82,6 @@ def run(args: argparse.Namespace) -> int:
     _flags(flags)
     settings = resolve(Settings, "shift", flags, args)
     _check(settings)
-    quiet_bars()
     folder = RunFolder.open(str(settings.run))
     from selfaug.cli.outputs import check_writable
     from selfaug.shift.pair import Pair, states

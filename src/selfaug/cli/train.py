@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.errors import ConfigError, UserError, nearest, tidy
-from selfaug.terminal import emit, is_main, quiet_bars, say
+from selfaug.terminal import emit, is_main, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
         check_writable(folder.path)
         folder.check_free(settings.resolved, overwrite=overwrite and not resume, resume=resume)
         resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
-    quiet_bars()
     tokenizer, renderer = tokenizer_and_renderer(settings)
     get_method(settings.training.method).check_prompts(settings.training, tokenizer, renderer)
     words = None if is_launched() else processes_wanted(arguments.launch, use_cpu=settings.training.use_cpu)
@@ -154,7 +153,7 @@ def _train(
     renderer: Renderer,
     argv: Sequence[str],
 ) -> int:
-    from selfaug.callbacks import install
+    from selfaug.callbacks import ProgressOnStderr, install
     from selfaug.checkpoint import resolve
     from selfaug.cli.encoding import check_embeddings, encode_sources
     from selfaug.cli.export import export
@@ -173,6 +172,7 @@ def _train(
     settings.training.output_dir = str(folder.checkpoints)
     if settings.training.push_to_hub and settings.training.hub_model_id is None:
         settings.training.hub_model_id = folder.path.name
+    say(f"loading the model {settings.model.model_name_or_path} ...")
     try:
         trainer = make_trainer(settings, tables, tokenizer, renderer)
     except BaseException:
@@ -201,6 +201,7 @@ def _train(
         ) from error
     finally:
         stop.release()
+        trainer.pop_callback(ProgressOnStderr).close()
     # A rank that leaves makes torchrun end the others, and the first one may still be sealing the checkpoint.
     trainer.accelerator.wait_for_everyone()
     if stop.exit_code:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfaug.data.fit import FitResult, fit_documents, fit_ids, fit_record
 from selfaug.data.layout import plain_template
 from selfaug.data.lengths import LeftOut, LengthReport
+from selfaug.data.lost_answers import (
+    SKIPPED,
+    OnLostAnswer,
+    accepted_answers,
+    check_on_lost_answer,
+    lost_in_documents,
+    lost_in_prompt,
+    prompt_and_response,
+)
 from selfaug.data.masks import conversation_labels
 from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.tokens import aligned_tokens
@@ -21,6 +30,11 @@ if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
 
 __all__ = ["Encoded", "LengthReport", "aligned_tokens", "conversation_tokens", "encode"]
+
+_LONGER = "raise --max_length (up to the model's context), or shorten the rows."
+_LONGER_OR_CUT = (
+    "raise --max_length (up to the model's context), or pass --cut_prompt_left true to cut prompts at their left."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,7 @@ def encode(
     max_length: int | None,
     cut_prompt_left: bool = False,
     on_bad_row: Literal["error", "skip"] = "error",
+    on_lost_answer: OnLostAnswer = "keep",
     progress: Callable[[int], None] | None = None,
 ) -> Encoded:
     """The token ids and labels of each item that fits ``max_length``, and the length report.
@@ -62,6 +77,10 @@ def encode(
         cut_prompt_left: Whether the prompt of a row without documents is cut from the left where it is too long.
         on_bad_row: Whether an item that has no exact token form (a template refuses it, say) is an error, or is left
             out and counted.
+        on_lost_answer: What becomes of a row whose accepted answers stood in its documents, but stand in nothing that
+            fits: ``keep`` trains the answer all the same, ``skip`` leaves the row out, ``abstain`` trains the
+            renderer's abstention text in its place (and leaves out what has no place for one: conversations, and
+            prompts that were cut).
         progress: Called after each item with the number of items done.
 
     Raises:
@@ -69,7 +88,8 @@ def encode(
         DataError: If there is no EOS token, or an item has no exact token form and ``on_bad_row`` is ``error``.
     """
     renderer.check(tokenizer)
-    report = LengthReport(max_length)
+    check_on_lost_answer(on_lost_answer)
+    report = LengthReport(max_length, on_lost_answer=on_lost_answer)
     rows: list[dict[str, Any]] = []
     places: list[int] = []
     for place, item in enumerate(items):
@@ -79,12 +99,19 @@ def encode(
         try:
             notes: Counter[str] = Counter()
             result = _fit(item, tokenizer, renderer, max_length, cut_prompt_left, notes)
+            if isinstance(result, FitResult) and result.answer_lost:
+                report.answers_lost += 1
+                if on_lost_answer == "skip":
+                    result = LeftOut(name, SKIPPED, _LONGER)
+                elif on_lost_answer == "abstain":
+                    result = _abstaining(item, result, tokenizer, renderer, max_length, notes)
+                    report.abstained += isinstance(result, FitResult)
         except DataError as error:
             if on_bad_row == "error":
                 raise DataError(f"{name}: {error.message}", error.hint) from error
-            result = error.message
-        if isinstance(result, str):
-            report.left_out.append(LeftOut(name, result))
+            result = LeftOut(name, error.message, error.hint)
+        if isinstance(result, LeftOut):
+            report.left_out.append(replace(result, row=name))
         else:
             rows.append({"input_ids": result.input_ids, "labels": result.labels})
             places.append(place)
@@ -139,7 +166,7 @@ def _fit(
     max_length: int | None,
     cut_prompt_left: bool,
     notes: Counter[str],
-) -> FitResult | str:
+) -> FitResult | LeftOut:
     """The item's row, or why it does not fit."""
     result: FitResult | None
     if isinstance(item, Record):
@@ -152,15 +179,53 @@ def _fit(
             max_length if item.documents else None,
         )
     if result is None:
-        return f"not even the best document's beginning fits beside question and answer in {max_length} tokens"
+        return LeftOut(
+            "",
+            f"not even the best document's beginning fits beside question and answer in {max_length} tokens",
+            _LONGER,
+        )
+    answers = accepted_answers(item)
     if item.documents:
-        return result
+        cut_any = bool(result.dropped_documents) or result.shortened
+        return replace(
+            result, answer_lost=cut_any and lost_in_documents(answers, item.documents, result.kept_documents)
+        )
     # A BOS is where attention rests: a prompt that is cut keeps it.
     keep_first = int(tokenizer.bos_token_id is not None and result.input_ids[:1] == [tokenizer.bos_token_id])
     cut = fit_ids(result.input_ids, result.labels, max_length, cut_prompt_left, keep_first)
     if cut is None:
-        return f"needs {result.whole_tokens} tokens, {max_length} are allowed, and it has no documents to drop"
-    return FitResult(*cut, (), (), False, result.whole_tokens)
+        return LeftOut(
+            "",
+            f"needs {result.whole_tokens} tokens, {max_length} are allowed, and it has no documents to drop",
+            _LONGER if cut_prompt_left else _LONGER_OR_CUT,
+        )
+    whole, kept = prompt_and_response(result.input_ids, result.labels)[0], prompt_and_response(*cut)[0]
+    lost = lost_in_prompt(tokenizer, whole, kept, answers)
+    return FitResult(*cut, (), (), False, result.whole_tokens, lost)
+
+
+def _abstaining(
+    item: Record | Conversation,
+    result: FitResult,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    max_length: int | None,
+    notes: Counter[str],
+) -> FitResult | LeftOut:
+    """The row with the abstention in the place of an answer that was lost, and no document that it did not have."""
+    if not isinstance(item, Record) or not item.documents:
+        return LeftOut("", f"{SKIPPED}, and only records with documents can be trained to abstain", _LONGER)
+    record = replace(item, documents=result.kept_documents, answers=(), answerable=False)
+    # The abstention may be longer than the answer was, and cost a further document.
+    again = fit_record(record, renderer, tokenizer, max_length, notes)
+    if again is None:
+        return LeftOut("", f"{SKIPPED}, and the abstention is too long for what did", _LONGER)
+    return replace(
+        again,
+        dropped_documents=(*result.dropped_documents, *again.dropped_documents),
+        shortened=result.shortened or again.shortened,
+        whole_tokens=result.whole_tokens,
+    )
 
 
 def _count(report: LengthReport, item: Record | Conversation, result: FitResult) -> None:
@@ -174,11 +239,3 @@ def _count(report: LengthReport, item: Record | Conversation, result: FitResult)
     report.documents_dropped += len(result.dropped_documents)
     report.shortened += result.shortened
     report.prompts_cut += not item.documents and len(result.input_ids) < result.whole_tokens
-    if isinstance(item, Record) and (result.dropped_documents or result.shortened):
-        held, kept = (_holds(item.answers, documents) for documents in (item.documents, result.kept_documents))
-        report.answers_lost += held and not kept
-
-
-def _holds(answers: Sequence[str], documents: Sequence[Document]) -> bool:
-    texts = [document.text.casefold() for document in documents]
-    return any(answer.strip().casefold() in text for answer in answers for text in texts)

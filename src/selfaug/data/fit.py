@@ -35,6 +35,7 @@ class FitResult:
         dropped_documents: The rest, in the record's order.
         shortened: Whether the least relevant of the kept ones lost its end.
         whole_tokens: The row's tokens with every document whole.
+        answer_lost: Whether an accepted answer stood in what was dropped or cut off, and in nothing that was kept.
     """
 
     input_ids: Ids
@@ -43,6 +44,7 @@ class FitResult:
     dropped_documents: tuple[Document, ...]
     shortened: bool
     whole_tokens: int
+    answer_lost: bool = False
 
 
 def fit_record(

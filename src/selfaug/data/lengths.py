@@ -7,18 +7,27 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from selfaug.data.lost_answers import LOST_HINT
+from selfaug.data.reasons import MANY, Reason, by_reason, reason_lines
+
 __all__ = ["LeftOut", "LengthReport", "quantiles"]
 
 _POINTS = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that is not trained on: its name and why."""
+    """A row that is not trained on.
+
+    Args:
+        row: Its name.
+        reason: Why.
+        hint: What to do about it.
+    """
 
     row: str
     reason: str
+    hint: str = ""
 
 
 def quantiles(values: Sequence[int]) -> dict[str, float]:
@@ -43,7 +52,10 @@ class LengthReport:
         documents_dropped: How many of those do not stand in their prompts.
         shortened: Kept rows with a document that lost its end.
         prompts_cut: Kept rows whose prompt was cut from the left.
-        answers_lost: Kept rows with an accepted answer in their documents, but not in what was kept of them.
+        answers_lost: Rows with an accepted answer in what they came with, and none in what fits of it; also those
+            that were left out because of it.
+        on_lost_answer: What became of them: see :func:`selfaug.data.encode.encode`.
+        abstained: How many of them are trained on the abstention text.
         escaped: How often each special-token string was made harmless, in the texts of all rows.
         thoughts_dropped: Thoughts of assistant turns that the chat template leaves out, in kept rows.
         thoughts_closed: Answers without a thought behind a prompt that opens one, which is closed before them.
@@ -63,6 +75,8 @@ class LengthReport:
     shortened: int = 0
     prompts_cut: int = 0
     answers_lost: int = 0
+    on_lost_answer: str = "keep"
+    abstained: int = 0
     escaped: Counter[str] = field(default_factory=Counter)
     thoughts_dropped: int = 0
     thoughts_closed: int = 0
@@ -92,8 +106,11 @@ class LengthReport:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON: counts, quantiles and every row that was left out."""
+        """The report as JSON: counts, quantiles and every row that was left out, by reason and one by one."""
         row = asdict(self)
+        row["left_out"] = [{"row": item.row, "reason": item.reason} for item in self.left_out]
+        row["left_out_by_reason"] = {reason.text: reason.count for reason in self._reasons()}
+        row["warnings"] = [message for message, _ in self.warnings()]
         for name in ("prompt_tokens", "response_tokens", "whole_tokens"):
             del row[name]
         row["escaped"] = dict(sorted(self.escaped.items()))
@@ -112,7 +129,7 @@ class LengthReport:
         for count, what in (
             (self.shortened, "have a shortened document"),
             (self.prompts_cut, "have a prompt cut from the left"),
-            (self.answers_lost, "have their answer only in what was dropped or cut off"),
+            (self.answers_lost, f"have their answer only in what was dropped or cut off{self._became()}"),
         ):
             if count:
                 lines.append(f"{count} rows {what}")
@@ -132,9 +149,37 @@ class LengthReport:
         if self.escaped:
             names = ", ".join(f"{text!r} {count}" for text, count in self.escaped.most_common(5))
             lines.append(f"{self.escaped_specials} special-token strings in the data made harmless: {names}")
-        if self.left_out:
-            lines.append(f"{len(self.left_out)} rows left out:")
-            lines += [f"  {item.row}: {item.reason}" for item in self.left_out[:_SHOWN]]
-            if len(self.left_out) > _SHOWN:
-                lines.append(f"  and {len(self.left_out) - _SHOWN} more")
-        return lines
+        return lines + reason_lines([(item.row, item.reason) for item in self.left_out], self.rows)
+
+    def warnings(self) -> list[tuple[str, str]]:
+        """What will probably not be what the user wants, and what to do about it."""
+        found = []
+        if self.answers_lost and self.on_lost_answer == "keep":
+            found.append(
+                (
+                    f"{self.answers_lost} of {self.rows} rows ({100 * self.answers_lost / self.rows:.0f} %) have their "
+                    f"answer only in what was dropped to fit max_length={self.max_length}: the model is trained to "
+                    "answer without what says so",
+                    LOST_HINT,
+                )
+            )
+        if len(self.left_out) > MANY * self.rows:
+            most = self._reasons()[0]
+            hints = [item.hint for item in self.left_out if item.row == most.examples[0][0]]
+            found.append(
+                (
+                    f"only {self.kept} of {self.rows} rows are left: {len(self.left_out)} "
+                    f"({100 * len(self.left_out) / self.rows:.0f} %) are left out, {most.count} of them because: "
+                    f"{most.text}",
+                    hints[0],
+                )
+            )
+        return found
+
+    def _reasons(self) -> list[Reason]:
+        return by_reason((item.row, item.reason) for item in self.left_out)
+
+    def _became(self) -> str:
+        if self.on_lost_answer == "skip":
+            return ", and are left out"
+        return f"; {self.abstained} of them are trained to abstain" if self.on_lost_answer == "abstain" else ""

@@ -118,9 +118,9 @@ class GeneralPart:
         """
         self.harness.look_ahead(self.task, self.max_length)
 
-    def size(self) -> int:
-        """lm_eval shows its own bars."""
-        return 0
+    def size(self) -> int | None:
+        """lm_eval knows when it has built its requests."""
+        return None
 
     def compute(self, side: str, model: PreTrainedModel | None, progress: Progress) -> Any:  # noqa: D102
         chosen = self.backend if model is None else model
@@ -132,6 +132,7 @@ class GeneralPart:
             batch_size=self.batch_size,
             max_length=self.max_length,
             allow_code_execution=self.allow_code_execution,
+            progress=progress,
         )
 
     def finish(self, payloads: Mapping[str, Any], seed: int) -> Finished:  # noqa: D102

@@ -16,9 +16,12 @@ from selfaug.evaluation.harness_faults import code_refused, quiet, repeatable_la
 from selfaug.evaluation.models import Origin
 from selfaug.evaluation.suites import GeneralTask
 from selfaug.provenance import file_hash
+from selfaug.terminal import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from selfaug.evaluation.parts import Progress
 
 __all__ = ["SEEDS", "Harness", "backend_args", "file_facts"]
 
@@ -47,6 +50,7 @@ class Harness:
             if not Path(include_path).expanduser().is_dir():
                 raise ConfigError(f"include_path {include_path!r} is no folder", "give a folder of task YAMLs.")
             folders.append(str(Path(include_path).expanduser()))
+        say("loading lm_eval and its list of tasks ...")
         try:
             from lm_eval.tasks import TaskManager
         except ImportError as error:
@@ -120,6 +124,7 @@ class Harness:
         batch_size: int,
         max_length: int | None = None,
         allow_code_execution: bool = False,
+        progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Run one task on one model: lm_eval's own numbers, and every item's, as JSON.
 
@@ -131,6 +136,7 @@ class Harness:
             batch_size: Requests at a time.
             max_length: Longest sequence; ``None`` asks the model.
             allow_code_execution: Run code that the model writes.
+            progress: Told how many requests the loaded model has answered; another backend's answers are not counted.
 
         Raises:
             ConfigError, DataError: If the task cannot be run: its data, an extra package or the model's length.
@@ -150,7 +156,7 @@ class Harness:
                 from lm_eval.models.huggingface import HFLM
 
                 # A copy: lm_eval sets a padding token where there is none.
-                lm = HFLM(
+                lm = (HFLM if progress is None else _counted(progress))(
                     pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, max_length=max_length
                 )
             found = lm_eval.simple_evaluate(
@@ -219,6 +225,44 @@ class Harness:
                 dropped += len(documents) - len(good)
             return kept, {"needs data of NLTK (punkt_tab) that is not on this machine": dropped} if dropped else {}
         return None, {}
+
+
+def _counted(progress: Progress) -> Any:
+    """lm_eval's class for a loaded model, which also tells how many requests are answered, and of how many."""
+    from lm_eval.api.model import CacheHook
+    from lm_eval.models.huggingface import HFLM
+
+    class Hook(CacheHook):
+        """Called by lm_eval with each answer, so that a cache can keep it."""
+
+        done = 0
+
+        def add_partial(self, *_: Any) -> None:
+            self.done += 1
+            progress(self.done)
+
+    class Counted(HFLM):
+        expected = 0
+
+        def _asked(self, requests: Any) -> None:
+            if not self.expected:
+                self.set_cache_hook(Hook(None))
+            self.expected += len(requests)
+            progress.expect(self.expected)
+
+        def loglikelihood(self, requests: Any, *rest: Any, **options: Any) -> Any:
+            self._asked(requests)
+            return super().loglikelihood(requests, *rest, **options)
+
+        def loglikelihood_rolling(self, requests: Any, *rest: Any, **options: Any) -> Any:
+            self._asked(requests)
+            return super().loglikelihood_rolling(requests, *rest, **options)
+
+        def generate_until(self, requests: Any, *rest: Any, **options: Any) -> Any:
+            self._asked(requests)
+            return super().generate_until(requests, *rest, **options)
+
+    return Counted
 
 
 def _lay_out(leaf: Any, document: Any, task: GeneralTask, number: int) -> None:

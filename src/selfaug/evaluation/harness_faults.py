@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-import sys
 from collections.abc import Iterator
 
 from selfaug.errors import ConfigError, DataError
 from selfaug.evaluation.suites import GeneralTask
+from selfaug.quiet import is_verbose, libraries_muted
+from selfaug.terminal import talk
 
 __all__ = ["code_refused", "quiet", "repeatable_language_detection", "translated"]
 
@@ -18,14 +18,16 @@ __all__ = ["code_refused", "quiet", "repeatable_language_detection", "translated
 def quiet() -> Iterator[None]:
     """lm_eval and NLTK print to stdout, which is for data, and warn of what we chose on purpose.
 
-    Where stderr is no terminal their progress bars, which no setting switches off, are dropped too.
+    Their progress bars, which no setting switches off, are dropped too: :class:`selfaug.evaluation.harness.Harness`
+    counts what they would count.
     """
     logger = logging.getLogger("lm_eval")
     level = logger.level
-    logger.setLevel(logging.ERROR)
-    talk = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    if not is_verbose():
+        logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk), _without_git():
+        # Whatever the user wants to see of it, stdout stays for data.
+        with contextlib.redirect_stdout(talk()), libraries_muted(), _without_git():
             yield
     finally:
         logger.setLevel(level)

@@ -169,6 +169,10 @@ class Sides:
         """Base and tuned; the one in memory first."""
         return ("tuned", "base") if self._loaded == "tuned" else ("base", "tuned")
 
+    def holds(self, name: str) -> bool:
+        """Whether the model of a side is in memory."""
+        return self._model is not None and self._loaded in ("both", name)
+
     @contextmanager
     def side(self, name: str) -> Iterator[PreTrainedModel]:
         """Inside, the yielded causal model (without PEFT's wrapper) is the base or the tuned one, ready to evaluate."""

@@ -6,7 +6,7 @@ in the results and its lines in the sample log are made, which costs nothing and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["Finished", "Part", "Progress", "shown"]
 
 _LONGEST_PROMPT = 4000
-Progress = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Told how far the computing of a side is."""
+
+    def __call__(self, done: int, /) -> None:
+        """So many steps are done."""
+
+    def expect(self, total: int) -> None:
+        """So many steps there are, where :meth:`Part.size` did not know it."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class Part(Protocol):
             UserError: If it cannot be computed.
         """
 
-    def size(self) -> int:
-        """Steps of one side that progress counts to; 0 where they are not known."""
+    def size(self) -> int | None:
+        """Steps of one side that progress counts to; ``None`` where they are known only to who computes."""
 
     def compute(self, side: str, model: PreTrainedModel | None, progress: Progress) -> Any:
         """The payload of one side."""

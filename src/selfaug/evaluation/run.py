@@ -11,14 +11,14 @@ from typing import Any
 
 from selfaug.errors import ConfigError, UserError
 from selfaug.evaluation.models import Sides
-from selfaug.evaluation.parts import Finished, Part
+from selfaug.evaluation.parts import Finished, Part, Progress
 from selfaug.evaluation.results import SIDES, problems, read_samples, write_results
 from selfaug.evaluation.store import Store, key_of, write_whole
 from selfaug.provenance import versions
 
 __all__ = ["Bar", "evaluate", "kept_parts", "look_ahead", "write"]
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Bar = Callable[[str, int | None], AbstractContextManager[Progress]]
 # Libraries whose version can change a number.
 _DECIDING_VERSIONS = ("selfaug", "torch", "transformers", "peft", "tokenizers")
 
@@ -40,7 +40,7 @@ def evaluate(
         sides: The models; loaded when the first side that is not stored needs them.
         store: Of finished sides.
         seed: Of the bootstrap.
-        bar: Progress: what, and how many steps.
+        bar: Progress: what, and how many steps where that is known.
         say: Told what is done and what is taken from before.
         fresh: Compute everything anew.
 
@@ -69,12 +69,16 @@ def evaluate(
                 say(f"{part.name}, {side}: finished before")
                 continue
             began = time.perf_counter()
-            with bar(f"{part.name}, {side}", part.size()) as progress:
-                if part.needs_model:
-                    with sides.side(side) as model:
-                        payload = part.compute(side, model, progress)
-                else:
-                    sides.release()  # the other program loads its own, and needs the memory
+            what = f"{part.name}, {side}"
+            if part.needs_model:
+                if not sides.holds(side):
+                    say("loading the model ...")
+                # Before the bar: the time that loading takes says nothing of what the items take.
+                with sides.side(side) as model, bar(what, part.size()) as progress:
+                    payload = part.compute(side, model, progress)
+            else:
+                sides.release()  # the other program loads its own, and needs the memory
+                with bar(what, part.size()) as progress:
                     payload = part.compute(side, None, progress)
             seconds = time.perf_counter() - began
             stored[side] = {"seconds": seconds, "payload": payload}

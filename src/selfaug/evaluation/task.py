@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selfaug.data.fit import fit_documents
+from selfaug.data.lost_answers import lost_in_documents
 from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.thoughts import split_thought
 from selfaug.data.tokens import record_tokens
@@ -71,10 +72,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The records that fit, and how many do not, by reason."""
+    """The records that fit, and how many do not, by reason.
+
+    Args:
+        asked: Those that fit.
+        left_out: Counts of the others.
+        answers_lost: How many of ``asked`` have an accepted answer in their documents, and none in what fits of them.
+    """
 
     asked: list[Asked]
     left_out: dict[str, int] = field(default_factory=dict)
+    answers_lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ def ask(
     """
     asked: list[Asked] = []
     left_out: Counter[str] = Counter()
+    lost = 0
     # Prompt + answer <= max_length and prompt + max_new_tokens <= context, said as one limit on a padded length.
     limits = [limit for limit in (max_length, context) if limit is not None]
     limit = min(limits, default=None)
@@ -139,10 +148,11 @@ def ask(
         else:
             prompt, response = record_tokens(renderer, tokenizer, item, documents)
             text = renderer.prompt_text(tokenizer, item, documents)
+            lost += documents != item.documents and lost_in_documents(item.answers, item.documents, documents)
             asked.append(Asked(index, item, documents, text, prompt, response))
         if progress is not None:
             progress(index + 1)
-    return Prompts(asked, dict(left_out))
+    return Prompts(asked, dict(left_out), lost)
 
 
 def answer(

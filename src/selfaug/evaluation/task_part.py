@@ -71,7 +71,7 @@ class TaskPart:
             side: [Answer(a["text"], a["finished"], (a["nll"][0], int(a["nll"][1]))) for a in payloads[side]]
             for side in SIDES
         }
-        counts = task_counts(asked, answers, abstention, self.forms)
+        counts = task_counts(asked, answers, abstention, self.forms) | {"answers_lost": self.prompts.answers_lost}
         verdicts: dict[str, Any] = dict.fromkeys(SIDES)
         if self.judge is not None:
             verdicts, judged = self._judged(answers)

@@ -16,7 +16,8 @@ from selfaug.errors import DataError
 from selfaug.evaluation.store import key_of, write_whole
 from selfaug.generation.requests import Reply, Request
 from selfaug.generation.store import Store
-from selfaug.terminal import counting, is_main, say
+from selfaug.progress import counting
+from selfaug.terminal import is_main, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

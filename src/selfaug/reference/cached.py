@@ -25,13 +25,14 @@ from selfaug.model_checks import final_hidden, probe_tokens
 from selfaug.model_parts import head_layer
 from selfaug.objective.head import LMHead
 from selfaug.plan import plan_step
+from selfaug.progress import counting
 from selfaug.provenance import versions
 from selfaug.reference.adapter import BaseReference
 from selfaug.reference.cache_files import CACHE_DTYPES, UNKNOWN, CacheIndex, CacheKey, Shard, gigabytes, require_room
 from selfaug.reference.cache_key import cache_key
 from selfaug.reference.passes import prompts_hidden
 from selfaug.reference_batch import DrawnDocument, ReferenceLayout, Stored, reference_batch, sequence_key
-from selfaug.terminal import counting, say
+from selfaug.terminal import say
 from selfaug.trl_names import switchable_layers
 
 __all__ = ["CachedReference", "ReferenceCache", "open_cache"]

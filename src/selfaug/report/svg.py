@@ -6,7 +6,6 @@ import contextlib
 import html
 import io
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,9 +92,7 @@ def drawing(name: str, title: str, description: str, *, height: float = _SIZE[1]
         ) from None
     picture = Picture(title, description)
     style: Any = {**_STYLE, "svg.hashsalt": name}
-    with mpl.rc_context(style), warnings.catch_warnings():
-        # matplotlib's own type lacks some scripts; the page's has them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+    with mpl.rc_context(style):
         figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
         yield picture, figure.add_subplot()
         picture.svg = _inline(figure, name, title, description)

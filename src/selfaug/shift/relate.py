@@ -7,7 +7,6 @@ the loss in a metric of ``results.json``.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -218,9 +217,7 @@ def _bootstrapped(statistic: Any, runs: int, resamples: int, confidence: float, 
     from scipy.stats import bootstrap  # type: ignore[import-untyped,unused-ignore]
 
     options: dict[str, Any] = {"vectorized": False, "n_resamples": resamples, "confidence_level": confidence}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # degenerate resamples are handled below
-        made = bootstrap((np.arange(runs),), statistic, method="BCa", rng=np.random.default_rng(seed), **options)
+    made = bootstrap((np.arange(runs),), statistic, method="BCa", rng=np.random.default_rng(seed), **options)
     low, high, how = float(made.confidence_interval.low), float(made.confidence_interval.high), "BCa"
     value = float(statistic(np.arange(runs)))
     if not (np.isfinite([low, high]).all() and np.isfinite(made.bootstrap_distribution).all()):

@@ -24,6 +24,7 @@ from typing import IO
 
 from selfaug.checkpoint import write_durably
 from selfaug.errors import ConfigError
+from selfaug.progress import Estimate
 from selfaug.run_folder import RunFolder
 from selfaug.study.grid import Run, Study
 
@@ -126,7 +127,7 @@ def _run_all(
     waiting = [run for run in every if not is_finished(study_folder, study, run)]
     done = len(every) - len(waiting)
     say(f"{len(every)} runs, {done} of them finished before")
-    before, started = done, time.monotonic()
+    estimate = Estimate(len(every), done)
     failures: list[Failure] = []
     free = list(devices)
     going: dict[Future[Failure | None], tuple[Run, str | None]] = {}
@@ -141,8 +142,9 @@ def _run_all(
                 free.append(device)
                 failure = future.result()
                 done += 1
+                estimate.update(done)
                 if failure is None:
-                    left = (time.monotonic() - started) / (done - before) * (len(every) - done)
+                    left = estimate.left
                     say(f"{done} of {len(every)}: {run.name}" + (f"; {_rounded_up(left)} to go" if left else ""))
                 elif failure.code in _STOPPED:
                     raise KeyboardInterrupt
