@@ -174,7 +174,7 @@ class Session:
         """Keep a question, without its documents, and its answer for the turns to come."""
         if self.renderer.mode == "chat":
             asked = {"role": "user", "content": self.renderer.escape(question)}
-            self._turns += [asked, {"role": "assistant", "content": self.renderer.escape(reply)}]
+            self._turns += [asked, {"role": "assistant", "content": self.renderer.escape_answer(reply)}]
 
     def forget(self) -> None:
         """Begin a new conversation."""

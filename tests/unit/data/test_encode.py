@@ -321,3 +321,32 @@ def test_a_template_that_takes_parts_gets_parts():
     row = encode([record], tokenizer, Renderer.for_tokenizer(tokenizer), max_length=None).rows[0]
     plain = byte_level(None, "<|im_end|>", CHATML)
     assert row == encode([record], plain, Renderer.for_tokenizer(plain), max_length=None).rows[0]
+
+
+def test_smollm2_is_refused_what_its_template_leaves_out(smollm2):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    renderer = Renderer.for_tokenizer(tokenizer)
+    asked = {"role": "user", "content": "What is the weather in Rome?"}
+    function = {"name": "get_weather", "arguments": {"city": "Rome"}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    assert "get_weather" not in tokenizer.apply_chat_template([asked, call], tokenize=False)
+    said = {"role": "assistant", "content": "It is warm.", "reasoning_content": "I know it."}
+    encoded = encode(
+        [
+            Conversation((asked, call)),
+            Conversation((asked, said), tools=({"type": "function", "function": {"name": "get_weather"}},)),
+            Conversation((asked, {**call, "content": "I look."})),
+            Conversation((asked, said, asked, {**said, "weight": 0}, asked, said)),
+        ],
+        tokenizer,
+        renderer,
+        max_length=None,
+        on_bad_row="skip",
+    )
+    reasons = [item.reason for item in encoded.report.left_out]
+    assert [("get_weather" in reason, "leaves out" in reason) for reason in reasons] == [(True, True)] * 3
+    assert encoded.places == [3]
+    assert labelled(tokenizer, encoded.rows[0]) == "It is warm.<|im_end|>" * 2
+    assert encoded.report.thoughts_dropped == 2

@@ -88,12 +88,12 @@ def test_response_is_tokenised_apart_where_it_merges_with_the_prompt():
     assert tokenizer.decode(response).strip() == "In Paris</s>"
 
 
-def test_an_opened_thought_in_the_generation_prompt_stays():
+def test_an_opened_thought_in_the_generation_prompt_stays_and_is_closed_in_the_response():
     template = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     tokenizer = byte_level(None, "<|im_end|>", template)
     prompt, response = record_tokens(Renderer.for_tokenizer(tokenizer), tokenizer, RECORD)
     assert tokenizer.decode(prompt).endswith("<think>\n")
-    assert tokenizer.decode(response) == "In Paris<|im_end|>"
+    assert tokenizer.decode(response) == "\n</think>\n\nIn Paris<|im_end|>"
 
 
 @pytest.mark.parametrize(
