@@ -172,12 +172,13 @@ def train(session: Session, setting: Setting, folder: Path, lock: int) -> Path:
     if run.finished is None:
         again = ["--resume_from_checkpoint", "true"] if run.has_checkpoint() else ["--overwrite_output_dir", "true"]
         words = [*train_words(session, setting), "--output_dir", str(folder), *again]
+        log = folder.with_name(f"{folder.name}.log")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        code = _spawn(session, words, folder.with_suffix(".log"), folder, lock)
+        code = _spawn(session, words, log, folder, lock)
         if code:
             if code in (130, 143, -15, -2):
                 raise Stopped
-            raise SystemExit(f"error: {setting.name} ended with {code}\n\nhint: see {folder.with_suffix('.log')}.")
+            raise SystemExit(f"error: {setting.name} ended with {code}\n\nhint: see {log}.")
     assert run.finished is not None
     return run.finished
 

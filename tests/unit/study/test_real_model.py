@@ -134,9 +134,11 @@ def test_a_training_goes_on_from_its_checkpoint(
     study: Any, plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: bool
 ) -> None:
     said: list[list[str]] = []
+    logs: set[Path] = set()
 
     def spawn(at: Any, words: list[str], log: Path, folder: Path, lock: int) -> int:
         said.append(words)
+        logs.add(log)
         (folder / "adapter").mkdir(parents=True, exist_ok=True)
         return 0
 
@@ -150,6 +152,9 @@ def test_a_training_goes_on_from_its_checkpoint(
     assert ("--overwrite_output_dir" in said[0]) != checkpoint
     study.train(at, plan.lora(1e-3), folder, 3)
     assert len(said) == 1, "a finished adapter is not trained again"
+    study.train(at, plan.lora(2e-3), tmp_path / "run-lr0.002", 3)
+    study.train(at, plan.lora(4e-3), tmp_path / "run-lr0.004", 3)
+    assert len(logs) == 3, "each training has a log of its own, dots in its name or not"
 
 
 @pytest.mark.parametrize(("code", "raised"), [(143, "Stopped"), (2, "SystemExit")])
