@@ -65,8 +65,9 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, text: str) -> None:
+def write_durably(path: str | Path, text: str) -> None:
     """Write a text file that is either the old one or the new one, whatever happens in between."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -83,8 +84,9 @@ def _print(path: Path) -> dict[str, Any]:
         return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def torn_because(folder: Path) -> str | None:
+def torn_because(folder: str | Path) -> str | None:
     """Why a checkpoint is not whole, or ``None`` if it is."""
+    folder = Path(folder)
     try:
         text = (folder / SEAL).read_text(encoding="utf-8")
         body = json.loads(text)
@@ -104,8 +106,9 @@ def torn_because(folder: Path) -> str | None:
     return None
 
 
-def read_seal(folder: Path) -> dict[str, Any]:
+def read_seal(folder: str | Path) -> dict[str, Any]:
     """The ``state`` that was sealed with a whole checkpoint."""
+    folder = Path(folder)
     state: dict[str, Any] = json.loads((folder / SEAL).read_text(encoding="utf-8"))["state"]
     return state
 
@@ -118,8 +121,9 @@ def _numbered(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def last_whole(output_dir: Path) -> Path | None:
+def last_whole(output_dir: str | Path) -> Path | None:
     """The whole checkpoint with the most steps; torn ones above it are named in a warning and passed over."""
+    output_dir = Path(output_dir)
     for folder in _numbered(output_dir):
         reason = torn_because(folder)
         if reason is None:
@@ -157,7 +161,7 @@ def _sealed_at(folder: Path) -> float:
         return 0.0
 
 
-def resolve(value: str | bool | None, output_dir: Path) -> Path | None:
+def resolve(value: str | bool | None, output_dir: str | Path) -> Path | None:
     """The checkpoint that ``resume_from_checkpoint`` means: ``None``, the last whole one, or the one named.
 
     ``True``, ``"true"``, ``"last"`` and an empty value mean the last whole one.
@@ -165,6 +169,7 @@ def resolve(value: str | bool | None, output_dir: Path) -> Path | None:
     Raises:
         ConfigError: If there is none, or the one named is torn or not there.
     """
+    output_dir = Path(output_dir)
     if value is None or value is False or (isinstance(value, str) and value.lower() in ("false", "none")):
         return None
     if value is True or value.lower() in ("", "true", "last"):

@@ -44,8 +44,9 @@ def text_hash(text: str | None) -> str | None:
     return None if text is None else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path: str | Path) -> str:
     """``sha256:`` of a file's bytes."""
+    path = Path(path)
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
@@ -73,8 +74,9 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(text_hash(json.dumps([definition, special], sort_keys=True)))
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: str | Path) -> list[Path]:
     """The weight files of a model folder, safetensors before older formats; empty where there are none."""
+    folder = Path(folder)
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         found = sorted(folder.glob(pattern))
         if found:
@@ -118,7 +120,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: str | Path) -> dict[str, Any] | None:
     """Commit of the repository that holds ``folder`` and whether it has uncommitted changes; ``None`` outside git."""
 
     def ask(*words: str) -> str:
@@ -187,17 +189,19 @@ def build_manifest(
     }
 
 
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest whole, as indented JSON."""
+    path = Path(path)
     write_durably(path, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: str | Path) -> dict[str, Any]:
     """Read a manifest.
 
     Raises:
         ConfigError: If the file is missing, is not JSON, or was written by a newer selfaug.
     """
+    path = Path(path)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

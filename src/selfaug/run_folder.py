@@ -53,6 +53,9 @@ class RunFolder:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
     @property
     def config(self) -> Path:
         """The resolved settings; ``selfaug train --config`` reads them back."""

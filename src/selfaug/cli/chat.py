@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError
+from selfaug.errors import ConfigError, DataError
 from selfaug.terminal import emit, say
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ def _converse(session: Session, models: tuple[str, ...]) -> int:
             line = input("you> " if interactive else "").strip()
         except EOFError:
             return 0
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"what was typed holds characters that {error.encoding} cannot read, and stdin is read as that",
+                "unset PYTHONIOENCODING, or set PYTHONUTF8=1.",
+            ) from None
         if line == "/quit":
             return 0
         if line == "/reset":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
+import io
+import locale
 import os
 import signal
 import sys
@@ -96,6 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGINT and SIGTERM, 141 the reader of our output went away. Any other exception is a defect of ours and keeps its
     traceback.
     """
+    if argv is None:
+        _speak_utf8()
+    for stream in (sys.stdout, sys.stderr):
+        # What a stream's encoding lacks is written as JSON escapes it, so that no output ends in a traceback.
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors=_ESCAPING)
     arguments = take_verbose(sys.argv[1:] if argv is None else argv)
     quieten()
     try:
@@ -116,6 +125,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             return stop.code or 0  # argparse after --help or --version
         raise
     return code
+
+
+def _speak_utf8() -> None:
+    """Where the locale is none of UTF-8, start again in Python's UTF-8 mode.
+
+    Data, templates and paths are UTF-8, and our libraries open some of their files with the locale's encoding. The mode
+    cannot be switched on later.
+    """
+    if os.name != "posix" or sys.flags.utf8_mode or not sys.orig_argv or not sys.executable:
+        return
+    if codecs.lookup(locale.getencoding()).name == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    pairs = (units[i : i + 2].hex() for i in range(0, len(units), 2))
+    return "".join(f"\\u{pair}" for pair in pairs), error.end
+
+
+_ESCAPING = "selfaug.escaped"
+codecs.register_error(_ESCAPING, _escaped)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -168,7 +168,7 @@ def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
         yield where, value
 
 
-def write_results(path: Path, results: Mapping[str, Any]) -> None:
+def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write whole or not at all, after the check that readers make.
 
     Raises:
@@ -180,12 +180,13 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_results(path: Path) -> dict[str, Any]:
+def read_results(path: str | Path) -> dict[str, Any]:
     """The results of a run.
 
     Raises:
         DataError: If the file is missing, damaged or of another schema; the first problems are named.
     """
+    path = Path(path)
     again = "run `selfaug evaluate` on the run again; finished parts are not repeated."
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -199,8 +200,9 @@ def read_results(path: Path) -> dict[str, Any]:
     return dict(results)
 
 
-def read_samples(path: Path, part: str | None = None) -> Iterator[dict[str, Any]]:
+def read_samples(path: str | Path, part: str | None = None) -> Iterator[dict[str, Any]]:
     """The lines of a sample log, of one part or of all, in order."""
+    path = Path(path)
     with path.open(encoding="utf-8") as file:
         for line in file:
             sample = json.loads(line)

@@ -30,12 +30,13 @@ def key_of(deciding: Mapping[str, Any]) -> str:
     return str(text_hash(json.dumps(deciding, sort_keys=True, ensure_ascii=True)))
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: str | Path, text: str) -> None:
     """Write a file that is the old one or the new one; nothing is left behind where that fails.
 
     Raises:
         DiskError: If it cannot be written; no space left, say.
     """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +62,8 @@ class Store:
         folder: Made when the first part is written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
     def path(self, name: str, key: str) -> Path:
         """Where the part ``name`` with this key lies."""

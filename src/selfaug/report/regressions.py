@@ -64,7 +64,7 @@ class Worst:
     shown: tuple[Regression, ...]
 
 
-def read_worst(path: Path, metrics: Iterable[Measured], limit: int) -> list[Worst]:
+def read_worst(path: str | Path, metrics: Iterable[Measured], limit: int) -> list[Worst]:
     """The worst regressions of each part by its primary metric; of equal ones the first in the data.
 
     Args:
@@ -75,6 +75,7 @@ def read_worst(path: Path, metrics: Iterable[Measured], limit: int) -> list[Wors
     Raises:
         DataError: If the file is missing or damaged.
     """
+    path = Path(path)
     chosen = {one.part: one for one in metrics if one.primary and one.subtask is None}
     found: dict[str, list[tuple[float, dict[str, Any]]]] = {part: [] for part in chosen}
     number = 0

@@ -52,8 +52,9 @@ class Training:
     cost: Cost
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The events of a log; a last line that was cut by a kill is left out."""
+    path = Path(path)
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
