@@ -66,7 +66,10 @@ def test_results_table_and_samples(run: RunFolder, data: Path, capsys: pytest.Ca
     assert (part["items"], part["counts"]["questions_without_answer"]) == (12, 3)
     assert results["run"]["kind"] == "adapter"
     assert all(results["hashes"][name] for name in ("base", "tuned", "tokenizer", "renderer", "train_config"))
-    assert {"exact_match", "f1", "crag", "abstention_recall", "answer_nll"} <= set(part["metrics"])
+    assert {"answer_match", "answer_f1", "exact_match", "f1", "crag", "abstention_recall", "answer_nll"} <= set(
+        part["metrics"]
+    )
+    assert [name for name, entry in part["metrics"].items() if entry["primary"]] == ["answer_f1"]
     lines = out.splitlines()
     assert lines[0].split()[:2] == ["part", "metric"]
     assert len(lines) == 1 + len(part["metrics"])
@@ -378,3 +381,24 @@ def test_the_whole_model_of_a_run_without_adapter(tmp_path: Path, model: Path, d
     assert results["run"]["kind"] == "model"
     nll = results["parts"]["task"]["metrics"]["answer_nll"]
     assert nll["base"]["value"] != nll["tuned"]["value"]
+
+
+def test_a_users_forms_of_abstention_are_counted(
+    run: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(run, "--data", data) == 0
+    before = read_results(run.path / "results.json")["parts"]["task"]["counts"]["abstained"]
+    said = [sample["tuned"]["response"] for sample in read_samples(run.path / "samples.jsonl", "task")]
+    first = next(response.split()[0] for response in said if response)
+    forms = tmp_path / "forms.yaml"
+    forms.write_text(json.dumps({"en": [first]}), encoding="utf-8")
+    assert evaluate(run, "--data", data, "--abstentions", forms) == 0
+    after = read_results(run.path / "results.json")["parts"]["task"]["counts"]["abstained"]
+    assert before["tuned"] < after["tuned"]
+    settings = read_results(run.path / "results.json")["parts"]["task"]["settings"]
+    assert settings["abstentions"]["path"].endswith("forms.yaml")
+    forms.write_text("en: {hole: [x]}", encoding="utf-8")
+    capsys.readouterr()
+    assert evaluate(run, "--data", data, "--abstentions", forms) == 2
+    out, err = capsys.readouterr()
+    assert (out, "Did you mean 'whole'" in " ".join(err.split())) == ("", True)

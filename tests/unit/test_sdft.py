@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from selfaug.config import SelfAugConfig
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Document, Item, Record
+from selfaug.errors import ConfigError
+from selfaug.evaluation.forms import read_forms
 from selfaug.generation.requests import Reply, Request
 from selfaug.generation.scribe import Scribe
 from selfaug.generation.store import Store
@@ -37,10 +40,25 @@ from tests.chatting import chat_tokenizer
         ("I don't know that.", ["I don't know"], True),
         ("", ["Paris"], False),
         ("...", ["Paris"], False),
+        ("答案是北京。", ["北京"], True),
+        ("不是北京。", ["北京"], False),
+        ("我不知道。", ["北京"], False),
+        ("यह रोम है", ["राम"], False),
+        ("it was 5 degrees in Rome", ["it was -5 degrees in Rome"], False),
     ],
 )
 def test_agreement(rewrite: str, answers: list[str], agree: bool) -> None:
     assert agrees(rewrite, answers) is agree
+
+
+def test_a_file_of_abstentions_is_an_option(tmp_path: Path) -> None:
+    path = tmp_path / "forms.yaml"
+    path.write_text("fi: [en tiedä]", encoding="utf-8")
+    assert agrees("En tiedä, ehkä Pariisi", ["Pariisi"])
+    assert not agrees("En tiedä, ehkä Pariisi", ["Pariisi"], forms=read_forms(str(path)))
+    options = {"rewrite_abstentions": str(tmp_path / "none.yaml")}
+    with pytest.raises(ConfigError, match="cannot be read"):
+        SelfAugConfig(output_dir=str(tmp_path), method="sdft", method_options=options, report_to="none", use_cpu=True)
 
 
 def test_the_smallest_word_f1_is_a_setting() -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from selfaug.data.words import marked_words
 from selfaug.errors import ConfigError, nearest
+from selfaug.provenance import files_of
 
 __all__ = ["Forms", "read_forms"]
 
@@ -43,6 +44,7 @@ class Forms:
         or_after: Matches at the beginning of the text behind one.
         joined: What joins a list.
         yes_no: Answers that count only at the beginning of a response, as words with a space between.
+        source: Path, size and hash of the user's file; ``None`` without one.
     """
 
     no_answer: tuple[re.Pattern[str], ...]
@@ -52,6 +54,7 @@ class Forms:
     or_after: re.Pattern[str]
     joined: re.Pattern[str]
     yes_no: frozenset[str]
+    source: Mapping[str, Any] | None = None
 
     def give_no_answer(self, words: Sequence[str]) -> bool:
         """Whether a response of these words with their pauses begins by saying that it has no answer."""
@@ -72,13 +75,21 @@ class Forms:
         return bool(others.strip()) and not any(others.endswith(f" {answer}") for answer in accepted)
 
 
-@cache
 def read_forms(path: str | None = None) -> Forms:
     """The package's table, with what a user's file adds to it.
 
     Raises:
         ConfigError: If the file cannot be read, has an unknown key or a form that cannot be understood.
     """
+    return _own() if path is None else _compiled(path)
+
+
+@cache
+def _own() -> Forms:
+    return _compiled(None)
+
+
+def _compiled(path: str | None) -> Forms:
     table = _read(_TABLE)
     if path is not None:
         for language, kinds in _read(Path(path).expanduser()).items():
@@ -96,6 +107,7 @@ def read_forms(path: str | None = None) -> Forms:
         or_after=re.compile(rf"{guess}(?:{every['or']}|{every['or_after']})(?!{every['or_more']})"),
         joined=re.compile(rf"(?:[.,] )?(?:^|(?<= ))(?:{every['and']})|[.,] "),
         yes_no=frozenset(" ".join(marked_words(form)) for kinds in table.values() for form in kinds.get("yes_no", ())),
+        source=None if path is None else files_of([Path(path).expanduser()])[0],
     )
 
 

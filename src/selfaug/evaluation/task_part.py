@@ -107,6 +107,7 @@ class TaskPart:
                 "max_new_tokens": self.max_new_tokens,
                 "batch_size": self.batch_size,
                 "decoding": "greedy",
+                "abstentions": None if self.forms is None else self.forms.source,
                 "crag": "rules" if self.judge is None else f"judge {self.judge.model}",
             },
             "data": self.data,
