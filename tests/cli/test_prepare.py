@@ -292,6 +292,21 @@ def test_what_other_data_shares_is_counted_and_left_out_when_asked(data: Path, t
     )
 
 
+def test_other_data_is_read_as_the_input_is_or_by_its_own_looks(tmp_path: Path) -> None:
+    raw = [{"ask": f"what is in text {i}?", "ctx": f"word{i} is here", "reply": f"word{i}"} for i in range(6)]
+    data, same = write(tmp_path / "data.jsonl", raw), write(tmp_path / "same.jsonl", raw[:2])
+    plain = write(tmp_path / "plain.jsonl", [row(i) for i in range(3)])
+    where = ("--map", "question=ask", "documents=ctx", "answer=reply")
+    assert_mistake(selfaug(same, "--check"), "ask")  # nobody could tell these columns
+    for other, shared in ((same, 2), (plain, 3)):
+        done = selfaug(data, "--check", *where, "--against", other)
+        assert done.returncode == 0, done.stderr
+        assert f"  leak: {shared} rows of {shared} are also rows of the training data" in done.stdout, done.stdout
+    some = write(tmp_path / "some.jsonl", [*raw[:2], "{"])
+    done = selfaug(data, "--check", *where, "--against", some)
+    assert "some.jsonl: 1 bad rows are not compared; the first:" in done.stderr
+
+
 @pytest.mark.shared
 def test_squad_by_title_shares_no_article(shared: Path, tmp_path: Path) -> None:
     squad = shared / "data" / "squad" / "dev-v1.1.json"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from selfaug.cli.data import read_sources
+from selfaug.cli.data import Sources, read_sources
 from selfaug.cli.parsing import build, parse
-from selfaug.errors import DataError
+from selfaug.data.record import Conversation, Record
+from selfaug.errors import ConfigError, DataError
 
 
 def test_a_mixture_reads_all_training_shards_of_a_folder_and_no_others(
@@ -28,8 +30,8 @@ def test_a_mixture_reads_all_training_shards_of_a_folder_and_no_others(
     words = ["--config", str(config), "--model_name_or_path", "none", "--output_dir", str(tmp_path / "run")]
     settings = build(parse([*words, "--use_cpu", "true", "--max_length", "64"]).values)
     sources = read_sources(settings)
-    assert sources.train.table is not None
-    prompts = [row["prompt"] for row in sources.train.table]
+    assert sources.train.loaded is not None
+    prompts = [row["prompt"] for row in sources.train.loaded.items if isinstance(row, dict)]
     assert prompts == ["say train-00000-of-00002", "say train-00001-of-00002"]
     err = capsys.readouterr().err
     assert "Not read: validation (DEV.jsonl)" in err
@@ -37,3 +39,59 @@ def test_a_mixture_reads_all_training_shards_of_a_folder_and_no_others(
     (tmp_path / "hub" / "notes.jsonl").write_text("{}\n", "utf-8")
     with pytest.raises(DataError, match=r"No split: notes\.jsonl"):
         read_sources(settings)
+
+
+def _read(folder: Path, datasets: list[dict[str, Any]], **settings: Any) -> Sources:
+    config = folder / "mixture.yaml"
+    config.write_text(yaml.safe_dump({"datasets": datasets, **settings}))
+    words = ["--config", str(config), "--model_name_or_path", "none", "--output_dir", str(folder / "run")]
+    return read_sources(build(parse([*words, "--use_cpu", "true", "--max_length", "64"]).values))
+
+
+def test_a_mixture_reads_the_split_of_each_folder_by_any_format_and_says_what_its_halves_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, chat = tmp_path / "tables", tmp_path / "chat.jsonl"
+    folder.mkdir()
+    head = "question,documents,answer\n"
+    for name, first in (("train.0", 0), ("train.1", 2), ("test", 4)):
+        rows = "".join(f"Who is {n}?,A text,{n}\n" for n in range(first, first + 2))  # one text: each half has it
+        (folder / f"{name}.csv").write_text(head + rows, "utf-8")
+    message = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    chat.write_text(json.dumps({"messages": message}) + "\n", "utf-8")
+    entries = [{"path": str(folder)}, {"path": str(chat)}]
+    sources = _read(tmp_path, entries, test_split_size=2, eval_strategy="epoch")
+    assert sources.train.loaded is not None
+    assert sources.evaluation is not None
+    assert sources.evaluation.loaded is not None
+    items = [*sources.train.loaded.items, *sources.evaluation.loaded.items]
+    assert {item.question for item in items if isinstance(item, Record)} == {f"Who is {n}?" for n in range(4)}
+    assert sum(isinstance(item, Conversation) for item in items) == 1
+    assert len(items) == 5
+    files = [Path(file["path"]).name for file in sources.described()["train"]["files"]]
+    assert files == ["train.0.csv", "train.1.csv", "chat.jsonl"]
+    err = capsys.readouterr().err
+    assert "Not read: test (test.csv)" in err
+    assert "leak: 1 distinct document" in err
+
+
+def test_an_entry_of_a_mixture_reads_what_it_names_and_no_more(tmp_path: Path) -> None:
+    inside = tmp_path / "data" / "a"
+    inside.mkdir(parents=True)
+    for name in ("train", "test", "other"):
+        rows = "".join(json.dumps({"prompt": f"{name} {n}", "completion": " it"}) + "\n" for n in range(10))
+        ((inside if name != "other" else inside.parent) / f"{name}.jsonl").write_text(rows, "utf-8")
+
+    def prompts(**entry: Any) -> list[str]:
+        loaded = _read(tmp_path, [entry]).train.loaded
+        assert loaded is not None
+        return [row["prompt"] for row in loaded.items if isinstance(row, dict)]
+
+    files = {"train": [str(inside / "train.jsonl")], "test": str(inside / "test.jsonl")}
+    assert prompts(path="json", data_files=files) == [f"train {n}" for n in range(10)]
+    assert prompts(path="json", data_files=files, split="test[:20%]") == ["test 0", "test 1"]
+    assert prompts(path=str(inside.parent), data_dir="a") == [f"train {n}" for n in range(10)]
+    with pytest.raises(ConfigError, match="no file for the split 'dev'"):
+        prompts(path="json", data_files=files, split="dev")
+    with pytest.raises(ConfigError, match="is no part of one split"):
+        prompts(path=str(inside), split="train[:10%]+test[:10%]")

@@ -275,9 +275,9 @@ def test_a_hub_data_set_is_asked_for_its_splits(monkeypatch: pytest.MonkeyPatch)
 
     asked = []
 
-    def load(name: str, split: str) -> list[dict[str, Any]]:
+    def load(name: str, split: str) -> datasets.Dataset:
         asked.append(split)
-        return [{"id": split, "question": "q", "documents": ["d"], "answer": "a"}]
+        return datasets.Dataset.from_list([{"id": split, "question": "q", "documents": ["d"], "answer": "a"}])
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train", "validation"])
     monkeypatch.setattr(datasets, "load_dataset", load)
