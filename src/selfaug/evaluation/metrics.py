@@ -41,6 +41,7 @@ _NEAR = 12  # Words before and behind an accepted answer that may deny it.
 _SURE = 3  # Words of a phrase that begins a response and needs no pause behind it.
 # A list of guesses has so many items, of at most so many words each.
 _LIST, _LIST_ITEM = 4, 3
+_SLASH = re.compile(r"(?<=[^\W\d_]{3})\s?/\s?(?=[^\W\d_]{3})")
 _ENUMERATOR = re.compile(r"(?:^|(?<=\s))(?:\(?(?:\d{1,2}|[A-Za-z])[.)]|[-*•])\s+", re.MULTILINE)
 
 
@@ -148,7 +149,8 @@ def crag_verdict(response: str, accepted: Sequence[str], abstention: str = "", f
     if accepted and answer_match(response, [answer for answer in accepted if answer_words(answer)]):
         return "right"
     forms = forms or read_forms()
-    said = marked_words(_without_articles(response))
+    # A slash is an "or", unless an answer has one: km/h.
+    said = marked_words(_without_articles(response if "/" in "".join(accepted) else _SLASH.sub(" or ", response)))
     wanted = [answer_words(answer) for answer in accepted]
     if abstains(response, abstention, forms):
         # The title "I Don't Know How to Love Him" may be the answer, with something behind it.
