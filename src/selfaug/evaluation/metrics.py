@@ -32,7 +32,9 @@ POINTS: dict[Verdict, int] = {"right": 1, "missing": 0, "wrong": -1}
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 # An article of English stands before a word; A and An in the middle of a sentence are names (vitamin A, Nghệ An).
-_ENGLISH_ARTICLES = re.compile(r"(?<![\w'’-])(?:an?|[Tt]he|THE|(?<![^\W_] )(?<![^\W_],\s)An?)(?=\s+[\"'“‘(]?[^\W_])")
+_ENGLISH_ARTICLES = re.compile(
+    r"(?<![\w-])(?<!\w['’])(?:an?|[Tt]he|THE|(?<![^\W_] )(?<![^\W_],\s)An?)(?=\s+[\"'“‘(]?[^\W_])"
+)
 _SYMBOL = regex.compile(r"[\p{Sm}\p{Sc}\p{So}]")
 _QUOTED = re.compile(r"[\"“„«「『][^\"”»」』]*[\"”»」』]")
 CRAG_WORDS = 50

@@ -135,6 +135,9 @@ LANGUAGES = [
     # response, accepted, match, F1, verdict: worked out by hand
     ("“Paris”", "Paris", 1, 1, RIGHT),
     ("the Beatles", "Beatles", 1, 1, RIGHT),
+    ("'The Pink Triangle'", "Pink Triangle", 1, 1, RIGHT),
+    ("Il l'a dit", "Il l'a dit", 1, 1, RIGHT),
+    ("Il l'a dit", "Il l'dit", 0, 6 / 7, WRONG),
     ("vitamin C", "Vitamin A", 0, 1 / 2, WRONG),
     ("vitamin", "Vitamin A", 0, 2 / 3, WRONG),
     ("C++", "C#", 0, 0, WRONG),
