@@ -23,7 +23,7 @@ __all__ = ["Forms", "read_forms"]
 
 _TABLE = Path(__file__).with_name("answer_forms.yaml")
 _KINDS = (
-    "openings", "begins", "whole", "not_before", "not_after", "or", "or_after", "or_more", "and", "yes_no",
+    "openings", "begins", "whole", "not_before", "not_after", "only", "or", "or_after", "or_more", "and", "yes_no",
 )  # fmt: skip
 _SYNTAX = re.compile(r"(\.\.\.|[\[\]()|;]|\{\w*\})")
 _SIGNS = {
@@ -40,6 +40,7 @@ class Forms:
         no_answer: One pattern a language; it matches the beginning of a response that gives no answer.
         not_before: Matches at the end of the text before an accepted answer that is denied.
         not_after: Matches at the beginning of the text behind one.
+        only: Matches at the end of the text before one where a denial behind it means "not only".
         or_before: Matches at the end of the text before one that is only one guess of several.
         or_after: Matches at the beginning of the text behind one.
         joined: What joins a list.
@@ -50,6 +51,7 @@ class Forms:
     no_answer: tuple[re.Pattern[str], ...]
     not_before: re.Pattern[str]
     not_after: re.Pattern[str]
+    only: re.Pattern[str]
     or_before: re.Pattern[str]
     or_after: re.Pattern[str]
     joined: re.Pattern[str]
@@ -63,7 +65,9 @@ class Forms:
 
     def denied(self, before: str, behind: str) -> bool:
         """Whether what stands between these two texts is said not to be the answer."""
-        return self.not_before.search(before) is not None or self.not_after.match(behind) is not None
+        if self.not_before.search(before) is not None:
+            return True
+        return self.not_after.match(behind) is not None and self.only.search(before) is None
 
     def guessed(self, before: str, behind: str, accepted: Sequence[str]) -> bool:
         """Whether what stands between these two texts is one guess of several, and the next one is not accepted."""
@@ -103,6 +107,7 @@ def _compiled(path: str | None) -> Forms:
         no_answer=tuple(_no_answer(kinds) for kinds in table.values() if kinds.get("begins") or kinds.get("whole")),
         not_before=re.compile(rf"(?:^|(?<= ))(?:{every['not_before']})$"),
         not_after=re.compile(every["not_after"]),
+        only=re.compile(rf"(?:^|(?<= ))(?:{every['only']})$"),
         or_before=re.compile(rf"(?:^|(?<= ))(?:{every['or']})$"),
         or_after=re.compile(rf"{guess}(?:{every['or']}|{every['or_after']})(?!{every['or_more']})"),
         joined=re.compile(rf"(?:[.,] )?(?:^|(?<= ))(?:{every['and']})|[.,] "),

@@ -32,7 +32,9 @@ POINTS: dict[Verdict, int] = {"right": 1, "missing": 0, "wrong": -1}
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 # An article of English stands before a word; A and An in the middle of a sentence are names (vitamin A, Nghệ An).
-_ENGLISH_ARTICLES = re.compile(r"(?<![\w'’-])(?:an?|[Tt]he|THE|(?<![^\W_] )(?<![^\W_],\s)An?)(?=\s+[\"'“‘(]?[^\W_])")
+_ENGLISH_ARTICLES = re.compile(
+    r"(?<![\w-])(?<!\w['’])(?:an?|[Tt]he|THE|(?<![^\W_] )(?<![^\W_],\s)An?)(?=\s+[\"'“‘(]?[^\W_])"
+)
 _SYMBOL = regex.compile(r"[\p{Sm}\p{Sc}\p{So}]")
 _QUOTED = re.compile(r"[\"“„«「『][^\"”»」』]*[\"”»」』]")
 CRAG_WORDS = 50
@@ -41,6 +43,7 @@ _NEAR = 12  # Words before and behind an accepted answer that may deny it.
 _SURE = 3  # Words of a phrase that begins a response and needs no pause behind it.
 # A list of guesses has so many items, of at most so many words each.
 _LIST, _LIST_ITEM = 4, 3
+_SLASH = re.compile(r"(?<=[^\W\d_]{3})\s?/\s?(?=[^\W\d_]{3})")
 _ENUMERATOR = re.compile(r"(?:^|(?<=\s))(?:\(?(?:\d{1,2}|[A-Za-z])[.)]|[-*•])\s+", re.MULTILINE)
 
 
@@ -148,7 +151,8 @@ def crag_verdict(response: str, accepted: Sequence[str], abstention: str = "", f
     if accepted and answer_match(response, [answer for answer in accepted if answer_words(answer)]):
         return "right"
     forms = forms or read_forms()
-    said = marked_words(_without_articles(response))
+    # A slash is an "or", unless an answer has one: km/h.
+    said = marked_words(_without_articles(response if "/" in "".join(accepted) else _SLASH.sub(" or ", response)))
     wanted = [answer_words(answer) for answer in accepted]
     if abstains(response, abstention, forms):
         # The title "I Don't Know How to Love Him" may be the answer, with something behind it.

@@ -135,6 +135,9 @@ LANGUAGES = [
     # response, accepted, match, F1, verdict: worked out by hand
     ("“Paris”", "Paris", 1, 1, RIGHT),
     ("the Beatles", "Beatles", 1, 1, RIGHT),
+    ("'The Pink Triangle'", "Pink Triangle", 1, 1, RIGHT),
+    ("Il l'a dit", "Il l'a dit", 1, 1, RIGHT),
+    ("Il l'a dit", "Il l'dit", 0, 6 / 7, WRONG),
     ("vitamin C", "Vitamin A", 0, 1 / 2, WRONG),
     ("vitamin", "Vitamin A", 0, 2 / 3, WRONG),
     ("C++", "C#", 0, 0, WRONG),
@@ -289,6 +292,10 @@ DENIED = [
     ("यह दिल्ली नहीं है", "दिल्ली", WRONG),
     ("ليست باريس", "باريس", WRONG),
     ("ไม่ใช่ปารีส", "ปารีส", WRONG),
+    ("sadece Paris değil", "Paris", RIGHT),
+    ("none other than Paris", "Paris", RIGHT),
+    ("Paris/London", "Paris", WRONG),
+    ("100 km/h", "100 km/h", RIGHT),
     ("bukan Paris", "Paris", WRONG),
     ("không phải là Paris", "Paris", WRONG),
     ("to nie Paryż", "Paryż", WRONG),
@@ -364,26 +371,9 @@ def test_each_language_of_the_table_has_all_that_a_verdict_needs() -> None:
 
     table = yaml.safe_load(Path(forms.__file__).with_name("answer_forms.yaml").read_text(encoding="utf-8"))
     wanted = {
-        "en",
-        "de",
-        "fr",
-        "es",
-        "it",
-        "pt",
-        "zh",
-        "ja",
-        "ko",
-        "hi",
-        "ar",
-        "ru",
-        "he",
-        "th",
-        "tr",
-        "vi",
-        "id",
-        "pl",
+        "en", "de", "fr", "es", "it", "pt", "zh", "ja", "ko", "hi", "ar", "ru", "he", "th", "tr", "vi", "id", "pl",
         "nl",
-    }
+    }  # fmt: skip
     assert wanted <= set(table)
     for language in sorted(wanted):
         assert table[language]["begins"], language
