@@ -233,3 +233,10 @@ def test_resolved_settings_read_back_are_the_same(tmp_path: Path, chosen: dict[s
     resolved = build(values).resolved
     file = write(tmp_path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     assert build(parse(["--config", str(file)]).values).resolved == resolved
+
+
+def test_a_map_is_a_mapping_in_yaml_and_words_on_the_command_line(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", "map: {question: query, documents: 'ctxs[].text'}\n")
+    words = ["question=query", "documents=ctxs[].text"]
+    assert parse(["--config", str(file), "--dataset_name", "d.jsonl"]).values["map"] == words
+    assert parse(["--map", *words, "--dataset_name", "d.jsonl"]).values["map"] == words

@@ -376,3 +376,23 @@ def test_the_length_report_counts_the_models_tokens(shared: Path, stories260k: P
     assert text.returncode == 0, text.stderr
     assert "tokens, response: min" in text.stdout
     assert "rows have a shortened document" in text.stdout
+
+
+def test_a_map_is_taken_from_flags_and_from_a_file_of_settings(tmp_path: Path) -> None:
+    rows = [
+        {"QUESTION": f"q{i}?", "CONTEXTS": [f"passage {i}"], "decision": "yes", "answer": "wrong"} for i in range(4)
+    ]
+    data = write(tmp_path / "data.jsonl", rows)
+    words = ["question=QUESTION", "documents=CONTEXTS[]", "answer=decision"]
+    flagged = selfaug(data, "--output_dir", tmp_path / "a", "--held_out", 0, "--map", *words)
+    assert flagged.returncode == 0, flagged.stderr
+    assert "unread columns" in flagged.stderr
+    file = tmp_path / "settings.yaml"
+    file.write_text("map:\n  question: QUESTION\n  documents: CONTEXTS[]\n  answer: decision\n", "utf-8")
+    told = selfaug(data, "--output_dir", tmp_path / "b", "--held_out", 0, "--config", file)
+    assert told.returncode == 0, told.stderr
+    lines = (tmp_path / "a" / "train.jsonl").read_text("utf-8")
+    assert lines == (tmp_path / "b" / "train.jsonl").read_text("utf-8")
+    first = {"question": "q0?", "documents": [{"text": "passage 0"}], "answer": "yes"}
+    assert json.loads(lines.splitlines()[0]) == first
+    assert_mistake(selfaug(data, "--check", "--map", "question=Q"), "none of the first 4 rows", "QUESTION")

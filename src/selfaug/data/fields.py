@@ -75,7 +75,8 @@ class RowError(DataError):
     """
 
     def __init__(self, where: Where, field: str, expected: str, received: str, hint: str = "") -> None:
-        path = ".".join(part for part in (where.inside, field) if part)
+        # Names of fields may hold what UTF-8 cannot write, as values may.
+        path = ".".join(part for part in (where.inside, field) if part).encode("utf-8", "backslashreplace").decode()
         place = f"{where}, field {path!r}" if path else str(where)
         mend = hint or "mend the row"
         super().__init__(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfaug.data.formats import FORMATS
+from selfaug.data.formats import FORMATS, mapped
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record, RowError, Where, parse_conversation, parse_record
 from selfaug.errors import DataError
@@ -60,14 +60,14 @@ def mutated_rows(draw: st.DrawFn) -> tuple[str, Any]:
     return format_of(sample), row
 
 
-def check_item(item: Any) -> None:
+def check_item(item: Any, *, needs_documents: bool = True) -> None:
     """An item is trainable, and comes back from what is written of it."""
     if isinstance(item, Record):
         assert item.question.strip()
-        assert item.documents
+        assert item.documents or not needs_documents
         assert item.answers or not item.answerable
         written = json.dumps(item.to_row(), allow_nan=False, ensure_ascii=False).encode()
-        assert parse_record(json.loads(written), Where("f", 1)) == item
+        assert parse_record(json.loads(written), Where("f", 1), needs_documents=needs_documents) == item
     elif isinstance(item, Conversation):
         written = json.dumps(item.to_row(), allow_nan=False, ensure_ascii=False).encode()
         assert parse_conversation(json.loads(written), Where("f", 1)) == item
@@ -99,6 +99,30 @@ def test_a_mutated_row_is_a_record_or_a_row_error(case: tuple[str, Any]) -> None
             outcomes["error"] += 1
 
 
+MAPS = (
+    {"question": "question", "documents": "context", "answer": "answer"},
+    {
+        "question": "query + question",
+        "documents": "passages[].text",
+        "documents.title": "passages[].title",
+        "answer": "a",
+    },
+    {"documents": "documents.split(a)", "documents.relevant": "supporting_facts[][0]", "answerable": "!is_impossible"},
+    {"documents": "context[0].x", "history": "conversations", "documents.score": "documents[].score"},
+    {"messages": "conversations"},
+    {"prompt": "question", "completion": "answer"},
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(mutated_rows().map(lambda case: case[1]), st.sampled_from(MAPS))
+def test_a_map_over_any_row_is_an_example_or_a_data_error(row: dict[str, Any], paths: dict[str, str]) -> None:
+    try:
+        check_item(mapped(paths).bound([row]).parse(row, Where("f", 1), False), needs_documents=False)
+    except DataError as error:
+        check_error(error)
+
+
 def test_the_mutations_reached_both_outcomes() -> None:
     """Without this the test above could pass on rows that are all refused, or all accepted."""
     test_a_mutated_row_is_a_record_or_a_row_error()
@@ -109,7 +133,7 @@ def test_the_mutations_reached_both_outcomes() -> None:
 @st.composite
 def broken_files(draw: st.DrawFn) -> tuple[str, bytes, int]:
     """A file name, its bytes, and how many of its lines are not blank where it is a whole line file (else -1)."""
-    suffix = draw(st.sampled_from([".jsonl", ".json", ".jsonl.gz", ".bz2", ".parquet", ".tsv", ""]))
+    suffix = draw(st.sampled_from([".jsonl", ".json", ".jsonl.gz", ".bz2", ".parquet", ".tsv", ".csv", ""]))
     if draw(st.integers(0, 3)) == 0:
         return f"d{suffix}", draw(st.binary(max_size=200)), -1
     rows = draw(st.lists(mutated_rows().map(lambda case: case[1]) | any_json, min_size=1, max_size=5))

@@ -167,7 +167,15 @@ def test_two_files_take_their_answers_from_one_column(tmp_path: Path) -> None:
             "--map question=qa_question 'documents=Related Passages' answer=gold_answer_text",
         ),
         (
-            {"uid": "1", "qqq": "Wann?", "meta": {"text": "Es regnet im Mai und im Juni."}, "aaa": "Mai"},
+            {
+                "uid": "1",
+                "level": 3,
+                "source": None,
+                "split_no": 1,
+                "qqq": "Wann?",
+                "meta": {"text": "Es regnet im Mai und im Juni."},
+                "aaa": "Mai",
+            },
             "--map question=qqq documents=meta.text answer=aaa",
         ),
     ],

@@ -83,7 +83,8 @@ def suggested(rows: Sequence[Row]) -> str:
     if len(taken) < 2:
         return ""
     words = (f"{field}={taken.get(field, '...')}" for field in _NEEDED)
-    return "--map " + " ".join(f"'{word}'" if re.search(r"[\s!\[\]()&;'\"$]", word) else word for word in words)
+    told = " ".join(f"'{word}'" if re.search(r"[\s!\[\]()&;'\"$]", word) else word for word in words)
+    return f"--map {told}".encode("utf-8", "backslashreplace").decode()
 
 
 def _places(rows: Sequence[Row]) -> dict[str, list[Any]]:

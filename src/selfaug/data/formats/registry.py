@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from selfaug.data.fields import RowError, Where, shown
+from selfaug.data.fields import RowError, Where
 from selfaug.data.formats import canonical, crag, mctest, trl
 from selfaug.data.formats.guess import by_name, suggested
 from selfaug.data.formats.paths import Path, holds
@@ -132,7 +132,7 @@ def mapped(given: Mapping[str, str] | Sequence[str]) -> Format:
 
     def columns(row: Row) -> set[str]:
         read = set().union(*(path.columns(row) for path in parsed.values()))
-        return read | (set(own) if not others else {"id", "system", "tools"} if "messages" in paths else set())
+        return read | (own.keys() - paths.keys() if not others else {"id", "system", "tools"} if "messages" in paths else set())
 
     def bind(rows: Sequence[Row]) -> Format:
         for name, path in parsed.items():
@@ -140,7 +140,7 @@ def mapped(given: Mapping[str, str] | Sequence[str]) -> Format:
                 known = sorted({str(key) for row in rows for key in row})
                 raise DataError(
                     f"map says {name}={path.text}, and none of the first {len(rows)} rows has anything there; their "
-                    f"columns are {', '.join(known)[:300]}.{nearest(path.text, known)}",
+                    f"columns are {_listed(known)}.{nearest(path.text, known)}",
                     "correct the path: a column, .field inside an object, [] for each entry of a list.",
                 )
         return Format("map", "", lambda row: True, parse, columns, paths=_told(paths))
@@ -239,17 +239,23 @@ def detect(rows: Iterable[Row]) -> str:
         near = next((text for key in found if (text := nearest(key, ("question", "messages", "completion")))), "")
         if seen and all(_is_passage(row) for row in seen):
             raise DataError(
-                f"the rows are passages of a corpus: their fields are {shown(found)}, and no question is among them",
+                f"the rows are passages of a corpus: their fields are {_listed(found)}, and no question is among them",
                 "give the questions as data, and these as their --corpus.",
             )
         fits = suggested(seen)
         raise DataError(
-            f"the rows are in no known format: their fields are {shown(found) if found else 'none'}.{near}",
+            f"the rows are in no known format: their fields are {_listed(found)}.{near}",
             (f"`{fits}` would probably read them; " if fits else "say where each field stands with --map; ")
             + "or give question, documents and answer (or messages) in each row, or name the format with --format"
             f" ({', '.join(FORMATS)}).",
         )
     return votes.most_common(1)[0][0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names as messages show them, all of them where there are not hundreds."""
+    shown_ = [repr(name[:60]) for name in names[:30]]
+    return ", ".join(shown_ + ["..."] * (len(names) > len(shown_))) or "none"
 
 
 def _is_passage(row: Row) -> bool:

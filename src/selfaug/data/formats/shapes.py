@@ -243,7 +243,7 @@ class Shape:
                 continue
             document = parse_document(_joined(entry, where), where, entry.name)
             if entry.key is not None and document.id is None:
-                document = replace(document, id=entry.key)
+                document = replace(document, id=Fields({entry.name: entry.key}, where).identifier(entry.name))
             document = _with(document, {name: values[i] for name, values in columns.items()}, where)
             document = replace(document, title=self.title(document.title or "") or None)
             for word in self.abstains:
