@@ -32,8 +32,8 @@ from real_model_plan import TRAINING, Setting, finished, hours, order, stages, t
 
 from selfaug.evaluation.store import Store, key_of, write_whole
 from selfaug.provenance import device, git_state, versions
+from selfaug.quiet import quieten
 from selfaug.run_folder import RunFolder
-from selfaug.terminal import quiet_bars
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_SECONDS = 300
@@ -389,7 +389,7 @@ def main() -> int:
         if args.picture:
             draw(done, args.picture)
         return 0
-    quiet_bars()
+    quieten()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     deadline = time.monotonic() + args.budget_minutes * 60
     session = Session(args.work.resolve(), results, args.shared.resolve(), deadline)

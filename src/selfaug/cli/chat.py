@@ -25,8 +25,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--top_k", "--top-k", type=int, default=5, help="documents for each question (%(default)s)")
     parser.add_argument("--question", metavar="TEXT", help="answer this one question on stdout, and end")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--base", action="store_true", help="the base model instead: the adapter is off")
+    which.add_argument("--untuned", action="store_true", help="the base model answers instead: the adapter is off")
     which.add_argument("--compare", action="store_true", help="the base model's answer, then the tuned one's")
+    parser.add_argument(
+        "--base",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="where the base model lies now, if not where the run found it; without a value, the same as --untuned",
+    )
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=256, help="(%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws at a temperature above 0 (%(default)s)")
@@ -42,8 +49,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--temperature is {args.temperature}: it divides the logits", "give 0 or more.")
     if args.question is not None and not args.question.strip():
         raise ConfigError("--question is empty", "ask something.")
+    untuned = args.untuned or args.base == ""
+    if untuned and args.compare:
+        raise ConfigError("--base without a model asks for the base alone, and --compare for both", "pass one of them.")
     folder = RunFolder.open(args.run)
     from selfaug.cli.session import Session
+    from selfaug.lab import shipped
 
     say("loading the model ...")
     session = Session.load(
@@ -53,9 +64,10 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         seed=args.seed,
-        needs_base=args.base or args.compare,
+        needs_base=untuned or args.compare,
+        base=shipped.resolve(args.base) if args.base else None,
     )
-    models = ("base", "tuned") if args.compare else ("base",) if args.base else ("tuned",)
+    models = ("base", "tuned") if args.compare else ("base",) if untuned else ("tuned",)
     if args.question is not None:
         _answer(session, args.question, models)
         return 0

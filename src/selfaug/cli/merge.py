@@ -1,36 +1,36 @@
-"""`selfaug merge`: fold a run's adapter into its base, and make sure that the two compute the same."""
+"""`selfaug merge`: fold a run's adapter into its base, write it, and measure what share of the tuning was written.
+
+The folder's path goes to stdout; everything else to stderr. What is measured is what is read back from the disk.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from selfaug.cli.outputs import check_writable
+from selfaug.cli.outputs import check_writable, open_to_others, written_whole
 from selfaug.data.prompt_files import SETTINGS
-from selfaug.errors import ConfigError
+from selfaug.errors import ConfigError, DataError, UserError
+from selfaug.progress import counting
 from selfaug.terminal import emit, say
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["TOLERANCE", "add_parser", "logits_apart", "run"]
+    from selfaug.data.prompts import Renderer
+    from selfaug.data.record import Conversation, Record
+    from selfaug.evaluation.models import Origin, Sides
+    from selfaug.merging import Answers, Kept
+    from selfaug.run_folder import RunFolder
+
+__all__ = ["add_parser", "run", "run_prompts"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest difference of logits allowed, in their standard deviations, by the number format of the merged weights.
-
-Folding rounds every weight once more. The relative step of the formats is 6e-8, 5e-4 and 4e-3; what dozens of layers
-make of it stays below these, while a wrong scale or a missing layer moves logits by a deviation and more.
-"""
-
-_PROBE = (
-    "The quick brown fox jumps over the lazy dog. Question: What is the capital of France?\nAnswer: 42, {x: [1, 2]}"
-)
+_PROMPTS = 50
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,7 +39,18 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("run", metavar="RUN", help="the --output_dir of a finished `selfaug train`")
     parser.add_argument("--output_dir", "--output-dir", required=True, metavar="OUT", help="folder of the merged model")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="number format of the merged weights; auto is the base's own"
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="number format of the merged weights; auto is the base's own, or float32 where that loses the tuning",
+    )
+    parser.add_argument("--base", metavar="MODEL", help="where the base model lies now, if not where the run found it")
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        default=_PROMPTS,
+        metavar="N",
+        help="prompts of the run whose answers are compared; 0 compares the weights alone (default: %(default)s)",
     )
     parser.add_argument(
         "--overwrite_output_dir", "--overwrite-output-dir", action="store_true", help="replace the merged model in OUT"
@@ -47,10 +58,16 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge, check, save; the exit code. The folder appears whole or not at all."""
+    """Check everything, fold, write, read back and measure; the exit code. The folder appears whole or not at all."""
+    from selfaug.cli.encoding import load_tokenizer
     from selfaug.cli.inputs import check_model
+    from selfaug.data.prompts import Renderer
+    from selfaug.evaluation.models import check_origin
+    from selfaug.lab import shipped
     from selfaug.run_folder import RunFolder
 
+    if args.prompts < 0:
+        raise ConfigError(f"--prompts is {args.prompts}, and it counts prompts", "give 0 or more.")
     folder = RunFolder.open(args.run)
     if not folder.adapter.is_dir():
         raise ConfigError(
@@ -59,24 +76,23 @@ def run(args: argparse.Namespace) -> int:
         )
     out = Path(args.output_dir).expanduser()
     _check_output(out, folder.path, args.overwrite_output_dir)
-    settings = json.loads((folder.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    base = str(settings["base_model_name_or_path"])
-    revision = settings.get("revision") or "main"
-    trust = bool(folder.read_config().get("trust_remote_code"))
-    facts = check_model(base, revision=revision, trust_remote_code=trust)
+    origin = check_origin(folder, None if args.base is None else shipped.resolve(args.base))
+    facts = check_model(origin.base, revision=origin.revision, trust_remote_code=origin.trust_remote_code)
     if facts.quantization is not None:
         raise ConfigError(
-            f"the base model {base} is quantised ({facts.quantization}): an adapter cannot be folded into its weights "
-            "without rounding the adapter away",
-            "merge into the unquantised model, or serve the adapter as it is.",
+            f"the base model {origin.base} is quantised ({facts.quantization}): an adapter cannot be folded into its "
+            "weights without rounding the adapter away",
+            "serve the adapter over the quantised model as it is.",
         )
-    if folder.read_config().get("load_in_4bit") or folder.read_config().get("load_in_8bit"):
+    if origin.quantization is not None:
         say("The adapter was trained over quantised weights; it is folded into the unquantised ones.")
+        origin = dataclasses.replace(origin, quantization=None)
     if facts.folder is not None:
         _check_space(out, facts.folder, args.dtype)
-    say(f"loading the model {base} ...")
-    merged, tokenizer = _merge(base, revision, trust, folder.adapter, args.dtype)
-    _save(merged, tokenizer, folder.adapter, out)
+    tokenizer, renderer = load_tokenizer(folder.adapter), Renderer.load(folder.adapter)
+    prompts = run_prompts(folder, tokenizer, renderer, origin.context, args.prompts) if args.prompts else []
+    say(f"loading the model {origin.base} ...")
+    say(str(_merge(origin, tokenizer, renderer, prompts, out, args.dtype)))
     emit(str(out))
     return 0
 
@@ -114,55 +130,190 @@ def _check_space(out: Path, base: Path, dtype: str) -> None:
         )
 
 
-def _merge(
-    base: str, revision: str, trust: bool, adapter: Path, dtype: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+def run_prompts(
+    folder: RunFolder, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, context: int | None, count: int
+) -> list[list[int]]:
+    """Return the token ids of at most ``count`` prompts, evenly from what the run held out, else was trained on.
 
-    from selfaug.cli.encoding import load_tokenizer
+    Where its rows cannot be had, they are simple questions, and it is said.
 
-    tokenizer = load_tokenizer(adapter)
-    model = AutoModelForCausalLM.from_pretrained(base, revision=revision, trust_remote_code=trust, dtype=dtype)
-    tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
-    ids = torch.tensor([tokenizer(_PROBE)["input_ids"]])
-    with torch.no_grad():
-        wanted = tuned(input_ids=ids, use_cache=False).logits
-        merged = tuned.merge_and_unload(safe_merge=True)
-        got = merged(input_ids=ids, use_cache=False).logits
-    name = str(merged.dtype).removeprefix("torch.")
-    apart = logits_apart(wanted, got)
-    if not apart <= TOLERANCE.get(name, TOLERANCE["bfloat16"]):
-        raise ConfigError(
-            f"the merged model's logits are {apart:.2g} standard deviations from the adapter's, more than rounding to "
-            f"{name} explains: nothing was saved",
-            "try --dtype float32; if that fails too, the adapter's kind cannot be folded: serve it as it is.",
-        )
-    say(f"merged in {name}; the logits are at most {apart:.2g} standard deviations from the adapter's")
-    return merged, tokenizer
+    Args:
+        folder: A finished run.
+        tokenizer: Saved with the adapter.
+        renderer: Saved with the adapter.
+        context: Longest sequence of the model; a prompt that leaves no room for an answer is cut at its left.
+        count: Largest number of prompts.
+    """
+    from selfaug.data.encode import encode
+    from selfaug.data.record import Record
+    from selfaug.merging import LONGEST_ANSWER
+
+    longest = folder.read_config().get("max_length")
+    questions = [Record(f"How many days are {weeks} weeks?", (), ("-",)) for weeks in range(2, 2 + count)]
+    for items in (_rows_of(folder), questions):
+        number = min(count, len(items))
+        rows = encode(
+            [items[place * len(items) // number] for place in range(number)],
+            tokenizer,
+            renderer,
+            max_length=longest if isinstance(longest, int) else None,
+            cut_prompt_left=True,
+            on_bad_row="skip",
+        ).rows
+        # What stands before the first answer; the labels of all of it are -100.
+        prompts = [row["input_ids"][: next(i for i, label in enumerate(row["labels"]) if label >= 0)] for row in rows]
+        room = None if context is None else max(1, context - LONGEST_ANSWER)
+        found = [prompt if room is None else prompt[-room:] for prompt in prompts if prompt]
+        if found:
+            return found
+    raise DataError("there are no prompts to compare answers on", "pass --prompts 0 to compare the weights alone.")
 
 
-def logits_apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Max |one - other| / std(one), in float64; ``nan`` if either is not finite."""
-    first, second = one.double(), other.double()
-    return float((first - second).abs().max() / first.std())
+def _rows_of(folder: RunFolder) -> Sequence[Record | Conversation]:
+    """What the run held out or was evaluated on, else what it was trained on; nothing where that cannot be read."""
+    from selfaug.data.read import read_rows
+    from selfaug.evaluation.data import task_data
+    from selfaug.provenance import read_manifest
 
-
-def _save(merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path, out: Path) -> None:
-    from selfaug.cli.outputs import open_to_others
-    from selfaug.data.prompts import Renderer
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    config = folder.read_config()
+    manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
     try:
-        merged.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        Renderer.load(adapter).save(partial)
-        open_to_others(partial)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        return task_data([], config, manifest, on_bad_row="skip")[0].items
+    except UserError:
+        pass  # Nothing was held out, or it holds no records: conversations have prompts, too.
+    name, split = str(config.get("dataset_name") or ""), str(config.get("dataset_train_split") or "train")
+    try:
+        path = Path(name).expanduser()
+        loaded = read_rows(
+            path if path.exists() else name,
+            format=str(config.get("format") or "auto"),
+            mapping=config.get("map"),
+            on_bad_row="skip",
+            split=split,
+        )
+        if loaded.kind != "trl":
+            return cast("Sequence[Record | Conversation]", loaded.items)
+        reason = "is in a format that does not say where a prompt ends"
+    except UserError as error:
+        reason = f"cannot be read ({error.message})"
+    say(f"The run's data {reason}; answers to simple questions are compared instead.")
+    return []
+
+
+class _TooLittleError(ConfigError):
+    """What was written keeps too little of the tuning."""
+
+
+def _merge(
+    origin: Origin,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    prompts: Sequence[Sequence[int]],
+    out: Path,
+    dtype: str,
+) -> Kept:
+    """Write the merged model to ``out`` in a number format that keeps the tuning, and return what it keeps.
+
+    Raises:
+        ConfigError: If the format that was asked for does not, or the adapter cannot be folded; ``out`` is then as it
+            was.
+    """
+    from selfaug.evaluation.models import Sides
+    from selfaug.merging import Answers
+
+    tuned = Sides(origin, "float32")
+    answers = None
+    if prompts:
+        with counting("answers", 3 * len(prompts)) as progress:
+            answers = Answers.of(tuned, tokenizer, renderer, prompts, progress)
+    # The base as its files have it: an adapter may rewrite the weights under it as it is loaded.
+    with Sides(dataclasses.replace(origin, switchable=False)).side("base") as base:
+
+        def written(name: str) -> Kept:
+            return _write(tuned, base, tokenizer, renderer, answers, out, name)
+
+        own = str(base.dtype).removeprefix("torch.")
+        if dtype != "auto" or own == "float32":
+            return written(own if dtype == "auto" else dtype)
+        try:
+            return written(own)
+        except _TooLittleError as error:
+            say(error.message)
+        say("float32 is written instead.")
+        return written("float32")
+
+
+def _write(
+    tuned: Sides,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    answers: Answers | None,
+    out: Path,
+    dtype: str,
+) -> Kept:
+    """Write the merged model in one number format, read it back, and return what it keeps.
+
+    Raises:
+        ConfigError: If that is too little, or the folder cannot be written.
+    """
+    import torch
+
+    from selfaug.evaluation.models import Sides
+    from selfaug.merging import Kept, write_weights
+
+    model = tuned.fold()
+    shares = write_weights(model, base, getattr(torch, dtype))
+    with written_whole(out) as partial:
+        _save(model, tokenizer, renderer, partial)
+        there = dataclasses.replace(tuned.origin, final=partial, adapter=False, switchable=False)
+        with Sides(there, "float32").side("tuned") as read:
+            _check_same(read, model)
+            outputs = None
+            if answers is not None:
+                with counting(dtype, len(answers.prompts)) as progress:
+                    outputs = answers.compare(read, progress)
+        kept = Kept(dtype, shares, outputs)
+        lacks = kept.lacks()
+        if lacks is not None and dtype == "float32":
+            raise _TooLittleError(
+                f"the merged model is not what base and adapter are, even in float32: {lacks}; nothing was saved",
+                "adapters of this kind cannot be folded: serve the base model with the adapter.",
+            )
+        if lacks is not None:
+            raise _TooLittleError(
+                f"{dtype} is too coarse for what this run trained: {lacks}; nothing was saved",
+                "pass --dtype float32, which keeps all of it.",
+            )
+    return kept
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    from selfaug.evaluation.generate import stop_ids
+
+    if model.generation_config is not None:
+        # The run may have ended its answers with another token than the base.
+        model.generation_config.eos_token_id = stop_ids(model, tokenizer, renderer)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    tokenizer.save_pretrained(folder)
+    renderer.save(folder)
+    open_to_others(folder)
+
+
+def _check_same(read: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Refuse what was read back where a weight is not the one that was written."""
+    import torch
+
+    known = dict(read.named_parameters(remove_duplicate=False))
+    for name, parameter in model.named_parameters():
+        there = known.get(name)
+        if there is None or not torch.equal(there.to(parameter.device), parameter.float()):
+            raise ConfigError(
+                f"{name} is not read back as it was written; nothing was saved",
+                "check the disk; if it is sound, serve the base model with the adapter as it is.",
+            )

@@ -18,7 +18,7 @@ from selfaug.data.tokens import text_ids
 from selfaug.errors import DataError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from selfaug.run_folder import RunFolder
 
@@ -64,11 +64,20 @@ class Session:
     _turns: list[dict[str, str]] = field(default_factory=list)
 
     @classmethod
-    def load(cls, folder: RunFolder, *, documents: str | None, needs_base: bool, **options: Any) -> Session:
+    def load(
+        cls, folder: RunFolder, *, documents: str | None, needs_base: bool, base: str | None = None, **options: Any
+    ) -> Session:
         """Load a finished run.
 
+        Args:
+            folder: The run.
+            documents: File or folder to answer from, or ``None``.
+            needs_base: Whether the base will be asked.
+            base: Where the base model lies now, if not where the run found it.
+            options: Further fields of the session.
+
         Raises:
-            ConfigError: If the base model or the documents are not there.
+            ConfigError: If the base model or the documents are not there, or the base is not the run's.
             DataError: If the documents cannot be read.
         """
         from selfaug.cli.encoding import load_tokenizer
@@ -79,8 +88,8 @@ class Session:
         final = folder.finished
         assert final is not None
         tokenizer = load_tokenizer(final)
-        tuned, base = _load_models(folder, needs_base)
-        return cls(tuned, base, tokenizer, Renderer.load(final), corpus, **options)
+        tuned, plain = _load_models(folder, needs_base, base)
+        return cls(tuned, plain, tokenizer, Renderer.load(final), corpus, **options)
 
     def ask(self, question: str) -> list[int]:
         """The prompt's token ids: the trained layout, with the best documents that fit, after what was said before.
@@ -137,6 +146,9 @@ class Session:
         import torch
         from transformers import TextStreamer
 
+        from selfaug.evaluation.generate import stop_ids
+        from selfaug.reference.adapter import adapters_off
+
         class Stream(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 out.write(printable(text))
@@ -149,26 +161,18 @@ class Session:
         sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:
             sampling = {"do_sample": True, "temperature": self.temperature}
-        with torch.no_grad(), chosen.disable_adapter() if off else contextlib.nullcontext():
+        with torch.no_grad(), adapters_off(chosen) if off else contextlib.nullcontext():
             answer = chosen.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=self.max_new_tokens,
-                eos_token_id=self._stops(chosen),
+                eos_token_id=stop_ids(chosen, self.tokenizer, self.renderer),
                 pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                 streamer=Stream(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
                 **sampling,
             )
         text: str = self.tokenizer.decode(answer[0, len(prompt) :], skip_special_tokens=True)
         return printable(text).strip()
-
-    def _stops(self, model: PreTrainedModel) -> list[int]:
-        configured = model.generation_config.eos_token_id
-        stops = set(configured if isinstance(configured, list) else [configured])
-        stops.add(self.tokenizer.eos_token_id)
-        turn = text_ids(self.tokenizer, self.renderer.end_of_turn) if self.renderer.end_of_turn else []
-        stops.update(turn if len(turn) == 1 else ())
-        return sorted(stop for stop in stops if stop is not None)
 
     def remember(self, question: str, reply: str) -> None:
         """Keep a question, without its documents, and its answer for the turns to come."""
@@ -181,31 +185,19 @@ class Session:
         self._turns.clear()
 
 
-def _load_models(folder: RunFolder, needs_base: bool) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM
-    from trl import ModelConfig, get_quantization_config
+def _load_models(folder: RunFolder, needs_base: bool, base: str | None) -> tuple[Any, Any]:
+    """The tuned model, and the base where it is wanted and is not the tuned one with its adapter off."""
+    from selfaug.evaluation.models import Origin, Sides, check_origin
 
-    from selfaug.cli.inputs import check_model
-
-    config = folder.read_config()
-    base_name, revision = str(config.get("model_name_or_path")), str(config.get("model_revision") or "main")
-    trust = bool(config.get("trust_remote_code"))
-    options: dict[str, Any] = {"trust_remote_code": trust, "dtype": "auto"}
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    base = None
-    if folder.adapter.is_dir() or needs_base:
-        check_model(base_name, revision=revision, trust_remote_code=trust)
-        names = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype")
-        quantization = get_quantization_config(
-            ModelConfig(**{n: config[n] for n in names if config.get(n) is not None})
-        )
-        base = AutoModelForCausalLM.from_pretrained(
-            base_name, revision=revision, quantization_config=quantization, **options
-        ).eval()
-        base = base if quantization is not None else base.to(device)
-    if not folder.adapter.is_dir():
-        return AutoModelForCausalLM.from_pretrained(str(folder.model), **options).eval().to(device), base
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base, str(folder.adapter)).eval(), None
+    if not needs_base and base is None and not folder.adapter.is_dir():
+        # A model that was trained whole is loaded without a look at its base, which may be gone.
+        trust = bool(folder.read_config().get("trust_remote_code"))
+        whole = Origin("", "main", trust, folder.model, adapter=False, switchable=False, base_hash=None, tuned_hash="")
+        with Sides(whole).side("tuned") as tuned:
+            return tuned, None
+    origin = check_origin(folder, base)
+    with Sides(origin).side("tuned") as tuned:
+        if not needs_base or origin.switchable:
+            return tuned, None
+    with Sides(origin).side("base") as plain:
+        return tuned, plain

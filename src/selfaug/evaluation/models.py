@@ -8,6 +8,7 @@ so that there is never more than one in memory.
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,9 +85,19 @@ def check_origin(run: RunFolder, base: str | None = None) -> Origin:
             "so the results would not be the run's",
             _RESTORE,
         )
-    name = base or str(config.get("model_name_or_path"))
-    revision, trust = str(config.get("model_revision") or "main"), bool(config.get("trust_remote_code"))
-    facts = check_model(name, revision=revision, trust_remote_code=trust)
+    name, trust = base or str(config.get("model_name_or_path")), bool(config.get("trust_remote_code"))
+    # What a branch of the hub names may have moved since; the commit that was trained on has not.
+    commit = None if base is not None else (manifest.get("model") or {}).get("commit")
+    revision = str(commit or config.get("model_revision") or "main")
+    try:
+        facts = check_model(name, revision=revision, trust_remote_code=trust)
+    except ConfigError as error:
+        if base is not None:
+            raise ConfigError(error.message.replace("model_name_or_path", "--base"), error.hint) from None
+        hint = "if it has moved, pass where it lies now with --base"
+        raise ConfigError(
+            f"the base model of the run in {run.path}: {error.message}", f"{hint}; else {error.hint}"
+        ) from None
     folder = model_folder(name, revision)
     trained_on = (manifest.get("model") or {}).get("weights")
     base_hash = None
@@ -162,6 +173,7 @@ class Sides:
     def __init__(self, origin: Origin, dtype: str = "auto") -> None:
         self.origin, self.dtype = origin, dtype
         self._model: PreTrainedModel | None = None
+        self._peft: Any = None  # PEFT's wrapper of the model, where it has an adapter
         self._loaded = ""  # "both" where the adapter is switched, else the side in memory
         self.loads = 0
 
@@ -191,13 +203,42 @@ class Sides:
             else:
                 yield self._model
 
+    def fold(self) -> PreTrainedModel:
+        """Return the tuned model with its adapter folded into its weights; this object forgets it.
+
+        A head that shares its weight with the embedding gets its own where only one of the two is adapted.
+
+        Raises:
+            ConfigError: If PEFT cannot fold this kind of adapter, or its weights are not finite.
+        """
+        with self.side("tuned") as model:
+            if any(getattr(config, "layer_replication", None) for config in self._peft.peft_config.values()):
+                raise ConfigError(
+                    f"the adapter in {self.origin.final} repeats layers of the base (layer_replication): it cannot be "
+                    "folded, as the copies of a layer share its weights and have each their own adapter",
+                    "serve the base model with the adapter as it is.",
+                )
+            _part_tied(model)
+        try:
+            with warnings.catch_warnings():
+                # PEFT says that a head is no longer tied to the embedding; it is written so.
+                warnings.filterwarnings("ignore", message=".*(tie_word_embeddings|tied).*")
+                folded: PreTrainedModel = self._peft.merge_and_unload(safe_merge=True)
+        except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
+            raise ConfigError(
+                f"the adapter in {self.origin.final} cannot be folded into its base model: {_first(error)}",
+                "serve the base model with the adapter as it is.",
+            ) from error
+        self.release()
+        return folded
+
     def release(self) -> None:
         """Forget the loaded model."""
         import torch
 
         if self._model is None:
             return
-        self._model, self._loaded = None, ""
+        self._model, self._peft, self._loaded = None, None, ""
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -220,6 +261,7 @@ class Sides:
                 "it was trained on another base: pass the right one with --base, or restore the files.",
             ) from error
         found: PreTrainedModel = model.get_base_model()
+        self._peft = model
         return found
 
     def _causal(self, name: str, revision: str) -> PreTrainedModel:
@@ -241,6 +283,20 @@ class Sides:
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise ConfigError(f"the model {name} cannot be loaded: {_first(error)}", _RESTORE) from error
         return model.eval()
+
+
+def _part_tied(model: PreTrainedModel) -> None:
+    """Give the head a weight of its own where it shares the embedding's and an adapter would be folded into that."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    plain = [part.get_base_layer() if isinstance(part, BaseTunerLayer) else part for part in (embedding, head)]
+    weights = [getattr(part, "weight", None) for part in plain]
+    if weights[0] is None or weights[0] is not weights[1] or plain == [embedding, head]:
+        return
+    plain[1].weight = torch.nn.Parameter(weights[1].detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
 
 
 def _first(error: BaseException) -> str:

@@ -1,0 +1,283 @@
+"""What is merged is the adapter: for every kind that PEFT folds, in every number format, read back from the disk."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from selfaug.cli.main import main
+from selfaug.data.prompts import Renderer
+from selfaug.merging import stochastically
+from selfaug.provenance import read_manifest, weight_files, weights_hash, write_manifest
+from selfaug.run_folder import RunFolder
+from tests.models import save_tiny, tiny
+from tests.runs import finished_run
+
+IDS = torch.tensor([[5, 9, 33, 21, 8, 40, 41, 7]])
+
+
+def saved(folder: Path, arch: str = "llama", dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+    """A tiny model whose files are in ``dtype``, with settings that its architecture does not have by itself."""
+    save_tiny(folder, tiny(arch))
+    AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **config).save_pretrained(folder)
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == dtype
+    return folder
+
+
+def run_of(folder: Path, model: Path, *, noise: float = 0.0, **adapter: Any) -> RunFolder:
+    """A finished run; with ``noise`` every tensor of its adapter is moved, not LoRA's matrices alone."""
+    run = finished_run(folder / "run", model, **adapter)
+    if noise:
+        path = run.adapter / "adapter_model.safetensors"
+        torch.manual_seed(3)
+        save_file({name: value + noise * torch.randn_like(value) for name, value in load_file(path).items()}, path)
+        manifest = read_manifest(run.manifest)
+        manifest["finished"]["weights"] = weights_hash([path], full=True)
+        write_manifest(run.manifest, manifest)
+    return run
+
+
+def tuned(run: RunFolder, model: Path) -> PeftModel:
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return PeftModel.from_pretrained(base, str(run.adapter)).eval()
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def parts(run: RunFolder, model: Path, merged: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
+    """W, D and M of all LoRA layers, each as one vector in float64; D from the two matrices alone."""
+    base = dict(AutoModelForCausalLM.from_pretrained(model, dtype="auto").named_parameters())
+    written = dict(merged.named_parameters())
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    for name, A in weights.items():
+        if name.endswith("lora_A.weight"):
+            layer = name.removeprefix("base_model.model.").removesuffix("lora_A.weight") + "weight"
+            B = weights[name.replace("lora_A", "lora_B")]
+            found.append((base[layer].double(), 2 * B.double() @ A.double(), written[layer].double()))
+    W, D, M = zip(*found, strict=True)
+    return tuple(torch.cat([part.flatten() for part in kind]) for kind in (W, D, M))  # type: ignore[return-value]
+
+
+def kept(W: Tensor, D: Tensor, M: Tensor) -> float:
+    return float(((M - W) @ D) / (D @ D))
+
+
+def merge(run: RunFolder, out: Path, *words: str) -> int:
+    return main(["merge", str(run.path), "--output_dir", str(out), *words])
+
+
+def test_a_small_tuning_of_a_bfloat16_base_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path / "model", dtype=torch.bfloat16)
+    run = run_of(tmp_path, model, perturb=0.006)
+    nearest = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype="auto"), str(run.adapter))
+    W, D, lost = parts(run, model, nearest.merge_and_unload())
+    assert kept(W, D, lost) < 0.5  # what rounding to the nearest keeps
+    assert float((lost == W).double().mean()) > 0.8
+    assert merge(run, tmp_path / "out", "--prompts", "0") == 0
+    said = capsys.readouterr().err
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    share = kept(*parts(run, model, merged))
+    assert 0.95 < share < 1.05
+    assert f"the weights keep {share:.1%} of what training changed" in said
+    assert "standard deviation" not in said
+
+
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+def test_a_tuning_too_small_for_the_format_is_written_in_another_or_refused(
+    asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = saved(tmp_path / "model", dtype=torch.bfloat16)
+    run = run_of(tmp_path, model, perturb=0.006)
+    out = tmp_path / "out"
+    code = merge(run, out, "--dtype", asked)
+    said = capsys.readouterr().err
+    assert "bfloat16 is too coarse for what this run trained" in said
+    if asked == "auto":
+        assert code == 0
+        merged = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+        assert merged.dtype == torch.float32
+        assert kept(*parts(run, model, merged)) == pytest.approx(1, abs=0.02)
+        assert "written in float32" in said
+    else:
+        assert code == 2
+        assert "--dtype float32" in said
+        assert not out.exists()
+        assert {path.name for path in tmp_path.iterdir()} == {"model", "run"}
+
+
+TIED = {"tie_word_embeddings": True}
+KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "dora": ("llama", {}, {"use_dora": True}),
+    "rslora": ("llama", {}, {"use_rslora": True}),
+    "patterns": ("llama", {}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 32}}),
+    "biases": ("llama", {"attention_bias": True}, {"bias": "all"}),
+    "pissa": ("llama", {}, {"init_lora_weights": "pissa"}),
+    "olora": ("llama", {}, {"init_lora_weights": "olora"}),
+    "experts": ("qwen3_moe", {}, {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}),
+    "embedding of a tied model": ("llama", TIED, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "saved head of a tied model": ("llama", TIED, {"modules_to_save": ["lm_head"]}),
+    "saved embedding of a tied model": ("llama", TIED, {"modules_to_save": ["embed_tokens"]}),
+    "tokens of a tied model": ("llama", TIED, {"trainable_token_indices": [5, 9]}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_is_what_lies_on_the_disk(kind: str, tmp_path: Path) -> None:
+    arch, config, settings = KINDS[kind]
+    model = saved(tmp_path / "model", arch, **config)
+    run = run_of(tmp_path, model, noise=0.02, **settings)
+    adapter = tuned(run, model)
+    wanted = logits(adapter)
+    plain = AutoModelForCausalLM.from_pretrained(model)
+    assert (plain.lm_head.weight is plain.model.embed_tokens.weight) == (config == TIED)
+    base = logits(plain)
+    assert (wanted - base).abs().max() > 0.01 * base.std()
+    assert merge(run, tmp_path / "out", "--prompts", "8") == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (logits(merged) - wanted).abs().max() < 1e-4 * base.std()
+
+
+def test_what_cannot_be_folded_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path / "model")
+    run = run_of(tmp_path, model, layer_replication=[[0, 2], [0, 2]])
+    assert merge(run, tmp_path / "out") == 2
+    assert "cannot be folded" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path / "model")
+    run = run_of(tmp_path, model, noise=float("nan"))
+    assert merge(run, tmp_path / "out", "--prompts", "0") == 2
+    assert "NaN" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_that_is_written_wrong_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, saved(tmp_path / "model"))
+    whole = PreTrainedModel.save_pretrained
+
+    def torn(self: PreTrainedModel, folder: Path, **options: Any) -> None:
+        whole(self, folder, **options)
+        weights = load_file(Path(folder) / "model.safetensors")
+        weights["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
+        save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", torn)
+    assert merge(run, tmp_path / "out") == 2
+    assert "model.layers.1.mlp.up_proj.weight is not read back as it was written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(tmp_path, saved(tmp_path / "model"))
+    out = tmp_path / "out"
+    assert merge(run, out, "--prompts", "0") == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # every file ends at 20 kB, as on a full disk
+    try:
+        code = merge(run, out, "--prompts", "0", "--overwrite_output_dir")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "run", "out"}
+
+
+def test_an_adapter_of_no_steps_is_said_to_be_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(tmp_path, saved(tmp_path / "model"), perturb=0)
+    assert merge(run, tmp_path / "out") == 0
+    assert "changes no weight, so this is the base model" in capsys.readouterr().err
+
+
+def test_what_serves_the_model_knows_where_an_answer_ends(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model")
+    run = run_of(tmp_path, model)
+    tokenizer = AutoTokenizer.from_pretrained(run.adapter)
+    tokenizer.eos_token = "w7"  # as `train --eos_token` leaves it
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} w7 {% endfor %}"
+    tokenizer.save_pretrained(run.adapter)
+    Renderer.for_tokenizer(tokenizer, mode="plain").save(run.adapter)
+    assert merge(run, tmp_path / "out") == 0
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert json.loads((model / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert written["eos_token_id"] == [2, 7]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
+
+
+def test_a_base_that_moved_is_named_and_another_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path / "model")
+    run = run_of(tmp_path, model)
+    wanted = logits(tuned(run, model))
+    model.rename(tmp_path / "moved")
+    other = saved(tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["lm_head.weight"] += 0.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    for verb in (
+        ["chat", str(run.path), "--question", "w5", "--max_new_tokens", "4"],
+        ["merge", str(run.path), "--output_dir", str(tmp_path / "out"), "--prompts", "4"],
+    ):
+        assert main(verb) == 2
+        said = capsys.readouterr().err
+        assert "does not exist" in said
+        assert "--base" in said
+        assert main([*verb, "--base", str(other)]) == 2
+        assert "not those that the run" in capsys.readouterr().err
+        assert main([*verb, "--base", str(tmp_path / "nowhere")]) == 2
+        assert "--base" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+        assert main([*verb, "--base", str(tmp_path / "moved")]) == 0
+    assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), wanted, atol=1e-4)
+
+
+def test_stochastic_rounding_keeps_the_mean_and_what_is_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for dtype, below, above in (
+        (torch.bfloat16, 1.0, 1.0078125),
+        (torch.float16, -1.0009765625, -1.0),
+        (torch.float16, 0.0, 2**-24),  # the least that float16 has
+    ):
+        value = below + 0.25 * (above - below)
+        drawn = stochastically(torch.full((40_000,), value), dtype, generator).double()
+        assert set(drawn.unique().tolist()) == {below, above}
+        assert float((drawn == above).double().mean()) == pytest.approx(0.25, abs=0.01)
+        exact = torch.randn(1000, generator=generator).to(dtype).float()
+        assert torch.equal(stochastically(exact, dtype, generator).float(), exact)
+
+
+@pytest.mark.slow
+def test_smollm2_in_bfloat16_keeps_a_small_tuning(
+    smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(smollm2, model)
+    AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).save_pretrained(model)
+    run = run_of(tmp_path, model, perturb=0.004)
+    nearest = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype="auto"), str(run.adapter))
+    assert kept(*parts(run, model, nearest.merge_and_unload())) < 0.6
+    assert merge(run, tmp_path / "out", "--prompts", "2") == 0
+    assert "2 of 2 greedy answers are the adapter's" in capsys.readouterr().err
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    assert 0.99 < kept(*parts(run, model, merged)) < 1.01
+    assert len(weight_files(tmp_path / "out")) == 1
