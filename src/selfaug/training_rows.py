@@ -21,6 +21,7 @@ from selfaug.data.lost_answers import LOST_HINT, OnLostAnswer, lost_in_prompt, p
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Record, Where, parse_conversation, parse_record
 from selfaug.errors import DataError
+from selfaug.terminal import say
 
 __all__ = ["items_table", "prepare_rows", "require_aligned_tokens", "takes_items", "with_empty_rows"]
 
@@ -28,6 +29,7 @@ Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
 _ITEM = "selfaug_item"
 _LOST = "selfaug_answer_lost"
+_MANY_ROWS = 5000  # the fewest that take seconds
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ def prepare_rows(
     columns = set(get_dataset_column_names(dataset))
     item = _reader(columns)
     if item is None:
+        if isinstance(dataset, Dataset) and len(dataset) >= _MANY_ROWS:
+            say(f"trl tokenises the {len(dataset):,} rows of the {name} data set ...")
         return _fit(tokenise(dataset), max_length, cut_prompt_left, name, tokenizer, on_lost_answer)
     renderer = renderer or Renderer.for_tokenizer(tokenizer)
     if isinstance(dataset, IterableDataset):

@@ -15,6 +15,7 @@ from selfaug.data.read import Loaded, read_rows
 from selfaug.data.reasons import MANY, by_reason, reason_lines
 from selfaug.data.split import split_by_document
 from selfaug.errors import ConfigError, DataError
+from selfaug.progress import counting
 from selfaug.provenance import files_of
 from selfaug.terminal import say, warn
 
@@ -140,7 +141,10 @@ def _read(settings: Settings, name: str, split: str, setting: str) -> Source:
 
 
 def _rows(settings: Settings, path: str | Path, split: str) -> Loaded:
-    return read_rows(path, format=settings.run.format, on_bad_row=settings.run.on_bad_row, split=split)
+    with counting("rows read", None) as progress:
+        return read_rows(
+            path, format=settings.run.format, on_bad_row=settings.run.on_bad_row, split=split, progress=progress
+        )
 
 
 def _say_problems(source: Source) -> Source:
