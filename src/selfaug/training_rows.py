@@ -23,6 +23,7 @@ from selfaug.data.prompts import Renderer
 from selfaug.data.read import LOOKED_AT, Reader, table_row
 from selfaug.data.record import Item, Where, parse_conversation, parse_record
 from selfaug.errors import ConfigError, DataError
+from selfaug.terminal import say
 
 __all__ = [
     "check_rows",
@@ -39,6 +40,7 @@ Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
 _ITEM = "selfaug_item"
 _LOST = "selfaug_answer_lost"
+_MANY_ROWS = 5000  # the fewest that take seconds
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +177,8 @@ def prepare_rows(
     """
     reader = _reader(dataset, name, text_field)
     if reader is None:
+        if isinstance(dataset, Dataset) and len(dataset) >= _MANY_ROWS:
+            say(f"trl tokenises the {len(dataset):,} rows of the {name} data set ...")
         return _fit(tokenise(_exact(dataset)), max_length, cut_prompt_left, name, tokenizer, on_lost_answer)
     if reader.unread:
         logger.warning("%s: unread columns: %s", name, ", ".join(sorted(reader.unread)))

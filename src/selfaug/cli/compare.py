@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     say(f"{len(study.points())} settings with {len(study.seeds)} seeds each in {folder}")
+    say("how far a run is stands in its runs/*/study.log")
     failures = run_all(study, folder, devices=_devices(settings.get("processes")), say=say)
     show(study, folder, name, failures)
     return 1 if failures else 0

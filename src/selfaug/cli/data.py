@@ -18,6 +18,7 @@ from selfaug.data.reasons import MANY, by_reason, reason_lines
 from selfaug.data.record import Conversation
 from selfaug.data.split import Example, split_by_document, titles_of
 from selfaug.errors import ConfigError, DataError
+from selfaug.progress import counting
 from selfaug.provenance import files_of
 from selfaug.terminal import is_main, say, warn
 
@@ -142,9 +143,16 @@ def _read(settings: Settings, name: str, splits: Sequence[str], setting: str) ->
 
 def _rows(settings: Settings, path: str | Path, splits: Sequence[str], columns: list[str] | None = None) -> Source:
     run = settings.run
-    loaded = read_rows(
-        path, format=run.format, mapping=run.map, on_bad_row=run.on_bad_row, split=splits, columns=columns
-    )
+    with counting("rows read", None) as progress:
+        loaded = read_rows(
+            path,
+            format=run.format,
+            mapping=run.map,
+            on_bad_row=run.on_bad_row,
+            split=splits,
+            columns=columns,
+            progress=progress,
+        )
     return Source(loaded.name, loaded)
 
 

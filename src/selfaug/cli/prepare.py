@@ -17,6 +17,7 @@ from selfaug.data.files import has_split
 from selfaug.data.folders import HELD_OUT
 from selfaug.data.preparation import Prepared, Retrieval, prepare
 from selfaug.data.read import Loaded, read_rows
+from selfaug.data.reasons import MANY
 from selfaug.data.retrieve import Corpus
 from selfaug.data.split import titles_of
 from selfaug.errors import ConfigError, DataError
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = None if settings.model_name_or_path is None else _tokenizer(settings.model_name_or_path)
     retrieval = None
     if settings.corpus is not None:
+        say(f"reading and indexing the corpus {settings.corpus} ...")
         retrieval = Retrieval(Corpus.load(settings.corpus), settings.top_k, settings.distractors)
     with counting("rows read", None) as progress:
         loaded = read_rows(
@@ -189,7 +191,10 @@ def _report(
         records = len(parts.train) + len(parts.held_out)
         lines.append(f"{parts.with_answer} of {records} examples have an accepted answer in their documents")
         if parts.without_documents:
-            lines.append(f"{len(parts.without_documents)} records left out: the corpus has no passage for them")
+            lacking = f"{len(parts.without_documents)} records left out: the corpus has no passage for them"
+            lines.append(lacking)
+            if len(parts.without_documents) > MANY * (records + len(parts.without_documents)):
+                warn(f"{lacking}, and {records} are left.", "use a larger corpus, or one that speaks of what is asked.")
     if parts.leaks is not None:
         lines.append(f"train {len(parts.train)}, held out {len(parts.held_out)} (of {parts.groups} groups)")
         lines += parts.leaks.lines()

@@ -16,6 +16,7 @@ from selfaug.data.retrieve import Corpus
 from selfaug.data.template import ChatTemplate
 from selfaug.data.tokens import text_ids
 from selfaug.errors import DataError
+from selfaug.terminal import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,6 +85,8 @@ class Session:
 
         if documents is not None and not Path(documents).expanduser().exists():
             raise missing_path("documents", documents, "give a file of passages, or a folder of text files.")
+        if documents is not None:
+            say(f"reading and indexing {documents} ...")
         corpus = None if documents is None else Corpus.load(documents)
         final = folder.finished
         assert final is not None

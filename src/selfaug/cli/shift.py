@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.verb_options import MAP_HELP, adder, resolve, switch
+from selfaug.data.reasons import MANY
 from selfaug.errors import ConfigError
 from selfaug.progress import counting
-from selfaug.terminal import emit, say
+from selfaug.terminal import emit, say, warn
 
 if TYPE_CHECKING:
     from selfaug.run_folder import RunFolder
@@ -134,7 +135,11 @@ def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str,
     chosen = sampled(items, settings.limit, settings.seed)
     texts, too_long = task_texts(chosen, tokenizer, renderer, longest)
     if too_long:
-        say(f"{too_long} of {len(chosen)} rows do not fit max_length={longest} and are left out.")
+        told = f"{too_long} of {len(chosen)} rows do not fit max_length={longest} and are left out."
+        if too_long > MANY * len(chosen):
+            warn(told, "raise --max_length: what is left may not speak for your data.")
+        else:
+            say(told)
     sources = {
         "data": {
             "name": name,
