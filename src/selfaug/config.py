@@ -346,7 +346,8 @@ class SelfAugConfig(SFTConfig):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ConfigError(
-                    f"{name}={value!r} is no mapping of settings.", f"""write a JSON object: --{name} '{{"name": 1}}'."""
+                    f"{name}={value!r} is no mapping of settings.",
+                    f"""write a JSON object: --{name} '{{"name": 1}}'.""",
                 )
         if self.label_smoothing_factor > 0:
             raise ConfigError(

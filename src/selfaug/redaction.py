@@ -16,10 +16,13 @@ HIDDEN = "***"
 
 # Tokens of a tokenizer's vocabulary, and what a token can be counted or handled as.
 _OF_VOCABULARY = frozenset(
-    "eos bos pad unk sep cls mask eot eom eod eor boi eoi bor image audio video start end stop begin first last next "
-    "special extra added decoder encoder prefix suffix middle think turn prompt answer assistant user system tool "
-    "end_of_turn per add split wise new max min boa eoa img".split()
-)
+    {
+        "eos", "bos", "pad", "unk", "sep", "cls", "mask", "eot", "eom", "eod", "eor", "eoi", "eoa", "boi", "bor", "boa",
+        "image", "img", "audio", "video", "start", "end", "stop", "begin", "first", "last", "next", "special", "extra",
+        "added", "add", "decoder", "encoder", "prefix", "suffix", "middle", "think", "turn", "prompt", "answer",
+        "assistant", "user", "system", "tool", "per", "split", "wise", "new", "max", "min",
+    }
+)  # fmt: skip
 _NAMES = re.compile(
     r"(?:^|_)(?:api_?key|access_?key(?:_id)?|secret|secret_?key|private_?key|account_?key|password|passwd|passphrase|"
     r"credentials?|bearer|authorization)$"
@@ -63,7 +66,9 @@ def redacted(value: Any) -> Any:
         return _IN_QUERY.sub(lambda found: f"{found[1]}{HIDDEN}" if is_secret(found[2]) else found[0], value)
     if isinstance(value, Mapping):
         return {
-            key: HIDDEN if isinstance(key, str) and is_secret(key) and isinstance(inner, str) and inner else redacted(inner)
+            key: HIDDEN
+            if isinstance(key, str) and is_secret(key) and isinstance(inner, str) and inner
+            else redacted(inner)
             for key, inner in value.items()
         }
     if isinstance(value, (list, tuple)):

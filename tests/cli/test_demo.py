@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def test_two_runs_a_table_three_prompts_and_a_page(
     assert main(words) == 0
     shown = capsys.readouterr()
     assert "RAG task, 2 documents" in shown.out
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    status = subprocess.run(
+        ["git", "-C", tmp_path, "status", "--porcelain", "-uall"], check=True, capture_output=True, text=True
+    )
+    assert status.stdout == "", "the demo leaves files in a checkout that git does not ignore"
     assert "general, mean" in shown.out
     assert f"{folder}/report.html" in shown.out
     assert "$ selfaug train --method sft" in shown.err

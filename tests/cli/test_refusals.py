@@ -81,7 +81,8 @@ SETTINGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "optimizer's arguments": (["--optim_args", "foo"], ("--optim_args foo",)),
     "padding": (["--pad_token", "nonsense"], ("pad_token", "nonsense")),
     "task type": (["--lora_task_type", "NONSENSE"], ("--lora_task_type NONSENSE", "CAUSAL_LM")),
-    "best metric": ([*EVAL, "--save_strategy", "best", "--metric_for_best_model", "acc"], ("metric_for_best_model", "nll")),
+    "best metric": ([*EVAL, "--save_strategy", "best", "--metric_for_best_model", "acc"],
+                    ("metric_for_best_model", "nll")),
     "best of nothing": (["--save_strategy", "best"], ("metric_for_best_model",)),
     "data settings": (["--dataset_kwargs", "foo"], ("dataset_kwargs", "JSON")),
     # Modules.
@@ -185,14 +186,13 @@ def test_tokens_that_are_not_used_need_no_embedding(cli: Cli, model: Path, data:
 
 
 ROWS: dict[str, tuple[list[dict], tuple[str, ...]]] = {
-    "messages": ([{"messages": [{"role": "user", "content": "a<used>b"}, {"role": "assistant", "content": "c"}]}],
-                 ("row 1", "<used>", "no embedding")),
     "a text of trl": ([{"text": "plain"}, {"text": "a<used>b"}], ("row 2", "<used>")),
-    "ids": ([{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}, {"input_ids": [5, 6, 7, 9999], "labels": [-100, -100, 7, 8]}],
+    "ids": ([{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
+             {"input_ids": [5, 6, 7, 9999], "labels": [-100, -100, 7, 8]}],
             ("row 2", "id 9999")),
     "labels": ([{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 9999]}], ("a label", "id 9999")),
-    "negative labels": ([{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, -1]}], ("a label -1", "-100")),
-    "negative ids": ([{"input_ids": [5, 6, -7, 8], "labels": [-100, -100, 7, 8]}], ("a token -7",)),
+    "negative labels": ([{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, -1]}], ("labels", "-1")),
+    "negative ids": ([{"input_ids": [5, 6, -7, 8], "labels": [-100, -100, 7, 8]}], ("input_ids", "-7")),
 }  # fmt: skip
 
 
@@ -204,6 +204,14 @@ def test_tokens_without_an_embedding(cli: Cli, unreadable: Path, tmp_path: Path,
     refused(cli, folder, path, tmp_path, says=says)
 
 
+def test_a_chat_template_of_tokens_without_an_embedding(cli: Cli, unreadable: Path, data: Path, tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}<|turn|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|turn|>{% endif %}"
+    )
+    folder = with_tokens(unreadable, tmp_path, "<|turn|>", chat_template=template)
+    refused(cli, folder, data, tmp_path, says=("row 1", "<|turn|>", "no embedding", "resize"))
+
+
 def test_a_padding_token_without_an_embedding(cli: Cli, unreadable: Path, data: Path, tmp_path: Path) -> None:
     folder = with_tokens(unreadable, tmp_path, "[PAD]", pad_token="[PAD]")
     refused(cli, folder, data, tmp_path, says=("padding token '[PAD]'", "--pad_token"))
@@ -212,33 +220,15 @@ def test_a_padding_token_without_an_embedding(cli: Cli, unreadable: Path, data: 
 # ---- evaluate -------------------------------------------------------------------------------------------------
 
 
-CHOICES: dict[str, tuple[dict, str]] = {
-    "texts": ({"question": "q", "options": ["Paris", "Rome"], "answer": "Paris"}, "options are"),
-    "by letter": ({"question": "q", "options": {"A": "Paris", "B": "Rome"}, "answer": "A"}, "options are"),
-    "texts of choices": ({"question": "q", "choices": ["Paris", "Rome"], "answer": 0}, "choices are"),
-    "no such label": (
-        {"question": "q", "options": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}], "answer": "C"}, "'C'"
-    ),
-    "no question": ({"options": [{"label": "A", "text": "x"}], "answer": "A"}, "no question"),
-    "other columns": ({"question": "q", "distractors": ["x"], "answer": "A"}, "distractors"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", CHOICES)
-def test_options_of_another_form(cli: Cli, trained: tuple[Path, Result], data: Path, tmp_path: Path, case: str) -> None:
-    good = {"question": "q", "options": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}], "answer": "B"}
-    row, says = CHOICES[case]
-    path = write_rows(tmp_path / "choices.jsonl", [good, row])
-    words = ["--data", data, "--general", f"multiple_choice_file={path}", "--store", tmp_path / "store"]
-    assert_refused(cli("evaluate", trained[0], *words), "row 2", str(path), says, '"options"')
-    assert not (tmp_path / "store").exists(), "a part was measured before"
-
-
-def test_general_tasks_that_cannot_be_had_are_named_at_once(
+def test_general_tasks_that_cannot_be_run_are_named_at_once(
     cli: Cli, trained: tuple[Path, Result], data: Path, tmp_path: Path
 ) -> None:
-    words = ["--data", data, "--general", "arc_easy", "hellaswag", "--store", tmp_path / "store"]
-    assert_refused(cli("evaluate", trained[0], *words), "general:arc_easy", "general:hellaswag", "HF_HUB_OFFLINE")
+    good = {"question": "q", "options": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}], "answer": "B"}
+    path = write_rows(tmp_path / "choices.jsonl", [good, good | {"options": ["x", "y"]}])
+    words = ["--data", data, "--general", f"multiple_choice_file={path}", "arc_easy", "hellaswag"]
+    result = cli("evaluate", trained[0], *words, "--store", tmp_path / "store")
+    assert_refused(result, "row 2", str(path), "options are", '"options"')
+    assert_refused(result, "general:arc_easy", "general:hellaswag", "HF_HUB_OFFLINE")
     assert not (tmp_path / "store").exists(), "a part was measured before"
 
 
@@ -299,7 +289,9 @@ def test_a_strict_locale(model: Path, tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, env=strict, cwd=tmp_path, timeout=300)
         return Result(done.returncode, done.stdout.decode("ascii"), done.stderr.decode("ascii"))
 
-    result = run("train", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", "rün", "--max_steps", 1)
+    result = run(
+        "train", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", "rün", "--max_steps", 1
+    )
     assert result.code == 0, result.err
     assert json.loads(f'"{result.out.strip()}"') == os.fspath(tmp_path / "rün" / "adapter")
     assert_refused(run("evaluate", "rän"), "r\\u00e4n", "r\\u00fcn")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import yaml
 import selfaug
 from selfaug.cli.main import VERBS
 from selfaug.cli.parsing import parse
+from selfaug.data.prompts import Renderer
+from selfaug.data.record import Document, Record
 from tests.docs_tables import ROOT, TABLES, between
 
 PAGES = sorted(
@@ -47,6 +51,34 @@ def test_the_papers_recipe_has_the_papers_settings() -> None:
     assert (values["model_name_or_path"], values["num_train_epochs"], batch) == ("Qwen/Qwen2.5-7B-Instruct", 1, 16)
     assert (values["learning_rate"], values["lr_scheduler_type"]) == (5e-4, "cosine")
     assert (values["weight_decay"], values["warmup_steps"], values["preset"]) == (0.1, 0.05, "paper")
+
+
+def test_the_prompt_settings_of_the_page_are_read_and_used(tmp_path: Path) -> None:
+    page = (ROOT / "docs/train.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- prompt:begin -->\n```yaml\n(.*?)```", page, re.S)
+    assert block is not None
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"dataset_name: data.jsonl\n{block[1]}", encoding="utf-8")
+    settings = parse(["--config", str(file)]).values["prompt"]
+    renderer = Renderer(**settings)
+    asked = Record("Who?", (Document("Ada did.", "A", score=1.0), Document("Bo did.", score=2.0)), ("Ada",))
+    text = "\n".join(message["content"] for message in renderer.messages(asked, asked.documents))
+    assert [
+        text.index(part) for part in ("Answer from the documents alone.", "Question: Who?", "[1] A", "[2]\nBo")
+    ] == (
+        sorted(text.index(part) for part in ("Answer from the documents alone.", "Question: Who?", "[1] A", "[2]\nBo"))
+    )
+    assert text.count("Question: Who?") == 2
+    assert renderer.abstention == "The documents do not say."
+    flag = re.search(r"`--prompt '(\{.*?\})'`", page)
+    assert flag is not None
+    Renderer(**json.loads(flag[1]))
+    named = set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page.partition("<!-- prompt:end")[2], re.M)))
+    )
+    assert {name for name in named if name in {field.name for field in dataclasses.fields(Renderer)}} >= {
+        "mode", "system", "abstention", "order", "question_position", "question", "answer_cue", "keep_specials",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

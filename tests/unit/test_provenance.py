@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from selfaug import provenance
 from selfaug.errors import ConfigError
+from selfaug.redaction import without_secrets
 
 
 def write_safetensors(path: Path, **tensors: object) -> Path:

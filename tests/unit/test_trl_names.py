@@ -150,3 +150,12 @@ def test_transformers_deletes_checkpoints_by_the_argument_that_we_take_away() ->
         "old checkpoints are deleted otherwise, perhaps before the new one is sealed: look at trainer.py "
         "(_save_checkpoint)"
     )
+
+
+def test_what_from_pretrained_takes_is_found_in_its_source() -> None:
+    from selfaug.trl_names import loading_options
+
+    known = loading_options()
+    # Named arguments, some of the others, and some that are dropped.
+    assert {"revision", "token", "device_map", "attn_implementation", "dtype", "low_cpu_mem_usage"} <= known
+    assert "devcie_map" not in known

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.compare_study import MEASURING, study_of
-from selfaug.cli.verb_options import Add, adder, switch
 from selfaug.cli.outputs import check_writable
+from selfaug.cli.verb_options import Add, adder, switch
 from selfaug.errors import ConfigError
 from selfaug.terminal import say
 

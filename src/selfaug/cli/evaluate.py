@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.cli.outputs import check_writable
 from selfaug.cli.evaluate_options import Settings, add_flags, resolve
+from selfaug.cli.outputs import check_writable
 from selfaug.progress import counting
 from selfaug.terminal import emit, say
 

@@ -152,9 +152,15 @@ def processes_wanted(words: Sequence[str], *, use_cpu: bool) -> list[str] | None
 
     parsed = LaunchFlags().check(words)
     asked = parsed.num_processes or 1
-    if parsed.multi_gpu and parsed.num_processes is None and parsed.config_file is None and torch.cuda.device_count() < 2:
+    if (
+        parsed.multi_gpu
+        and parsed.num_processes is None
+        and parsed.config_file is None
+        and torch.cuda.device_count() < 2
+    ):
         raise ConfigError(
-            f"multi_gpu starts several processes, and there are {torch.cuda.device_count()} GPUs and no --num_processes",
+            f"multi_gpu starts several processes, and there are {torch.cuda.device_count()} GPUs and no "
+            "--num_processes",
             "give --num_processes, or leave --multi_gpu out.",
         )
     on_cpu = use_cpu or parsed.cpu or not torch.cuda.is_available()

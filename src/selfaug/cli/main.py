@@ -194,7 +194,9 @@ def _print_error(error: UserError) -> None:
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" (rank {rank})"
     red, cyan, plain = ("\033[1;31m", "\033[1;36m", "\033[0m") if coloured() else ("", "", "")
-    sys.stderr.write(f"{red}error{where}:{plain} {redacted(error.message)}\n\n{cyan}hint:{plain} {redacted(error.hint)}\n")
+    sys.stderr.write(
+        f"{red}error{where}:{plain} {redacted(error.message)}\n\n{cyan}hint:{plain} {redacted(error.hint)}\n"
+    )
 
 
 if __name__ == "__main__":

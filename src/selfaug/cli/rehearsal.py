@@ -105,7 +105,7 @@ def rehearse(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _check_metric(training: Any) -> None:
-    """transformers looks for the metric when the first evaluation ends."""
+    """Transformers looks for the metric when the first evaluation ends."""
     wanted = training.metric_for_best_model
     schedules = ("reduce_lr_on_plateau", "greedy")
     decides = training.load_best_model_at_end or plain(training.save_strategy) == "best"
@@ -119,8 +119,8 @@ def _check_metric(training: Any) -> None:
         known["alignment"] = None
     if str(wanted).removeprefix("eval_") not in known:
         raise ConfigError(
-            f"metric_for_best_model={wanted!r} is not measured by an evaluation during training, and would be missed at "
-            f"the end of the first one.{nearest(str(wanted), known)}",
+            f"metric_for_best_model={wanted!r} is not measured by an evaluation during training, and would be missed "
+            f"at the end of the first one.{nearest(str(wanted), known)}",
             f"give one of {', '.join(known)}.",
         )
 
@@ -129,7 +129,11 @@ def _check_checkpointing(training: Any) -> None:
     from torch.utils.checkpoint import checkpoint
 
     # `preserve_rng_state` is taken out of the others by name; `selective` is trl's.
-    known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state", "selective"} - {"function", "args", "kwargs"}
+    known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state", "selective"} - {
+        "function",
+        "args",
+        "kwargs",
+    }
     for name in training.gradient_checkpointing_kwargs or {} if training.gradient_checkpointing else {}:
         if name not in known:
             raise ConfigError(
@@ -139,13 +143,13 @@ def _check_checkpointing(training: Any) -> None:
 
 
 def _check_hub(training: Any) -> None:
-    """trl makes the repository when the model is loaded."""
+    """Trl makes the repository when the model is loaded."""
     if not training.push_to_hub:
         return
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     if is_offline_mode():
         raise ConfigError(
@@ -221,7 +225,9 @@ def _bare_model(settings: Settings, stage: _Stage) -> nn.Module:
         raise _NotTried  # code that a model brings may not work without storage
     with stage("attn_implementation"), torch.device("meta"):
         model: nn.Module = (
-            AutoModelForCausalLM.from_config(config, **options) if found is None else found._from_config(config, **options)
+            AutoModelForCausalLM.from_config(config, **options)
+            if found is None
+            else found._from_config(config, **options)
         )
     return model
 
@@ -273,7 +279,7 @@ def _ends(name: str, last: str) -> bool:
     return name == last or name.endswith(f".{last}")
 
 
-def _adapted(bare: nn.Module, settings: Settings, stage: _Stage) -> nn.Module:
+def _adapted(bare: Any, settings: Settings, stage: _Stage) -> Any:
     from selfaug.trl_names import spare_refused_modules
 
     names = [name for name, _ in bare.named_modules() if name]
@@ -291,11 +297,17 @@ def _adapted(bare: nn.Module, settings: Settings, stage: _Stage) -> nn.Module:
         return get_peft_model(bare, config)
 
 
-def _check_targets(targets: Any, names: list[str], bare: nn.Module) -> None:
+def _check_targets(targets: Any, names: list[str], bare: Any) -> None:
     if targets is None or targets == "all-linear":
         return
+    from transformers.pytorch_utils import Conv1D
+
     head = bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None
-    linear = [name for name, module in bare.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    linear = [
+        name
+        for name, module in bare.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    ]
     last = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
     hint = f"name some of {', '.join(last)}, or all-linear alone for every linear layer but the head."
     if isinstance(targets, str):
@@ -309,7 +321,8 @@ def _check_targets(targets: Any, names: list[str], bare: nn.Module) -> None:
         if not matches:
             raise ConfigError(
                 f"lora_target_modules={targets!r} is the end of no module's name, and as a pattern over full names "
-                f"(such as {linear[0] if linear else 'none'}) it matches none either.{nearest(targets, [*last, 'all-linear'])}",
+                f"(such as {linear[0] if linear else 'none'}) it matches none either."
+                f"{nearest(targets, [*last, 'all-linear'])}",
                 hint,
             )
         return
@@ -331,8 +344,8 @@ def _check_names(
     shown = ", ".join([name for name in known if not name.isdigit()][:12])
     close = " ".join(filter(None, (nearest(str(one), known).strip() for one in lost)))
     raise ConfigError(
-        f"{setting}: nothing in the model is called {' or '.join(repr(str(one)) for one in lost)}, so it would silently "
-        f"have no part in the training.{' ' if close else ''}{close}",
+        f"{setting}: nothing in the model is called {' or '.join(repr(str(one)) for one in lost)}, so it would "
+        f"silently have no part in the training.{' ' if close else ''}{close}",
         hint or f"leave the name out, or give one that the model has, such as {shown}.",
     )
 
@@ -342,7 +355,7 @@ def _set_up(model: nn.Module, settings: Settings, tokenizer: PreTrainedTokenizer
     from transformers.integrations import get_reporting_integration_callbacks
     from trl import SFTTrainer
 
-    class Rehearsal(SFTTrainer):  # type: ignore[misc]
+    class Rehearsal(SFTTrainer):
         def _move_model_to_device(self, model: Any, device: Any) -> None:
             """There is nothing to move."""
 
@@ -387,5 +400,3 @@ def _harmless(training: Any, folder: str) -> Any:
     if kept.padding_free and not kept.packing:
         kept.max_length = None  # as in our trainer: rows are fitted before TRL sees them
     return kept
-
-

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.cli.verb_options import adder, resolve, switch
 from selfaug.cli.outputs import check_writable
+from selfaug.cli.verb_options import adder, resolve, switch
 from selfaug.errors import ConfigError, DataError
 from selfaug.terminal import emit, say
 

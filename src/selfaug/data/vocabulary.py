@@ -62,7 +62,7 @@ def check_table(table: Any, embeddings: int | None, tokenizer: PreTrainedTokeniz
     names = [name for name in ("input_ids", "labels") if isinstance(table, Dataset) and name in table.column_names]
     if embeddings is None or "input_ids" not in names:
         return
-    import pyarrow.compute as pc
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     before = 0
     for batch in table.select_columns(names).with_format("arrow").iter(1000):
@@ -80,9 +80,7 @@ def check_table(table: Any, embeddings: int | None, tokenizer: PreTrainedTokeniz
         before += len(batch)
 
 
-def check_padding(
-    embeddings: int | None, tokenizer: PreTrainedTokenizerBase, pad_token: str | None = None
-) -> None:
+def check_padding(embeddings: int | None, tokenizer: PreTrainedTokenizerBase, pad_token: str | None = None) -> None:
     """Refuse a padding token that the model has no embedding of.
 
     Args:
@@ -107,7 +105,7 @@ def check_padding(
         raise ConfigError(
             f"the padding token {str(token)!r} has the id {number}, and the model has {embeddings} embeddings: batches "
             "could not be padded",
-            f"""name another token, such as --pad_token "{(fit or ["<unk>"])[0]}", or a model resized to its tokenizer.""",
+            f"""name another token, such as --pad_token "{(fit or ["<unk>"])[0]}", or resize the model first.""",
         )
 
 

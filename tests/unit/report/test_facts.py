@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from selfaug.errors import ConfigError, DataError
 from selfaug.report.facts import report_of
+from selfaug.report.page import page
 from selfaug.report.regressions import LONGEST, marked, read_worst
 from selfaug.report.training import read_log, training_of
 from tests.made_runs import WEIGHTS, log, make_run, shift, usual_parts, whole_run
@@ -31,6 +32,22 @@ def test_curves_leave_out_what_is_not_finite(tmp_path: Path) -> None:
     path.write_text('{"step": 1, "nll": 2.5}\n{"step": 2, "nll": null}\n{"step": 3, "nll": 1.5}\n[1]\n{"step": 4, "nl')
     curve = training_of(read_log(path), resumed=False).curves["nll"]
     assert (curve.steps, curve.values) == ((1, 3), (2.5, 1.5))
+
+
+def test_an_answer_that_was_cut_at_the_limit_is_marked(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "run", 0.1)
+    path = run / "samples.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["part"] == "general:arc":
+            line["tuned"]["cut"], line["base"]["cut"] = line["index"] == 1, False
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = {one.part: one for one in report_of([str(run)], regressions=3).runs[0].worst}["general:arc"].shown
+    assert [(fall.id, fall.base_cut, fall.tuned_cut) for fall in shown] == [
+        ("q1", False, True), ("q3", False, False), ("q5", False, False),
+    ]  # fmt: skip
+    text = page(report_of([str(run)], regressions=3))
+    assert text.count("cut at the limit of tokens") == 1
 
 
 def test_the_worst_falls_come_first_and_equal_ones_in_order(tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def subjects(name: str) -> list[str]:
 
 
 def test_a_glob_matches_piece_by_piece() -> None:
-    assert subjects("general:*") == ["general:arc:acc", "general:ifeval:strict"]
+    # Texts are parts of the group as well.
+    assert subjects("general:*") == ["general:arc:acc", "general:ifeval:strict", "text:news:nll"]
+    assert subjects("general:news") == ["text:news:nll"]
     assert subjects("arc") == ["general:arc:acc"]
     assert subjects("general:arc") == ["general:arc:acc"]
     assert subjects("text:*") == ["text:news:nll"]
@@ -156,9 +158,34 @@ def test_a_glob_matches_piece_by_piece() -> None:
         **two["parts"]["general:arc"]["metrics"]["acc"],
         "primary": False,
     }
-    for name, wanted in (("general:*", ["acc", "strict"]), ("general:*:*", ["acc", "acc_norm", "strict"])):
+    for name, wanted in (
+        ("general:*", ["acc", "strict", "nll"]),
+        ("general:*:*", ["acc", "acc_norm", "strict", "nll"]),
+    ):
         checks, _ = check(parse_rule("max-drop", f"{name}=90%"), two)
         assert [one.subject.rpartition(":")[2] for one in checks] == wanted
+
+
+@pytest.mark.parametrize(
+    ("rule", "decided", "aside"),
+    [
+        ("task:*=2pt", ["f1"], "answer_nll is not measured in points"),
+        ("task:*=5%", ["answer_nll"], "a percentage of that says nothing"),
+        ("general:*=2pt", ["acc", "strict"], "text:news:nll is not measured in points"),
+        ("*:*=2pt", ["f1", "acc", "strict"], "not measured in points"),
+    ],
+)
+def test_a_pattern_leaves_aside_what_its_limit_does_not_suit_and_says_so(
+    rule: str, decided: list[str], aside: str
+) -> None:
+    checks, notes = check(parse_rule("max-drop", rule), of())
+    assert [one.subject.rpartition(":")[2] for one in checks] == decided
+    assert any(aside in note and "left out of" in note for note in notes)
+
+
+def test_a_pattern_whose_limit_suits_nothing_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="text:news:nll is not measured in points"):
+        check(parse_rule("max-drop", "text:*=2pt"), of())
 
 
 MISTAKES = [
