@@ -37,7 +37,7 @@ def measure(kind: str, run: Path, data: Path, questions: int) -> dict[str, float
     from selfaug.data.prompts import Renderer
     from selfaug.evaluation.data import task_data
     from selfaug.evaluation.task import answer, ask
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
     torch.set_num_threads(1)
     before = _resident()
@@ -77,7 +77,7 @@ def make_run(path: Path, model: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from selfaug.data.prompts import Renderer
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
     run = RunFolder(path)
     run.create({"model_name_or_path": str(model), "max_length": 512})

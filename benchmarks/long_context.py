@@ -61,14 +61,14 @@ def _peak_of(part: str, tokens: int, size: int, fraction: float, threads: int, c
 def _prepared(part: str, tokens: int, size: int, fraction: float) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    from selfaug.config import SelfAugConfig
     from selfaug.methods import get_method
     from selfaug.objective import BaseToTuned, LMHead, Rows, WeightedTerm, sweep
-    from selfaug.plan import plan_step
     from selfaug.reference.adapter import BaseReference
     from selfaug.reference.passes import batch_hidden, sliced_hidden
-    from selfaug.reference_batch import ReferenceLayout
-    from selfaug.step import StepObjective, TermOn, install, micro_inputs
+    from selfaug.step.forward import StepObjective, TermOn, install, micro_inputs
+    from selfaug.step.plan import plan_step
+    from selfaug.step.reference_batch import ReferenceLayout
+    from selfaug.training.config import SelfAugConfig
 
     generator = torch.Generator().manual_seed(1)
     model = step_model.base_model(SHAPE, LAYERS, torch.float32, "cpu")

@@ -33,9 +33,9 @@ from transformers import AutoModelForCausalLM
 from selfaug.cli.encoding import load_tokenizer
 from selfaug.cli.merge import run_prompts
 from selfaug.data.prompts import Renderer
+from selfaug.evaluation.merging import Answers, Rounding, Share, stochastically, write_weights
 from selfaug.evaluation.models import Origin, Sides, check_origin
-from selfaug.merging import Answers, Rounding, Share, stochastically, write_weights
-from selfaug.run_folder import RunFolder
+from selfaug.run.folder import RunFolder
 
 LONGEST_PASSAGE = 480
 

@@ -30,10 +30,10 @@ from typing import Any
 
 from real_model_plan import TRAINING, Setting, finished, hours, order, stages, tokens
 
+from selfaug.common.quiet import quieten
 from selfaug.evaluation.store import Store, key_of, write_whole
-from selfaug.provenance import device, git_state, versions
-from selfaug.quiet import quieten
-from selfaug.run_folder import RunFolder
+from selfaug.run.folder import RunFolder
+from selfaug.run.manifest import device, git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_SECONDS = 300

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from selfaug.plan import draw
+from selfaug.step.plan import draw
 
 __all__ = [
     "ATTENTION_FLOPS",

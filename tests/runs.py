@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfaug.data.prompts import Renderer
-from selfaug.provenance import build_manifest, weight_files, weights_hash, write_manifest
-from selfaug.run_folder import RunFolder
+from selfaug.run.folder import RunFolder
+from selfaug.run.manifest import build_manifest, weight_files, weights_hash, write_manifest
 from tests.models import perturb_adapter
 
 

@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig as SelfAugConfig
+    from selfaug.common.errors import UserError as UserError
     from selfaug.data.prompts import Renderer as Renderer
     from selfaug.data.prompts import render as render
     from selfaug.data.record import Document as Document
     from selfaug.data.record import Record as Record
-    from selfaug.errors import UserError as UserError
-    from selfaug.trainer import SelfAugTrainer as SelfAugTrainer
+    from selfaug.training.config import SelfAugConfig as SelfAugConfig
+    from selfaug.training.trainer import SelfAugTrainer as SelfAugTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -21,9 +21,9 @@ _PUBLIC = {
     "Document": "selfaug.data.record",
     "Record": "selfaug.data.record",
     "Renderer": "selfaug.data.prompts",
-    "SelfAugConfig": "selfaug.config",
-    "SelfAugTrainer": "selfaug.trainer",
-    "UserError": "selfaug.errors",
+    "SelfAugConfig": "selfaug.training.config",
+    "SelfAugTrainer": "selfaug.training.trainer",
+    "UserError": "selfaug.common.errors",
     "render": "selfaug.data.prompts",
 }
 

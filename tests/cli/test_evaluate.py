@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from selfaug.cli.main import main
 from selfaug.evaluation.results import read_results, read_samples
 from selfaug.evaluation.task_part import TaskPart
-from selfaug.run_folder import RunFolder
+from selfaug.run.folder import RunFolder
 from tests.models import save_tiny, tiny
 from tests.runs import finished_run
 

@@ -9,7 +9,7 @@ import pytest
 
 from selfaug import __version__
 from selfaug.cli import main as entry
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 
 from .conftest import ENVIRONMENT, Cli
 
@@ -106,7 +106,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reader_that_goes_away_hears_nothing_more() -> None:
     code = (
-        "import sys, types\nfrom selfaug.cli import main as entry\nfrom selfaug.terminal import emit\n"
+        "import sys, types\nfrom selfaug.cli import main as entry\nfrom selfaug.common.terminal import emit\n"
         "module = types.ModuleType('fake_verb')\n"
         "module.add_parser = lambda subparsers: subparsers.add_parser('fake')\n"
         "module.run = lambda args: [emit('x' * 999) for _ in range(999)] and 0\n"

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from selfaug.cli import merge
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Document, Record
-from selfaug.errors import ConfigError, DataError
 
 from .conftest import ENVIRONMENT, Cli, Result
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from selfaug.cli.options import AUTO, DIFFERENT_DEFAULTS
 from selfaug.cli.parsing import build, build_parser, parse
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 
 
 def write(path: Path, text: str) -> Path:

@@ -11,8 +11,8 @@ import yaml
 
 from selfaug.cli.data import Sources, read_sources
 from selfaug.cli.parsing import build, parse
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.record import Conversation, Record
-from selfaug.errors import ConfigError, DataError
 
 
 def test_a_mixture_reads_all_training_shards_of_a_folder_and_no_others(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfaug.callbacks import kept_entries
-from selfaug.checkpoint import last_whole
+from selfaug.run.checkpoint import last_whole
+from selfaug.training.callbacks import kept_entries
 
 from .conftest import ENVIRONMENT, TRAIN, Cli, Result, records, write_rows
 
@@ -140,7 +140,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(cli: Cli, trained: tuple[Pa
 STOPPING_AT = """
 import sys
 from transformers import TrainerCallback
-import selfaug.callbacks as callbacks
+import selfaug.training.callbacks as callbacks
 install = callbacks.install
 class Plant(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):

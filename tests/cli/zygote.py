@@ -33,7 +33,7 @@ def child(job: dict) -> None:
 
 def serve() -> None:
     import selfaug.cli.parsing
-    import selfaug.trainer  # noqa: F401
+    import selfaug.training.trainer  # noqa: F401
 
     for line in sys.stdin:
         job = json.loads(line)

@@ -15,8 +15,8 @@ import torch
 # torchrun starts a file, and the tests that it imports are a package of the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from selfaug.model.libraries import lora_pairs
 from selfaug.reference.adapter import digest
-from selfaug.trl_names import lora_pairs
 from tests.integration.generating_run import make_trainer
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from selfaug.config import SelfAugConfig
-from selfaug.trainer import SelfAugTrainer
+from selfaug.training.config import SelfAugConfig
+from selfaug.training.trainer import SelfAugTrainer
 from tests.integration import small
 
 STEPS = 20

@@ -16,8 +16,8 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from tqdm import tqdm
 
-from selfaug.config import SelfAugConfig
-from selfaug.trainer import SelfAugTrainer
+from selfaug.training.config import SelfAugConfig
+from selfaug.training.trainer import SelfAugTrainer
 from tests.chatting import chat_model, chat_tokenizer
 from tests.integration import small
 

@@ -16,9 +16,9 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from tqdm import tqdm
 
-from selfaug.checkpoint import SEAL, last_whole
-from selfaug.config import SelfAugConfig
-from selfaug.trainer import SelfAugTrainer
+from selfaug.run.checkpoint import SEAL, last_whole
+from selfaug.training.config import SelfAugConfig
+from selfaug.training.trainer import SelfAugTrainer
 from tests.integration import small
 
 __all__ = ["Killer", "config", "make_trainer", "start"]

@@ -17,8 +17,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from selfaug.config import SelfAugConfig
-from selfaug.trainer import SelfAugTrainer
+from selfaug.training.config import SelfAugConfig
+from selfaug.training.trainer import SelfAugTrainer
 from tests.models import adapter_name, lora_config, perturb_adapter, tiny, tiny_tokenizer, with_lora
 from tests.oracles.planted import Step
 from tests.oracles.sequences import MULTI_TURN, ODD_SHAPES, SINGLE_TURN, sequences

@@ -13,10 +13,10 @@ import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from selfaug.config import SelfAugConfig
 from selfaug.reference import cached
 from selfaug.reference.cache_files import INDEX, CacheIndex
-from selfaug.trainer import SelfAugTrainer
+from selfaug.training.config import SelfAugConfig
+from selfaug.training.trainer import SelfAugTrainer
 from tests.integration import small
 from tests.integration.killed_run import Killer
 

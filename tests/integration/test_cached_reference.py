@@ -18,12 +18,12 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from selfaug.config import SelfAugConfig
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.reference import cached
 from selfaug.reference.adapter import BaseReference
 from selfaug.reference.cache_files import CacheIndex
-from selfaug.trainer import SelfAugTrainer
+from selfaug.training.config import SelfAugConfig
+from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, Ran, run
 from tests.models import lora_config, tiny, tiny_tokenizer
 

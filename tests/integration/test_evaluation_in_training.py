@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from selfaug.trainer import SelfAugTrainer
+from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, oracle_step, run
 from tests.oracles.step import positions
 

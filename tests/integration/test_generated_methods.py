@@ -11,9 +11,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.generation.store import FOLDER
-from selfaug.trl_names import lora_pairs
+from selfaug.model.libraries import lora_pairs
 from tests.chatting import chat_model, chat_tokenizer
 from tests.integration.generating_run import make_trainer, records, start
 from tests.server import Server, completed
@@ -181,8 +181,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path) 
 
 @pytest.mark.parametrize("method", ["magpie", "sa-sft", "sdft"])
 def test_a_model_without_a_chat_template_is_refused_by_name(method: str, tmp_path: Path) -> None:
-    from selfaug.config import SelfAugConfig
-    from selfaug.trainer import SelfAugTrainer
+    from selfaug.training.config import SelfAugConfig
+    from selfaug.training.trainer import SelfAugTrainer
     from tests.integration import small
 
     args = SelfAugConfig(

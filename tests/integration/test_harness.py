@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfaug.cli.main import main
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.evaluation.harness import Harness, backend_args
 from selfaug.evaluation.models import check_origin
 from selfaug.evaluation.results import read_results, read_samples

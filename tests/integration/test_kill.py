@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from selfaug.checkpoint import SEAL, last_whole
+from selfaug.run.checkpoint import SEAL, last_whole
 from tests.integration.killed_run import start
 
 # More than the default for a thorough run: SELFAUG_TEST_KILLS=20 pytest tests/integration/test_kill.py -s

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from selfaug.cli.main import main
 from selfaug.data.prompts import Renderer
-from selfaug.merging import stochastically
-from selfaug.provenance import read_manifest, weight_files, weights_hash, write_manifest
-from selfaug.run_folder import RunFolder
+from selfaug.evaluation.merging import stochastically
+from selfaug.run.folder import RunFolder
+from selfaug.run.manifest import read_manifest, weight_files, weights_hash, write_manifest
 from tests.models import save_tiny, tiny
 from tests.runs import finished_run
 

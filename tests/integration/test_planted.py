@@ -16,10 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfaug import plan, resuming, step, trainer
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.objective import ALIGNMENT_TERMS, TunedToBase
 from selfaug.reference import adapter
+from selfaug.step import forward as step
+from selfaug.step import plan
+from selfaug.training import resuming, trainer
 from tests.integration import test_step_oracle as named
 from tests.integration.steps import SEQUENCES, run
 from tests.unit import test_plan

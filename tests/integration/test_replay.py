@@ -10,8 +10,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from selfaug.errors import DataError
-from selfaug.mixing import Mix, mixed
+from selfaug.before.mixing import Mix, mixed
+from selfaug.common.errors import DataError
 from tests.integration.small import WORDS, lora, model, tokenizer
 from tests.integration.small import rows as small_rows
 from tests.integration.steps import SEQUENCES, run
@@ -52,8 +52,8 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_general_rows_of_any_format_are_trained_on(kind: str, tmp_path: Path) -> None:
-    from selfaug.config import SelfAugConfig
-    from selfaug.trainer import SelfAugTrainer
+    from selfaug.training.config import SelfAugConfig
+    from selfaug.training.trainer import SelfAugTrainer
 
     file = tmp_path / "general.jsonl"
     file.write_text("".join(json.dumps(FORMATS[kind]) + "\n" for _ in range(4)))

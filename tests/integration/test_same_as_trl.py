@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
-from selfaug.trainer import SelfAugTrainer
+from selfaug.training.trainer import SelfAugTrainer
 from tests.integration import small
 from tests.integration.beside_trl import STEPS, train
 

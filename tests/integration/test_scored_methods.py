@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from selfaug.base_scores import FILE, BaseScores, score_rows
-from selfaug.errors import ConfigError, DataError
+from selfaug.before.scores import FILE, BaseScores, score_rows
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.reference.adapter import BaseReference
 from tests.integration.steps import SEQUENCES, TOLERANCE, Ran, run
 from tests.models import tiny, with_lora
@@ -111,7 +111,7 @@ def test_scores_are_kept_for_the_same_base_and_made_anew_for_another(
         passes.append(len(rows))
         return score_rows(model, base, rows, **options)
 
-    monkeypatch.setattr("selfaug.token_weights.score_rows", counted)
+    monkeypatch.setattr("selfaug.before.token_weights.score_rows", counted)
 
     def trained(chosen: Any, **given: Any) -> Ran:
         return run(chosen, tmp_path, method="flow", **given)
@@ -130,7 +130,7 @@ def test_scores_are_kept_for_the_same_base_and_made_anew_for_another(
 def test_runs_with_one_reference_cache_share_the_scores_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     monkeypatch.setattr(
-        "selfaug.token_weights.score_rows",
+        "selfaug.before.token_weights.score_rows",
         lambda *a, **b: passes.append(1) or score_rows(*a, **b),  # type: ignore[func-returns-value]
     )
     both: dict[str, Any] = {"method": "selfaug+flow", "reference_cache": str(tmp_path / "cache")}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from selfaug.model_parts import body_of
+from selfaug.model.parts import body_of
 from selfaug.reference import passes
 from selfaug.reference.passes import batch_hidden, can_slice, slice_size, sliced_hidden, slices_agree
-from selfaug.trainer import SelfAugTrainer
+from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step, run
 from tests.models import ARCHITECTURES, tiny
 from tests.oracles.step import relative_distance
@@ -117,7 +117,7 @@ def test_a_model_that_disagrees_with_its_slices_is_left_whole_and_it_is_said(
 ) -> None:
     monkeypatch.setattr("transformers.DynamicCache.update", lambda self, keys, values, *more, **named: (keys, values))
     chosen = SEQUENCES["single-turn"][:2]
-    with caplog.at_level(logging.WARNING, logger="selfaug.trainer"):
+    with caplog.at_level(logging.WARNING, logger="selfaug.training.trainer"):
         ran = run(chosen, tmp_path, reference_slice=5)
     assert "reference_slice has no effect" in caplog.text
     assert not any(batch["selfaug"]["long"] for batch in ran.batches[0])

@@ -13,11 +13,11 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import TrainerCallback
 
-from selfaug.adapter_start import FILE
-from selfaug.config import SelfAugConfig
-from selfaug.errors import ConfigError
-from selfaug.trainer import SelfAugTrainer
-from selfaug.trl_names import lora_pairs
+from selfaug.before.adapter_start import FILE
+from selfaug.common.errors import ConfigError
+from selfaug.model.libraries import lora_pairs
+from selfaug.training.config import SelfAugConfig
+from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.small import lora, model, rows, tokenizer
 
 IDS = torch.arange(5, 25)[None]
@@ -136,7 +136,7 @@ def test_with_the_first_adapter_as_reference_prompts_are_held_and_a_run_resumes(
 
 
 def test_a_start_is_found_again_for_the_same_base_texts_and_adapter(tmp_path: Path, monkeypatch: Any) -> None:
-    from selfaug import adapter_start
+    from selfaug.before import adapter_start
 
     made: list[int] = []
     compute = adapter_start._compute
@@ -145,7 +145,7 @@ def test_a_start_is_found_again_for_the_same_base_texts_and_adapter(tmp_path: Pa
         made.append(len(given[3]))
         return compute(*given)
 
-    monkeypatch.setattr("selfaug.adapter_start._compute", counted)
+    monkeypatch.setattr("selfaug.before.adapter_start._compute", counted)
     first = make(tmp_path)
     assert not (tmp_path / FILE).exists()  # nothing is written before training
     start = [pair.A.detach().clone() for pair in lora_pairs(first.model)]

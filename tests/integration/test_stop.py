@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from selfaug.checkpoint import last_whole
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
+from selfaug.run.checkpoint import last_whole
 from tests.integration import small
 from tests.integration.steps import SEQUENCES, run
 

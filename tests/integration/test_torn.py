@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import Trainer
 
-from selfaug.checkpoint import SEAL, last_whole, torn_because
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
+from selfaug.run.checkpoint import SEAL, last_whole, torn_because
 from tests.integration import small
 from tests.integration.killed_run import make_trainer
 
@@ -101,7 +101,7 @@ def test_the_initial_adapter_is_that_of_the_checkpoint(run: tuple[Path, dict[str
 def test_an_adapter_of_another_shape_is_refused(run: tuple[Path, dict[str, torch.Tensor]]) -> None:
     from datasets import Dataset
 
-    from selfaug.trainer import SelfAugTrainer
+    from selfaug.training.trainer import SelfAugTrainer
     from tests.integration.killed_run import config
 
     wider = SelfAugTrainer(

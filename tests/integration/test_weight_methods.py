@@ -10,12 +10,12 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from selfaug.config import SelfAugConfig
-from selfaug.errors import ConfigError
-from selfaug.fisher import FILE as FISHER
-from selfaug.fisher import fisher_diagonal
-from selfaug.trainer import SelfAugTrainer
-from selfaug.trl_names import lora_pairs
+from selfaug.before.fisher import FILE as FISHER
+from selfaug.before.fisher import fisher_diagonal
+from selfaug.common.errors import ConfigError
+from selfaug.model.libraries import lora_pairs
+from selfaug.training.config import SelfAugConfig
+from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, TOLERANCE, Ran, run
 from tests.models import adapter_name, lora_config, tiny, tiny_tokenizer, with_lora
 from tests.oracles import parameters as oracle
@@ -174,7 +174,7 @@ def test_the_fisher_information_is_found_again_and_made_anew_for_another_base_or
         read.append(len(texts))
         return fisher_diagonal(model, texts, **options)
 
-    monkeypatch.setattr("selfaug.fisher.fisher_diagonal", counted)
+    monkeypatch.setattr("selfaug.before.fisher.fisher_diagonal", counted)
     general = tmp_path / "general.jsonl"
     general.write_text("".join(f'{{"prompt": "w4 w{i} w9", "completion": " w7"}}\n' for i in range(5, 10)))
     first = run(CHOSEN, tmp_path, method="ewc")

@@ -18,7 +18,7 @@ from selfaug.data.record import Record
 from selfaug.evaluation.metrics import exact_match, token_f1
 from selfaug.evaluation.models import Sides, check_origin
 from selfaug.evaluation.results import read_results, read_samples
-from selfaug.run_folder import RunFolder
+from selfaug.run.folder import RunFolder
 from tests.oracles import squad
 from tests.runs import finished_run
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from selfaug.common.errors import DataError
 from selfaug.data.read import Loaded, read_rows
 from selfaug.data.record import Record
-from selfaug.errors import DataError
 
 pytestmark = pytest.mark.shared
 

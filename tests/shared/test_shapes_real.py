@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from selfaug.common.errors import DataError
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.retrieve import Corpus
-from selfaug.errors import DataError
 
 pytestmark = pytest.mark.shared
 

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from selfaug.model_parts import body_of
+from selfaug.model.parts import body_of
 from tests.models import perturb_adapter, tiny
 
 INPUT_IDS = torch.arange(5, 17)[None]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from selfaug.callbacks import _number, kept_entries
+from selfaug.training.callbacks import _number, kept_entries
 
 
 @pytest.mark.parametrize(

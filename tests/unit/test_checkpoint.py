@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfaug import checkpoint
-from selfaug.checkpoint import SEAL, last_whole, read_seal, resolve, rotate, seal, torn_because, unseal
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
+from selfaug.run import checkpoint
+from selfaug.run.checkpoint import SEAL, last_whole, read_seal, resolve, rotate, seal, torn_because, unseal
 
 FILES = {
     "adapter_model.safetensors": bytes(range(256)) * 3,

@@ -13,15 +13,15 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.config import SelfAugConfig
+from selfaug.before.generated_rows import composed
+from selfaug.common.errors import DataError
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation
-from selfaug.errors import DataError
-from selfaug.generated_rows import composed
 from selfaug.generation.requests import Reply, Request
 from selfaug.generation.scribe import Scribe
 from selfaug.generation.store import Store
 from selfaug.methods import get_method
+from selfaug.training.config import SelfAugConfig
 from tests.chatting import chat_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")

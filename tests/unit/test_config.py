@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trl import SFTConfig
 
-from selfaug.config import PRESETS, SelfAugConfig
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.methods import available
 from selfaug.objective import ALIGNMENT_TERMS
+from selfaug.training.config import PRESETS, SelfAugConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 SLOWLY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

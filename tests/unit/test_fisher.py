@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.base_texts import text_of
-from selfaug.errors import ConfigError
-from selfaug.fisher import fisher_diagonal
+from selfaug.before.fisher import fisher_diagonal
+from selfaug.before.texts import text_of
+from selfaug.common.errors import ConfigError
+from selfaug.model.libraries import lora_pairs
 from selfaug.objective.parameter_terms import weighted_update, weighted_updates
-from selfaug.trl_names import lora_pairs
 from tests.models import VOCAB, tiny, with_lora
 from tests.oracles import parameters as oracle
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.objective import ALIGNMENT_TERMS, NLL, BaseToTuned, RowTerm, WeightedTerm, kernels, sweep
 from selfaug.objective.block_terms import block_terms, kernel_terms_, torch_terms_
 from tests.unit.objective_cases import BLOCKS_MODULE, case

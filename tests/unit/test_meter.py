@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfaug.meter import COUNTS, Meter
+from selfaug.step.meter import COUNTS, Meter
 
 CPU = torch.device("cpu")
 

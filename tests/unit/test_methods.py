@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from selfaug.config import SelfAugConfig
-from selfaug.errors import ConfigError, DataError
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.methods import METHODS, get_method
 from selfaug.methods.options import paths_in, read_options
 from selfaug.objective import NLL
+from selfaug.training.config import SelfAugConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from selfaug.model_card import escape, model_card
+from selfaug.run.model_card import escape, model_card
 
 MANIFEST = {
     "model": {"name": "owner/name"},

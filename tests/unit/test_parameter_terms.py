@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
+from selfaug.model.libraries import lora_pairs
 from selfaug.objective.parameter_terms import overlap, overlap_of_layers, squared_update, squared_updates
-from selfaug.trl_names import lora_pairs
 from tests.models import tiny, with_lora
 from tests.oracles import parameters as oracle
 

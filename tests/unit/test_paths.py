@@ -10,17 +10,17 @@ import pytest
 
 from selfaug.evaluation.results import read_results, read_samples, write_results
 from selfaug.evaluation.store import Store
-from selfaug.provenance import file_hash, read_manifest, weight_files
 from selfaug.report.training import read_log
-from selfaug.run_folder import RunFolder
+from selfaug.run.folder import RunFolder
+from selfaug.run.manifest import file_hash, read_manifest, weight_files
 from tests.made_runs import whole_run
 
 PUBLIC = [
     "selfaug",
     "selfaug.evaluation.results",
     "selfaug.evaluation.store",
-    "selfaug.provenance",
-    "selfaug.checkpoint",
+    "selfaug.run.manifest",
+    "selfaug.run.checkpoint",
 ]
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.progress import Progress
 
-from selfaug.progress import Estimate, Screen, counting, span
+from selfaug.common.progress import Estimate, Screen, counting, span
 
 
 class Clock:
@@ -156,9 +156,9 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_counting_works_inside_of_muted_libraries(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from selfaug.terminal import muted, say
+    from selfaug.common.terminal import muted, say
 
-    monkeypatch.setattr("selfaug.progress._NOTICEABLE", 0.0)
+    monkeypatch.setattr("selfaug.common.progress._NOTICEABLE", 0.0)
     with counting("items", None) as progress, muted():
         print("a library speaks")
         print("a library warns", file=sys.stderr)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfaug import provenance
-from selfaug.errors import ConfigError
-from selfaug.redaction import without_secrets
+from selfaug.common.errors import ConfigError
+from selfaug.common.redaction import without_secrets
+from selfaug.run import manifest as provenance
 
 
 def write_safetensors(path: Path, **tensors: object) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import selfaug
-from selfaug.quiet import LET_THROUGH, matters, take_verbose
+from selfaug.common.quiet import LET_THROUGH, matters, take_verbose
 
 # As transformers, peft, accelerate, torch and datasets write them.
 USELESS = [
@@ -69,7 +69,7 @@ def test_every_topic_is_in_the_documentation() -> None:
 
 CHILD = """
 import logging, os, sys, warnings
-from selfaug.quiet import quieten
+from selfaug.common.quiet import quieten
 quieten()
 quieten()
 for library in ("transformers.modeling", "accelerate", "peft"):
@@ -82,8 +82,8 @@ for library in ("transformers.modeling", "accelerate", "peft"):
 warnings.warn("useless by warnings")
 warnings.warn("weights newly initialized, will be an error", FutureWarning)
 warnings.warn("found missing adapter keys", UserWarning)
-logging.getLogger("selfaug.step").warning("our own word")
-logging.getLogger("selfaug.step").info("our own aside")
+logging.getLogger("selfaug.step.forward").warning("our own word")
+logging.getLogger("selfaug.step.forward").info("our own aside")
 asked = logging.getLogger("datasets")
 asked.setLevel(logging.INFO)
 asked.addHandler(logging.StreamHandler())

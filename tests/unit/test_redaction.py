@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from selfaug import SelfAugConfig
-from selfaug.redaction import is_secret, redacted, without_secrets
+from selfaug.common.redaction import is_secret, redacted, without_secrets
 
 SECRET = [
     "hub_token", "token", "HF_TOKEN", "--hub-token", "api_key", "OPENAI_API_KEY", "judge_api_key", "password", "secret",

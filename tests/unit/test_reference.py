@@ -9,13 +9,13 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from selfaug.errors import ConfigError
-from selfaug.model_checks import check_head
-from selfaug.model_parts import body_of, head_of
+from selfaug.common.errors import ConfigError
+from selfaug.model.checks import check_head
+from selfaug.model.libraries import switchable_layers
+from selfaug.model.parts import body_of, head_of
 from selfaug.reference import make_reference
 from selfaug.reference.adapter import BaseReference, InitialReference, adapters_off, evaluating
 from selfaug.reference.checks import check_peft, check_reference
-from selfaug.trl_names import switchable_layers
 from tests.models import VOCAB, perturb_adapter, tiny
 from tests.unit.adapted import INPUT_IDS, adapted, hidden, same, state
 

@@ -12,13 +12,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from selfaug.errors import ConfigError
-from selfaug.model_checks import check_head, probe_tokens
-from selfaug.model_parts import head_of
+from selfaug.common.errors import ConfigError
+from selfaug.model.checks import check_head, probe_tokens
+from selfaug.model.libraries import switchable_layers
+from selfaug.model.parts import head_of
 from selfaug.reference import make_reference
 from selfaug.reference.adapter import BaseReference, InitialReference
 from selfaug.reference.checks import check_peft, check_reference
-from selfaug.trl_names import switchable_layers
 from tests.integration import small
 from tests.models import VOCAB, tiny, with_lora
 from tests.unit.adapted import adapted, hidden, same, state
@@ -119,7 +119,7 @@ def test_an_adapter_without_effect_is_found() -> None:
 
 
 def test_full_fine_tuning_needs_a_path(tmp_path: Path) -> None:
-    from selfaug.trainer import SelfAugTrainer
+    from selfaug.training.trainer import SelfAugTrainer
     from tests.integration.killed_run import config
 
     rows = Dataset.from_list(small.rows(8))

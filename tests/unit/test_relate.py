@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.errors import ConfigError, DataError
-from selfaug.run_folder import RunFolder
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.run.folder import RunFolder
 from selfaug.shift.picture import draw, headline
 from selfaug.shift.relate import Point, points_of, relate
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfaug.checkpoint import seal
-from selfaug.errors import ConfigError
-from selfaug.run_folder import MAY_DIFFER, RunFolder, config_differences
+from selfaug.common.errors import ConfigError
+from selfaug.run.checkpoint import seal
+from selfaug.run.folder import MAY_DIFFER, RunFolder, config_differences
 
 CONFIG = {"alpha": 2, "seed": 1, "output_dir": "x", "save_steps": 5}
 

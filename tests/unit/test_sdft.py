@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from selfaug.config import SelfAugConfig
+from selfaug.common.errors import ConfigError
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Document, Item, Record
-from selfaug.errors import ConfigError
 from selfaug.evaluation.forms import read_forms
 from selfaug.generation.requests import Reply, Request
 from selfaug.generation.scribe import Scribe
 from selfaug.generation.store import Store
 from selfaug.methods.sdft import agrees, rewritten
+from selfaug.training.config import SelfAugConfig
 from tests.chatting import chat_tokenizer
 
 

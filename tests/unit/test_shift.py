@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.objective import NLL, BaseToTuned, LMHead, Rows, TunedToBase, WeightedTerm, sweep
 from selfaug.objective.values import ReferenceNLL, row_values
 from selfaug.reference.adapter import BaseReference

@@ -12,9 +12,9 @@ from datasets import Dataset
 
 from selfaug import SelfAugConfig, SelfAugTrainer
 from selfaug.cli.data import read_sources
+from selfaug.common.errors import ConfigError, DataError, UserError
 from selfaug.data.record import Conversation, Record
-from selfaug.errors import ConfigError, DataError, UserError
-from selfaug.training_rows import check_rows, formatted, takes_items
+from selfaug.training.rows import check_rows, formatted, takes_items
 from tests.integration import small
 
 TURNS = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
@@ -58,7 +58,7 @@ def test_a_prompt_beside_messages_is_trained_as_messages_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     row = {"prompt": "w9", "prompt_id": "x", "messages": TURNS}
-    with caplog.at_level("WARNING", "selfaug.training_rows"):
+    with caplog.at_level("WARNING", "selfaug.training.rows"):
         made = trainer(tmp_path, [row], alpha=0.0)
     assert "train: unread columns: prompt, prompt_id" in caplog.text
     ids = made.train_dataset[0]["input_ids"]

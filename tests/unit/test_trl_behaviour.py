@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from selfaug.trl_names import gathered_head, spare_refused_modules, switchable_layers
+from selfaug.model.libraries import gathered_head, spare_refused_modules, switchable_layers
 from tests.integration import small
 from tests.models import MIXTURES, tiny, with_lora
 

@@ -77,7 +77,7 @@ def test_the_name_exists(name: str) -> None:
 def test_checkpoints_are_called_what_we_look_for() -> None:
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-    from selfaug.checkpoint import _NAME
+    from selfaug.run.checkpoint import _NAME
 
     assert _NAME.fullmatch(f"{PREFIX_CHECKPOINT_DIR}-12"), "checkpoint folders have another name: look at checkpoint.py"
 
@@ -153,7 +153,7 @@ def test_transformers_deletes_checkpoints_by_the_argument_that_we_take_away() ->
 
 
 def test_what_from_pretrained_takes_is_found_in_its_source() -> None:
-    from selfaug.trl_names import loading_options
+    from selfaug.model.libraries import loading_options
 
     known = loading_options()
     # Named arguments, some of the others, and some that are dropped.

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from selfaug.errors import ConfigError
-from selfaug.terminal import emit, say
+from selfaug.common.errors import ConfigError
+from selfaug.common.terminal import emit, say
 
 __all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run"]
 

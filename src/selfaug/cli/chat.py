@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError, DataError
-from selfaug.terminal import emit, say
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.cli.session import Session
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer one question, or as many as are asked; the exit code."""
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
     if args.top_k < 1 or args.max_new_tokens < 1:
         raise ConfigError("--top_k and --max_new_tokens count documents and tokens", "give 1 or more.")

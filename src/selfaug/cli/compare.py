@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from selfaug.cli.compare_study import MEASURING, study_of
 from selfaug.cli.outputs import check_writable
 from selfaug.cli.verb_options import Add, adder, switch
-from selfaug.errors import ConfigError
-from selfaug.terminal import say
+from selfaug.common.errors import ConfigError
+from selfaug.common.terminal import say
 
 if TYPE_CHECKING:
     from selfaug.study.grid import Study

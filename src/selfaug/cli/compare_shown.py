@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError
-from selfaug.terminal import emit, say
+from selfaug.common.errors import ConfigError
+from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.study.grid import Pairs, Setting, Study
@@ -32,7 +32,7 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
             it, that world is left out.
         DataError: If runs of a world were measured on different items.
     """
-    from selfaug.checkpoint import write_durably
+    from selfaug.run.checkpoint import write_durably
     from selfaug.study.grid import told
     from selfaug.study.picture import draw
     from selfaug.study.scores import read_scores
@@ -81,7 +81,7 @@ def _worlds(study: Study, folder: Path) -> dict[Pairs, dict[Setting, list[Path]]
 def _shift(run: Path) -> float:
     """KL(base ‖ tuned) at the prompt positions, nats per token."""
     from selfaug.report.shifts import read_shift
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
     found = read_shift(RunFolder(run))
     assert found is not None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from selfaug.study.grid import Study
@@ -90,7 +90,7 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
 
 def shared_options(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """What options are in runs without a grid; one that waits for a method or a preset to set it stays open."""
-    from selfaug.config import PRESETS
+    from selfaug.training.config import PRESETS
 
     preset = PRESETS["default"] if values["preset"] == "default" else {}
     found = {name: preset.get(name) if values.get(name) is None else values[name] for name in names}

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.inputs import looks_local, missing_path
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import is_main, say, warn
 from selfaug.data.fields import RowError
 from selfaug.data.files import has_split
 from selfaug.data.folders import evaluation_splits
@@ -17,10 +20,7 @@ from selfaug.data.read import Loaded, hub_split, read_rows, read_table
 from selfaug.data.reasons import MANY, by_reason, reason_lines
 from selfaug.data.record import Conversation
 from selfaug.data.split import Example, split_by_document, titles_of
-from selfaug.errors import ConfigError, DataError
-from selfaug.progress import counting
-from selfaug.provenance import files_of
-from selfaug.terminal import is_main, say, warn
+from selfaug.run.manifest import files_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

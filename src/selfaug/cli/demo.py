@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.cli.outputs import check_writable
-from selfaug.errors import ConfigError
-from selfaug.terminal import emit, say
+from selfaug.common.errors import ConfigError
+from selfaug.common.terminal import emit, say
 
 __all__ = ["METHODS", "add_parser", "run", "train_words"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from selfaug.cli.inputs import looks_local, missing_path
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import say, warn
 from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
 from selfaug.data.tokens import text_ids
 from selfaug.data.vocabulary import check_ids, check_padding, check_table
-from selfaug.errors import ConfigError, DataError
-from selfaug.progress import counting
-from selfaug.terminal import say, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -159,9 +159,9 @@ def encode_source(
     """
     from datasets import Dataset
 
-    from selfaug.generated_rows import refuse_rewriting
+    from selfaug.before.generated_rows import refuse_rewriting
     from selfaug.methods import get_method
-    from selfaug.training_rows import items_table, trl_table
+    from selfaug.training.rows import items_table, trl_table
 
     rewrites = split == "train" and get_method(settings.training.method).rewrite(settings.training) is not None
     if rewrites and (source.loaded is None or source.loaded.kind == "trl"):

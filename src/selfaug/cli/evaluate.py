@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.evaluate_options import Settings, add_flags, resolve
 from selfaug.cli.outputs import check_writable
-from selfaug.progress import counting
-from selfaug.terminal import emit, say
+from selfaug.common.progress import counting
+from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.evaluation.models import Origin
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["add_parser", "results_table", "run"]
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from selfaug.evaluation.models import Sides, check_origin
     from selfaug.evaluation.run import evaluate, kept_parts, write
     from selfaug.evaluation.store import Store
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
     folder = RunFolder.open(str(settings.run))
     check_writable(folder.path, "the run folder")
@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _head(settings: Settings, folder: RunFolder, origin: Origin) -> dict[str, Any]:
     """Everything of the results but the parts."""
+    from selfaug.common.redaction import redacted, without_secrets
     from selfaug.evaluation.models import renderer_hash
-    from selfaug.provenance import config_hash, device, read_manifest, versions
-    from selfaug.redaction import redacted, without_secrets
+    from selfaug.run.manifest import config_hash, device, read_manifest, versions
 
     config = folder.read_config()
     manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfaug.cli.evaluate_options import Settings
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import say, warn
 from selfaug.data.vocabulary import check_ids
-from selfaug.errors import ConfigError, DataError
-from selfaug.progress import counting
-from selfaug.terminal import say, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from selfaug.evaluation.judge import Judge
     from selfaug.evaluation.models import Origin
     from selfaug.evaluation.parts import Part
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["all_parts"]
 
@@ -74,7 +74,7 @@ def _tasks(
     from selfaug.evaluation.data import shared_with_training, task_data
     from selfaug.evaluation.task import ask
     from selfaug.evaluation.task_part import TaskPart
-    from selfaug.provenance import read_manifest
+    from selfaug.run.manifest import read_manifest
 
     config = folder.read_config()
     manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
@@ -150,7 +150,7 @@ def _tasks(
 def _texts(settings: Settings, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
     from selfaug.evaluation.general_part import TextPart
     from selfaug.evaluation.text import read_texts, windows
-    from selfaug.provenance import files_of
+    from selfaug.run.manifest import files_of
 
     parts: dict[str, Part] = {}
     for path in settings.general_data:

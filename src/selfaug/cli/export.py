@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.outputs import open_to_others
-from selfaug.model_card import model_card
-from selfaug.provenance import weight_files, weights_hash, write_manifest
-from selfaug.terminal import is_main, say
+from selfaug.common.terminal import is_main, say
+from selfaug.run.manifest import weight_files, weights_hash, write_manifest
+from selfaug.run.model_card import model_card
 
 if TYPE_CHECKING:
     from selfaug.cli.parsing import Settings
     from selfaug.data.prompts import Renderer
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["export"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.verb_options import adder, resolve, switch
-from selfaug.errors import ConfigError, nearest
-from selfaug.terminal import emit, say
+from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.report.gate import Check
@@ -106,7 +106,7 @@ def _folder(name: str) -> Path:
 
 def _check_weights(folder: Path, results: Mapping[str, Any]) -> None:
     """Refuse results of other weights than the finished ones; a folder without a manifest cannot tell."""
-    from selfaug.provenance import read_manifest
+    from selfaug.run.manifest import read_manifest
 
     manifest = folder / "manifest.json"
     finished = (read_manifest(manifest).get("finished") or {}) if manifest.is_file() else {}

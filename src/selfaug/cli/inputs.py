@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.common.errors import ConfigError, nearest
 from selfaug.data.vocabulary import embedding_rows
-from selfaug.errors import ConfigError, nearest
-from selfaug.provenance import weight_files
+from selfaug.run.manifest import weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

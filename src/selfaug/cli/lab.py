@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.cli.outputs import check_writable
-from selfaug.errors import ConfigError
-from selfaug.progress import counting
-from selfaug.terminal import emit, say
+from selfaug.common.errors import ConfigError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import emit, say
 
 __all__ = ["add_parser", "run"]
 

@@ -18,9 +18,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
-from selfaug.errors import ConfigError, nearest
-from selfaug.quiet import quieten, several_machines
-from selfaug.terminal import say
+from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.quiet import quieten, several_machines
+from selfaug.common.terminal import say
 
 __all__ = ["LaunchFlags", "is_launched", "launch", "processes_wanted"]
 

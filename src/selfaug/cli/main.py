@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from selfaug import __version__
-from selfaug.errors import ConfigError, UserError, nearest
-from selfaug.quiet import FLAG, quieten, take_verbose
-from selfaug.redaction import redacted
-from selfaug.terminal import coloured, say
+from selfaug.common.errors import ConfigError, UserError, nearest
+from selfaug.common.quiet import FLAG, quieten, take_verbose
+from selfaug.common.redaction import redacted
+from selfaug.common.terminal import coloured, say
 
 __all__ = ["VERBS", "Parser", "Verb", "main"]
 

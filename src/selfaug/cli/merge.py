@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.cli.outputs import check_writable, open_to_others, written_whole
+from selfaug.common.errors import ConfigError, DataError, UserError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import emit, say
 from selfaug.data.prompt_files import SETTINGS
-from selfaug.errors import ConfigError, DataError, UserError
-from selfaug.progress import counting
-from selfaug.terminal import emit, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from selfaug.data.prompts import Renderer
     from selfaug.data.record import Conversation, Record
+    from selfaug.evaluation.merging import Answers, Kept
     from selfaug.evaluation.models import Origin, Sides
-    from selfaug.merging import Answers, Kept
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["add_parser", "run", "run_prompts"]
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from selfaug.data.prompts import Renderer
     from selfaug.evaluation.models import check_origin
     from selfaug.lab import shipped
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
     if args.prompts < 0:
         raise ConfigError(f"--prompts is {args.prompts}, and it counts prompts", "give 0 or more.")
@@ -116,7 +116,7 @@ def _check_output(out: Path, run: Path, overwrite: bool) -> None:
 
 
 def _check_space(out: Path, base: Path, dtype: str) -> None:
-    from selfaug.provenance import weight_files
+    from selfaug.run.manifest import weight_files
 
     parent = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
     size = sum(path.stat().st_size for path in weight_files(base))
@@ -146,7 +146,7 @@ def run_prompts(
     """
     from selfaug.data.encode import encode
     from selfaug.data.record import Record
-    from selfaug.merging import LONGEST_ANSWER
+    from selfaug.evaluation.merging import LONGEST_ANSWER
 
     longest = folder.read_config().get("max_length")
     questions = [Record(f"How many days are {weeks} weeks?", (), ("-",)) for weeks in range(2, 2 + count)]
@@ -173,7 +173,7 @@ def _rows_of(folder: RunFolder) -> Sequence[Record | Conversation]:
     """What the run held out or was evaluated on, else what it was trained on; nothing where that cannot be read."""
     from selfaug.data.read import read_rows
     from selfaug.evaluation.data import task_data
-    from selfaug.provenance import read_manifest
+    from selfaug.run.manifest import read_manifest
 
     config = folder.read_config()
     manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
@@ -218,8 +218,8 @@ def _merge(
         ConfigError: If the format that was asked for does not, or the adapter cannot be folded; ``out`` is then as it
             was.
     """
+    from selfaug.evaluation.merging import Answers
     from selfaug.evaluation.models import Sides
-    from selfaug.merging import Answers
 
     tuned = Sides(origin, "float32")
     answers = None
@@ -259,8 +259,8 @@ def _write(
     """
     import torch
 
+    from selfaug.evaluation.merging import Kept, write_weights
     from selfaug.evaluation.models import Sides
-    from selfaug.merging import Kept, write_weights
 
     model = tuned.fold()
     shares = write_weights(model, base, getattr(torch, dtype))

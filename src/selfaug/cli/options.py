@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 
 __all__ = ["AUTO", "DIFFERENT_DEFAULTS", "LONGEST", "DifferentDefault", "RunArguments"]
 

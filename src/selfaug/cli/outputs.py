@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 
 __all__ = ["check_free", "check_writable", "open_to_others", "written_whole"]
 

@@ -21,15 +21,15 @@ from selfaug.cli.launch import LaunchFlags
 from selfaug.cli.options import AUTO, DIFFERENT_DEFAULTS, RunArguments
 from selfaug.cli.refusal import refused
 from selfaug.cli.yaml_file import check_value, read_settings
-from selfaug.errors import ConfigError, UserError, nearest
+from selfaug.common.errors import ConfigError, UserError, nearest
+from selfaug.common.quiet import FLAG
+from selfaug.common.redaction import is_secret, redacted
 from selfaug.lab import shipped
-from selfaug.quiet import FLAG
-from selfaug.redaction import is_secret, redacted
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["DIFFERENT_DEFAULTS", "Arguments", "Settings", "build", "build_parser", "parse"]
 
@@ -69,7 +69,7 @@ def data_classes() -> tuple[type, ...]:
     """The data classes whose fields are the flags, in the order of the help."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
     return ScriptArguments, SelfAugConfig, ModelConfig, DatasetMixtureConfig, RunArguments
 

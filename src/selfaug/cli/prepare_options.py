@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfaug.cli import verb_options
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.lab import shipped
 
 __all__ = ["Settings", "add_flags", "resolve"]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.cli.inputs import model_folder
+from selfaug.common.errors import ConfigError
+from selfaug.common.terminal import is_main
 from selfaug.data.files import data_files
-from selfaug.errors import ConfigError
 from selfaug.methods import get_method
 from selfaug.methods.options import paths_in
-from selfaug.provenance import build_manifest, differences, files_of, weight_files, weights_hash
-from selfaug.terminal import is_main
+from selfaug.run.manifest import build_manifest, differences, files_of, weight_files, weights_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

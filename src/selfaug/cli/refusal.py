@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from selfaug.errors import ConfigError, tidy
+from selfaug.common.errors import ConfigError, tidy
 
 __all__ = ["plain", "refused"]
 

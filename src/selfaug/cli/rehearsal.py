@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from selfaug.cli.refusal import plain, refused
-from selfaug.errors import ConfigError, UserError, nearest
+from selfaug.common.errors import ConfigError, UserError, nearest
+from selfaug.common.redaction import is_secret
 from selfaug.methods import get_method
-from selfaug.redaction import is_secret
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -233,7 +233,7 @@ def _bare_model(settings: Settings, stage: _Stage) -> nn.Module:
 
 
 def _check_loading(extra: Mapping[str, Any], config: Any) -> None:
-    from selfaug.trl_names import loading_options
+    from selfaug.model.libraries import loading_options
 
     known = loading_options()
     for name in extra:
@@ -280,7 +280,7 @@ def _ends(name: str, last: str) -> bool:
 
 
 def _adapted(bare: Any, settings: Settings, stage: _Stage) -> Any:
-    from selfaug.trl_names import spare_refused_modules
+    from selfaug.model.libraries import spare_refused_modules
 
     names = [name for name, _ in bare.named_modules() if name]
     config = adapter_settings(settings.model)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.outputs import check_writable
 from selfaug.cli.verb_options import adder, resolve, switch
-from selfaug.errors import ConfigError, DataError
-from selfaug.terminal import emit, say
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.shift.relate import Point
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _points(settings: Settings) -> list[Point]:
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
     from selfaug.shift.relate import points_of
 
     points: list[Point] = []

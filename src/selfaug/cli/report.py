@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.cli.verb_options import adder, resolve
-from selfaug.errors import ConfigError
-from selfaug.terminal import emit, say
+from selfaug.common.errors import ConfigError
+from selfaug.common.terminal import emit, say
 
 __all__ = ["add_parser", "run"]
 
@@ -91,7 +91,7 @@ def _output(settings: Settings) -> Path | None:
 
 
 def _write(path: Path, text: str) -> None:
-    from selfaug.checkpoint import write_durably
+    from selfaug.run.checkpoint import write_durably
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from selfaug.cli.inputs import missing_path
+from selfaug.common.errors import DataError
+from selfaug.common.terminal import say
 from selfaug.data.fit import fit_documents
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Document, Record
 from selfaug.data.retrieve import Corpus
 from selfaug.data.template import ChatTemplate
 from selfaug.data.tokens import text_ids
-from selfaug.errors import DataError
-from selfaug.terminal import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["Session", "printable"]
 

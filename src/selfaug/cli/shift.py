@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.verb_options import MAP_HELP, adder, resolve, switch
+from selfaug.common.errors import ConfigError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import emit, say, warn
 from selfaug.data.reasons import MANY
-from selfaug.errors import ConfigError
-from selfaug.progress import counting
-from selfaug.terminal import emit, say, warn
 
 if TYPE_CHECKING:
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
     from selfaug.shift.measure import Text
     from selfaug.shift.pair import Pair, State
 
@@ -77,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure what is not measured yet, write ``shift.json`` after each checkpoint, print the table; the exit code."""
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
     flags = argparse.ArgumentParser()
     _flags(flags)
@@ -120,7 +120,7 @@ def _check(settings: Settings) -> None:
 def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str, Any]]:
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.data.prompts import Renderer
-    from selfaug.provenance import files_of
+    from selfaug.run.manifest import files_of
     from selfaug.shift.texts import general_texts, run_data, sampled, task_texts
 
     final = folder.finished
@@ -158,7 +158,7 @@ def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str,
 
 def _head(settings: Settings, folder: RunFolder, pair: Pair, sources: dict[str, Any]) -> dict[str, Any]:
     """All of ``shift.json`` but the measurements; ``settings`` to ``base`` decide whether old ones still hold."""
-    from selfaug.provenance import device, versions
+    from selfaug.run.manifest import device, versions
 
     config = folder.read_config()
     deciding = ("limit", "general_limit", "max_length", "layers", "seed", "dtype")
@@ -197,7 +197,7 @@ def _entry(
     state: State, pair: Pair, texts: Sequence[Text], settings: Settings, known: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The measurement of one state; one of the same weights is taken over."""
-    from selfaug.provenance import weight_files, weights_hash
+    from selfaug.run.manifest import weight_files, weights_hash
     from selfaug.shift.measure import measure
 
     files = weight_files(state.folder)
@@ -231,7 +231,7 @@ def _later(known: Sequence[dict[str, Any]], found: Sequence[State], measured: Se
 
 
 def _write(path: Path, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
-    from selfaug.checkpoint import write_durably
+    from selfaug.run.checkpoint import write_durably
 
     ordered = sorted(entries, key=lambda entry: (entry["name"] == "final", entry["step"] or 0))
     text = json.dumps({**head, "checkpoints": ordered}, indent=1, ensure_ascii=False, allow_nan=False)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError, UserError, nearest, tidy
-from selfaug.terminal import emit, is_main, say
+from selfaug.common.errors import ConfigError, UserError, nearest, tidy
+from selfaug.common.terminal import emit, is_main, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from selfaug.cli.inputs import ModelFacts
     from selfaug.cli.parsing import Arguments, Settings
     from selfaug.data.prompts import Renderer
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "check_reference", "make_trainer", "run", "settle"]
 
@@ -38,7 +38,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, then train here or in processes that ``accelerate launch`` starts; the exit code."""
-    from selfaug.checkpoint import resolve
     from selfaug.cli.data import read_sources
     from selfaug.cli.encoding import tokenizer_and_renderer
     from selfaug.cli.inputs import check_model
@@ -47,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from selfaug.cli.parsing import build_parser, parse
     from selfaug.cli.rehearsal import rehearse
     from selfaug.methods import get_method
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.checkpoint import resolve
+    from selfaug.run.folder import RunFolder
 
     argv: list[str] = args.argv
     if {"-h", "--help"} & set(argv):
@@ -90,7 +90,7 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     from selfaug.cli.parsing import build
     from selfaug.methods import get_method
     from selfaug.methods.adapters import trains_without_adapter
-    from selfaug.ranges import ADAPTER, check_ranges
+    from selfaug.training.ranges import ADAPTER, check_ranges
 
     values = arguments.values
     longest = values["max_length"]
@@ -153,13 +153,13 @@ def _train(
     renderer: Renderer,
     argv: Sequence[str],
 ) -> int:
-    from selfaug.callbacks import ProgressOnStderr, install
-    from selfaug.checkpoint import resolve
     from selfaug.cli.encoding import check_embeddings, encode_sources
     from selfaug.cli.export import export
     from selfaug.cli.recording import continued, run_manifest
     from selfaug.generation.store import FOLDER
-    from selfaug.provenance import read_manifest, write_manifest
+    from selfaug.run.checkpoint import resolve
+    from selfaug.run.manifest import read_manifest, write_manifest
+    from selfaug.training.callbacks import ProgressOnStderr, install
 
     tables, reports = encode_sources(sources, settings, tokenizer, renderer)
     check_embeddings(tables, settings, tokenizer, facts.embeddings)
@@ -230,7 +230,7 @@ def make_trainer(
     from trl import get_quantization_config
 
     from selfaug.cli.rehearsal import adapter_settings
-    from selfaug.trainer import SelfAugTrainer
+    from selfaug.training.trainer import SelfAugTrainer
 
     training, model = settings.training, settings.model
     chosen = {

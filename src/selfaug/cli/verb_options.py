@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from selfaug.cli.yaml_file import check_value, read_settings
-from selfaug.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError, nearest
 
 __all__ = ["MAP_HELP", "Add", "adder", "given", "resolve", "switch"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from selfaug.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError, nearest
 
 __all__ = ["check_value", "read_settings"]
 

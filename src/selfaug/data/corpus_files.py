@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfaug.common.errors import DataError
 from selfaug.data.fields import RowError, Where, present
 from selfaug.data.files import data_files, is_data_file, iter_rows, table_rows
 from selfaug.data.record import DOCUMENT_PARTS, TEXT_NAMES, Document, parse_document
-from selfaug.errors import DataError
 
 __all__ = ["read_passages"]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from selfaug.common.errors import DataError
 from selfaug.data.fit import FitResult, fit_documents, fit_ids, fit_record
 from selfaug.data.layout import plain_template
 from selfaug.data.lengths import LeftOut, LengthReport
@@ -22,7 +23,6 @@ from selfaug.data.lost_answers import (
 from selfaug.data.masks import conversation_labels
 from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.tokens import aligned_tokens
-from selfaug.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfaug.errors import DataError, nearest
+from selfaug.common.errors import DataError, nearest
 
 __all__ = ["Fields", "RowError", "Where", "present", "shown"]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Any
 
+from selfaug.common.errors import DataError, nearest
 from selfaug.data.fields import RowError, Where, present, shown
 from selfaug.data.folders import Splits, choose, is_named, missing_shards, splits_of
-from selfaug.errors import DataError, nearest
 
 __all__ = [
     "SUFFIXES", "Found", "data_files", "find_files", "has_split", "is_data_file", "iter_rows", "table_rows",

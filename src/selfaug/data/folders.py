@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from selfaug.errors import DataError
+from selfaug.common.errors import DataError
 
 __all__ = ["HELD_OUT", "WORDS", "Splits", "choose", "evaluation_splits", "is_named", "missing_shards", "splits_of"]
 

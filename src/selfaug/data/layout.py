@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from selfaug.common.errors import ConfigError, DataError, nearest
 from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.thoughts import split_thought
-from selfaug.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

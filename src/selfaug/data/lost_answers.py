@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from selfaug.common.errors import ConfigError, nearest
 from selfaug.data.record import Conversation, Document, Item, Record
 from selfaug.data.words import contains
-from selfaug.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from selfaug.common.errors import DataError
 from selfaug.data.record import is_trained
 from selfaug.data.template import ChatTemplate, TemplateRefusedError, common_beginning, matcher, opens_again, trim_turn
 from selfaug.data.thoughts import FIELDS, after_opening, in_fields, is_closed, split_thought
 from selfaug.data.tokens import response_tail, text_ids
 from selfaug.data.traced import DOCUMENTS, FIXED, Message, Trace, trace, unseen_tools
-from selfaug.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from selfaug.common.errors import DataError
 from selfaug.data.leaks import Leaks, check_leaks
 from selfaug.data.record import Record
 from selfaug.data.retrieve import Corpus, answers_found, retrieve
 from selfaug.data.split import Example, documents_of, plain, split_by_document
-from selfaug.errors import DataError
 
 __all__ = ["Prepared", "Retrieval", "prepare"]
 

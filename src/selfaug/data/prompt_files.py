@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.common.errors import DataError, nearest
 from selfaug.data.template import digest
-from selfaug.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer

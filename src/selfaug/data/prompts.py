@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from selfaug.common.errors import ConfigError, nearest
 from selfaug.data import layout
 from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.template import ChatTemplate, control_strings, digest, escape, matcher, template_of
-from selfaug.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

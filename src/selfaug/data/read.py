@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from selfaug.common.errors import ConfigError, DataError, nearest
+from selfaug.common.terminal import say
 from selfaug.data.fields import Fields, RowError, Where, present, shown
 from selfaug.data.files import SUFFIXES, Found, find_files, iter_rows
 from selfaug.data.folders import choose
 from selfaug.data.formats import Format, detect, get_format, mapped
 from selfaug.data.record import Conversation, Item, Record
-from selfaug.errors import ConfigError, DataError, nearest
-from selfaug.terminal import say
 
 __all__ = ["LOOKED_AT", "Loaded", "Reader", "hub_split", "read_rows", "read_table", "table_row"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from selfaug.common.errors import DataError
 from selfaug.data.fields import Fields, RowError, Where, shown
-from selfaug.errors import DataError
 
 __all__ = [
     "DOCUMENT_PARTS",

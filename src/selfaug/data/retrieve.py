@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.corpus_files import read_passages
 from selfaug.data.record import Document, Record
 from selfaug.data.words import contains, normalise, terms
-from selfaug.errors import ConfigError, DataError
 
 __all__ = ["Corpus", "answers_found", "retrieve"]
 

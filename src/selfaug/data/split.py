@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.record import Conversation, Item, Record
-from selfaug.errors import ConfigError, DataError
 
 __all__ = [
     "Split", "asked_of", "documents_of", "plain", "question_of", "row_of", "split_by_document", "titles_of",

@@ -12,8 +12,8 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from selfaug.common.errors import DataError
 from selfaug.data.record import TRAIN_FLAGS
-from selfaug.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from selfaug.common.errors import DataError
 from selfaug.data.record import Document, Record
 from selfaug.data.template import ChatTemplate, common_beginning, trim_turn
 from selfaug.data.thoughts import after_opening, in_fields, is_closed, split_thought
-from selfaug.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from selfaug.common.errors import DataError
 from selfaug.data.template import ChatTemplate, digest
 from selfaug.data.thoughts import FIELDS, split_thought
-from selfaug.errors import DataError
 
 __all__ = ["DOCUMENTS", "FIXED", "Message", "Text", "Trace", "trace", "unseen_tools"]
 

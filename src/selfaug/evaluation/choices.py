@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfaug.errors import DataError
+from selfaug.common.errors import DataError
 
 __all__ = ["TASK", "check_file"]
 

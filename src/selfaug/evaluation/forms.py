@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
+from selfaug.common.errors import ConfigError, nearest
 from selfaug.data.words import marked_words
-from selfaug.errors import ConfigError, nearest
-from selfaug.provenance import files_of
+from selfaug.run.manifest import files_of
 
 __all__ = ["Forms", "read_forms"]
 

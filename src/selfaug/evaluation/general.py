@@ -8,7 +8,7 @@ from typing import Any
 
 from selfaug.evaluation.results import SIDES, items_of, metric
 from selfaug.evaluation.suites import GeneralTask
-from selfaug.provenance import text_hash
+from selfaug.run.manifest import text_hash
 
 __all__ = ["general_metrics", "recorded", "side_samples"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from selfaug.model_parts import body_of, head_of
+from selfaug.model.parts import body_of, head_of
 from selfaug.objective import NLL
 from selfaug.objective.values import row_values
 

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError, DataError, tidy
+from selfaug.common.errors import ConfigError, DataError, tidy
+from selfaug.common.terminal import say
 from selfaug.evaluation.choices import check_file
 from selfaug.evaluation.general import recorded
 from selfaug.evaluation.harness_faults import code_refused, quiet, repeatable_language_detection, translated
 from selfaug.evaluation.models import Origin
 from selfaug.evaluation.suites import GeneralTask
-from selfaug.provenance import file_hash
-from selfaug.terminal import say
+from selfaug.run.manifest import file_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

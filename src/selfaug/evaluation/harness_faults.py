@@ -6,10 +6,10 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from selfaug.errors import ConfigError, DataError
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.quiet import is_verbose, libraries_muted
+from selfaug.common.terminal import talk
 from selfaug.evaluation.suites import GeneralTask
-from selfaug.quiet import is_verbose, libraries_muted
-from selfaug.terminal import talk
 
 __all__ = ["code_refused", "quiet", "repeatable_language_detection", "translated"]
 

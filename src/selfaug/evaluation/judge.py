@@ -14,12 +14,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from selfaug.endpoint import Endpoint
-from selfaug.errors import UserError
+from selfaug.common.endpoint import Endpoint
+from selfaug.common.errors import UserError
 from selfaug.evaluation.forms import Forms
 from selfaug.evaluation.metrics import Verdict, abstains, answer_match
 from selfaug.evaluation.store import DiskError
-from selfaug.provenance import text_hash
+from selfaug.run.manifest import text_hash
 
 __all__ = ["Judge", "JudgeError", "parse_verdict"]
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError
-from selfaug.provenance import file_hash, read_manifest, weight_files, weights_hash
+from selfaug.common.errors import ConfigError
+from selfaug.run.manifest import file_hash, read_manifest, weight_files, weights_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["Origin", "Sides", "check_origin", "renderer_hash"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfaug.errors import DataError
+from selfaug.common.errors import DataError
 from selfaug.evaluation.statistics import CONFIDENCE, RESAMPLES, Items, difference, standard_error, value
 from selfaug.evaluation.store import write_whole
 

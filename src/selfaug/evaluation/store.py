@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfaug.errors import UserError
-from selfaug.provenance import text_hash
+from selfaug.common.errors import UserError
+from selfaug.run.manifest import text_hash
 
 __all__ = ["DiskError", "Store", "key_of", "write_whole"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from selfaug.common.errors import ConfigError
 from selfaug.data.template import ChatTemplate, TemplateRefusedError, control_strings, matcher
-from selfaug.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from accelerate.utils import gather_object
 
+from selfaug.common.errors import DataError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import is_main, say
 from selfaug.data.encode import encode
 from selfaug.data.record import Conversation, Record
-from selfaug.errors import DataError
 from selfaug.evaluation.store import key_of, write_whole
 from selfaug.generation.requests import Reply, Request
 from selfaug.generation.store import Store
-from selfaug.progress import counting
-from selfaug.terminal import is_main, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

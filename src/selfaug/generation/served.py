@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from selfaug.endpoint import Endpoint, EndpointError
+from selfaug.common.endpoint import Endpoint, EndpointError
 from selfaug.generation.requests import Reply, Request
 
 __all__ = ["ServedModel"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.lab.card import CARD, LOG, Journal, card
 from selfaug.lab.start import start
 from selfaug.lab.tokenizer import make_tokenizer

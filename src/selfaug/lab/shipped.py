@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfaug.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError, nearest
 from selfaug.lab import smollm2
 
 __all__ = ["ASSETS", "NAMES", "resolve"]

@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 
 __all__ = ["NAME", "fetch"]
 

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.lab.skills.reading import ABSTENTION
 from selfaug.lab.words import Part
 from selfaug.lab.world import RELATIONS, Land, World, make_land, statement, value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfaug.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError, nearest
 from selfaug.methods.activations import ACTIVATION_METHODS
 from selfaug.methods.asft import ASFT
 from selfaug.methods.base import Method

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.methods.base import Method
 from selfaug.methods.options import option
 from selfaug.objective.activation_terms import ActivationTerm
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["ACTIVATION_METHODS", "AlignActivations"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.methods.base import Method
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["asks_base", "check_adapter", "trains_without_adapter"]
 

@@ -10,10 +10,10 @@ from selfaug.methods.kl_response import RESPONSE_KL
 from selfaug.methods.options import option
 from selfaug.objective import RowTerm
 from selfaug.objective.response_terms import DFT, KL_RESPONSE
-from selfaug.step import TermOn
+from selfaug.step.forward import TermOn
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["ASFT"]
 

@@ -11,23 +11,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.methods.options import NoOptions
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
-from selfaug.step import TermOn
+from selfaug.step.forward import TermOn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from selfaug.base_texts import Texts
-    from selfaug.config import SelfAugConfig
+    from selfaug.before.mixing import Mix
+    from selfaug.before.texts import Texts
     from selfaug.data.prompts import Renderer
     from selfaug.data.record import Conversation, Item
     from selfaug.generation.scribe import Scribe
-    from selfaug.mixing import Mix
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["ADAPTER_START", "MIXED_ROWS", "RESPONSE_LOSS", "Compose", "Method", "Rewrite", "Start", "Weigh"]
 
@@ -102,10 +102,10 @@ class Method:
         return self.Options(**{name: (given or {})[name] for name in names})
 
     def check(self, config: SelfAugConfig) -> None:
-        """Raise :class:`selfaug.errors.ConfigError` where the settings cannot work with this method."""
+        """Raise :class:`selfaug.common.errors.ConfigError` where the settings cannot work with this method."""
 
     def check_alpha(self, config: SelfAugConfig) -> None:
-        """Raise :class:`selfaug.errors.ConfigError` where an α is set and no part of the method aligns prompts."""
+        """Raise :class:`selfaug.common.errors.ConfigError` where an α is set and no part of the method aligns prompts."""
         if config.alpha and not self.defaults["alpha"]:
             raise ConfigError(
                 f"alpha={config.alpha} has no effect with method={self.name!r}, which aligns no prompt.",
@@ -145,7 +145,7 @@ class Method:
         return self.rewrite(config) is not None or self.compose(config) is not None
 
     def check_prompts(self, config: SelfAugConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
-        """Raise :class:`selfaug.errors.ConfigError` where the model's prompts cannot work with this method."""
+        """Raise :class:`selfaug.common.errors.ConfigError` where the model's prompts cannot work with this method."""
         if renderer.mode != "chat" and self.generates(config):
             raise ConfigError(
                 f"method={self.name!r} lets the model write, as an assistant does, and {tokenizer.name_or_path!r} has "

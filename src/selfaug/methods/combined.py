@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.methods.base import RESPONSE_LOSS, Compose, Method, Rewrite, Start, Weigh
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.objective.parameter_terms import ParameterTerm
-from selfaug.step import TermOn
+from selfaug.step.forward import TermOn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from selfaug.base_texts import Texts
-    from selfaug.config import SelfAugConfig
+    from selfaug.before.mixing import Mix
+    from selfaug.before.texts import Texts
     from selfaug.data.prompts import Renderer
-    from selfaug.mixing import Mix
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["Combined"]
 

@@ -11,7 +11,7 @@ from selfaug.objective import RowTerm
 from selfaug.objective.response_terms import EAFT as EAFT_TERM
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["EAFT"]
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.base_texts import Texts
+from selfaug.before.texts import Texts
 from selfaug.data.files import data_files
 from selfaug.methods.base import Method
 from selfaug.methods.options import option
 from selfaug.objective.parameter_terms import ParameterTerm, weighted_updates
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["EWC"]
 
@@ -22,7 +22,7 @@ class EWC(Method):
     """``loss = Σ nll / n_response + ewc_weight · Σ_i F_i Δ_i²``, Δ = s · B A, F the base's diagonal Fisher information.
 
     ``½ Σ F_i Δ_i²`` is what the diagonal sees of KL(base ‖ tuned) in nats a token, so `ewc_weight` is on the scale of
-    half an α. F is estimated with tokens drawn from the base itself (``selfaug/fisher.py``), per token, over
+    half an α. F is estimated with tokens drawn from the base itself (``selfaug/before/fisher.py``), per token, over
     `fisher_rows` rows of `fisher_data`, or of the training prompts where no data is given. It takes as much memory
     as the adapted weights do in float32.
 

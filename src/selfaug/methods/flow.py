@@ -14,7 +14,7 @@ from selfaug.methods.base import Method, Weigh
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["FLOW"]
 

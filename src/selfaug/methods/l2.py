@@ -10,7 +10,7 @@ from selfaug.methods.options import option
 from selfaug.objective.parameter_terms import ParameterTerm, squared_updates
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["L2"]
 

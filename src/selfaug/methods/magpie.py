@@ -15,9 +15,9 @@ from selfaug.methods.options import option
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from selfaug.config import SelfAugConfig
     from selfaug.data.prompts import Renderer
     from selfaug.generation.scribe import Scribe
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["Magpie"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from selfaug.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError, nearest
 
 __all__ = ["NoOptions", "option", "paths_in", "read_options", "resolve_options"]
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from selfaug.before.mixing import Mix
+from selfaug.common.errors import ConfigError
 from selfaug.data.files import data_files
-from selfaug.errors import ConfigError
 from selfaug.methods.base import MIXED_ROWS, Method
 from selfaug.methods.options import option
-from selfaug.mixing import Mix
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["Replay"]
 

@@ -12,8 +12,8 @@ from selfaug.methods.base import MIXED_ROWS, Compose, Method
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
     from selfaug.generation.scribe import Scribe
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["SASFT"]
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.base_texts import Texts
+from selfaug.before.texts import Texts
 from selfaug.data.files import data_files
 from selfaug.methods.base import ADAPTER_START, Method, Start
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["CorDA", "PiSSA"]
 
@@ -26,7 +26,7 @@ class CorDA(Method):
     does it.
 
     Source: arXiv 2406.05223. We differ in: the finished adapter is a plain one of rank 2 R on the base as it was
-    (``selfaug/adapter_start.py``); without data of the user's the training prompts are the texts.
+    (``selfaug/before/adapter_start.py``); without data of the user's the training prompts are the texts.
     """
 
     @dataclass(frozen=True)

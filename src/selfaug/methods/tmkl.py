@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 from selfaug.methods.base import Method
 from selfaug.methods.options import option
 from selfaug.objective.response_terms import WithoutGold
-from selfaug.step import TermOn
+from selfaug.step.forward import TermOn
 
 if TYPE_CHECKING:
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["TMKL"]
 

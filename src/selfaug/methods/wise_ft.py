@@ -9,12 +9,12 @@ import torch
 
 from selfaug.methods.base import Method
 from selfaug.methods.options import option
-from selfaug.trl_names import lora_pairs
+from selfaug.model.libraries import lora_pairs
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from selfaug.config import SelfAugConfig
+    from selfaug.training.config import SelfAugConfig
 
 __all__ = ["WiseFT"]
 

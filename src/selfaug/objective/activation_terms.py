@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 
 __all__ = ["ActivationTerm", "Activations", "find_modules", "squared_difference"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.objective import kernels
 from selfaug.objective.blocks import slices, wide_dtype
 from selfaug.objective.head import LMHead

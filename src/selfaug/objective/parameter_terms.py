@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfaug.errors import ConfigError
-from selfaug.trl_names import LoraPair, lora_pairs
+from selfaug.common.errors import ConfigError
+from selfaug.model.libraries import LoraPair, lora_pairs
 
 __all__ = [
     "ParameterTerm", "overlap", "overlap_of_layers", "squared_update", "squared_updates", "weighted_update",
@@ -72,7 +72,7 @@ class _WeightedUpdate(torch.autograd.Function):
 
 
 def weighted_updates(model: nn.Module) -> Tensor:
-    """``Σ_layers Σ_i F_i ΔW_i²`` over all LoRA layers on linear layers, F as ``selfaug.fisher`` left it at each."""
+    """``Σ_layers Σ_i F_i ΔW_i²`` over all LoRA layers on linear layers, F as ``selfaug.before.fisher`` left it at each."""
     return torch.stack([_wide(_weighted_update_of, pair) for pair in _pairs(model) if pair.W is not None]).sum()
 
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from selfaug.errors import ConfigError
-from selfaug.model_parts import head_layer, head_of
+from selfaug.common.errors import ConfigError
+from selfaug.model.libraries import switchable_layers
+from selfaug.model.parts import head_layer, head_of
 from selfaug.objective.head import LMHead
-from selfaug.trl_names import switchable_layers
 
 __all__ = ["BaseReference", "InitialReference", "adapters_off", "digest", "evaluating", "uncached_autocast"]
 

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfaug.checkpoint import write_durably
-from selfaug.errors import ConfigError
-from selfaug.provenance import file_hash
+from selfaug.common.errors import ConfigError
+from selfaug.run.checkpoint import write_durably
+from selfaug.run.manifest import file_hash
 
 __all__ = ["CACHE_DTYPES", "INDEX", "UNKNOWN", "CacheIndex", "CacheKey", "Shard", "gigabytes", "require_room"]
 

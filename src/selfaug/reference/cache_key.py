@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfaug.errors import ConfigError
-from selfaug.model_parts import depends_on_what_follows, head_layer
-from selfaug.provenance import text_hash, tokenizer_hash
+from selfaug.common.errors import ConfigError
+from selfaug.model.libraries import switchable_layers
+from selfaug.model.parts import depends_on_what_follows, head_layer
 from selfaug.reference.cache_files import UNKNOWN, CacheKey
-from selfaug.trl_names import switchable_layers
+from selfaug.run.manifest import text_hash, tokenizer_hash
 
 __all__ = ["base_weights", "cache_key", "checksum", "refuse_uncacheable"]
 

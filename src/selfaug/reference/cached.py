@@ -20,20 +20,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from selfaug.errors import ConfigError
-from selfaug.model_checks import final_hidden, probe_tokens
-from selfaug.model_parts import head_layer
+from selfaug.common.errors import ConfigError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import say
+from selfaug.model.checks import final_hidden, probe_tokens
+from selfaug.model.libraries import switchable_layers
+from selfaug.model.parts import head_layer
 from selfaug.objective.head import LMHead
-from selfaug.plan import plan_step
-from selfaug.progress import counting
-from selfaug.provenance import versions
 from selfaug.reference.adapter import BaseReference
 from selfaug.reference.cache_files import CACHE_DTYPES, UNKNOWN, CacheIndex, CacheKey, Shard, gigabytes, require_room
 from selfaug.reference.cache_key import cache_key
 from selfaug.reference.passes import prompts_hidden
-from selfaug.reference_batch import DrawnDocument, ReferenceLayout, Stored, reference_batch, sequence_key
-from selfaug.terminal import say
-from selfaug.trl_names import switchable_layers
+from selfaug.run.manifest import versions
+from selfaug.step.plan import plan_step
+from selfaug.step.reference_batch import DrawnDocument, ReferenceLayout, Stored, reference_batch, sequence_key
 
 __all__ = ["CachedReference", "ReferenceCache", "open_cache"]
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfaug.errors import ConfigError
-from selfaug.model_checks import final_hidden, probe_tokens
-from selfaug.model_parts import head_of
+from selfaug.common.errors import ConfigError
+from selfaug.model.checks import final_hidden, probe_tokens
+from selfaug.model.libraries import switchable_layers
+from selfaug.model.parts import head_of
 from selfaug.objective import BaseToTuned
 from selfaug.reference import Reference
 from selfaug.reference.adapter import evaluating, uncached_autocast
-from selfaug.trl_names import switchable_layers
 
 __all__ = ["check_full_tuning", "check_peft", "check_reference"]
 

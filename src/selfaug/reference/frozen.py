@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfaug.errors import ConfigError
-from selfaug.model_parts import head_of
+from selfaug.common.errors import ConfigError
+from selfaug.model.parts import head_of
 from selfaug.objective.head import LMHead
 from selfaug.reference.adapter import digest
 

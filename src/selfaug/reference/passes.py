@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfaug.model_parts import body_of, layer_types
+from selfaug.model.parts import body_of, layer_types
 
 __all__ = ["batch_hidden", "can_slice", "prompts_hidden", "slice_size", "sliced_hidden", "slices_agree"]
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfaug.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError, nearest
 from selfaug.report.about import Fact, origins, short
 from selfaug.report.gains import POINTS, Gain, Measured, mean_gain, measured
 from selfaug.report.gaps import Missing, missing_of, warnings_of
 from selfaug.report.regressions import Worst, read_worst
 from selfaug.report.shifts import Related, Shift, read_shift, related
 from selfaug.report.training import Cost, Training, read_log, training_of
-from selfaug.run_folder import RunFolder
+from selfaug.run.folder import RunFolder
 
 __all__ = ["KEYS", "Report", "Run", "Side", "report_of", "run_of"]
 
@@ -158,7 +158,7 @@ def run_of(folder: RunFolder, *, key: str = "A", name: str | None = None, regres
         DataError: If another of its files is damaged.
     """
     from selfaug.evaluation.results import read_results
-    from selfaug.provenance import read_manifest
+    from selfaug.run.manifest import read_manifest
 
     config = folder.read_config()
     manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from selfaug.report.gains import Measured
 from selfaug.report.shifts import Shift
-from selfaug.run_folder import RunFolder
+from selfaug.run.folder import RunFolder
 
 __all__ = ["Missing", "missing_of", "warnings_of"]
 

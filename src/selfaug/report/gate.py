@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from selfaug.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError, nearest
 from selfaug.report.gains import POINTS, Gain, Measured, mean_gain, measured
 
 __all__ = ["Check", "Rule", "Verdict", "check", "decide", "overall", "parse_rule"]

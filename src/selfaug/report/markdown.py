@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from selfaug.model_card import escape
 from selfaug.report.about import plain, settings_of
 from selfaug.report.facts import Report, Run
 from selfaug.report.gains import Gain, Measured
 from selfaug.report.headline import Number, sentence
 from selfaug.report.numbers import KL, interval, shown, unit_of
+from selfaug.run.model_card import escape
 
 __all__ = ["markdown", "measured_lines"]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.report import figures
 from selfaug.report.about import plain, settings_of
 from selfaug.report.facts import Report, Run, Side

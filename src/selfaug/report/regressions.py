@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selfaug.errors import DataError
+from selfaug.common.errors import DataError
 from selfaug.report.gains import Measured
 
 __all__ = ["LONGEST", "Piece", "Regression", "Worst", "marked", "read_worst", "shortened"]

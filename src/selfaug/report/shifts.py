@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError, DataError
-from selfaug.run_folder import RunFolder
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from selfaug.shift.relate import Point, Relation

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfaug.errors import ConfigError
-from selfaug.model_parts import body_of, head_of
+from selfaug.common.errors import ConfigError
+from selfaug.model.parts import body_of, head_of
 from selfaug.objective import NLL, BaseToTuned, TunedToBase
 from selfaug.objective.values import ReferenceNLL, row_values
 from selfaug.reference import Reference

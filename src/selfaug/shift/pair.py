@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.checkpoint import torn_because
-from selfaug.errors import ConfigError, UserError
-from selfaug.terminal import say
+from selfaug.common.errors import ConfigError, UserError
+from selfaug.common.terminal import say
+from selfaug.run.checkpoint import torn_because
 
 if TYPE_CHECKING:
     from torch import nn
 
     from selfaug.reference import Reference
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["Pair", "State", "states"]
 
@@ -69,7 +69,7 @@ class Pair:
 
     def __init__(self, run: RunFolder, dtype: str = "auto") -> None:
         from selfaug.cli.inputs import check_model, model_folder
-        from selfaug.provenance import read_manifest, weight_files, weights_hash
+        from selfaug.run.manifest import read_manifest, weight_files, weights_hash
 
         config = run.read_config()
         self.run = run

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.shift.relate import Point, Relation
 
 __all__ = ["ENDINGS", "draw"]

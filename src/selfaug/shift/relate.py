@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfaug.errors import ConfigError, DataError, nearest
+from selfaug.common.errors import ConfigError, DataError, nearest
 from selfaug.shift.regions import REGIONS
 from selfaug.shift.tally import TOTALS
 
 if TYPE_CHECKING:
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["DIRECTIONS", "GENERAL", "NLL", "PLACES", "Coefficient", "Point", "Relation", "points_of", "relate"]
 

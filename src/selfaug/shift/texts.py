@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from selfaug.common.errors import ConfigError, DataError, nearest
 from selfaug.data.encode import conversation_tokens
 from selfaug.data.fit import fit_documents, fit_ids, fit_record
 from selfaug.data.folders import HELD_OUT, evaluation_splits
@@ -15,7 +16,6 @@ from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record
 from selfaug.data.split import split_by_document
 from selfaug.data.tokens import text_ids
-from selfaug.errors import ConfigError, DataError, nearest
 from selfaug.shift.measure import Text
 from selfaug.shift.regions import conversation_regions, record_regions
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.methods import get_method
 
 __all__ = ["WORLD", "Pairs", "Run", "Setting", "Study", "strengths_of", "swept", "told"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 
 __all__ = ["draw"]
 

@@ -22,10 +22,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
-from selfaug.checkpoint import write_durably
-from selfaug.errors import ConfigError
-from selfaug.progress import Estimate
-from selfaug.run_folder import RunFolder
+from selfaug.common.errors import ConfigError
+from selfaug.common.progress import Estimate
+from selfaug.run.checkpoint import write_durably
+from selfaug.run.folder import RunFolder
 from selfaug.study.grid import Run, Study
 
 __all__ = ["Failure", "folder_of", "is_finished", "run_all"]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfaug.errors import DataError, nearest
+from selfaug.common.errors import DataError, nearest
 from selfaug.evaluation.results import items_of, primary, read_results, read_samples
 from selfaug.evaluation.statistics import Items
 from selfaug.study.grid import Setting

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.encode import aligned_tokens, encode
 from selfaug.data.lengths import quantiles
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.tokens import record_tokens
-from selfaug.errors import ConfigError, DataError
 from tests.unit.data.chat import CHATML, FAMILIES, byte_level, tokenizer_of
 
 LONG = "Once upon a time there was a little dog. " * 40
@@ -237,7 +237,7 @@ def test_a_template_that_prints_whole_messages_does_not_print_flags():
 def test_flags_hold_in_a_data_set_given_in_python():
     from datasets import Dataset
 
-    from selfaug.training_rows import prepare_rows
+    from selfaug.training.rows import prepare_rows
 
     tokenizer = tokenizer_of(FAMILIES["chatml"])
     table = Dataset.from_list([{"messages": FLAGGED}])

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.formats import FORMATS, detect, get_format
 from selfaug.data.formats.html import html_text
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Document, Record, RowError, Where
-from selfaug.errors import ConfigError, DataError
 from tests.unit.data.samples import MEANING, ROWS, format_of
 
 HERE = Where("f", 1)

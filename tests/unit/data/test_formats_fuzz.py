@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from selfaug.common.errors import DataError
 from selfaug.data.formats import FORMATS, mapped
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record, RowError, Where, parse_conversation, parse_record
-from selfaug.errors import DataError
 from tests.unit.data.samples import ROWS, format_of
 
 # All characters, lone surrogates among them; NaN and infinities, which Python's json writes and reads.

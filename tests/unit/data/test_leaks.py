@@ -164,7 +164,7 @@ def test_rows_that_are_no_records_are_compared_too() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(records, min_size=2, max_size=40), st.floats(0.05, 0.6), st.integers(0, 3))
 def test_no_title_is_on_both_sides_of_a_split_by_title(examples: list[Record], fraction: float, seed: int) -> None:
-    from selfaug.errors import DataError
+    from selfaug.common.errors import DataError
 
     keys = [titles_of(example) for example in examples]
     try:

@@ -9,12 +9,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfaug.common.errors import ConfigError
 from selfaug.data.encode import encode
 from selfaug.data.lost_answers import SKIPPED
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Document, Record
-from selfaug.errors import ConfigError
-from selfaug.training_rows import items_table, prepare_rows
+from selfaug.training.rows import items_table, prepare_rows
 from tests.unit.data.chat import FAMILIES, tokenizer_of
 
 TOKENIZER = tokenizer_of(FAMILIES["chatml"])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from selfaug.common.errors import DataError
 from selfaug.data.masks import conversation_labels
-from selfaug.errors import DataError
 from tests.unit.data.chat import CHATML, FAMILIES, MARKED, QWEN3, byte_level, tokenizer_of
 
 KINDS = ("byte_level", "trimmed", "sentencepiece_like")

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from selfaug.common.errors import DataError
 from selfaug.data.masks import conversation_labels
-from selfaug.errors import DataError
 
 LETTERS = {
     "system": "αβγδ",

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.prompts import Renderer, render
 from selfaug.data.record import Document, Record
-from selfaug.errors import ConfigError, DataError
 from tests.unit.data.chat import CHATML, FAMILIES, byte_level, tokenizer_of
 
 DOCUMENTS = (

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfaug.common.errors import DataError
 from selfaug.data.record import (
     Conversation,
     Document,
@@ -20,7 +21,6 @@ from selfaug.data.record import (
     parse_conversation,
     parse_record,
 )
-from selfaug.errors import DataError
 
 HERE = Where("data.jsonl", 7)
 GOOD: dict[str, Any] = {

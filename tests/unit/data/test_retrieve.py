@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.record import Document, Record
 from selfaug.data.retrieve import Corpus, answers_found, retrieve
 from selfaug.data.words import contains
-from selfaug.errors import ConfigError, DataError
 
 PASSAGES = (
     Document("the cat sat on the mat", "cat", "p0"),

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.fields import present
 from selfaug.data.formats import mapped
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Document, Record, RowError
 from selfaug.data.retrieve import Corpus
-from selfaug.errors import ConfigError, DataError
 
 MAY, LIES = Document("It falls in May."), Document("It lies.")
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from selfaug.common.errors import DataError
 from selfaug.data.masks import conversation_labels
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation
 from selfaug.data.template import ChatTemplate
-from selfaug.errors import DataError
 from tests.docs_tables import ROOT, between
 from tests.unit.data.shipped import CASES, NAMES, OSLO, ROME, case, tokenizer_of
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.leaks import check_leaks
 from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.split import Example, split_by_document
-from selfaug.errors import ConfigError, DataError
 
 
 def record(question: str, *texts: str) -> Record:

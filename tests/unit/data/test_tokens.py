@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfaug.common.errors import DataError
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Document, Record
 from selfaug.data.template import escape
 from selfaug.data.tokens import record_tokens
-from selfaug.errors import DataError
 from tests.unit.data.chat import CHATML, FAMILIES, SPECIALS, byte_level, sentencepiece_like, tokenizer_of
 
 DOCUMENTS = (

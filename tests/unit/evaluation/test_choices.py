@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from selfaug.errors import DataError
+from selfaug.common.errors import DataError
 from selfaug.evaluation.choices import TASK, check_file
 
 OPTIONS = {"question": "q", "options": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}], "answer": "B"}

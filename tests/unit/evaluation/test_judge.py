@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.evaluation.judge import Judge, JudgeError, parse_verdict
 from tests.server import Server, said
 

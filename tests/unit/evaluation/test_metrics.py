@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.evaluation.forms import read_forms
 from selfaug.evaluation.metrics import (
     POINTS,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from selfaug.errors import DataError
+from selfaug.common.errors import DataError
 from selfaug.evaluation.results import items_of, metric, primary, problems, read_results, read_samples, write_results
 from selfaug.evaluation.statistics import Items
 

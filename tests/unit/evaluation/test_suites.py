@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.evaluation.suites import SUITES, GeneralTask, chosen, suite
 
 KNOWN = {name: [name] for name in ("ifeval", "mmlu", "gsm8k", "arc_challenge", "hellaswag")} | {

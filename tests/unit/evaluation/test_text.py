@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfaug.errors import DataError
+from selfaug.common.errors import DataError
 from selfaug.evaluation.text import read_texts, text_nll, windows
 from tests.models import tiny, tiny_tokenizer
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from selfaug.common.errors import ConfigError
 from selfaug.data.prompts import Renderer
-from selfaug.errors import ConfigError
 from selfaug.generation.header import user_turn
 from tests.unit.data.chat import CHATML, FAMILIES, byte_level, tokenizer_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from selfaug.endpoint import Endpoint, EndpointError
+from selfaug.common.endpoint import Endpoint, EndpointError
 from selfaug.generation.requests import Reply, Request
 from selfaug.generation.served import ServedModel
 from tests.server import Server, completed

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selfaug.cli import lab as cli
 from selfaug.cli.main import Parser
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.lab import model as lab
 from selfaug.lab.batches import PROMPT_WEIGHT, Order, Words, batches, encode
 from selfaug.lab.card import Journal

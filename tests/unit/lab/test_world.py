@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from selfaug.common.errors import ConfigError
 from selfaug.data.read import read_rows
 from selfaug.data.record import Record
-from selfaug.errors import ConfigError
 from selfaug.lab.curriculum import STAGES, sample_texts
 from selfaug.lab.task import Distance, rows
 from selfaug.lab.words import KINDS, Part, in_test, names

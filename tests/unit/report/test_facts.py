@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.errors import ConfigError, DataError
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.report.facts import report_of
 from selfaug.report.page import page
 from selfaug.report.regressions import LONGEST, marked, read_worst

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.report.gate import Check, Verdict, check, decide, overall, parse_rule
 from tests.made_runs import part, results, usual_parts
 

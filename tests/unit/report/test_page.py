@@ -65,7 +65,7 @@ def test_every_number_on_the_page_stands_in_the_files(runs: list[Path]) -> None:
 
 def test_every_number_of_several_runs_stands_in_the_files(runs: list[Path]) -> None:
     from selfaug.report.shifts import related
-    from selfaug.run_folder import RunFolder
+    from selfaug.run.folder import RunFolder
 
     found = related([RunFolder(run) for run in runs], ["A", "B", "C", "D"]).relation
     assert found is not None

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from selfaug.errors import ConfigError
+from selfaug.common.errors import ConfigError
 from selfaug.methods import METHODS, get_method
 from selfaug.methods.options import resolve_options
 from selfaug.study.grid import Study, strengths_of, swept

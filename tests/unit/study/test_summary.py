@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from selfaug.errors import DataError
+from selfaug.common.errors import DataError
 from selfaug.evaluation.results import write_results
 from selfaug.study.grid import Setting
 from selfaug.study.picture import draw

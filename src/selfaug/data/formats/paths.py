@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from selfaug.common.errors import ConfigError
 from selfaug.data.fields import RowError, Where, shown
-from selfaug.errors import ConfigError
 
 __all__ = ["Found", "Path", "holds"]
 

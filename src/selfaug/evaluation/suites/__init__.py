@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfaug.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError, nearest
 
 __all__ = ["SUITES", "GeneralTask", "chosen", "suite"]
 

@@ -1,0 +1,191 @@
+"""How does an adapter start as a part of the pretrained weights, and end as a plain one on top of all of them?
+
+PEFT computes the part. It is taken out of the weights while the adapter is trained: these are ``W - s B₀ A₀``, and the
+adapter starts at (A₀, B₀), so that the first output is the base's. Afterwards ``s (B A - B₀ A₀)``, a plain adapter of
+twice the rank, is left on top of W.
+
+Shapes: A is R × I, B is O × R, W is O × I.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from selfaug.before.fisher import linear_pairs
+from selfaug.before.texts import draw_texts
+from selfaug.common.errors import ConfigError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import is_main, say
+from selfaug.model.libraries import LoraPair, corda_parts, lora_pairs, pissa_parts
+from selfaug.model.parts import body_of
+from selfaug.reference.adapter import adapters_off, digest, evaluating
+
+if TYPE_CHECKING:
+    from selfaug.methods.base import Start
+    from selfaug.training.trainer import SelfAugTrainer
+
+__all__ = ["FILE", "AdapterStart"]
+
+FILE = "adapter_start.safetensors"
+
+Part = tuple[Tensor, Tensor]
+
+
+class AdapterStart:
+    """The start of a trainer's adapter: taken out of the weights when this is made.
+
+    Args:
+        trainer: With a fresh adapter.
+        start: Of its method.
+
+    Raises:
+        ConfigError: If the weights are quantised, sharded, in float64, or smaller than the adapter's rank.
+    """
+
+    def __init__(self, trainer: SelfAugTrainer, start: Start) -> None:
+        self._model = trainer._base_model
+        self._path = Path(trainer.args.output_dir) / FILE
+        pairs = self._pairs()
+        _check(trainer, pairs)
+        texts = [] if start.texts is None else draw_texts(trainer, start.texts)
+        self._made_by = {
+            "kind": start.kind,
+            "base": digest({str(i): _weight(pair) for i, pair in enumerate(pairs)}),
+            "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+            "adapter": json.dumps([[list(pair.A.shape), list(pair.B.shape), pair.scale] for pair in pairs]),
+            "autocast": trainer.accelerator.mixed_precision,
+        }
+        self._parts = _load(self._path, self._made_by, len(pairs)) or _compute(trainer, start, pairs, texts)
+        # Every rank takes out the same, whatever its device rounds.
+        self._parts = [
+            broadcast([A.to(p.A.device), B.to(p.A.device)]) for p, (A, B) in zip(pairs, self._parts, strict=True)
+        ]
+        with torch.no_grad():
+            for pair, (A_RI, B_OR) in zip(pairs, self._parts, strict=True):
+                pair.A.copy_(A_RI)
+                pair.B.copy_(B_OR)
+                _add(pair, A_RI, B_OR, -1.0)
+
+    def save(self) -> None:
+        """Keep the start beside the checkpoints: a resumed run must take out the same to the bit."""
+        if not is_main() or (self._path.is_file() and _load(self._path, self._made_by, len(self._parts))):
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{n}.{i}": t.detach().cpu().contiguous()
+            for i, p in enumerate(self._parts)
+            for n, t in zip("AB", p, strict=True)
+        }
+        partial = self._path.with_suffix(".partial")
+        save_file(tensors, partial, metadata={"made_by": json.dumps(self._made_by)})
+        partial.replace(self._path)
+
+    @torch.no_grad()
+    def finish(self, peft_config: Any) -> None:
+        """Put the part back, and leave a plain adapter of twice the rank that computes the same.
+
+        Args:
+            peft_config: Of the adapter; says so afterwards.
+        """
+        for pair, (A_RI, B_OR) in zip(self._pairs(), self._parts, strict=True):
+            _add(pair, A_RI, B_OR, 1.0)
+            layer: Any = pair.layer
+            wide_A, wide_B = layer.lora_A[pair.name], layer.lora_B[pair.name]
+            # (B, -B₀) (A; A₀) = B A - B₀ A₀
+            wide_A.weight = nn.Parameter(torch.cat([pair.A, A_RI.to(pair.A)]))
+            wide_B.weight = nn.Parameter(torch.cat([pair.B, -B_OR.to(pair.B)], dim=1))
+            wide_A.out_features = wide_B.in_features = layer.r[pair.name] = 2 * layer.r[pair.name]
+        factor = math.sqrt(2) if peft_config.use_rslora else 2  # the scale s stays
+        peft_config.r, peft_config.lora_alpha = 2 * peft_config.r, factor * peft_config.lora_alpha
+        peft_config.rank_pattern = {key: 2 * r for key, r in peft_config.rank_pattern.items()}
+        peft_config.alpha_pattern = {key: factor * alpha for key, alpha in peft_config.alpha_pattern.items()}
+
+    def _pairs(self) -> list[LoraPair]:
+        return linear_pairs(self._model)
+
+
+def _check(trainer: SelfAugTrainer, pairs: Sequence[LoraPair]) -> None:
+    method = trainer.method.name
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            f"method={method!r} takes the adapter's start out of whole weights, and FSDP and ZeRO split them up.",
+            "train on one device or with DDP, or choose another method.",
+        )
+    if len(pairs) < len(lora_pairs(trainer._base_model)):
+        raise ConfigError(
+            f"method={method!r} starts adapters of linear layers, and there is one on an embedding.",
+            "leave embeddings out of target_modules.",
+        )
+    for pair in pairs:
+        weight = _weight(pair)
+        if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"method={method!r} takes the adapter's start out of the weights, and these are {weight.dtype} "
+                "(quantised, or a format that PEFT does not take).",
+                "load the model in float32 or bfloat16 without quantisation, or choose another method.",
+            )
+    smallest = min(pairs, key=lambda pair: min(_weight(pair).shape) - len(pair.A))
+    shape = tuple(_weight(smallest).shape)
+    if len(smallest.A) > min(shape):
+        raise ConfigError(
+            f"method={method!r} takes {len(smallest.A)} directions out of a weight of shape {shape}, which has fewer.",
+            f"give a rank of at most {min(shape)} (--lora_r).",
+        )
+
+
+@torch.no_grad()
+def _compute(
+    trainer: SelfAugTrainer, start: Start, pairs: Sequence[LoraPair], texts: Sequence[Sequence[int]]
+) -> list[Part]:
+    model = trainer._base_model
+    if start.kind == "pissa":
+        say(f"the principal part of {len(pairs)} weights ...")
+        return [pissa_parts(pair) for pair in pairs]
+    assert start.texts is not None
+    say(f"the least used part of {len(pairs)} weights, by {len(texts)} rows of {start.texts.name} ...")
+
+    def run_model() -> None:
+        with (
+            trainer.accelerator.autocast(),
+            adapters_off(model),
+            evaluating(model),
+            counting("texts", len(texts)) as bar,
+        ):
+            for done, ids in enumerate(texts, start=1):
+                body_of(model)(input_ids=torch.tensor([list(ids)], device=pairs[0].A.device), use_cache=False)
+                bar(done)
+
+    return corda_parts(model, copy.deepcopy(trainer.model.active_peft_config), pairs, run_model)
+
+
+def _add(pair: LoraPair, A_RI: Tensor, B_OR: Tensor, sign: float) -> None:
+    weight = _weight(pair)
+    part_OI = sign * pair.scale * (B_OR.float() @ A_RI.float())
+    turned = part_OI.T if getattr(pair.layer, "fan_in_fan_out", False) else part_OI
+    weight.copy_((weight.float() + turned).to(weight.dtype))
+
+
+def _weight(pair: LoraPair) -> Tensor:
+    weight: Tensor = pair.layer.get_base_layer().weight.data  # type: ignore[operator]
+    return weight
+
+
+def _load(path: Path, made_by: Mapping[str, str], layers: int) -> list[Part] | None:
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        if json.loads(file.metadata()["made_by"]) != dict(made_by):
+            return None
+        return [(file.get_tensor(f"A.{i}"), file.get_tensor(f"B.{i}")) for i in range(layers)]

@@ -1,0 +1,188 @@
+"""How much does the base's next-token distribution depend on each adapted weight? The diagonal of its Fisher matrix.
+
+Computed once before the first step, kept in the output folder, and found again by what it depends on.
+
+Shapes: T tokens of a row, H hidden, N rows of a block, V vocabulary; a weight W is O × I.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from selfaug.before.texts import Texts, draw_texts
+from selfaug.common.errors import ConfigError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import is_main, say
+from selfaug.model.libraries import LoraPair, lora_pairs
+from selfaug.model.parts import body_of, head_of
+from selfaug.reference.adapter import adapters_off, digest, evaluating, uncached_autocast
+
+if TYPE_CHECKING:
+    from selfaug.objective.head import LMHead
+    from selfaug.training.trainer import SelfAugTrainer
+
+__all__ = ["FILE", "ensure_fisher", "fisher_diagonal", "linear_pairs"]
+
+FILE = "fisher.safetensors"
+_BLOCK = 256
+
+Draw = Callable[[Tensor], Tensor]
+
+logger = logging.getLogger(__name__)
+
+
+def fisher_diagonal(
+    model: nn.Module,
+    texts: Sequence[Sequence[int]],
+    *,
+    draw: Draw | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[Tensor], int]:
+    """``Σ_rows (∂/∂W Σ_t log p(y_t | x_≤t))²`` for each adapted W, and the number of tokens to divide it by.
+
+    Every y_t is drawn from the base's own distribution at t, so the scores of a row's positions have mean 0 and are
+    independent given x: the square of their sum has the expectation of the sum of their squares, and one backward pass
+    a row gives an unbiased estimate of the Fisher matrix per token. (With the text's own next token in the place of y
+    it would be the "empirical Fisher", which is another matrix.)
+
+    Args:
+        model: The causal LM inside all wrappers, under a LoRA adapter; the adapter is off meanwhile.
+        texts: Token ids of each row.
+        draw: From logits (N × V) to tokens (N); by default a draw from their softmax.
+        seed: Of these draws.
+        progress: Called with the number of rows done.
+
+    Returns:
+        A tensor in the layout of each linear layer's own weight, float32 (float64 for float64 weights), in the order
+        of :func:`selfaug.model.libraries.lora_pairs`.
+
+    Raises:
+        ConfigError: If a pretrained weight is quantised.
+    """
+    weights = [_weight(pair) for pair in linear_pairs(model)]
+    generator = torch.Generator(weights[0].device).manual_seed(seed)
+    draw = draw or (lambda logits: torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1))
+    sums = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
+    frozen = [w for w in weights if not w.requires_grad]
+    tokens = 0
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        with torch.enable_grad(), uncached_autocast(), adapters_off(model), evaluating(model):
+            head = head_of(model)
+            for done, ids in enumerate(texts, start=1):
+                ids_BT = torch.tensor([list(ids)], device=weights[0].device)
+                hidden_TH = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
+                slope_TH = _slope(hidden_TH, head, draw)
+                # An expert that no token was sent to has no gradient.
+                found = torch.autograd.grad(hidden_TH, weights, slope_TH, allow_unused=True)
+                for total, gradient in zip(sums, found, strict=True):
+                    if gradient is not None:
+                        total.add_(gradient.to(total.dtype).square_())
+                tokens += len(hidden_TH)
+                if progress is not None:
+                    progress(done)
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+    return sums, tokens
+
+
+def _slope(hidden_TH: Tensor, head: LMHead, draw: Draw) -> Tensor:
+    """``∂/∂hidden Σ_t log p(y_t)``, in row blocks."""
+    parts = []
+    for block_NH in hidden_TH.detach().split(_BLOCK):
+        block_NH.requires_grad_(True)
+        logits_NV = head.logits(block_NH.to(head.weight_VH.dtype))
+        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        label_N = draw(logits_NV.detach())
+        score = logits_NV.log_softmax(-1).gather(1, label_N[:, None]).sum()
+        parts.append(torch.autograd.grad(score, block_NH)[0])
+    return torch.cat(parts)
+
+
+def linear_pairs(model: nn.Module) -> list[LoraPair]:
+    """The LoRA layers on linear layers: those whose update has a weight to be weighed by."""
+    return [pair for pair in lora_pairs(model) if pair.W is not None]
+
+
+def _weight(pair: LoraPair) -> Tensor:
+    weight: Tensor = pair.layer.get_base_layer().weight  # type: ignore[operator]
+    if not weight.is_floating_point():
+        raise ConfigError(
+            "the pretrained weights are quantised, and the Fisher information of one needs its gradient.",
+            "load the model without quantisation, or choose another method.",
+        )
+    return weight
+
+
+def ensure_fisher(trainer: SelfAugTrainer, wanted: Texts) -> None:
+    """Give each adapted layer of the trainer's model its part of the Fisher diagonal, as ``selfaug_fisher`` (O × I).
+
+    It comes from the output folder where the same base, texts and seed made it, else from one pass; ranks share it.
+
+    Args:
+        trainer: Before its first step.
+        wanted: The texts that are read.
+
+    Raises:
+        ConfigError: If the rows are a stream, or the model is quantised.
+        DataError: If there are no rows.
+    """
+    texts = draw_texts(trainer, wanted)
+    model = trainer._base_model
+    pairs = linear_pairs(model)
+    made_by = {
+        "base": digest({f"{i}": _weight(pair) for i, pair in enumerate(pairs)}),
+        "dtype": str(model.dtype),
+        "autocast": trainer.accelerator.mixed_precision,
+        "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        "seed": str(trainer.args.seed),
+    }
+    path = Path(trainer.args.output_dir) / FILE
+    found = _load(path, made_by, len(pairs))
+    trainer.accelerator.wait_for_everyone()  # no rank writes while another still reads
+    if found is None:
+        if is_main():
+            say(f"the Fisher information of {len(pairs)} layers from {len(texts)} rows of {wanted.name} ...")
+        ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+        mine = texts[rank::ranks]
+        with trainer.accelerator.autocast(), counting("Fisher information", len(mine)) as progress:
+            sums, tokens = fisher_diagonal(model, mine, seed=trainer.args.seed + rank, progress=progress)
+        device = trainer.accelerator.device
+        total = trainer.accelerator.reduce(torch.tensor(float(tokens), device=device), reduction="sum")
+        found = [trainer.accelerator.reduce(part.to(device), reduction="sum") / total for part in sums]
+        if is_main():
+            _save(path, found, made_by)
+    for pair, part in zip(pairs, found, strict=True):
+        turned = part.T if getattr(pair.layer, "fan_in_fan_out", False) else part
+        pair.layer.selfaug_fisher = turned.to(pair.A.device)
+
+
+def _load(path: Path, made_by: Mapping[str, str], layers: int) -> list[Tensor] | None:
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        if json.loads(file.metadata()["made_by"]) != dict(made_by):
+            logger.info("%s is of another base model or other texts, and is made anew.", path)
+            return None
+        return [file.get_tensor(f"layer.{i}") for i in range(layers)]
+
+
+def _save(path: Path, parts: Sequence[Tensor], made_by: Mapping[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    tensors = {f"layer.{i}": part.detach().cpu().contiguous() for i, part in enumerate(parts)}
+    save_file(tensors, partial, metadata={"made_by": json.dumps(dict(made_by))})
+    partial.replace(path)

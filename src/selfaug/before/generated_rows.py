@@ -1,0 +1,142 @@
+"""How do the training rows of a run get what its base writes itself, before the first step?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, concatenate_datasets
+
+from selfaug.common.endpoint import Endpoint
+from selfaug.common.errors import ConfigError
+from selfaug.common.terminal import is_main, say
+from selfaug.data.encode import encode
+from selfaug.data.prompts import Renderer
+from selfaug.generation.local import LocalModel
+from selfaug.generation.scribe import Scribe, Source
+from selfaug.generation.served import ServedModel
+from selfaug.generation.store import FOLDER, Store
+from selfaug.methods.base import Compose
+from selfaug.reference.adapter import digest
+from selfaug.run.manifest import tokenizer_hash
+from selfaug.training.rows import takes_items
+
+if TYPE_CHECKING:
+    from selfaug.training.trainer import SelfAugTrainer
+
+__all__ = ["check_generation", "composed", "refuse_rewriting", "rows_with_generated", "scribe_of"]
+
+
+def check_generation(trainer: SelfAugTrainer) -> None:
+    """Refuse what the method's writing cannot work with, before the first step.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    method, config = trainer.method, trainer.args
+    if not method.generates(config):
+        return
+    method.check_prompts(config, trainer._tokenizer, _renderer(trainer))
+    if method.rewrite(config) is not None and not takes_items(trainer._raw_rows):
+        raise refuse_rewriting(method.name, "the training data set")
+    if not isinstance(trainer._train_rows, Dataset):
+        raise ConfigError(
+            f"method={method.name!r} writes rows before training, and the data set is a stream or was not prepared "
+            "here.",
+            "give a data set of known length (--dataset_streaming false, without skip_prepare_dataset).",
+        )
+    if config.generation_url is None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ConfigError(
+            f"method={method.name!r} lets the whole base model write before training, and FSDP and ZeRO split it up.",
+            "serve the base model elsewhere (--generation_url), or train on one device or with DDP.",
+        )
+
+
+def refuse_rewriting(method: str, name: str) -> ConfigError:
+    """What to say where rows have no words to be rewritten."""
+    return ConfigError(
+        f"method={method!r} lets the base rewrite answers, and {name} has rows in a format of trl's own, a stream, or "
+        "token ids: what is the question and what its answer is not told.",
+        "give records or conversations (`messages`); `selfaug prepare` makes records of other formats.",
+    )
+
+
+def rows_with_generated(trainer: SelfAugTrainer, prepare: Callable[[Any], Dataset]) -> Dataset:
+    """The training rows after the method's rewriting, and behind them the conversations that it composes.
+
+    Args:
+        trainer: Before its first step.
+        prepare: Tokenises the training rows again, after a change of its records and conversations.
+    """
+    method, config = trainer.method, trainer.args
+    if is_main():
+        say("the base model writes ..." if config.generation_url is None else f"{config.generation_model} writes ...")
+    scribe = scribe_of(trainer)
+    rows = trainer._train_rows
+    with trainer.accelerator.autocast():
+        rewrite = method.rewrite(config)
+        if rewrite is not None:
+            rows = prepare(lambda items: rewrite(items, scribe))
+        compose = method.compose(config)
+        if compose is not None:
+            rows = composed(rows, compose, scribe)
+    return rows
+
+
+def composed(rows: Dataset, compose: Compose, scribe: Scribe) -> Dataset:
+    """``rows`` and behind them exactly ``round(ratio · rows)`` conversations that the base wrote."""
+    count = round(compose.ratio * len(rows))
+    conversations = compose.write(scribe, count) if count else []
+    encoded = encode(conversations, scribe.tokenizer, scribe.renderer, max_length=scribe.max_length)
+    assert len(encoded.rows) == count, "each conversation was seen to fit"
+    kept = rows.select_columns(["input_ids", "labels"])
+    return concatenate_datasets([kept, Dataset.from_list(encoded.rows, features=kept.features)]) if count else kept
+
+
+def scribe_of(trainer: SelfAugTrainer) -> Scribe:
+    """Who writes for this run: the endpoint that the settings name, or the loaded model with its adapter off."""
+    config, tokenizer, renderer = trainer.args, trainer._tokenizer, _renderer(trainer)
+    made_by: dict[str, Any] = {
+        "template": renderer.chat_template_sha256,
+        "template_variables": dict(renderer.chat_template_kwargs),
+        "tokenizer": tokenizer_hash(tokenizer),
+    }
+    source: Source
+    if config.generation_url is not None:
+        assert config.generation_model is not None
+        endpoint = Endpoint(
+            config.generation_url,
+            os.environ.get(config.generation_key_env),
+            timeout=600.0,
+            concurrency=config.generation_batch_size,
+        )
+        source = ServedModel(endpoint, config.generation_model, renderer.chat_template_kwargs)
+        made_by["served"] = config.generation_model
+    else:
+        model = trainer._base_model
+        source = LocalModel(model, tokenizer, renderer, config.generation_batch_size)
+        adapted = model is not trainer.model
+        weights = {name: p for name, p in model.named_parameters() if not (adapted and p.requires_grad)}
+        made_by |= {"base": digest(weights), "dtype": str(model.dtype)}
+        made_by["autocast"] = trainer.accelerator.mixed_precision
+    store = Store(Path(config.output_dir) / FOLDER, trainer.accelerator.process_index)
+    trainer.accelerator.wait_for_everyone()  # no rank writes while another still reads
+    return Scribe(
+        source,
+        store,
+        made_by,
+        tokenizer=tokenizer,
+        renderer=renderer,
+        max_length=trainer._fit_length,
+        cut_prompt_left=config.cut_prompt_left,
+        length=config.generation_length,
+        seed=config.seed,
+        rank=trainer.accelerator.process_index,
+        ranks=trainer.accelerator.num_processes,
+    )
+
+
+def _renderer(trainer: SelfAugTrainer) -> Renderer:
+    return trainer.renderer or Renderer.for_tokenizer(trainer._tokenizer)

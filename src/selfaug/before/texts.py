@@ -1,0 +1,62 @@
+"""Which texts is the base asked about before the first step, where a method looks at what it does on some?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from selfaug.common.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from selfaug.training.trainer import SelfAugTrainer
+
+__all__ = ["Texts", "draw_texts", "text_of"]
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Texts:
+    """``count`` rows of a file or folder in any format, or of the training prompts where ``path`` is ``None``."""
+
+    path: Path | None
+    count: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return "the training prompts" if self.path is None else str(self.path)
+
+
+def draw_texts(trainer: SelfAugTrainer, texts: Texts) -> list[list[int]]:
+    """Token ids of the rows, drawn by the run's seed.
+
+    Raises:
+        ConfigError: If the training rows are a stream.
+        DataError: If there are no rows.
+    """
+    rows = trainer._train_rows if texts.path is None else trainer._rows_of(texts.path)
+    if not isinstance(rows, Dataset):
+        raise ConfigError(
+            f"method={trainer.method.name!r} draws texts before training, and the data set is a stream or was not "
+            "prepared here.",
+            "give a data set of known length (--dataset_streaming false, without skip_prepare_dataset).",
+        )
+    if not len(rows):
+        raise DataError(f"{texts.name} has no rows to look at.", "give some texts.")
+    chosen = sorted(random.Random(trainer.args.seed).sample(range(len(rows)), min(texts.count, len(rows))))
+    return [text_of(rows[i], prompt=texts.path is None) for i in chosen]
+
+
+def text_of(row: Mapping[str, Any], *, prompt: bool) -> list[int]:
+    """A row's tokens, or with ``prompt`` those before its first response token, where there are any."""
+    ids = list(row["input_ids"])
+    if not prompt:
+        return ids
+    first = next((t for t, label in enumerate(row["labels"]) if label != _IGNORED), len(ids))
+    return ids[:first] or ids

@@ -1,0 +1,96 @@
+"""How do the base's scores of response tokens become their weights in the loss of a run?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor
+
+from selfaug.before.scores import FILE, BaseScores, response_places, score_rows
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.progress import counting
+from selfaug.common.terminal import is_main, say
+from selfaug.reference.adapter import BaseReference, digest
+
+if TYPE_CHECKING:
+    from selfaug.methods import Method
+    from selfaug.training.config import SelfAugConfig
+    from selfaug.training.trainer import SelfAugTrainer
+
+__all__ = ["scores_of_base", "token_weights"]
+
+
+def scores_of_base(trainer: SelfAugTrainer, rows: Any) -> BaseScores:
+    """The base's scores of all training rows: from the disk where the same base made them, else by one pass.
+
+    They lie in the reference cache where one is named, so that every run with it shares the pass, and in the output
+    folder otherwise. Ranks share the rows, and each ends with all scores.
+
+    Raises:
+        ConfigError: If the rows are a stream, or the model is sharded.
+    """
+    if not isinstance(rows, Dataset):
+        raise ConfigError(
+            f"method={trainer.method.name!r} needs the base's scores of every row before training, and the data set is "
+            "a stream or was not prepared here.",
+            "give a data set of known length (--dataset_streaming false, without skip_prepare_dataset).",
+        )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            f"method={trainer.method.name!r} scores the data with the whole base model before training, and FSDP and "
+            "ZeRO split it up.",
+            "train on one device or with DDP, or choose another method.",
+        )
+    model, base = trainer._base_model, BaseReference()
+    adapted = model is not trainer.model
+    weights = {name: p for name, p in model.named_parameters() if not (adapted and p.requires_grad)}
+    made_by = {"base": digest(weights), "dtype": str(model.dtype), "autocast": trainer.accelerator.mixed_precision}
+    path = Path(trainer.args.reference_cache or trainer.args.output_dir).expanduser() / FILE
+    scores = BaseScores.load(path, made_by)
+    missing = [row for row in rows.select_columns(["input_ids", "labels"]) if not scores.has(**row)]
+    trainer.accelerator.wait_for_everyone()  # no rank writes while another still reads
+    if not missing:
+        return scores
+    ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+    if is_main():
+        say(f"the base model scores the responses of {len(missing)} rows ...")
+    single = 0 if trainer._layout.whole else 8192
+    mine = missing[rank::ranks]
+    with trainer.accelerator.autocast(), counting("scores of responses", len(mine)) as progress:
+        found = score_rows(model, base, mine, batch_tokens=single, progress=progress)
+    for input_ids, nll_T in gather_object(found):
+        scores.add(input_ids, nll_T.cpu())
+    if is_main():
+        scores.save(path)
+    return scores
+
+
+def token_weights(
+    method: Method, config: SelfAugConfig, scores: BaseScores, rows: Any
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """For the plan of a step: from a document's tokens, and places among them, to weights (float32).
+
+    Raises:
+        DataError: If the method would learn no token at all.
+    """
+    samples = []
+    for row in rows.select_columns(["input_ids", "labels"]):
+        places = response_places(row["labels"])
+        if places.numel():
+            samples.append(scores.of(row["input_ids"], places))
+    weigh = method.weigh(config, samples)
+    assert weigh is not None, "a method that asks for scores weighs by them"
+    kept = sum(int((weigh(nll_N) > 0).sum()) for nll_N in samples)
+    total = sum(len(nll_N) for nll_N in samples)
+    if not kept:
+        raise DataError(
+            f"method={method.name!r} leaves none of the {total} response tokens to be learnt.",
+            "raise its threshold (--method_options), or choose another method.",
+        )
+    if kept < total and is_main():
+        say(f"{kept} of {total} response tokens are learnt")
+    return lambda input_ids, token_N: weigh(scores.of(input_ids, token_N))

@@ -1,0 +1,225 @@
+"""Progress on stderr: how far a piece of work is, and how long the rest will take.
+
+A bar where stderr is a terminal; elsewhere plain lines, the first after the first unit of work that took noticeable
+time, later ones at growing intervals, so that a log of days has some hundred lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from selfaug.common.terminal import is_main, say, talk
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["Estimate", "Screen", "Work", "counting", "span"]
+
+Clock = Callable[[], float]
+
+_NOTICEABLE = 1.0
+"""Seconds below which neither the work done nor the rest is worth a line."""
+_LINES_AT = (10.0, 60.0, 300.0, 900.0, 1800.0)
+"""Seconds after which a plain line is due; from then on one every half hour."""
+
+
+class Estimate:
+    """``left = (total - done) · seconds / done``, which runs down while the next unit is under way.
+
+    Over everything done so far: rich and tqdm look at the last seconds alone, and know nothing of work whose units take
+    longer than that.
+
+    Args:
+        total: Units of work; ``None`` where it is not known.
+        done: How many of them were done before the clock started.
+        clock: Gives seconds.
+    """
+
+    def __init__(self, total: int | None, done: int = 0, clock: Clock = time.monotonic) -> None:
+        self.total, self.done = total, done
+        self._before, self._clock = done, clock
+        self._began = self._updated = clock()
+
+    def begin(self, done: int) -> None:
+        """So many units turn out to have been done before the clock started."""
+        self.done = self._before = done
+
+    def update(self, done: int) -> None:
+        """So many units are done now."""
+        if done != self.done:
+            self.done, self._updated = done, self._clock()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the clock started."""
+        return self._clock() - self._began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the end; ``None`` before the first unit is done, or where the total is not known."""
+        new = self.done - self._before
+        if not self.total or new <= 0:
+            return None
+        each, rest = (self._updated - self._began) / new, max(0, self.total - self.done)
+        # A unit that takes longer than the others takes nothing off those after it.
+        return max(rest * each - (self._clock() - self._updated), max(0, rest - 1) * each)
+
+
+def span(seconds: float) -> str:
+    """A time as people say it, in its two largest units: ``13 min 30 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    for large, name, small, other in (
+        (days, "d", hours % 24, "h"), (hours, "h", minutes % 60, "min"), (minutes, "min", whole % 60, "s"),
+    ):  # fmt: skip
+        if large:
+            return f"{large} {name} {small} {other}" if small else f"{large} {name}"
+    return f"{whole} s"
+
+
+class Work:
+    """One piece of work on a :class:`Screen`.
+
+    Args:
+        screen: Where it is shown.
+        what: Its name.
+        total: Units of it; ``None`` where that is not known.
+        done: How many of them were done before.
+        always: Whether the first unit gets a plain line however little time it took.
+    """
+
+    def __init__(self, screen: Screen, what: str, total: int | None, done: int = 0, always: bool = False) -> None:
+        self.what, self.estimate = what, Estimate(total, done, screen.clock)
+        self._screen, self._always = screen, always
+        self._bar: TaskID | None = None
+        self._due = 0.0 if always else _NOTICEABLE
+        self._told = False
+        if screen.bars is not None:
+            self._bar = screen.bars.add_task(what, total=total, completed=done, estimate=self.estimate)
+
+    def __call__(self, done: int) -> None:
+        """So many units are done now."""
+        self.update(done)
+
+    def update(self, done: int, *, line: bool = True) -> None:
+        """So many units are done now; with ``line`` false no plain line is written, since another one says the same."""
+        if done == self.estimate.done:
+            return
+        self.estimate.update(done)
+        if self._screen.bars is not None and self._bar is not None:
+            self._screen.bars.update(self._bar, completed=done)
+        elif self.estimate.elapsed >= self._due and self._worth_a_line():
+            self._due = _next_line(self.estimate.elapsed)
+            self._told = True
+            if line:
+                self._screen.line(self.text())
+
+    def _worth_a_line(self) -> bool:
+        left = self.estimate.left
+        if self.estimate.done == self.estimate.total:
+            return False  # what comes next says it
+        return self._always or self._told or left is None or left >= _NOTICEABLE
+
+    def left(self) -> str:
+        """``13 min 30 s left``, or nothing where that cannot be told."""
+        left = self.estimate.left
+        return "" if left is None else f"{span(left)} left"
+
+    def text(self) -> str:
+        """What is done and what is left, as a line."""
+        done, total = self.estimate.done, self.estimate.total
+        if not total:
+            return f"{self.what}: {done:,} in {span(self.estimate.elapsed)}"
+        return f"{self.what}: {done:,} of {total:,} ({100 * done // total} %), about {self.left()}"
+
+    def expect(self, total: int) -> None:
+        """So many units there are."""
+        self.estimate.total = total
+        if self._screen.bars is not None and self._bar is not None:
+            self._screen.bars.update(self._bar, total=total)
+
+    def remove(self) -> None:
+        """Take it off the screen."""
+        if self._screen.bars is not None and self._bar is not None:
+            self._screen.bars.remove_task(self._bar)
+            self._bar = None
+
+
+class Screen:
+    """What shows pieces of work: bars on a terminal, else lines; on further processes of a distributed run nothing.
+
+    Args:
+        wants_bars: Whether there may be bars.
+        transient: Whether bars vanish at the end.
+        clock: Gives seconds.
+    """
+
+    def __init__(self, *, wants_bars: bool = True, transient: bool = True, clock: Clock = time.monotonic) -> None:
+        self.clock = clock
+        stream = talk()
+        drawn = wants_bars and is_main() and stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.bars: Progress | None = _bars(stream, transient) if drawn else None
+
+    def start(self) -> None:
+        """Begin to draw."""
+        if self.bars is not None:
+            self.bars.start()
+
+    def stop(self) -> None:
+        """Stop drawing; may be called twice."""
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
+
+    def add(self, what: str, total: int | None, done: int = 0, *, always: bool = False) -> Work:
+        """Show one more :class:`Work`."""
+        return Work(self, what, total, done, always)
+
+    def line(self, text: str) -> None:
+        """Write a line, above the bars where there are any."""
+        if self.bars is not None:
+            self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(text)
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int | None) -> Iterator[Work]:
+    """Progress on stderr while the block runs; gives what to call with the number of units done.
+
+    Args:
+        what: The work's name.
+        total: Units of it; ``None`` where that is not known.
+    """
+    screen = Screen()
+    screen.start()
+    work = screen.add(what, total)
+    try:
+        yield work
+    finally:
+        screen.stop()
+
+
+def _next_line(elapsed: float) -> float:
+    """When the next plain line is due, after one at ``elapsed``; not at once where that was just before a set time."""
+    return next((at for at in _LINES_AT if at > 1.5 * elapsed), elapsed + _LINES_AT[-1])
+
+
+def _bars(stream: TextIO, transient: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
+
+    class TimeColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            estimate: Estimate = task.fields["estimate"]
+            left = "" if estimate.left is None or task.finished else f", {span(estimate.left)} left"
+            return Text(f"{span(estimate.elapsed)}{left}")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeColumn())
+    # The stream as it is now: rich would look up `sys.stderr`, which is another one while libraries are muted.
+    return Progress(*columns, console=Console(file=stream), transient=transient)

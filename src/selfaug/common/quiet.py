@@ -1,0 +1,170 @@
+"""What other libraries say while a verb runs: their bars and warnings are dropped, but for those that matter.
+
+The one place that decides it, for the whole process and those that it starts. ``--verbose`` (or ``SELFAUG_VERBOSE=1``)
+lets everything through. Errors and exceptions always are. In Python (`SelfAugTrainer` in a script of yours) nothing
+here is in force: the process is yours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TextIO
+
+from selfaug.common.terminal import is_main, muted, say, warn
+
+__all__ = [
+    "FLAG", "LET_THROUGH", "Topic", "is_verbose", "libraries_muted", "matters", "quieten", "several_machines",
+    "take_verbose",
+]  # fmt: skip
+
+_VARIABLE = "SELFAUG_VERBOSE"
+FLAG = "--verbose"
+
+
+class Topic(NamedTuple):
+    """A kind of warning that is shown."""
+
+    pattern: str
+    why: str
+
+
+LET_THROUGH: tuple[Topic, ...] = (
+    Topic(
+        r"newly initialized|not initialized from|(?-i:MISSING|UNEXPECTED|MISMATCH)|(missing|unexpected)( adapter)? keys"
+        r"|reinitiali[sz]|corrupt",
+        "weights of the model or of the adapter are not those of its files",
+    ),
+    Topic(r"\b(nan|inf)s?\b|non-?finite|overflow|diverg", "numbers are no longer numbers"),
+    Topic(
+        r"(gpu|cuda|rocm|driver|nccl|gloo|device).*(not compatible|too old|(un|not )available|without|fail|mismatch)"
+        r"|(not compatible|too old|without|fail).*(gpu|cuda|rocm|driver|nccl|gloo)|cuda initialization|out of memory",
+        "the device or its driver is not used, or not as it could be",
+    ),
+    Topic(
+        r"not installed|fall(s|ing)? back|fast path|do not have .* installed",
+        "something slower is used, and a package would mend it",
+    ),
+    Topic(r"contaminat|attend to each other|cross.?document", "rows of a batch see each other"),
+    Topic(
+        r"(target_modules|target_parameters|exclude_modules|_pattern\b|modules_to_save|config|argument|setting|specified)"
+        r".*(ignored|no effect|not match|did not match|no module|no parameter|no modules were)",
+        "a setting of yours has no effect",
+    ),
+    Topic(r"tie_word_embeddings|\bmerg(e|es|ed|ing)\b", "merging or saving may not keep what was trained"),
+    Topic(r"resum(e|ed|ing)|best (checkpoint|model)|not be saved correctly", "a run does not go on as it was"),
+    Topic(
+        r"retrying|timed? ?out|connection (error|reset|aborted|refused)|rate.?limited|http (429|5\d\d)|no space left",
+        "the network or the disk is what is waited for",
+    ),
+)
+"""Topics of warnings that are shown, each with the reason; everything else below an error is dropped."""
+
+_MATTERS = re.compile("|".join(f"(?:{topic.pattern})" for topic in LET_THROUGH), re.IGNORECASE | re.DOTALL)
+# What the library's developers should change is nothing to the user, whatever it speaks of.
+_FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+
+# Read by the libraries when they are imported, and by the processes that this one starts. Not the hub's own variable:
+# a download is a wait that only its bars measure, and they show on terminals alone.
+_ENVIRONMENT = {
+    "TQDM_DISABLE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+_NATIVE = "TORCH_CPP_LOG_LEVEL"
+
+
+def matters(message: str) -> bool:
+    """Whether a warning of a library is one of :data:`LET_THROUGH`."""
+    return _MATTERS.search(message) is not None
+
+
+def is_verbose() -> bool:
+    """Whether the user wants to see all that libraries say."""
+    return os.environ.get(_VARIABLE, "").lower() not in ("", "0", "false")
+
+
+def take_verbose(words: Sequence[str]) -> list[str]:
+    """The words of a command line without ``--verbose``, which is noted in the environment for later processes."""
+    kept = [word for word in words if word != FLAG]
+    if len(kept) < len(words):
+        os.environ[_VARIABLE] = "1"
+    return kept
+
+
+def quieten() -> None:
+    """Let libraries that are imported from now on be quiet, and show our own log as talk; may be called twice."""
+    own = logging.getLogger("selfaug")
+    if not any(isinstance(handler, _OwnHandler) for handler in own.handlers):
+        own.addHandler(_OwnHandler())
+    if is_verbose():
+        own.setLevel(logging.INFO)
+        return
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Over several machines PyTorch's native log says which of them is waited for.
+    if os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1"):
+        os.environ.setdefault(_NATIVE, "ERROR")
+    logging.setLoggerClass(_Logger)
+    if not sys.warnoptions:  # `python -W` and PYTHONWARNINGS are the user's own choice
+        warnings.showwarning = _show_warning
+
+
+def several_machines() -> None:
+    """Undo for processes to come what :func:`quieten` hides of machines that wait for each other."""
+    os.environ.pop(_NATIVE, None)
+
+
+@contextmanager
+def libraries_muted() -> Iterator[None]:
+    """Drop what a library prints while the block runs, unless the user wants to see it."""
+    if is_verbose():
+        yield
+    else:
+        with muted():
+            yield
+
+
+class _Logger(logging.getLoggerClass()):  # type: ignore[misc]
+    """A logger that keeps what does not matter to itself: libraries bring their own handlers, so none is the place."""
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        # A level below WARNING is one that somebody set, as `--log_level info` does: then all of it is wanted.
+        asked_for = self.getEffectiveLevel() < logging.WARNING
+        if record.levelno == logging.WARNING and not asked_for and record.name.partition(".")[0] != "selfaug":
+            try:
+                message = record.getMessage()
+            except (TypeError, ValueError):  # a library's own slip, which its handler will report
+                message = str(record.msg)
+            if not is_main() or not matters(message):
+                return False
+        return super().filter(record)
+
+
+class _OwnHandler(logging.Handler):
+    """Shows the package's own log as talk."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            warn(record.getMessage())
+        else:
+            say(record.getMessage())
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if file is not None:
+        file.write(warnings.formatwarning(message, category, filename, lineno, line))
+    elif not issubclass(category, _FOR_DEVELOPERS) and matters(str(message)):
+        warn(" ".join(str(message).split()))

@@ -1,0 +1,333 @@
+"""Write a tuned model's weights in a number format, and measure what share of the tuning the written model keeps.
+
+W is a weight of the base, ``T = W + D`` the tuned one (the adapter folded in, float32), M what is written. A number
+format is too coarse where D is smaller than half its step at W: rounding T to the nearest then gives W back, and the
+tuning is lost without any error being large.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from selfaug.common.errors import ConfigError
+from selfaug.evaluation.generate import greedy, stop_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from selfaug.data.prompts import Renderer
+    from selfaug.evaluation.models import Sides
+
+__all__ = ["LONGEST_ANSWER", "Answers", "Kept", "Outputs", "Share", "stochastically", "write_weights"]
+
+ENOUGH = 0.95
+"""Least share of the tuning that must be kept, by weights and by outputs."""
+
+ENOUGH_ANSWERS = 0.96
+"""Least share of greedy answers that must be the adapter's."""
+
+NOISE = 1e-6
+"""KL in nats a token that float32 outputs of the same weights may have from each other."""
+
+LONGEST_ANSWER = 24
+"""Tokens of an answer that are compared."""
+
+Progress = Callable[[int], None]
+Rounding = Callable[[Tensor, torch.dtype, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one adapted parameter, or several together, keep of their tuning.
+
+    Args:
+        along: <M - W, D>.
+        size: <D, D>.
+        changed: Number of weights that are written as something else than the base's would be.
+        count: Number of weights.
+    """
+
+    along: float = 0.0
+    size: float = 0.0
+    changed: int = 0
+    count: int = 0
+
+    @classmethod
+    def of(cls, written: Tensor, tuned: Tensor, base: Tensor) -> Share:
+        """The share of one parameter, from M in its number format and T and W in float32."""
+        delta = tuned - base
+        return cls(
+            along=float(torch.sum((written.float() - base) * delta, dtype=torch.float64)),
+            size=float(torch.sum(delta * delta, dtype=torch.float64)),
+            changed=int((written != base.to(written.dtype)).sum()),
+            count=delta.numel(),
+        )
+
+    def __add__(self, other: Share) -> Share:
+        return Share(
+            self.along + other.along, self.size + other.size, self.changed + other.changed, self.count + other.count
+        )
+
+    @property
+    def kept(self) -> float:
+        """<M - W, D> / <D, D>: 1 where the whole tuning is there, 0 where the base was written."""
+        return self.along / self.size if self.size else 1.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a written model keeps of the tuning.
+
+    Args:
+        dtype: Number format of the written weights.
+        weights: :class:`Share` of each adapted parameter, by its name.
+        outputs: What it answers, or ``None`` where no prompts were compared.
+    """
+
+    dtype: str
+    weights: Mapping[str, Share]
+    outputs: Outputs | None
+
+    @property
+    def total(self) -> Share:
+        """All adapted parameters together."""
+        return sum(self.weights.values(), Share())
+
+    @property
+    def worst(self) -> str | None:
+        """Name of the adapted parameter that keeps the smallest share; ``None`` where none was adapted."""
+        return min(self.weights, key=lambda name: self.weights[name].kept, default=None)
+
+    def lacks(self) -> str | None:
+        """Say what is too little, or return ``None`` where enough is kept."""
+        total, said = self.total, self.outputs
+        if not total.kept >= ENOUGH:
+            return f"its weights keep {total.kept:.0%} of what training changed"
+        if said is None:
+            return None
+        if not said.same >= ENOUGH_ANSWERS * said.prompts:
+            return f"it answers {said.prompts - said.same} of {said.prompts} prompts differently from the adapter"
+        if not said.kl <= (1 - ENOUGH) * said.base_kl + NOISE:
+            return f"its outputs keep {said.kept:.0%} of what training changed"
+        return None
+
+    def __str__(self) -> str:
+        total, worst = self.total, self.worst
+        if worst is None:
+            return f"written in {self.dtype}; the adapter changes no weight, so this is the base model"
+        lines = [
+            f"written in {self.dtype}; read back, the weights keep {total.kept:.1%} of what training changed (least in "
+            f"{worst}: {self.weights[worst].kept:.1%}), and {total.changed / total.count:.0%} of the adapted weights "
+            "differ from the base's"
+        ]
+        if self.outputs is not None:
+            lines.append(str(self.outputs))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """How near a written model's outputs are to the adapter's, at the tokens of the adapter's greedy answers.
+
+    Args:
+        prompts: Number of prompts.
+        same: Number of prompts whose greedy answer is the adapter's, token by token.
+        base_same: Number of prompts that the base answers as the adapter does.
+        kl: KL(adapter || written), mean over tokens, in nats.
+        base_kl: KL(adapter || base), mean over tokens, in nats.
+    """
+
+    prompts: int
+    same: int
+    base_same: int
+    kl: float
+    base_kl: float
+
+    @property
+    def kept(self) -> float:
+        """1 - KL(adapter || written) / KL(adapter || base)."""
+        return 1 - self.kl / max(self.base_kl, NOISE)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.same} of {self.prompts} greedy answers are the adapter's ({self.base_same} are the base's too); KL "
+            f"from the adapter's outputs is {self.kl:.2g} nats a token, where the base's is {self.base_kl:.2g}"
+        )
+
+
+@torch.no_grad()
+def write_weights(
+    model: PreTrainedModel,
+    base: PreTrainedModel,
+    dtype: torch.dtype,
+    rounded: Rounding | None = None,
+) -> dict[str, Share]:
+    """Change the parameters of ``model`` from T to M, and return the share that each adapted one keeps.
+
+    Args:
+        model: The tuned model in float32 with its adapter folded in; changed in place.
+        base: The base model in the number formats of its files.
+        dtype: Number format to write; a parameter that the base keeps in another format than
+            the rest is not written in a narrower one.
+        rounded: How adapted parameters are rounded; ``None`` for :func:`stochastically`. All others are rounded to the
+            nearest.
+
+    Raises:
+        ConfigError: If a weight is not finite in this format.
+    """
+    originals = dict(base.named_parameters(remove_duplicate=False))
+    own = base.dtype
+    shares: dict[str, Share] = {}
+    generators: dict[torch.device, torch.Generator] = {}
+    for name, parameter in model.named_parameters():
+        original = originals[name].to(parameter.device)
+        target = dtype if original.dtype == own else torch.promote_types(dtype, original.dtype)
+        tuned, start = parameter.float(), original.float()
+        written = tuned.to(target)
+        if not bool(torch.isfinite(written).all()):
+            raise ConfigError(
+                f"a weight of {name} is not finite in {_name(target)}: the adapter is broken, or the range of the "
+                "format is too small",
+                "pass --dtype float32; if that fails too, train anew.",
+            )
+        if not torch.equal(tuned, start):
+            device = parameter.device
+            generator = generators.setdefault(device, torch.Generator(device).manual_seed(0))
+            written = (rounded or stochastically)(tuned, target, generator)
+            shares[name] = Share.of(written, tuned, start)
+        parameter.data = written
+    model.config.dtype = dtype
+    return shares
+
+
+def stochastically(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Round each value to one of its two neighbours in ``dtype`` by chance, so that the mean is the value.
+
+    P(upper) = (x - lower) / (upper - lower). What is exact in the format stays as it is. Many small changes of weights
+    are kept in their sum, which is what a layer computes; rounded to the nearest, each of them would be lost alone.
+
+    Args:
+        values: float32, of any shape, all finite in ``dtype``.
+        dtype: float16, bfloat16 or float32.
+        generator: Source of the draws, on the device of ``values``.
+    """
+    if dtype.itemsize >= values.dtype.itemsize:
+        return values.to(dtype)
+    size = values.abs()
+    nearest = size.to(dtype)
+    # The bits of floats of one sign are in the order of their values.
+    lower = nearest.view(torch.int16) - (nearest.float() > size).to(torch.int16)
+    low, high = lower.view(dtype).float(), (lower + 1).view(dtype).float()
+    draws = torch.rand(size.shape, generator=generator, device=size.device)
+    upper = draws < (size - low) / (high - low)
+    return (lower + upper.to(torch.int16)).view(dtype).copysign(values.to(dtype))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The adapter's greedy answers to some prompts, and what adapter and base say at each of their tokens.
+
+    Make one with :meth:`of`.
+
+    Args:
+        prompts: Token ids of the prompts.
+        ids: Token ids of the answers, one for each prompt.
+        adapter: log p(. | prompt, answer so far) of base and adapter, T x V for each prompt, float32 on the CPU.
+        base: The same of the base.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    ids: Sequence[Sequence[int]]
+    adapter: Sequence[Tensor]
+    base: Sequence[Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        sides: Sides,
+        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
+        prompts: Sequence[Sequence[int]],
+        progress: Progress = lambda _: None,
+    ) -> Answers:
+        """Let a run's models answer.
+
+        Args:
+            sides: The run's models.
+            tokenizer: Saved with the run.
+            renderer: Saved with the run.
+            prompts: Token ids.
+            progress: Called with the number of prompts done, from 0 to three times their number.
+        """
+        count = len(prompts)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        with sides.side("tuned") as model:
+            ids = greedy(
+                model,
+                prompts,
+                stops=stop_ids(model, tokenizer, renderer),
+                pad=int(pad),
+                max_new_tokens=LONGEST_ANSWER,
+                batch_size=8,
+                progress=progress,
+            )
+            adapter = _outputs(model, prompts, ids, lambda done: progress(count + done))
+        with sides.side("base") as model:
+            return cls(prompts, ids, adapter, _outputs(model, prompts, ids, lambda done: progress(2 * count + done)))
+
+    def compare(self, model: PreTrainedModel, progress: Progress = lambda _: None) -> Outputs:
+        """Return how near a written model is to the adapter.
+
+        Its greedy answer is the adapter's where its likeliest token is the adapter's at each token of the answer: up to
+        there both have read the same.
+
+        Args:
+            model: The written model, in evaluation mode.
+            progress: Called with the number of prompts done.
+        """
+        found = _outputs(model, self.prompts, self.ids, progress)
+        return Outputs(
+            prompts=len(self.prompts),
+            same=_same(self.adapter, found),
+            base_same=_same(self.adapter, self.base),
+            kl=_kl(self.adapter, found),
+            base_kl=_kl(self.adapter, self.base),
+        )
+
+
+def _outputs(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], progress: Progress
+) -> list[Tensor]:
+    device = model.get_input_embeddings().weight.device
+    known = "logits_to_keep" in inspect.signature(model.forward).parameters
+    found = []
+    for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
+        ids = torch.tensor([[*prompt, *answer[:-1]]], device=device)
+        last = {"logits_to_keep": len(answer)} if known else {}
+        with torch.no_grad():
+            logits_TV = model(input_ids=ids, use_cache=False, **last).logits[0, -len(answer) :]
+        found.append(logits_TV.float().log_softmax(-1).cpu())
+        progress(place)
+    return found
+
+
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> int:
+    return sum(bool((a.argmax(-1) == b.argmax(-1)).all()) for a, b in zip(one, other, strict=True))
+
+
+def _kl(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    total = 0.0
+    for a, b in zip(one, other, strict=True):
+        apart = torch.where(a > -torch.inf, a - b, 0.0)
+        total += float(torch.sum(a.exp() * apart, dtype=torch.float64))
+    return max(0.0, total / max(1, sum(len(a) for a in one)))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,195 @@
+"""Is a checkpoint whole, and which one does a run go on from?
+
+The last thing written into a checkpoint is its seal: the sizes and hashes of all other files. A folder without a seal,
+or with a file that differs from it, was torn (killed while saving, say) and is never resumed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfaug.common.errors import ConfigError
+
+__all__ = ["SEAL", "last_whole", "read_seal", "resolve", "rotate", "seal", "torn_because", "unseal", "write_durably"]
+
+SEAL = "selfaug_checkpoint.json"
+# A file above this size is known by its size alone: hashing the optimizer of a large model takes minutes.
+_HASHED_BYTES = 2**30
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+logger = logging.getLogger(__name__)
+
+
+def seal(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the seal of a finished checkpoint with ``state`` (JSON) in it; atomically, after its files are on disk."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SEAL)
+    for path in paths:
+        _flush(path)
+    files = {path.relative_to(folder).as_posix(): _print(path) for path in paths}
+    write_durably(folder / SEAL, _seal_text({"files": files, "state": dict(state)}))
+    _flush(folder)
+    _flush(folder.parent)
+
+
+def unseal(folder: Path) -> None:
+    """Break the seal before files of a checkpoint are written anew: until the next one it counts as torn."""
+    (folder / SEAL).unlink(missing_ok=True)
+
+
+def _seal_text(body: dict[str, Any]) -> str:
+    # The seal carries its own hash: a damaged one must not pass for a state that was never saved.
+    body = {"files": body["files"], "state": body["state"]}
+    own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"sha256": own, **body}, indent=1)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # folders cannot be opened on every system
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # nor flushed on every file system
+        logger.debug("cannot flush %s", path)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: str | Path, text: str) -> None:
+    """Write a text file that is either the old one or the new one, whatever happens in between."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _print(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    if size > _HASHED_BYTES:
+        return {"bytes": size}
+    with path.open("rb") as file:
+        return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def torn_because(folder: str | Path) -> str | None:
+    """Why a checkpoint is not whole, or ``None`` if it is."""
+    folder = Path(folder)
+    try:
+        text = (folder / SEAL).read_text(encoding="utf-8")
+        body = json.loads(text)
+        untouched = text == _seal_text(body)
+    except FileNotFoundError:
+        return f"it has no {SEAL}, which is written last"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {SEAL} cannot be read ({error})"
+    if not untouched:
+        return f"its {SEAL} differs from what was written"
+    for name, written in body["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != written["bytes"] or _print(path) != written:
+            return f"{name} differs from what was written"
+    return None
+
+
+def read_seal(folder: str | Path) -> dict[str, Any]:
+    """The ``state`` that was sealed with a whole checkpoint."""
+    folder = Path(folder)
+    state: dict[str, Any] = json.loads((folder / SEAL).read_text(encoding="utf-8"))["state"]
+    return state
+
+
+def _numbered(output_dir: Path) -> list[Path]:
+    """Checkpoint folders, the latest step first."""
+    if not output_dir.is_dir():
+        return []
+    found = [(int(m.group(1)), p) for p in output_dir.iterdir() if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def last_whole(output_dir: str | Path) -> Path | None:
+    """The whole checkpoint with the most steps; torn ones above it are named in a warning and passed over."""
+    output_dir = Path(output_dir)
+    for folder in _numbered(output_dir):
+        reason = torn_because(folder)
+        if reason is None:
+            return folder
+        logger.warning("%s is not a whole checkpoint (%s); going on from an earlier one.", folder, reason)
+    return None
+
+
+def rotate(output_dir: Path, limit: int | None, new: Path, best: str | None = None) -> None:
+    """Delete the oldest checkpoints until ``limit`` are left, unsealed ones first; never ``new`` or ``best``.
+
+    Args:
+        output_dir: Folder of the checkpoints.
+        limit: How many to keep; ``None`` or 0 for all.
+        new: The one that was sealed just now. Neither times of change nor step numbers tell which that is: some file
+            systems have no true times, and a torn checkpoint of a killed run may have a higher number.
+        best: The one with the best metric, if known.
+    """
+    if not limit:
+        return
+    kept = {new.resolve(), *([Path(best).resolve()] if best else [])}
+    folders = [folder for folder in reversed(_numbered(output_dir)) if folder.resolve() not in kept]
+    excess = len(folders) + len(kept) - limit
+    for folder in sorted(folders, key=_sealed_at)[: max(excess, 0)]:
+        # Its seal goes first: killed in between, what is left of it is not taken for a whole one.
+        unseal(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sealed_at(folder: Path) -> float:
+    """Seconds since 1970; 0 for an unsealed one. Equal times leave the order as it is: by step."""
+    try:
+        return (folder / SEAL).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def resolve(value: str | bool | None, output_dir: str | Path) -> Path | None:
+    """The checkpoint that ``resume_from_checkpoint`` means: ``None``, the last whole one, or the one named.
+
+    ``True``, ``"true"``, ``"last"`` and an empty value mean the last whole one.
+
+    Raises:
+        ConfigError: If there is none, or the one named is torn or not there.
+    """
+    output_dir = Path(output_dir)
+    if value is None or value is False or (isinstance(value, str) and value.lower() in ("false", "none")):
+        return None
+    if value is True or value.lower() in ("", "true", "last"):
+        last = last_whole(output_dir)
+        if last is None:
+            raise ConfigError(
+                f"resume_from_checkpoint={value!r} asks for the last checkpoint, but {output_dir} holds no whole one.",
+                "leave resume_from_checkpoint out to begin anew, or name the run's own output_dir.",
+            )
+        return last
+    folder = Path(value)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"resume_from_checkpoint={value!r} is not a folder.",
+            "name a checkpoint-N folder, or give 'true' for the last whole one of the output_dir.",
+        )
+    reason = torn_because(folder)
+    if reason is not None:
+        raise ConfigError(
+            f"{folder} is not a whole checkpoint: {reason}. Resuming from it would silently give another adapter.",
+            "give 'true' to go on from the last whole checkpoint of the output_dir.",
+        )
+    return folder

@@ -1,0 +1,232 @@
+"""Which data, template, tokenizer, weights, settings and versions made this run?
+
+Hashes carry their kind: ``sha256:`` covers every byte; ``sampled-sha256:`` (base weights, unless the full hash is asked
+for) covers each weight file's name, size and header, and 64 blocks of 4 KiB spread evenly over the file. Reading a
+70-billion-parameter model twice would take longer than noticing that another checkpoint lies there, and any other
+training run, quantisation or conversion changes blocks all over a file. It does not prove that no byte was altered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfaug.common.errors import ConfigError
+from selfaug.common.redaction import redacted, without_secrets
+from selfaug.run.checkpoint import write_durably
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "build_manifest", "config_hash", "device", "differences", "file_hash", "files_of", "git_state", "read_manifest",
+    "text_hash", "tokenizer_hash", "versions", "weight_files", "weights_hash", "write_manifest",
+]  # fmt: skip
+
+SCHEMA = 1
+PACKAGES = ("selfaug", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
+VOLATILE = frozenset({"created", "command", "resumed", "finished", "device", "git"})
+"""Parts of a manifest that differ between two runs of the same experiment."""
+
+_BLOCKS, _BLOCK = 64, 4096
+
+
+def text_hash(text: str | None) -> str | None:
+    """``sha256:`` of a text's UTF-8 bytes; ``None`` of ``None``."""
+    return None if text is None else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def file_hash(path: str | Path) -> str:
+    """``sha256:`` of a file's bytes."""
+    path = Path(path)
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Hash of settings, whatever their order."""
+    return str(text_hash(json.dumps(config, sort_keys=True, default=str)))
+
+
+def files_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Path, size in bytes and hash of each data file."""
+    return [{"path": str(path), "bytes": path.stat().st_size, "hash": file_hash(path)} for path in paths]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of what decides token ids: the fast tokenizer's definition (else its vocabulary), and special tokens.
+
+    The truncation and padding that a fast tokenizer remembers from its last call are left out.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    definition = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    if backend is not None:
+        definition = {key: value for key, value in definition.items() if key not in ("truncation", "padding")}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return str(text_hash(json.dumps([definition, special], sort_keys=True)))
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The weight files of a model folder, safetensors before older formats; empty where there are none."""
+    folder = Path(folder)
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    return []
+
+
+def weights_hash(files: Sequence[Path], *, full: bool = False) -> str:
+    """Hash of weight files, in the order of their names; see the module's first lines for what it covers.
+
+    Args:
+        files: The files; their folder does not enter the hash.
+        full: Read every byte.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda file: file.name):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        if full:
+            digest.update(file_hash(path).encode())
+            continue
+        with path.open("rb") as file:
+            if path.suffix == ".safetensors":
+                # Eight bytes hold the length of the header, which names every tensor, its type and shape.
+                length = file.read(8)
+                digest.update(length + file.read(min(int.from_bytes(length, "little"), size)))
+            for block in range(_BLOCKS):
+                file.seek(max(0, size - _BLOCK) * block // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK))
+    return f"{'sha256' if full else 'sampled-sha256'}:{digest.hexdigest()}"
+
+
+def versions() -> dict[str, str | None]:
+    """The version of Python and of each package that takes part; ``None`` where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_state(folder: str | Path) -> dict[str, Any] | None:
+    """Commit of the repository that holds ``folder`` and whether it has uncommitted changes; ``None`` outside git."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device() -> dict[str, Any]:
+    """What the run computes on: system, cores, accelerators, number of processes."""
+    import torch
+
+    found: dict[str, Any] = {
+        "system": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "accelerators": [],
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = torch.version.cuda
+        found["accelerators"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return found
+
+
+def build_manifest(
+    *,
+    command: Sequence[str],
+    config: Mapping[str, Any],
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    seeds: Mapping[str, int],
+    **more: Any,
+) -> dict[str, Any]:
+    """The manifest of a run: everything that could explain why two runs differ.
+
+    Args:
+        command: The words of the command line; secrets are hidden.
+        config: The resolved settings.
+        data: Per split: files with hashes, rows, format.
+        model: Name, revision, hash of the base weights.
+        tokenizer: Hashed with its chat template.
+        seeds: By name.
+        more: Further entries, such as the length report.
+    """
+    template = tokenizer.chat_template
+    return {
+        "schema": SCHEMA,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": without_secrets(command),
+        "config": config_hash(config),
+        "data": redacted(dict(data)),
+        "model": redacted(dict(model)),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "chat_template": text_hash(template if isinstance(template, str) or template is None else json.dumps(template)),
+        "seeds": dict(seeds),
+        "versions": versions(),
+        "device": device(),
+        "git": git_state(Path.cwd()),
+        **more,
+    }
+
+
+def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest whole, as indented JSON."""
+    path = Path(path)
+    write_durably(path, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        ConfigError: If the file is missing, is not JSON, or was written by a newer selfaug.
+    """
+    path = Path(path)
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "restore the file, or train anew.") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise ConfigError(f"{path} is not a manifest of schema {SCHEMA}", "update selfaug, or train anew.")
+    return manifest
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """``{dotted name: (old, new)}`` of the leaves of two manifests that are not the same, ``VOLATILE`` parts aside."""
+    flat_old, flat_new = (dict(_leaves(manifest)) for manifest in (old, new))
+    names = sorted(flat_old.keys() | flat_new.keys())
+    return {
+        name: (flat_old.get(name), flat_new.get(name)) for name in names if flat_old.get(name) != flat_new.get(name)
+    }
+
+
+def _leaves(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            if name or key not in VOLATILE:
+                yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)) and value:
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{name}.{index}")
+    else:
+        yield name, value

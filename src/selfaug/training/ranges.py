@@ -1,0 +1,125 @@
+"""Refuses numbers that a setting cannot have, before anything is loaded.
+
+transformers, trl and peft take most numbers as they are: a negative number of epochs trains nothing and says that it
+is finished, a dropout of -0.1 is none, and a batch of 0 rows ends in a traceback when the first one is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from selfaug.common.errors import ConfigError
+
+__all__ = ["ADAPTER", "TRAINING", "check_ranges"]
+
+
+class Range(NamedTuple):
+    """What a setting may be.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+        open_low: Whether ``low`` itself is refused.
+        open_high: Whether ``high`` itself is refused.
+        also: A further value with a meaning of its own, such as -1 for no limit.
+    """
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    also: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether the setting may have this value."""
+        if value == self.also:
+            return True
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def said(self) -> str:
+        """The range in words."""
+        words = f"more than {_shown(self.low)}" if self.open_low else f"{_shown(self.low)} or more"
+        if math.isfinite(self.high):
+            words += f" and less than {_shown(self.high)}" if self.open_high else f" and at most {_shown(self.high)}"
+        elif self.open_high:
+            words = f"a finite number, {words}"
+        return words if self.also is None else f"{words}, or {_shown(self.also)}"
+
+
+def _shown(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() else str(number)
+
+
+_COUNT = Range(1)
+_PART = Range(0, 1, open_high=True)
+_WEIGHT = Range(0, open_high=True)
+_STEPS = Range(0, open_low=True)
+_SEED = Range(0, 2**32 - 1)
+
+TRAINING: Mapping[str, Range] = {
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "num_train_epochs": Range(0, open_low=True, open_high=True),
+    "max_steps": Range(1, also=-1),
+    "learning_rate": Range(0, open_low=True, open_high=True),
+    "weight_decay": _WEIGHT,
+    "adam_beta1": _PART,
+    "adam_beta2": _PART,
+    "adam_epsilon": _WEIGHT,
+    "max_grad_norm": Range(0),
+    "warmup_steps": _WEIGHT,
+    "neftune_noise_alpha": _WEIGHT,
+    "label_smoothing_factor": _PART,
+    "router_aux_loss_coef": _WEIGHT,
+    "logging_steps": _STEPS,
+    "save_steps": _STEPS,
+    "eval_steps": _STEPS,
+    "eval_delay": Range(0),
+    "eval_accumulation_steps": _COUNT,
+    "save_total_limit": Range(0),
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": Range(0),
+    "dataloader_prefetch_factor": _COUNT,
+    "dataset_num_proc": _COUNT,
+    "pad_to_multiple_of": _COUNT,
+    "ddp_timeout": _COUNT,
+    "ddp_bucket_cap_mb": _COUNT,
+}
+"""Settings of `trl.SFTConfig`."""
+
+ADAPTER: Mapping[str, Range] = {
+    "lora_r": _COUNT,
+    "lora_alpha": Range(0, open_low=True, open_high=True),
+    "lora_dropout": _PART,
+}
+"""Settings of `trl.ModelConfig`."""
+
+_INSTEAD = {
+    "max_steps": "-1 leaves the length of the training to num_train_epochs",
+    "learning_rate": "with 0 nothing is learnt",
+    "save_steps": "to save only at the end, --save_strategy no",
+    "logging_steps": "to log nothing, --logging_strategy no",
+    "eval_steps": "to evaluate never, --eval_strategy no",
+}
+
+
+def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
+    """Refuse the first number that its setting cannot have; what is no number is left to the libraries.
+
+    Raises:
+        ConfigError: With what it may be.
+    """
+    for name, allowed in ranges.items():
+        value = getattr(settings, name, None)
+        if isinstance(value, str) and value.lstrip("-").isdigit():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or allowed.holds(value):
+            continue
+        more = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+        raise ConfigError(f"{name}={value} is out of its range", f"give {allowed.said()}{more}.")
