@@ -98,7 +98,7 @@ def test_long_prompts_are_written_in_slices(tmp_path: Path) -> None:
     online = run(SEEN, tmp_path / "online", reference_slice=0, **settings)
     ran = run(SEEN, tmp_path / "run", reference_cache=str(tmp_path / "cache"), reference_slice=5, **settings)
     assert ran.trainer is not None
-    assert ran.trainer._layout.slice == 5
+    assert ran.trainer.driver.layout.slice == 5
     assert ran.losses == pytest.approx(online.losses, rel=1e-6)
 
 

@@ -30,7 +30,7 @@ def counts(folder: Path) -> Any:
 
 
 def texts(trainer: Any, *, learnt: bool = False) -> list[str]:
-    rows = trainer._train_rows
+    rows = trainer._rows
     kept = [[t for t in (row["labels"] if learnt else row["input_ids"]) if t != -100] for row in rows]
     return [str(trainer._tokenizer.decode(ids)) for ids in kept]
 
@@ -53,7 +53,7 @@ def test_a_run_of_each(method: str, options: Any, tmp_path: Path) -> None:
     assert trainer.state.global_step == 2
     assert any(pair.B.abs().max() > 0 for pair in lora_pairs(trainer.model))
     found = counts(tmp_path)[method]
-    assert len(trainer._train_rows) == len(trainer.train_dataset) == (18 if method == "sdft" else 22)
+    assert len(trainer._rows) == len(trainer.train_dataset) == (18 if method == "sdft" else 22)
     if method == "sdft":
         assert sum(found.values()) == 18
     else:

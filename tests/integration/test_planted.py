@@ -19,9 +19,9 @@ from torch import Tensor
 from selfaug.common.errors import ConfigError
 from selfaug.objective import ALIGNMENT_TERMS, TunedToBase
 from selfaug.reference import adapter
-from selfaug.step import forward as step
-from selfaug.step import plan
-from selfaug.training import resuming, trainer
+from selfaug.step import driver, plan
+from selfaug.step import micro_batch as step
+from selfaug.training import trainer
 from tests.integration import test_step_oracle as named
 from tests.integration.steps import SEQUENCES, run
 from tests.unit import test_plan
@@ -75,23 +75,23 @@ def drawn_divisor(patch: Patch) -> None:
         drawn = sum(micro.aligned_N.numel() for micro in found.micro)
         return replace(found, n_aligned=round(drawn / align_fraction))
 
-    patch.setattr(trainer, "plan_step", wrong)
+    patch.setattr(driver, "plan_step", wrong)
 
 
 def micro_batch_divisor(patch: Patch) -> None:
     """Each micro-batch is divided by its own tokens, as in the release."""
-    right = step.micro_inputs
+    right = step.micro_batch
 
-    def wrong(micro: plan.MicroPlan, **options: Any) -> dict[str, Any]:
+    def wrong(micro: plan.MicroPlan, **options: Any) -> step.MicroBatch:
         options["n_response"] = 3 * micro.response_N.numel()
         return right(micro, **options)
 
-    patch.setattr(trainer, "micro_inputs", wrong)
+    patch.setattr(driver, "micro_batch", wrong)
 
 
 def adapter_in_reference(patch: Patch) -> None:
     patch.setattr(adapter, "adapters_off", lambda model: nullcontext())
-    patch.setattr(resuming, "check_reference", lambda model, reference: None)
+    patch.setattr(trainer, "check_reference", lambda model, reference: None)
 
 
 def place_keyed_draw(patch: Patch) -> None:
@@ -115,12 +115,12 @@ def token_draw_keyed_by_place(patch: Patch) -> None:
 
 def token_fraction_forgotten(patch: Patch) -> None:
     """The drawn tokens are not weighted by what they stand for."""
-    right = step.micro_inputs
+    right = step.micro_batch
 
-    def wrong(micro: plan.MicroPlan, *, drawn_divisor: float, **options: Any) -> dict[str, Any]:
+    def wrong(micro: plan.MicroPlan, *, drawn_divisor: float, **options: Any) -> step.MicroBatch:
         return right(micro, drawn_divisor=2 * drawn_divisor, **options)
 
-    patch.setattr(trainer, "micro_inputs", wrong)
+    patch.setattr(driver, "micro_batch", wrong)
 
 
 def layouts(layout: str, kind: str) -> Callable[[Path], None]:

@@ -88,7 +88,7 @@ def test_a_step_in_slices_equals_the_oracle(layout: str, arch: str, fraction: fl
     whole = run(chosen, tmp_path / "whole", arch=arch, reference_slice=0, **settings)
     ran = run(chosen, tmp_path / "slices", arch=arch, reference_slice=7, change=watch, **settings)
     plans = [batch["selfaug"] for batch in ran.batches[0]]
-    assert any(plan["long"] for plan in plans)
+    assert any(plan.long for plan in plans)
     assert max(length for length in seen if length) <= 14  # two short prompts in a row
     assert relative_distance(ran.gradient, whole.gradient) < TOLERANCE[torch.float64]
     if fraction == 1.0:
@@ -100,7 +100,7 @@ def test_a_step_in_slices_equals_the_oracle(layout: str, arch: str, fraction: fl
 def test_slices_serve_every_reference(reference: str, tmp_path: Path) -> None:
     chosen = SEQUENCES["single-turn"][:4]
     ran = run(chosen, tmp_path, reference=reference, reference_slice=5)
-    assert any(batch["selfaug"]["long"] for batch in ran.batches[0])
+    assert any(batch["selfaug"].long for batch in ran.batches[0])
     assert relative_distance(ran.gradient, oracle_step(chosen).gradient()[1]) < TOLERANCE[torch.float64]
 
 
@@ -108,7 +108,7 @@ def test_slices_serve_every_reference(reference: str, tmp_path: Path) -> None:
 def test_a_hybrid_takes_its_prompts_at_once(arch: str, tmp_path: Path) -> None:
     chosen = SEQUENCES["single-turn"][:2]
     ran = run(chosen, tmp_path, arch=arch, reference_slice=5)
-    assert not any(batch["selfaug"]["long"] for batch in ran.batches[0])
+    assert not any(batch["selfaug"].long for batch in ran.batches[0])
     assert relative_distance(ran.gradient, oracle_step(chosen, arch=arch).gradient()[1]) < TOLERANCE[torch.float64]
 
 
@@ -120,7 +120,7 @@ def test_a_model_that_disagrees_with_its_slices_is_left_whole_and_it_is_said(
     with caplog.at_level(logging.WARNING, logger="selfaug.training.trainer"):
         ran = run(chosen, tmp_path, reference_slice=5)
     assert "reference_slice has no effect" in caplog.text
-    assert not any(batch["selfaug"]["long"] for batch in ran.batches[0])
+    assert not any(batch["selfaug"].long for batch in ran.batches[0])
 
 
 def test_methods_that_hold_responses_slice_and_those_that_catch_activations_do_not(tmp_path: Path) -> None:
@@ -128,10 +128,10 @@ def test_methods_that_hold_responses_slice_and_those_that_catch_activations_do_n
     method = {"method": "selfaug+kl-response", "align_fraction": 0.5, "align_token_fraction": 0.5, "seed": 5}
     whole = run(chosen, tmp_path / "whole", reference_slice=0, **method)
     ran = run(chosen, tmp_path / "slices", reference_slice=5, **method)
-    assert any(batch["selfaug"]["long"] for batch in ran.batches[0])
+    assert any(batch["selfaug"].long for batch in ran.batches[0])
     assert relative_distance(ran.gradient, whole.gradient) < TOLERANCE[torch.float64]
     ran = run(chosen, tmp_path / "activations", reference_slice=5, method="align-q")
-    assert not any(batch["selfaug"]["long"] for batch in ran.batches[0])
+    assert not any(batch["selfaug"].long for batch in ran.batches[0])
 
 
 def test_slices_are_off_where_weights_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

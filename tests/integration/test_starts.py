@@ -105,7 +105,7 @@ def test_corda_starts_with_what_the_texts_use_least(tmp_path: Path) -> None:
         base(input_ids=torch.tensor([row]))
     assert len(caught) == 12
     expected = oracle(layer.weight.detach(), caught, 4)
-    pair = next(p for p in lora_pairs(trainer.model) if p.layer is trainer._base_model.model.layers[1].mlp.gate_proj)
+    pair = next(p for p in lora_pairs(trainer.model) if p.layer is trainer.base_model.model.layers[1].mlp.gate_proj)
     started = pair.scale * pair.B.double() @ pair.A.double()
     assert (started - expected).norm() < 0.02 * expected.norm()
     of_prompts = lora_pairs(make(tmp_path / "other").model)

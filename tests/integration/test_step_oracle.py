@@ -177,7 +177,7 @@ def test_a_reference_of_one_row_beside_padded_batches(tmp_path: Path, monkeypatc
     monkeypatch.setattr("selfaug.training.trainer.takes_documents_in_a_row", lambda model: True)
     chosen = SEQUENCES["single-turn"]
     ran = run(chosen, tmp_path, per_device_train_batch_size=3)
-    references = [batch["selfaug"]["reference"] for batch in ran.batches[0]]
+    references = [batch["selfaug"].reference for batch in ran.batches[0]]
     assert all(len(inputs["input_ids"]) == 1 and "attention_mask" not in inputs for inputs in references)
     check_layout("padding", ran)
     assert relative_distance(ran.gradient, oracle_step(chosen).gradient()[1]) < TOLERANCE[torch.float64]

@@ -33,8 +33,8 @@ from selfaug.model.parts import body_of
 from selfaug.reference.adapter import adapters_off, digest, evaluating
 
 if TYPE_CHECKING:
+    from selfaug.before.context import BeforeTraining
     from selfaug.methods.base import Start
-    from selfaug.training.trainer import SelfAugTrainer
 
 __all__ = ["FILE", "AdapterStart"]
 
@@ -44,30 +44,30 @@ Part = tuple[Tensor, Tensor]
 
 
 class AdapterStart:
-    """The start of a trainer's adapter: taken out of the weights when this is made.
+    """The start of an adapter: taken out of the weights when this is made.
 
     Args:
-        trainer: With a fresh adapter.
-        start: Of its method.
+        before: The run before its first step, with a fresh adapter.
+        start: Where the method starts it.
 
     Raises:
         ConfigError: If the weights are quantised, sharded, in float64, or smaller than the adapter's rank.
     """
 
-    def __init__(self, trainer: SelfAugTrainer, start: Start) -> None:
-        self._model = trainer._base_model
-        self._path = Path(trainer.args.output_dir) / FILE
+    def __init__(self, before: BeforeTraining, start: Start) -> None:
+        self._model = before.model
+        self._path = before.folder / FILE
         pairs = self._pairs()
-        _check(trainer, pairs)
-        texts = [] if start.texts is None else draw_texts(trainer, start.texts)
+        _check(before, pairs)
+        texts = [] if start.texts is None else draw_texts(before, start.texts)
         self._made_by = {
             "kind": start.kind,
             "base": digest({str(i): _weight(pair) for i, pair in enumerate(pairs)}),
             "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
             "adapter": json.dumps([[list(pair.A.shape), list(pair.B.shape), pair.scale] for pair in pairs]),
-            "autocast": trainer.accelerator.mixed_precision,
+            "autocast": before.accelerator.mixed_precision,
         }
-        self._parts = _load(self._path, self._made_by, len(pairs)) or _compute(trainer, start, pairs, texts)
+        self._parts = _load(self._path, self._made_by, len(pairs)) or _compute(before, start, pairs, texts)
         # Every rank takes out the same, whatever its device rounds.
         self._parts = [
             broadcast([A.to(p.A.device), B.to(p.A.device)]) for p, (A, B) in zip(pairs, self._parts, strict=True)
@@ -116,14 +116,14 @@ class AdapterStart:
         return linear_pairs(self._model)
 
 
-def _check(trainer: SelfAugTrainer, pairs: Sequence[LoraPair]) -> None:
-    method = trainer.method.name
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+def _check(before: BeforeTraining, pairs: Sequence[LoraPair]) -> None:
+    method = before.method.name
+    if before.sharded:
         raise ConfigError(
             f"method={method!r} takes the adapter's start out of whole weights, and FSDP and ZeRO split them up.",
             "train on one device or with DDP, or choose another method.",
         )
-    if len(pairs) < len(lora_pairs(trainer._base_model)):
+    if len(pairs) < len(lora_pairs(before.model)):
         raise ConfigError(
             f"method={method!r} starts adapters of linear layers, and there is one on an embedding.",
             "leave embeddings out of target_modules.",
@@ -147,9 +147,9 @@ def _check(trainer: SelfAugTrainer, pairs: Sequence[LoraPair]) -> None:
 
 @torch.no_grad()
 def _compute(
-    trainer: SelfAugTrainer, start: Start, pairs: Sequence[LoraPair], texts: Sequence[Sequence[int]]
+    before: BeforeTraining, start: Start, pairs: Sequence[LoraPair], texts: Sequence[Sequence[int]]
 ) -> list[Part]:
-    model = trainer._base_model
+    model = before.model
     if start.kind == "pissa":
         say(f"the principal part of {len(pairs)} weights ...")
         return [pissa_parts(pair) for pair in pairs]
@@ -158,7 +158,7 @@ def _compute(
 
     def run_model() -> None:
         with (
-            trainer.accelerator.autocast(),
+            before.autocast(),
             adapters_off(model),
             evaluating(model),
             counting("texts", len(texts)) as bar,
@@ -167,7 +167,7 @@ def _compute(
                 body_of(model)(input_ids=torch.tensor([list(ids)], device=pairs[0].A.device), use_cache=False)
                 bar(done)
 
-    return corda_parts(model, copy.deepcopy(trainer.model.active_peft_config), pairs, run_model)
+    return corda_parts(model, copy.deepcopy(before.peft_config), pairs, run_model)
 
 
 def _add(pair: LoraPair, A_RI: Tensor, B_OR: Tensor, sign: float) -> None:

@@ -28,8 +28,8 @@ from selfaug.model.parts import body_of, head_of
 from selfaug.reference.adapter import adapters_off, digest, evaluating, uncached_autocast
 
 if TYPE_CHECKING:
+    from selfaug.before.context import BeforeTraining
     from selfaug.objective.head import LMHead
-    from selfaug.training.trainer import SelfAugTrainer
 
 __all__ = ["FILE", "ensure_fisher", "fisher_diagonal", "linear_pairs"]
 
@@ -127,42 +127,41 @@ def _weight(pair: LoraPair) -> Tensor:
     return weight
 
 
-def ensure_fisher(trainer: SelfAugTrainer, wanted: Texts) -> None:
-    """Give each adapted layer of the trainer's model its part of the Fisher diagonal, as ``selfaug_fisher`` (O × I).
+def ensure_fisher(before: BeforeTraining, wanted: Texts) -> None:
+    """Give each adapted layer of the model its part of the Fisher diagonal, as ``selfaug_fisher`` (O × I).
 
     It comes from the output folder where the same base, texts and seed made it, else from one pass; ranks share it.
 
     Args:
-        trainer: Before its first step.
+        before: The run before its first step.
         wanted: The texts that are read.
 
     Raises:
         ConfigError: If the rows are a stream, or the model is quantised.
         DataError: If there are no rows.
     """
-    texts = draw_texts(trainer, wanted)
-    model = trainer._base_model
+    texts = draw_texts(before, wanted)
+    model = before.model
     pairs = linear_pairs(model)
     made_by = {
         "base": digest({f"{i}": _weight(pair) for i, pair in enumerate(pairs)}),
         "dtype": str(model.dtype),
-        "autocast": trainer.accelerator.mixed_precision,
+        "autocast": before.accelerator.mixed_precision,
         "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
-        "seed": str(trainer.args.seed),
+        "seed": str(before.config.seed),
     }
-    path = Path(trainer.args.output_dir) / FILE
+    path = before.folder / FILE
     found = _load(path, made_by, len(pairs))
-    trainer.accelerator.wait_for_everyone()  # no rank writes while another still reads
+    before.accelerator.wait_for_everyone()  # no rank writes while another still reads
     if found is None:
         if is_main():
             say(f"the Fisher information of {len(pairs)} layers from {len(texts)} rows of {wanted.name} ...")
-        ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
-        mine = texts[rank::ranks]
-        with trainer.accelerator.autocast(), counting("Fisher information", len(mine)) as progress:
-            sums, tokens = fisher_diagonal(model, mine, seed=trainer.args.seed + rank, progress=progress)
-        device = trainer.accelerator.device
-        total = trainer.accelerator.reduce(torch.tensor(float(tokens), device=device), reduction="sum")
-        found = [trainer.accelerator.reduce(part.to(device), reduction="sum") / total for part in sums]
+        mine = texts[before.rank :: before.ranks]
+        with before.autocast(), counting("Fisher information", len(mine)) as progress:
+            sums, tokens = fisher_diagonal(model, mine, seed=before.config.seed + before.rank, progress=progress)
+        device = before.accelerator.device
+        total = before.accelerator.reduce(torch.tensor(float(tokens), device=device), reduction="sum")
+        found = [before.accelerator.reduce(part.to(device), reduction="sum") / total for part in sums]
         if is_main():
             _save(path, found, made_by)
     for pair, part in zip(pairs, found, strict=True):

@@ -24,30 +24,30 @@ from selfaug.run.manifest import tokenizer_hash
 from selfaug.training.rows import takes_items
 
 if TYPE_CHECKING:
-    from selfaug.training.trainer import SelfAugTrainer
+    from selfaug.before.context import BeforeTraining
 
 __all__ = ["check_generation", "composed", "refuse_rewriting", "rows_with_generated", "scribe_of"]
 
 
-def check_generation(trainer: SelfAugTrainer) -> None:
+def check_generation(before: BeforeTraining) -> None:
     """Refuse what the method's writing cannot work with, before the first step.
 
     Raises:
         ConfigError: With the remedy.
     """
-    method, config = trainer.method, trainer.args
+    method, config = before.method, before.config
     if not method.generates(config):
         return
-    method.check_prompts(config, trainer._tokenizer, _renderer(trainer))
-    if method.rewrite(config) is not None and not takes_items(trainer._raw_rows):
+    method.check_prompts(config, before.tokenizer, before.renderer)
+    if method.rewrite(config) is not None and not takes_items(before.raw_rows):
         raise refuse_rewriting(method.name, "the training data set")
-    if not isinstance(trainer._train_rows, Dataset):
+    if not isinstance(before.rows, Dataset):
         raise ConfigError(
             f"method={method.name!r} writes rows before training, and the data set is a stream or was not prepared "
             "here.",
             "give a data set of known length (--dataset_streaming false, without skip_prepare_dataset).",
         )
-    if config.generation_url is None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if config.generation_url is None and before.sharded:
         raise ConfigError(
             f"method={method.name!r} lets the whole base model write before training, and FSDP and ZeRO split it up.",
             "serve the base model elsewhere (--generation_url), or train on one device or with DDP.",
@@ -63,19 +63,19 @@ def refuse_rewriting(method: str, name: str) -> ConfigError:
     )
 
 
-def rows_with_generated(trainer: SelfAugTrainer, prepare: Callable[[Any], Dataset]) -> Dataset:
+def rows_with_generated(before: BeforeTraining, prepare: Callable[[Any], Dataset]) -> Dataset:
     """The training rows after the method's rewriting, and behind them the conversations that it composes.
 
     Args:
-        trainer: Before its first step.
+        before: The run before its first step.
         prepare: Tokenises the training rows again, after a change of its records and conversations.
     """
-    method, config = trainer.method, trainer.args
+    method, config = before.method, before.config
     if is_main():
         say("the base model writes ..." if config.generation_url is None else f"{config.generation_model} writes ...")
-    scribe = scribe_of(trainer)
-    rows = trainer._train_rows
-    with trainer.accelerator.autocast():
+    scribe = scribe_of(before)
+    rows = before.rows
+    with before.autocast():
         rewrite = method.rewrite(config)
         if rewrite is not None:
             rows = prepare(lambda items: rewrite(items, scribe))
@@ -95,9 +95,9 @@ def composed(rows: Dataset, compose: Compose, scribe: Scribe) -> Dataset:
     return concatenate_datasets([kept, Dataset.from_list(encoded.rows, features=kept.features)]) if count else kept
 
 
-def scribe_of(trainer: SelfAugTrainer) -> Scribe:
+def scribe_of(before: BeforeTraining) -> Scribe:
     """Who writes for this run: the endpoint that the settings name, or the loaded model with its adapter off."""
-    config, tokenizer, renderer = trainer.args, trainer._tokenizer, _renderer(trainer)
+    config, tokenizer, renderer = before.config, before.tokenizer, before.renderer
     made_by: dict[str, Any] = {
         "template": renderer.chat_template_sha256,
         "template_variables": dict(renderer.chat_template_kwargs),
@@ -115,28 +115,20 @@ def scribe_of(trainer: SelfAugTrainer) -> Scribe:
         source = ServedModel(endpoint, config.generation_model, renderer.chat_template_kwargs)
         made_by["served"] = config.generation_model
     else:
-        model = trainer._base_model
-        source = LocalModel(model, tokenizer, renderer, config.generation_batch_size)
-        adapted = model is not trainer.model
-        weights = {name: p for name, p in model.named_parameters() if not (adapted and p.requires_grad)}
-        made_by |= {"base": digest(weights), "dtype": str(model.dtype)}
-        made_by["autocast"] = trainer.accelerator.mixed_precision
-    store = Store(Path(config.output_dir) / FOLDER, trainer.accelerator.process_index)
-    trainer.accelerator.wait_for_everyone()  # no rank writes while another still reads
+        source = LocalModel(before.model, tokenizer, renderer, config.generation_batch_size)
+        made_by |= before.base_facts()
+    store = Store(before.folder / FOLDER, before.rank)
+    before.accelerator.wait_for_everyone()  # no rank writes while another still reads
     return Scribe(
         source,
         store,
         made_by,
         tokenizer=tokenizer,
         renderer=renderer,
-        max_length=trainer._fit_length,
+        max_length=before.max_length,
         cut_prompt_left=config.cut_prompt_left,
         length=config.generation_length,
         seed=config.seed,
-        rank=trainer.accelerator.process_index,
-        ranks=trainer.accelerator.num_processes,
+        rank=before.rank,
+        ranks=before.ranks,
     )
-
-
-def _renderer(trainer: SelfAugTrainer) -> Renderer:
-    return trainer.renderer or Renderer.for_tokenizer(trainer._tokenizer)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from selfaug.common.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from selfaug.training.trainer import SelfAugTrainer
+    from selfaug.before.context import BeforeTraining
 
 __all__ = ["Texts", "draw_texts", "text_of"]
 
@@ -33,23 +33,23 @@ class Texts:
         return "the training prompts" if self.path is None else str(self.path)
 
 
-def draw_texts(trainer: SelfAugTrainer, texts: Texts) -> list[list[int]]:
+def draw_texts(before: BeforeTraining, texts: Texts) -> list[list[int]]:
     """Token ids of the rows, drawn by the run's seed.
 
     Raises:
         ConfigError: If the training rows are a stream.
         DataError: If there are no rows.
     """
-    rows = trainer._train_rows if texts.path is None else trainer._rows_of(texts.path)
+    rows = before.rows if texts.path is None else before.rows_of(texts.path)
     if not isinstance(rows, Dataset):
         raise ConfigError(
-            f"method={trainer.method.name!r} draws texts before training, and the data set is a stream or was not "
+            f"method={before.method.name!r} draws texts before training, and the data set is a stream or was not "
             "prepared here.",
             "give a data set of known length (--dataset_streaming false, without skip_prepare_dataset).",
         )
     if not len(rows):
         raise DataError(f"{texts.name} has no rows to look at.", "give some texts.")
-    chosen = sorted(random.Random(trainer.args.seed).sample(range(len(rows)), min(texts.count, len(rows))))
+    chosen = sorted(random.Random(before.config.seed).sample(range(len(rows)), min(texts.count, len(rows))))
     return [text_of(rows[i], prompt=texts.path is None) for i in chosen]
 
 

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from selfaug.before.scores import FILE, BaseScores, response_places, score_rows
 from selfaug.common.errors import ConfigError, DataError
-from selfaug.common.progress import counting
 from selfaug.common.terminal import is_main, say
-from selfaug.reference.adapter import BaseReference, digest
+from selfaug.common.progress import counting
+from selfaug.reference.adapter import BaseReference
 
 if TYPE_CHECKING:
+    from selfaug.before.context import BeforeTraining
     from selfaug.methods import Method
     from selfaug.training.config import SelfAugConfig
-    from selfaug.training.trainer import SelfAugTrainer
 
 __all__ = ["scores_of_base", "token_weights"]
 
 
-def scores_of_base(trainer: SelfAugTrainer, rows: Any) -> BaseScores:
+def scores_of_base(before: BeforeTraining) -> BaseScores:
     """The base's scores of all training rows: from the disk where the same base made them, else by one pass.
 
     They lie in the reference cache where one is named, so that every run with it shares the pass, and in the output
@@ -33,35 +33,31 @@ def scores_of_base(trainer: SelfAugTrainer, rows: Any) -> BaseScores:
     Raises:
         ConfigError: If the rows are a stream, or the model is sharded.
     """
+    rows = before.rows
     if not isinstance(rows, Dataset):
         raise ConfigError(
-            f"method={trainer.method.name!r} needs the base's scores of every row before training, and the data set is "
+            f"method={before.method.name!r} needs the base's scores of every row before training, and the data set is "
             "a stream or was not prepared here.",
             "give a data set of known length (--dataset_streaming false, without skip_prepare_dataset).",
         )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if before.sharded:
         raise ConfigError(
-            f"method={trainer.method.name!r} scores the data with the whole base model before training, and FSDP and "
+            f"method={before.method.name!r} scores the data with the whole base model before training, and FSDP and "
             "ZeRO split it up.",
             "train on one device or with DDP, or choose another method.",
         )
-    model, base = trainer._base_model, BaseReference()
-    adapted = model is not trainer.model
-    weights = {name: p for name, p in model.named_parameters() if not (adapted and p.requires_grad)}
-    made_by = {"base": digest(weights), "dtype": str(model.dtype), "autocast": trainer.accelerator.mixed_precision}
-    path = Path(trainer.args.reference_cache or trainer.args.output_dir).expanduser() / FILE
-    scores = BaseScores.load(path, made_by)
+    path = Path(before.config.reference_cache or before.folder).expanduser() / FILE
+    scores = BaseScores.load(path, before.base_facts())
     missing = [row for row in rows.select_columns(["input_ids", "labels"]) if not scores.has(**row)]
-    trainer.accelerator.wait_for_everyone()  # no rank writes while another still reads
+    before.accelerator.wait_for_everyone()  # no rank writes while another still reads
     if not missing:
         return scores
-    ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     if is_main():
         say(f"the base model scores the responses of {len(missing)} rows ...")
-    single = 0 if trainer._layout.whole else 8192
-    mine = missing[rank::ranks]
-    with trainer.accelerator.autocast(), counting("scores of responses", len(mine)) as progress:
-        found = score_rows(model, base, mine, batch_tokens=single, progress=progress)
+    mine = missing[before.rank :: before.ranks]
+    with before.autocast(), counting("scores of responses", len(mine)) as progress:
+        tokens = 0 if before.single_rows else 8192
+        found = score_rows(before.model, BaseReference(), mine, batch_tokens=tokens, progress=progress)
     for input_ids, nll_T in gather_object(found):
         scores.add(input_ids, nll_T.cpu())
     if is_main():

@@ -8,7 +8,7 @@ Shapes: T tokens of a pass (flattened), N aligned positions, D features of a mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,14 +67,13 @@ class Activations:
 
     Args:
         term: Of the method; ``None`` catches nothing.
-        groups: Of the micro-batch: positions in the training pass, and in the reference pass where there is one.
+        tuned_N: Places of the aligned positions in the training pass.
+        base_N: Their places in the reference pass; ``None`` where there is none, and nothing is caught.
     """
 
-    def __init__(self, term: ActivationTerm | None, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._term = term if "reference" in groups["aligned"] else None
-        if self._term is not None:
-            parts = [groups["aligned"], groups["both"]]
-            self._tuned_N, self._base_N = (torch.cat([p[which] for p in parts]) for which in ("index", "reference"))
+    def __init__(self, term: ActivationTerm | None, tuned_N: Tensor, base_N: Tensor | None) -> None:
+        self._term = None if base_N is None else term
+        self._tuned_N, self._base_N = tuned_N, base_N
         self._tuned: dict[str, Tensor] = {}
         self._base: dict[str, Tensor] = {}
 
@@ -83,6 +82,7 @@ class Activations:
         """Inside, a call of ``body`` is the reference pass; only the rows that are compared are kept."""
 
         def keep(name: str, output: Tensor) -> None:
+            assert self._base_N is not None
             self._base[name] = _rows(output, self._base_N)
 
         with self._catching(body, keep):

@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import SFTTrainer
 
 from selfaug.before.adapter_start import AdapterStart
-from selfaug.before.generated_rows import check_generation
+from selfaug.before.context import BeforeTraining
+from selfaug.before.fisher import ensure_fisher
+from selfaug.before.generated_rows import check_generation, rows_with_generated
+from selfaug.before.mixing import mixed, rows_of_file
+from selfaug.before.token_weights import scores_of_base, token_weights
 from selfaug.common.errors import ConfigError
+from selfaug.data.vocabulary import check_table
 from selfaug.methods import get_method
 from selfaug.methods.adapters import asks_base, check_adapter
-from selfaug.model.checks import probe_tokens
+from selfaug.model.checks import check_head, check_packing, probe_tokens
 from selfaug.model.libraries import spare_refused_modules
 from selfaug.model.parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
 from selfaug.objective.activation_terms import find_modules
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.checks import check_full_tuning, check_peft
+from selfaug.reference.adapter import BaseReference
+from selfaug.reference.cache_key import refuse_uncacheable
+from selfaug.reference.cached import CachedReference, ReferenceCache, open_cache
+from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
-from selfaug.step.forward import StepObjective, install, micro_inputs
-from selfaug.step.plan import StepPlan, plan_step
+from selfaug.step.driver import Draw, StepDriver
+from selfaug.step.forward import StepObjective, install
 from selfaug.step.reference_batch import ReferenceLayout
+from selfaug.training.checkpoints import Checkpoints
 from selfaug.training.config import SelfAugConfig
-from selfaug.training.preparing import PreparingTrainer
-from selfaug.training.resuming import StopOnNonFinite
-from selfaug.training.rows import check_rows
+from selfaug.training.metrics import Metrics
+from selfaug.training.rows import check_rows, formatted, prepare_rows, require_aligned_tokens, with_empty_rows
 
 if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
 
 __all__ = ["SelfAugTrainer"]
 
-_PLAN = "selfaug"  # key of the plan in a micro-batch, and of the model's extra keyword
-
 logger = logging.getLogger(__name__)
 
 
-class SelfAugTrainer(PreparingTrainer):
+class SelfAugTrainer(SFTTrainer):
     """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)``, over the whole optimiser step.
 
     ``f = align_fraction · align_token_fraction`` is the chance with which an aligned token is drawn.
@@ -52,7 +64,7 @@ class SelfAugTrainer(PreparingTrainer):
 
     Args:
         model: As in `SFTTrainer`.
-        args: A `SelfAugConfig`.
+        args: A `SelfAugConfig`; the trainer works on a copy.
         renderer: How records become prompts; by default the one for the tokenizer.
         kwargs: As in `SFTTrainer`.
 
@@ -82,46 +94,73 @@ class SelfAugTrainer(PreparingTrainer):
         self.method = get_method(args.method)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
-        self.renderer = renderer
         self._check_data(args, kwargs)
-        self._fit_length = args.max_length
+        self._chosen_renderer = renderer
+        self._max_length = args.max_length
+        own = copy.copy(args)
+        # Old checkpoints are deleted by us, after the new one is sealed: killed in between, a whole one is left.
+        own.save_total_limit = None
         if args.padding_free and not args.packing:
             # Rows are fitted by us before TRL sees them, and TRL refuses a length that it would not enforce.
-            args.max_length = None
-        super().__init__(model, args, **kwargs)
-        args.max_length = self._fit_length
+            own.max_length = None
+        # What the preparation of the data sets, which TRL does on its way, leaves behind.
+        self._raw_rows: Any = None
+        self._rows: Any = None
+        self._cached_tables: dict[str, Dataset] = {}
+        self._rows_of: Callable[[Path], Any]
+        self._retokenise: Callable[[Any], Any]
+        self._pack: Callable[[Any], Any]
+        super().__init__(model, own, **kwargs)
+        own.max_length = args.max_length
+
+        self.sharded = bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        adapted = hasattr(self.model, "get_base_model")
+        self.base_model = self.model.get_base_model() if adapted else self.model
+        peft_config = self.model.active_peft_config if adapted else None
         self._refuse_unsupported()
-        self._base_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        check_adapter(self.method, None if self._base_model is self.model else self.model.active_peft_config)
-        check_generation(self)
-        start = self.method.start(args)
-        self._start = None if start is None else AdapterStart(self, start)
-        if args.freeze_head:
-            self._freeze_head(args)
-        self.reference = self._make_reference(args)
-        self._terms, self._parameter_terms = self.method.terms(args), self.method.parameter_terms(args)
-        self._activation_term = self.method.activation_term(args)
-        if self._activation_term is not None:
-            find_modules(body_of(self._base_model), self._activation_term.kinds)
-        self._step = StepObjective(
-            self._terms,
+        check_adapter(self.method, peft_config)
+        layout = ReferenceLayout(
+            whole=depends_on_what_follows(self.model.config), concatenate=takes_documents_in_a_row(self.model)
+        )
+        before = self._before_training(peft_config, single_rows=layout.whole)
+        check_generation(before)
+        start = self.method.start(self.args)
+        self._start = None if start is None else AdapterStart(before, start)
+        if self.args.freeze_head:
+            self._freeze_head()
+        self._cache = self._open_cache()
+        self.reference = self._make_reference(peft_config)
+        activation_term = self.method.activation_term(self.args)
+        if activation_term is not None:
+            find_modules(body_of(self.base_model), activation_term.kinds)
+        memory_mb = self.args.objective_memory_mb
+        slice_tokens = self._slice_tokens(catches_activations=activation_term is not None)
+        objective = StepObjective(
+            self.method.terms(self.args),
             self.reference,
-            block_bytes=None if args.objective_memory_mb is None else args.objective_memory_mb * 2**20,
-            implementation=args.objective,
+            block_bytes=None if memory_mb is None else memory_mb * 2**20,
+            implementation=self.args.objective,
             auxiliary=self.aux_loss_enabled,
-            parameter_terms=self._parameter_terms,
-            activation_term=self._activation_term,
-            slice_tokens=self._slice(args),
+            parameter_terms=self.method.parameter_terms(self.args),
+            activation_term=activation_term,
+            slice_tokens=slice_tokens,
         )
-        install(self._base_model, self._step)
-        self._layout = ReferenceLayout(
-            whole=depends_on_what_follows(self.model.config),
-            concatenate=takes_documents_in_a_row(self.model),
-            slice=self._step.slice_tokens,
+        install(self.base_model, objective)
+        self.driver = StepDriver(
+            objective,
+            self._draw(),
+            ReferenceLayout(layout.whole, layout.concatenate, slice=slice_tokens),
+            self.accelerator,
+            sharded=self.sharded,
+            auxiliary_weight=self.router_aux_loss_coef if self.aux_loss_enabled else 0.0,
+            cache=self._cache,
         )
-        self._announce_cache()
-        self._meters = {"train": self._meter(), "eval": self._meter()}
-        self.add_callback(StopOnNonFinite(self))
+        self._measures = {mode: self._new_metrics() for mode in ("train", "eval")}
+        self._checkpoints = Checkpoints(self.accelerator, args.save_total_limit)
+        self._cache_ready = self._fisher_ready = False
+        self.add_callback(_StopOnNonFinite(self.driver))
+
+    # ---- what is refused, and the reference -------------------------------------------------------------------
 
     @staticmethod
     def _check_data(args: SelfAugConfig, given: dict[str, Any]) -> None:
@@ -136,10 +175,8 @@ class SelfAugTrainer(PreparingTrainer):
                 aligns=args.aligns,
             )
 
-    # ---- what is refused, and the reference -------------------------------------------------------------------
-
     def _refuse_unsupported(self) -> None:
-        if self.method.parameter_terms(self.args) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.method.parameter_terms(self.args) and self.sharded:
             raise ConfigError(
                 f"method={self.method.name!r} penalises the trained weights themselves, which FSDP and ZeRO split up.",
                 "train on one device or with DDP, or choose another method.",
@@ -161,41 +198,284 @@ class SelfAugTrainer(PreparingTrainer):
         if self._is_vision_dataset:
             raise ConfigError("alignment on image data is not supported.", "train on text, or set alpha=0.")
 
-    def _make_reference(self, args: SelfAugConfig) -> Reference | None:
-        if not args.compares:
+    def _make_reference(self, peft_config: Any) -> Reference | None:
+        if not self.args.compares:
             return None
-        adapted = self._base_model is not self.model
-        if adapted:
-            check_peft(self.model.active_peft_config, args.reference)
-        elif args.reference_cache is None:
-            check_full_tuning(args.reference)
-        if args.reference_cache is not None:
-            return self._cached_reference(args.reference_cache)
-        init_kwargs = dict(args.model_init_kwargs or {})
+        if peft_config is not None:
+            check_peft(peft_config, self.args.reference)
+        elif self._cache is None:
+            check_full_tuning(self.args.reference)
+        if self._cache is not None:
+            return CachedReference(self.base_model, self._cache.key.weights)
+        init_kwargs = dict(self.args.model_init_kwargs or {})
         init_kwargs.pop("device_map", None)
-        return make_reference(args.reference, self._base_model, **init_kwargs)
+        return make_reference(self.args.reference, self.base_model, **init_kwargs)
 
-    def _slice(self, args: SelfAugConfig) -> int | None:
+    def _draw(self) -> Draw:
+        return Draw(
+            seed=self.args.seed,
+            align_fraction=self.args.align_fraction,
+            align_token_fraction=self.args.align_token_fraction,
+            align_boundary=bool(self.args.align_boundary),
+            align=self.args.aligns,
+            hold_response=self.args.holds_response,
+        )
+
+    def _slice_tokens(self, *, catches_activations: bool) -> int | None:
         """Tokens of a slice of long prompts; ``None`` where they go through the reference at once."""
-        # A sharded model gathers its weights in every forward: all ranks must run the same number of them.
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.reference is None or args.reference_slice == 0 or sharded or not can_slice(self.model.config):
+        # A sharded model gathers its weights in every forward: all ranks must run the same number of them. And
+        # activations inside the layers are caught in one pass.
+        at_once = self.sharded or catches_activations or self.args.reference_slice == 0
+        if self.reference is None or at_once or not can_slice(self.model.config):
             return None
-        if self._activation_term is not None:  # activations inside the layers are caught in one pass
+        if any(p.is_meta for p in self.base_model.parameters()):
             return None
-        if any(p.is_meta for p in self._base_model.parameters()):
-            return None
-        with self.accelerator.autocast(), self.reference.serving(self._base_model) as served:
-            agree = slices_agree(served, probe_tokens(self._base_model)[0])
+        with self.accelerator.autocast(), self.reference.serving(self.base_model) as served:
+            agree = slices_agree(served, probe_tokens(self.base_model)[0])
         if not agree:
             logger.warning("this model gives other hidden states in slices: reference_slice has no effect")
-        return args.reference_slice if agree else None
+        return self.args.reference_slice if agree else None
 
-    def _freeze_head(self, args: SelfAugConfig) -> None:
-        head_layer(self._base_model).requires_grad_(False)
-        if args.gradient_checkpointing:
+    def _freeze_head(self) -> None:
+        head_layer(self.base_model).requires_grad_(False)
+        if self.args.gradient_checkpointing:
             # Re-entrant checkpointing passes no gradient on where its input needs none, as behind a tied embedding.
             self.model.enable_input_require_grads()
+
+    # ---- the reference cache ----------------------------------------------------------------------------------
+
+    def _open_cache(self) -> ReferenceCache | None:
+        """Open the cache that the settings name, and say what will be written.
+
+        Raises:
+            ConfigError: Where it is not this run's, with the remedy.
+        """
+        if self.args.reference_cache is None or not self.args.compares:
+            return None
+        refuse_uncacheable(self.base_model)
+        if is_deepspeed_zero3_enabled():
+            raise ConfigError(
+                "reference_cache cannot tell whether it belongs to weights that ZeRO stage 3 loads in parts.",
+                "use ZeRO stage 2 or FSDP2, or leave --reference_cache out.",
+            )
+        if not self._cached_tables:
+            raise ConfigError(
+                "reference_cache needs tokenised rows, and skip_prepare_dataset leaves them to somebody else.",
+                "leave --reference_cache or skip_prepare_dataset out.",
+            )
+        with self.accelerator.autocast():
+            cache = open_cache(
+                Path(self.args.reference_cache).expanduser(),
+                self.base_model,
+                self._tokenizer,
+                self._cached_tables,
+                align_boundary=bool(self.args.align_boundary),
+                precision=self.accelerator.mixed_precision,
+                dtype=self.args.cache_dtype,
+            )
+        missing = cache.missing()
+        if missing and self.sharded:
+            raise ConfigError(
+                f"the reference cache in {cache.folder} is not whole, and a sharded model cannot write it.",
+                "write it first with `selfaug cache`, on one device.",
+            )
+        cache.announce(missing)
+        return cache
+
+    def write_reference_cache(self, *, thorough: bool = False) -> int:
+        """Write what is missing of the reference cache and try one sequence of it; the number of shards written.
+
+        Args:
+            thorough: Also read what is there, and write damaged shards anew.
+
+        Raises:
+            ConfigError: If no cache is asked for, or it does not hold what the model computes.
+        """
+        if self._cache is None:
+            raise ConfigError("no reference_cache is named, so nothing can be written.", "name it: --reference_cache.")
+        written = 0
+        with self.accelerator.autocast():
+            if not self.sharded:
+                written = self._cache.write(
+                    self.base_model,
+                    self.driver.layout,
+                    rank=self.accelerator.process_index,
+                    ranks=self.accelerator.num_processes,
+                    wait=self.accelerator.wait_for_everyone,
+                    thorough=thorough,
+                )
+            self._cache.compare(self.base_model, self.driver.layout)
+        self._cache_ready = True
+        return written
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        def trl(rows: Any, *, pack: bool, shuffle: bool) -> Any:
+            asked = copy.copy(args)
+            asked.shuffle_dataset = shuffle
+            if not pack:
+                asked.max_length = None  # ours to fit: TRL's cut would take the answers behind long documents
+            return super(SelfAugTrainer, self)._prepare_dataset(
+                rows, processing_class, asked, pack, None, dataset_name
+            )
+
+        if formatting_func is not None:
+            dataset = formatted(dataset, formatting_func, args.dataset_text_field)
+
+        def prepare(rows: Any, name: str, change: Any = None) -> Any:
+            return prepare_rows(
+                rows,
+                tokenizer=self._tokenizer,
+                renderer=self._chosen_renderer,
+                max_length=self._max_length,
+                cut_prompt_left=args.cut_prompt_left,
+                on_lost_answer=args.on_lost_answer,
+                tokenise=lambda table: trl(table, pack=False, shuffle=False),
+                name=name,
+                change=change,
+                text_field=args.dataset_text_field,
+            )
+
+        prepared = prepare(dataset, dataset_name)
+        if dataset_name == "train":
+            self._raw_rows = dataset
+            self._retokenise = lambda change: prepare(dataset, "train", change)
+            self._pack = lambda rows: trl(rows, pack=packing, shuffle=args.shuffle_dataset)
+            self._rows_of = lambda path: rows_of_file(
+                path, self._tokenizer, self._chosen_renderer, self._max_length, lambda rows: prepare(rows, str(path))
+            )
+            mix = self.method.mix(args)
+            if mix is not None:
+                prepared = mixed(prepared, self._rows_of(mix.path), mix, args.seed)
+            self._rows = prepared
+        if args.aligns:
+            require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
+            if args.reference_cache is not None:
+                self._cached_tables[dataset_name] = _cacheable(prepared, dataset_name)
+        return trl(prepared, pack=packing, shuffle=args.shuffle_dataset)
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        ranks = self.accelerator.num_processes
+        if not kwargs.get("is_training") and ranks > 1 and not self.args.dataloader_drop_last:
+            dataset = with_empty_rows(dataset, ranks * batch_size)
+        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+
+    # ---- before the first step and after the last -------------------------------------------------------------
+
+    def _before_training(self, peft_config: Any, *, single_rows: bool) -> BeforeTraining:
+        return BeforeTraining(
+            model=self.base_model,
+            peft_config=peft_config,
+            config=self.args,
+            method=self.method,
+            accelerator=self.accelerator,
+            sharded=self.sharded,
+            tokenizer=self._tokenizer,
+            chosen_renderer=self._chosen_renderer,
+            max_length=self._max_length,
+            raw_rows=self._raw_rows,
+            rows=self._rows,
+            rows_of=getattr(self, "_rows_of", lambda path: None),
+            single_rows=single_rows,
+        )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; resume only from whole checkpoints, with the same reference.
+
+        Before the first step the method asks the base what it needs; after the last it may change the model, unless a
+        signal ended the training.
+
+        Raises:
+            ConfigError: If the checkpoint is torn or holds the model alone, or its reference is not this one.
+        """
+        peft_config = None if self.base_model is self.model else self.model.active_peft_config
+        before = self._before_training(peft_config, single_rows=self.driver.layout.whole)
+        if self.method.generates(self.args):
+            self._rows = rows_with_generated(before, self._retokenise)
+            self.train_dataset = self._pack(self._rows)
+            before = self._before_training(peft_config, single_rows=self.driver.layout.whole)
+        if self.method.needs_scores:
+            self.driver.weigh = token_weights(self.method, self.args, scores_of_base(before), self._rows)
+        self._ready_fisher()
+        if self._start is not None:
+            self._start.save()
+        folder = self._checkpoints.resume(resume_from_checkpoint, Path(self.args.output_dir))
+        if not any(p.is_meta for p in self.base_model.parameters()):
+            with self.accelerator.autocast():
+                self._check_model()
+            if self.reference is not None:
+                self._checkpoints.restore_reference(self.reference, self.base_model, folder)
+        result = super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
+        if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
+            self._settle_start()
+            self.method.finish(self.args, self.base_model)
+        return result
+
+    def _check_model(self) -> None:
+        embeddings = self.model.get_input_embeddings().weight.shape[0]
+        check_table(self._rows, embeddings, self._tokenizer, "the training data")
+        check_head(self.base_model)
+        if self.padding_free:
+            check_packing(self.base_model, self.data_collator)
+        if self.reference is not None and self.args.check_reference:
+            check_reference(self.base_model, self.reference)
+        self._ready_cache()
+
+    def _ready_cache(self) -> None:
+        if self._cache is not None and not self._cache_ready:
+            self.write_reference_cache()
+
+    def _ready_fisher(self) -> None:
+        wanted = self.method.fisher(self.args)
+        if wanted is not None and not self._fisher_ready:
+            ensure_fisher(self._before_training(self.model.active_peft_config, single_rows=False), wanted)
+            self._fisher_ready = True
+
+    def _settle_start(self) -> None:
+        if self._start is None:
+            return
+        self._start.finish(self.model.active_peft_config)
+        self._start = None
+        if self.reference is not None:  # with the adapter off the model is the base from here on
+            self.reference = self.driver.objective.reference = BaseReference()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As `SFTTrainer.create_optimizer`; the method may have a learning rate of its own."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if fresh:
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * self.method.learning_rate_factor(self.args)
+        return optimizer
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers looks whether the training is over only after a step: a run that was stopped between its last
+        # checkpoint and its end would be given one step too many.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # TRL's own step before this writes a model card that says "SFT"; the run folder has ours.
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            self._checkpoints.begin(folder)
+        self.accelerator.wait_for_everyone()
+        Trainer._save_checkpoint(self, model, trial)
+        num_tokens = self._checkpoints.num_tokens()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._checkpoints.finish(
+                folder,
+                self.reference,
+                num_tokens=num_tokens,
+                model_only=self.args.save_only_model,
+                best=self.state.best_model_checkpoint,
+            )
 
     # ---- the step ---------------------------------------------------------------------------------------------
 
@@ -204,53 +484,7 @@ class SelfAugTrainer(PreparingTrainer):
     ) -> tuple[list[Any], Tensor]:
         """The step's micro-batches, each with its part of the plan; and the step's response tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        fractions = (self.args.align_fraction, self.args.align_token_fraction)
-        plan = self._plan(batches, self.state.global_step, *fractions, weigh=self._weigh)
-        if self.accelerator.num_processes > 1:
-            totals = self.accelerator.reduce(plan.counts().to(device), reduction="sum")
-            plan = plan.with_totals(totals)
-        for batch, inputs in zip(batches, self._micro_inputs(plan, *fractions), strict=True):
-            batch[_PLAN] = inputs
-        return batches, torch.tensor(plan.n_response, device=device)
-
-    def _plan(
-        self,
-        batches: list[Any],
-        step: int,
-        align_fraction: float = 1.0,
-        align_token_fraction: float = 1.0,
-        weigh: Any = None,
-    ) -> StepPlan:
-        self._ready_cache()  # an evaluation may come before any training
-        return plan_step(
-            batches,
-            seed=self.args.seed,
-            step=step,
-            align_fraction=align_fraction,
-            align_token_fraction=align_token_fraction,
-            align_boundary=bool(self.args.align_boundary),
-            reference_layout=replace(self._layout, cached=self._cache is not None),
-            align=self.args.aligns,
-            hold_response=self.args.holds_response,
-            weigh=weigh,
-        )
-
-    def _micro_inputs(
-        self, plan: StepPlan, align_fraction: float = 1.0, align_token_fraction: float = 1.0, *, alone: bool = False
-    ) -> list[dict[str, Any]]:
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return [
-            micro_inputs(
-                micro,
-                n_response=plan.n_response,
-                drawn_divisor=align_fraction * align_token_fraction * plan.n_aligned,
-                held_divisor=align_fraction * plan.n_response,
-                # What the other ranks do in a batch of an evaluation is not asked: all of them run a reference pass.
-                join_reference=sharded and (anywhere or alone) and self._cache is None,
-                stored=None if self._cache is None else self._cache.load,
-            )
-            for micro, anywhere in zip(plan.micro, plan.anywhere, strict=True)
-        ]
+        return batches, self.driver.take(batches, self.state.global_step, device)
 
     def compute_loss(
         self,
@@ -260,28 +494,58 @@ class SelfAugTrainer(PreparingTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """One micro-batch's share of the step's loss, times the number of ranks: DDP and FSDP average gradients."""
-        mode = "train" if self.model.training else "eval"
-        micro = inputs.pop(_PLAN, None)
-        if micro is None:  # evaluation: a batch is a step of its own, with every sequence aligned
-            plan = self._plan([inputs], step=0)
-            micro = self._prepare_inputs(self._micro_inputs(plan, alone=True)[0])
-        outputs = model(**inputs, selfaug=micro)
-        loss = outputs["loss"]
-        if mode == "train":
-            loss = loss * self.accelerator.num_processes
-        if outputs["auxiliary"] is not None:
-            # A mean over the micro-batch: averaged over the accumulated ones, as SFTTrainer does.
-            steps = self.current_gradient_accumulation_steps if mode == "train" else 1
-            loss = loss + self.router_aux_loss_coef * outputs["auxiliary"] / steps
-        for term in self._parameter_terms:
-            # Of the weights, not of the data: once a step, on every rank the same.
-            steps = self.current_gradient_accumulation_steps if mode == "train" else 1
-            loss = loss + term.weight * outputs["penalties"][term.name] / steps
-        self._measure(mode, micro, outputs)
-        if mode == "train":
-            finite = torch.isfinite(loss.detach())
-            self._finite = finite if self._finite is None else self._finite & finite
+        self._ready_cache()  # an evaluation may come before any training
+        outputs = self.driver.loss(model, inputs, accumulated=self._accumulated())
+        self._measures["train" if self.model.training else "eval"].add(outputs)
+        if self.model.training:
+            self._checkpoints.add_tokens(outputs.micro.counts["tokens"])
         if not return_outputs:
-            return loss
+            return outputs.loss
         with torch.no_grad():
-            return loss, model(**{k: v for k, v in inputs.items() if k != "labels"})
+            return outputs.loss, model(**{k: v for k, v in inputs.items() if k != "labels"})
+
+    def _accumulated(self) -> int:
+        return int(getattr(self, "current_gradient_accumulation_steps", 1))
+
+    # ---- what is measured -------------------------------------------------------------------------------------
+
+    def _new_metrics(self) -> Metrics:
+        weight = self.router_aux_loss_coef if self.aux_loss_enabled else 0.0
+        return Metrics(self.driver.objective, self.accelerator, weight)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages since the last log."""
+        if self.model.training:
+            measured = self._measures["train"].take()
+            measured.pop("tokens", None)
+            logs.update(measured)
+            logs["num_tokens"] = self._checkpoints.num_tokens()
+        Trainer.log(self, logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Report means over the whole set: ``nll``, ``alignment``, the method's own terms, and their weighted sum."""
+        self._ready_fisher()  # an evaluation may come before any training
+        self._measures["eval"] = self._new_metrics()
+        output = super().evaluation_loop(*args, **kwargs)
+        output.metrics.update(self._measures["eval"].take_evaluation(kwargs.get("metric_key_prefix", "eval")))
+        return output
+
+
+def _cacheable(rows: Any, name: str) -> Dataset:
+    if not isinstance(rows, Dataset):
+        raise ConfigError(
+            f"reference_cache needs to know all rows before training, and the {name} data set is a stream.",
+            "load it whole (--dataset_streaming false), or leave --reference_cache out.",
+        )
+    return rows.with_format("torch", ["input_ids", "labels"])
+
+
+class _StopOnNonFinite(TrainerCallback):
+    """Stops the run before the optimiser moves when a loss of the step is not finite."""
+
+    def __init__(self, driver: StepDriver) -> None:
+        self._driver = driver
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the backward pass of the last micro-batch."""
+        self._driver.require_finite(state.global_step + 1)

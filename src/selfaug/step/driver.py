@@ -1,0 +1,170 @@
+"""The step driver: plans optimiser steps for a `transformers.Trainer` and computes the loss of their micro-batches.
+
+Our own trainer and any other one go through it: it needs what every `Trainer` has, its accelerator, and the two places
+where a trainer sees the micro-batches of a whole step (`get_batch_samples`) and one of them (`compute_loss`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfaug.reference.cached import ReferenceCache
+from selfaug.step.forward import StepObjective
+from selfaug.step.micro_batch import MicroBatch, micro_batch
+from selfaug.step.plan import StepPlan, plan_step
+from selfaug.step.reference_batch import ReferenceLayout
+
+__all__ = ["KEY", "Draw", "StepDriver", "StepOutputs"]
+
+KEY = "selfaug"
+"""Key of the plan in a micro-batch, and the keyword that the model's `forward` takes it by."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which positions take part in the reference pass.
+
+    Args:
+        seed: Seed of the run.
+        align_fraction: Chance in (0, 1] that a sequence is drawn.
+        align_token_fraction: Chance in (0, 1] that an aligned token of a drawn sequence is drawn.
+        align_boundary: Whether the last prompt position before a response is aligned.
+        align: Whether prompt positions are aligned at all.
+        hold_response: Whether the response positions of drawn sequences are compared with the reference.
+    """
+
+    seed: int
+    align_fraction: float = 1.0
+    align_token_fraction: float = 1.0
+    align_boundary: bool = False
+    align: bool = True
+    hold_response: bool = False
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """What a micro-batch gave.
+
+    Args:
+        loss: Its share of the step's loss, with a graph; in training times the number of ranks, since DDP and FSDP
+            average gradients.
+        micro: Its part of the plan.
+        sums: Sums of its row terms by name, and what the trained weights cost (detached).
+    """
+
+    loss: Tensor
+    micro: MicroBatch
+    sums: dict[str, Tensor]
+
+
+class StepDriver:
+    """Plans of optimiser steps, and the loss of their micro-batches.
+
+    Args:
+        objective: What one call of the model computes; installed in the model.
+        draw: Which positions take part in the reference pass.
+        layout: How the reference pass takes its prompts.
+        accelerator: The trainer's.
+        sharded: Whether FSDP or ZeRO split the weights, so that every rank must run the same forwards.
+        auxiliary_weight: Weight of a mixture of experts' load-balancing loss.
+        cache: Reference cache in place of a pass.
+    """
+
+    def __init__(
+        self,
+        objective: StepObjective,
+        draw: Draw,
+        layout: ReferenceLayout,
+        accelerator: Any,
+        *,
+        sharded: bool = False,
+        auxiliary_weight: float = 0.0,
+        cache: ReferenceCache | None = None,
+    ) -> None:
+        self.objective, self.draw, self.layout = objective, draw, layout
+        self.weigh: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._accelerator, self._sharded, self._cache = accelerator, sharded, cache
+        self._auxiliary_weight = auxiliary_weight
+        self._finite: Tensor | None = None
+
+    def take(self, batches: Sequence[Any], step: int, device: torch.device) -> Tensor:
+        """Put its part of the plan into each micro-batch of a step; the step's response tokens over all ranks."""
+        plan = self._plan(batches, self.draw, step, self.weigh)
+        if self._accelerator.num_processes > 1:
+            plan = plan.with_totals(self._accelerator.reduce(plan.counts().to(device), reduction="sum"))
+        for batch, anywhere, micro in zip(batches, plan.anywhere, plan.micro, strict=True):
+            batch[KEY] = self._micro(plan, micro, self.draw, join_reference=anywhere)
+        return torch.tensor(plan.n_response, device=device)
+
+    def loss(self, model: Any, inputs: dict[str, Any], *, accumulated: int) -> StepOutputs:
+        """The loss of a micro-batch; one without a plan (an evaluation's) is a step of its own, all of it aligned.
+
+        Args:
+            model: The wrapped model; its mode says whether this is training.
+            inputs: The micro-batch; its plan is taken out.
+            accumulated: Micro-batches of the step.
+        """
+        micro: MicroBatch | None = inputs.pop(KEY, None)
+        if micro is None:
+            whole = replace(self.draw, align_fraction=1.0, align_token_fraction=1.0)
+            plan = self._plan([inputs], whole, 0, None)
+            # What the other ranks do in a batch of an evaluation is not asked: all of them run a reference pass.
+            micro = self._micro(plan, plan.micro[0], whole, join_reference=True)
+        outputs = model(**inputs, **{KEY: micro.to(inputs["input_ids"].device)})
+        steps = accumulated if model.training else 1
+        loss, sums = outputs["loss"], {**outputs["sums"], **outputs["penalties"]}
+        if model.training:
+            loss = loss * self._accelerator.num_processes
+        if outputs["auxiliary"] is not None:
+            # A mean over the micro-batch: averaged over the accumulated ones, as SFTTrainer does.
+            loss = loss + self._auxiliary_weight * outputs["auxiliary"] / steps
+            sums["auxiliary"] = outputs["auxiliary"]
+        for term in self.objective.parameter_terms:
+            # Of the weights, not of the data: once a step, on every rank the same.
+            loss = loss + term.weight * outputs["penalties"][term.name] / steps
+        if model.training:
+            finite = torch.isfinite(loss.detach())
+            self._finite = finite if self._finite is None else self._finite & finite
+        return StepOutputs(loss, micro, sums)
+
+    def require_finite(self, step: int) -> None:
+        """Refuse to go on where a loss of the step, on any rank, is not finite; called before the optimiser moves.
+
+        Raises:
+            FloatingPointError: On every rank.
+        """
+        finite, self._finite = self._finite, None
+        if finite is not None and self._accelerator.num_processes > 1:
+            # Agreed between ranks: one that went on alone would wait for the others in its next collective.
+            finite = self._accelerator.reduce((~finite).to(torch.int64), reduction="sum") == 0
+        if finite is not None and not bool(finite):
+            raise FloatingPointError(f"the loss of step {step} is not finite; the weights are as they were before it")
+
+    def _plan(self, batches: Sequence[Any], draw: Draw, step: int, weigh: Any) -> StepPlan:
+        return plan_step(
+            batches,
+            seed=draw.seed,
+            step=step,
+            align_fraction=draw.align_fraction,
+            align_token_fraction=draw.align_token_fraction,
+            align_boundary=draw.align_boundary,
+            reference_layout=replace(self.layout, cached=self._cache is not None),
+            align=draw.align,
+            hold_response=draw.hold_response,
+            weigh=weigh,
+        )
+
+    def _micro(self, plan: StepPlan, micro: Any, draw: Draw, *, join_reference: bool) -> MicroBatch:
+        return micro_batch(
+            micro,
+            n_response=plan.n_response,
+            drawn_divisor=draw.align_fraction * draw.align_token_fraction * plan.n_aligned,
+            held_divisor=draw.align_fraction * plan.n_response,
+            join_reference=self._sharded and join_reference and self._cache is None,
+            stored=None if self._cache is None else self._cache.load,
+        )

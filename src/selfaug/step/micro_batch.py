@@ -1,0 +1,158 @@
+"""The micro-batch: what one call of the model needs of the step's plan, as a frozen record of tensors and numbers.
+
+Shapes: N positions of a group. Positions index the flattened rows of the micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfaug.step.plan import MicroPlan
+from selfaug.step.reference_batch import LongPrompt, Stored
+
+__all__ = ["MicroBatch", "Positions", "micro_batch"]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions that meet the same terms (N), and what belongs to each.
+
+    Args:
+        index_N: Places in the hidden states of the training pass.
+        label_N: Tokens that the positions predict; ``None`` for prompt positions.
+        weight_N: Weights of their terms; ``None`` where all weigh the same.
+        reference_N: Places in the hidden states of the reference pass; ``None`` where there is none.
+    """
+
+    index_N: Tensor
+    label_N: Tensor | None = None
+    weight_N: Tensor | None = None
+    reference_N: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.index_N.numel()
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one call of the model needs of the plan.
+
+    Args:
+        response: Positions that predict a response token, and nothing else.
+        aligned: Drawn aligned positions.
+        both: Positions that are both: an aligned boundary predicts a response token too.
+        held: Response positions of drawn sequences, where they are compared with the reference; else ``None``.
+        per_response: 1 / response tokens of the whole step.
+        per_aligned: 1 / (``align_fraction · align_token_fraction`` · aligned tokens of the whole step), or 0.
+        per_held: 1 / (``align_fraction`` · response tokens of the whole step), or 0.
+        reference: Inputs of the reference pass; ``None`` for the micro-batch's own, or where there is no pass.
+        hidden: Hidden states of the reference from a cache, in place of a pass.
+        long: Prompts that go through the reference pass one by one, in slices.
+        has_reference: Whether anything is drawn.
+        join_reference: Whether the reference pass runs on one token although nothing is drawn: a rank of a sharded
+            model that skipped a forward would deadlock the others.
+        counts: Tokens of each kind, by the names of :data:`selfaug.step.meter.COUNTS`.
+    """
+
+    response: Positions
+    aligned: Positions
+    both: Positions
+    held: Positions | None
+    per_response: float
+    per_aligned: float
+    per_held: float
+    reference: Mapping[str, Any] | None
+    hidden: Tensor | None
+    long: tuple[LongPrompt, ...]
+    has_reference: bool
+    join_reference: bool
+    counts: Mapping[str, int]
+
+    def aligned_places(self) -> tuple[Tensor, Tensor | None]:
+        """Places of all drawn aligned positions in the training pass, and in the reference pass where there is one."""
+        parts = (self.aligned, self.both)
+        found = [part.reference_N for part in parts if part.reference_N is not None]
+        return torch.cat([part.index_N for part in parts]), torch.cat(found) if found else None
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same with every tensor on ``device``."""
+        return replace(self, **{field.name: _to(getattr(self, field.name), device) for field in fields(self)})
+
+
+def _to(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, (Positions, LongPrompt)):
+        return replace(value, **{field.name: _to(getattr(value, field.name), device) for field in fields(value)})
+    if isinstance(value, Mapping):
+        return {name: _to(one, device) for name, one in value.items()}
+    return tuple(_to(one, device) for one in value) if isinstance(value, tuple) else value
+
+
+def micro_batch(
+    micro: MicroPlan,
+    *,
+    n_response: int,
+    drawn_divisor: float,
+    join_reference: bool,
+    held_divisor: float = 0.0,
+    stored: Callable[[Sequence[Stored]], Tensor] | None = None,
+) -> MicroBatch:
+    """Sort the positions of a micro-batch's plan into groups, on the CPU.
+
+    Args:
+        micro: Plan of the micro-batch.
+        n_response: Response tokens of the whole step.
+        drawn_divisor: ``align_fraction · align_token_fraction · n_aligned`` of the whole step.
+        join_reference: See :class:`MicroBatch`; it has no effect where something is drawn.
+        held_divisor: ``align_fraction · n_response`` of the whole step.
+        stored: Function that reads hidden states from a reference cache, where there is one.
+    """
+    reference = micro.reference
+    held = torch.zeros_like(micro.response_N, dtype=torch.bool)
+    compared_N = micro.aligned_N
+    if micro.held_N is not None:
+        held = torch.isin(micro.response_N, micro.held_N)
+        compared_N = torch.cat([micro.aligned_N, micro.held_N]).unique()
+    in_aligned = torch.isin(micro.response_N, micro.aligned_N)
+
+    def positions(index_N: Tensor, of_response: Tensor | None, *, compared: bool) -> Positions:
+        # Positions rise in all lists, so the n-th common one here is the n-th common one there.
+        reference_N = None
+        if compared and reference is not None:
+            reference_N = reference.index_N[torch.isin(compared_N, index_N)]
+        if of_response is None:
+            return Positions(index_N, reference_N=reference_N)
+        weight_N = None if micro.weight_N is None else micro.weight_N[of_response]
+        return Positions(index_N, micro.label_N[of_response], weight_N, reference_N)
+
+    def response(chosen: Tensor, *, compared: bool = True) -> Positions:
+        return positions(micro.response_N[chosen], chosen, compared=compared)
+
+    aligned_N = micro.aligned_N[~torch.isin(micro.aligned_N, micro.response_N)]
+    return MicroBatch(
+        response=response(~in_aligned & ~held, compared=False),
+        aligned=positions(aligned_N, None, compared=True),
+        both=response(in_aligned),
+        held=None if micro.held_N is None else response(~in_aligned & held),
+        per_response=1.0 / max(n_response, 1),
+        per_aligned=1.0 / drawn_divisor if drawn_divisor > 0 else 0.0,
+        per_held=1.0 / held_divisor if held_divisor > 0 else 0.0,
+        reference=None if reference is None else reference.inputs,
+        hidden=None if reference is None or reference.stored is None or stored is None else stored(reference.stored),
+        long=() if reference is None else reference.long,
+        has_reference=reference is not None,
+        join_reference=join_reference and reference is None,
+        counts={
+            "response_tokens": micro.response_N.numel(),
+            "aligned_tokens": micro.aligned_N.numel(),
+            "held_tokens": 0 if micro.held_N is None else micro.held_N.numel(),
+            "reference_tokens": 0 if reference is None else reference.tokens,
+            "tokens": micro.tokens,
+        },
+    )

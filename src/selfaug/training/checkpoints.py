@@ -1,0 +1,100 @@
+"""Checkpoints of a training: which one it goes on from, and what is sealed into each beside the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from selfaug.common.errors import ConfigError
+from selfaug.run import checkpoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from selfaug.reference import Reference
+
+__all__ = ["REFERENCE_FILE", "Checkpoints"]
+
+REFERENCE_FILE = "selfaug_reference.safetensors"
+
+
+class Checkpoints:
+    """The reference and the token count that checkpoints carry.
+
+    Args:
+        accelerator: Adds up over ranks.
+        keep: Number of checkpoints that are kept; ``None`` for all.
+    """
+
+    def __init__(self, accelerator: Any, keep: int | None) -> None:
+        self._accelerator, self._keep = accelerator, keep
+        self._reference: dict[str, str] | None = None
+        self._tokens_before = 0
+        self._tokens_here = 0
+
+    def add_tokens(self, tokens: int) -> None:
+        """Count tokens that this rank has trained on."""
+        self._tokens_here += tokens
+
+    def num_tokens(self) -> int:
+        """Tokens trained on since the run began, over all ranks and resumptions."""
+        here = torch.tensor(self._tokens_here, device=self._accelerator.device)
+        return self._tokens_before + int(self._accelerator.reduce(here, reduction="sum"))
+
+    def resume(self, wanted: str | bool | None, output_dir: Path) -> Path | None:
+        """The whole checkpoint to go on from; ``None`` to begin.
+
+        Raises:
+            ConfigError: If the checkpoint is torn, or holds the model alone.
+        """
+        folder = checkpoint.resolve(wanted, output_dir)
+        if folder is None:
+            return None
+        state = checkpoint.read_seal(folder)
+        if state.get("model_only"):
+            raise ConfigError(
+                f"{folder} was saved with save_only_model: without the optimizer's state the run would go on as "
+                "another one.",
+                "begin a new run without --save_only_model, or start one from this model or adapter.",
+            )
+        self._tokens_before = int(state.get("num_tokens", 0))
+        return folder
+
+    def restore_reference(self, reference: Reference, model: nn.Module, folder: Path | None) -> None:
+        """Give the reference what the checkpoint holds of it, and note what it is.
+
+        Raises:
+            ConfigError: If the checkpoint was trained against another reference.
+        """
+        if folder is not None and (folder / REFERENCE_FILE).is_file():
+            reference.load_tensors(load_file(folder / REFERENCE_FILE))
+        self._reference = {"name": reference.name, "digest": reference.digest(model)}
+        if folder is None:
+            return
+        stored = checkpoint.read_seal(folder).get("reference")
+        if stored != self._reference:
+            raise ConfigError(
+                f"{folder} was trained against another reference ({stored}) than this run's ({reference.name!r}, "
+                f"{self._reference['digest']}).",
+                "resume with the same model and the same --reference, or begin a new run.",
+            )
+
+    def begin(self, folder: Path) -> None:
+        """Break the seal of a folder that is about to be written."""
+        checkpoint.unseal(folder)
+
+    def finish(
+        self, folder: Path, reference: Reference | None, *, num_tokens: int, model_only: bool, best: str | None
+    ) -> None:
+        """Seal a checkpoint whose other files are written, and then delete those that are not kept."""
+        state: dict[str, Any] = {"num_tokens": num_tokens, "model_only": model_only}
+        if reference is not None:
+            state["reference"] = self._reference or {"name": reference.name, "digest": None}
+            tensors = {name: t.detach().cpu().contiguous() for name, t in reference.tensors().items()}
+            if tensors:
+                save_file(tensors, folder / REFERENCE_FILE)
+        checkpoint.seal(folder, state)
+        checkpoint.rotate(folder.parent, self._keep, folder, best)
