@@ -61,11 +61,11 @@ def _peak_of(part: str, tokens: int, size: int, fraction: float, threads: int, c
 def _prepared(part: str, tokens: int, size: int, fraction: float) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    from selfaug.methods import get_method
     from selfaug.objective import BaseToTuned, LMHead, Rows, WeightedTerm, sweep
     from selfaug.reference.adapter import BaseReference
     from selfaug.reference.passes import batch_hidden, sliced_hidden
-    from selfaug.step.forward import StepObjective, TermOn, install, micro_inputs
+    from selfaug.step.forward import StepObjective, install
+    from selfaug.step.micro_batch import micro_batch
     from selfaug.step.plan import plan_step
     from selfaug.step.reference_batch import ReferenceLayout
     from selfaug.training.config import SelfAugConfig
@@ -96,9 +96,8 @@ def _prepared(part: str, tokens: int, size: int, fraction: float) -> Any:
     adapted.train()
     base = adapted.get_base_model()
     base.gradient_checkpointing_enable({"use_reentrant": False})
-    terms = [TermOn(t.term, t.where, t.weight) for t in get_method("selfaug").terms(args)]
     reference = BaseReference() if alpha else None
-    install(base, StepObjective(terms, reference, block_bytes=OBJECTIVE, slice_tokens=size))
+    install(base, StepObjective(args.changes.terms, reference, block_bytes=OBJECTIVE, slice_tokens=size))
     labels_T = torch.cat([torch.full((tokens - RESPONSE,), -100), ids_T[tokens - RESPONSE :]])
     batch = {
         "input_ids": ids_T[None],
@@ -108,7 +107,7 @@ def _prepared(part: str, tokens: int, size: int, fraction: float) -> Any:
     layout = ReferenceLayout(slice=size)
     options = {"seed": 0, "step": 0, "align_token_fraction": fraction, "reference_layout": layout}
     plan = plan_step([batch], **options, align=reference is not None)  # type: ignore[arg-type]
-    micro = micro_inputs(
+    micro = micro_batch(
         plan.micro[0], n_response=plan.n_response, drawn_divisor=fraction * plan.n_aligned, join_reference=False
     )
     return lambda: adapted(**batch, selfaug=micro)["loss"].backward()

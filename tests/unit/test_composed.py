@@ -65,7 +65,7 @@ def compose(method: str, source: Talker, folder: Path, count: int, **options: fl
     config = SelfAugConfig(
         output_dir="unused", bf16=False, report_to="none", method=method, method_options=options or None
     )
-    wanted = get_method(method).compose(config)
+    wanted = get_method(method).changes(config).compose
     assert wanted is not None
     return composed(rows(count), wanted, scribe(source, folder))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.methods import METHODS, get_method
+from selfaug.methods.base import Changes, merged
 from selfaug.methods.options import paths_in, read_options
 from selfaug.objective import NLL
 from selfaug.training.config import SelfAugConfig
@@ -125,7 +128,7 @@ def test_parts_that_contradict_each_other_are_refused() -> None:
 
 def test_a_combination_has_the_changes_of_its_parts() -> None:
     made = config(method="dft+selfaug", alpha=0.5)
-    where = [(term.term.name, term.where, term.weight) for term in get_method("dft+selfaug").terms(made)]
+    where = [(term.term.name, term.where, term.weight) for term in get_method("dft+selfaug").changes(made).terms]
     assert where == [("dft", "response", 1.0), ("alignment", "aligned", 0.5)]
     assert config(method="selfaug+dft").alpha == 2.0
     assert (made.aligns, made.holds_response, made.compares) == (True, False, True)
@@ -137,7 +140,7 @@ def test_a_combination_has_the_changes_of_its_parts() -> None:
 def test_an_alpha_without_effect_is_refused(name: str) -> None:
     assert "has no effect" in refused(method=name, alpha=0.5).message
     options = "replay_ratio=0" if name == "replay" else None
-    reference = "initial" if METHODS[name].start(config(method=name, method_options=options)) else "base"
+    reference = "initial" if METHODS[name].changes(config(method=name, method_options=options)).start else "base"
     made = config(method=f"selfaug+{name}", alpha=0.5, method_options=options, reference=reference)
     assert made.alpha == 0.5
 
@@ -146,5 +149,34 @@ def test_what_needs_no_reference_asks_for_none() -> None:
     for name in ("sft", "dft", "eaft", "talr"):
         made = config(method=name)
         assert not made.compares
-        assert [term.where for term in get_method(name).terms(made)] == ["response"]
-    assert get_method("sft").response_term(config(method="sft")) == NLL()
+        assert [term.where for term in get_method(name).changes(made).terms] == ["response"]
+    assert get_method("sft").changes(config(method="sft")).terms[0].term == NLL()
+
+
+# What each field of `Changes` is under two methods that both set it; a field that is missing here fails the test.
+def _changes(which: int) -> Changes:
+    value = {
+        "response_term": (NLL(), None), "activation_term": ("a", None), "mix": ("m", None), "rewrite": ("r", None),
+        "compose": ("c", None), "fisher": ("f", None), "start": ("s", None), "learning_rate_factor": (0.5, 0.1),
+        "weigh": (lambda samples: lambda nll_N: 2 * nll_N, lambda samples: lambda nll_N: nll_N + 1),
+        **{n: ((f"{n} 1",), (f"{n} 2",)) for n in ("added_terms", "parameter_terms", "check_prompts", "finish")},
+    }  # fmt: skip
+    assert value.keys() == {field.name for field in fields(Changes)}, "a field of Changes has no case here"
+    return Changes(**{name: pair[which] for name, pair in value.items()})
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Changes)])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_no_field_of_the_changes_is_dropped(name: str, order: tuple[int, int]) -> None:
+    parts = [_changes(which) for which in order]
+    found = getattr(merged(parts), name)
+    alone = [getattr(part, name) for part in parts]
+    if name == "weigh":
+        assert found([])(torch.tensor([3.0])).item() == 6.0 * 4.0
+    elif name == "learning_rate_factor":
+        assert found == pytest.approx(0.05)
+    elif isinstance(alone[0], tuple):
+        assert found == alone[0] + alone[1]
+    else:
+        assert found == next(one for one in alone if one is not None)
+    assert getattr(merged([Changes(), Changes()]), name) == getattr(Changes(), name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, concatenate_datasets
@@ -13,13 +12,11 @@ from selfaug.common.endpoint import Endpoint
 from selfaug.common.errors import ConfigError
 from selfaug.common.terminal import is_main, say
 from selfaug.data.encode import encode
-from selfaug.data.prompts import Renderer
 from selfaug.generation.local import LocalModel
 from selfaug.generation.scribe import Scribe, Source
 from selfaug.generation.served import ServedModel
 from selfaug.generation.store import FOLDER, Store
 from selfaug.methods.base import Compose
-from selfaug.reference.adapter import digest
 from selfaug.run.manifest import tokenizer_hash
 from selfaug.training.rows import takes_items
 
@@ -36,10 +33,12 @@ def check_generation(before: BeforeTraining) -> None:
         ConfigError: With the remedy.
     """
     method, config = before.method, before.config
-    if not method.generates(config):
+    changes = method.changes(config)
+    if not changes.generates:
         return
-    method.check_prompts(config, before.tokenizer, before.renderer)
-    if method.rewrite(config) is not None and not takes_items(before.raw_rows):
+    for check in changes.check_prompts:
+        check(before.tokenizer, before.renderer)
+    if changes.rewrite is not None and not takes_items(before.raw_rows):
         raise refuse_rewriting(method.name, "the training data set")
     if not isinstance(before.rows, Dataset):
         raise ConfigError(
@@ -70,18 +69,16 @@ def rows_with_generated(before: BeforeTraining, prepare: Callable[[Any], Dataset
         before: The run before its first step.
         prepare: Tokenises the training rows again, after a change of its records and conversations.
     """
-    method, config = before.method, before.config
+    config, changes = before.config, before.method.changes(before.config)
     if is_main():
         say("the base model writes ..." if config.generation_url is None else f"{config.generation_model} writes ...")
     scribe = scribe_of(before)
     rows = before.rows
     with before.autocast():
-        rewrite = method.rewrite(config)
-        if rewrite is not None:
+        if (rewrite := changes.rewrite) is not None:
             rows = prepare(lambda items: rewrite(items, scribe))
-        compose = method.compose(config)
-        if compose is not None:
-            rows = composed(rows, compose, scribe)
+        if changes.compose is not None:
+            rows = composed(rows, changes.compose, scribe)
     return rows
 
 

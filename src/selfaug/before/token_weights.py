@@ -78,8 +78,9 @@ def token_weights(
         places = response_places(row["labels"])
         if places.numel():
             samples.append(scores.of(row["input_ids"], places))
-    weigh = method.weigh(config, samples)
-    assert weigh is not None, "a method that asks for scores weighs by them"
+    fit = method.changes(config).weigh
+    assert fit is not None
+    weigh = fit(samples)
     kept = sum(int((weigh(nll_N) > 0).sum()) for nll_N in samples)
     total = sum(len(nll_N) for nll_N in samples)
     if not kept:

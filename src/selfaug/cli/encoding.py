@@ -160,10 +160,9 @@ def encode_source(
     from datasets import Dataset
 
     from selfaug.before.generated_rows import refuse_rewriting
-    from selfaug.methods import get_method
     from selfaug.training.rows import items_table, trl_table
 
-    rewrites = split == "train" and get_method(settings.training.method).rewrite(settings.training) is not None
+    rewrites = split == "train" and settings.training.changes.rewrite is not None
     if rewrites and (source.loaded is None or source.loaded.kind == "trl"):
         raise refuse_rewriting(settings.training.method, source.name)
     if source.loaded is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from selfaug.common.errors import ConfigError
-from selfaug.methods.base import Method
+from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 from selfaug.objective.activation_terms import ActivationTerm
 
@@ -58,10 +58,10 @@ class AlignActivations(Method):
                 "set use_reentrant: false in gradient_checkpointing_kwargs, or --gradient_checkpointing false.",
             )
 
-    def activation_term(self, config: SelfAugConfig) -> ActivationTerm | None:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """With a weight above 0 the difference."""
         weight = self.options(config).activation_weight
-        return ActivationTerm("activation", weight, self._kinds) if weight else None
+        return Changes(activation_term=ActivationTerm("activation", weight, self._kinds) if weight else None)
 
 
 ACTIVATION_METHODS = (

@@ -23,8 +23,9 @@ def trains_without_adapter(method: Method) -> bool:
 
 def asks_base(method: Method, config: SelfAugConfig) -> bool:
     """Whether the method asks the base something before the first step, so that "adapter off" must be it."""
-    writes = method.generates(config) and config.generation_url is None
-    return method.needs_scores or method.fisher(config) is not None or writes
+    changes = method.changes(config)
+    writes = changes.generates and config.generation_url is None
+    return changes.weigh is not None or changes.fisher is not None or writes
 
 
 def check_adapter(method: Method, peft_config: Any) -> None:

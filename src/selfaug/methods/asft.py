@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.methods.base import RESPONSE_LOSS, Method
+from selfaug.methods.base import RESPONSE_LOSS, Changes, Method
 from selfaug.methods.kl_response import RESPONSE_KL
 from selfaug.methods.options import option
-from selfaug.objective import RowTerm
 from selfaug.objective.response_terms import DFT, KL_RESPONSE
 from selfaug.step.forward import TermOn
 
@@ -38,11 +37,7 @@ class ASFT(Method):
     strength: ClassVar[str] = "anchor"
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS, RESPONSE_KL})
 
-    def response_term(self, config: SelfAugConfig) -> RowTerm:
-        """DFT's."""
-        return DFT()
-
-    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
-        """With an anchor above 0 the KL."""
+    def changes(self, config: SelfAugConfig) -> Changes:
+        """DFT's response loss, and with an anchor above 0 the KL."""
         anchor = self.options(config).anchor
-        return (TermOn(KL_RESPONSE, "held", anchor),) if anchor else ()
+        return Changes(response_term=DFT(), added_terms=(TermOn(KL_RESPONSE, "held", anchor),) if anchor else ())

@@ -1,17 +1,16 @@
-"""What may a way of fine-tuning change?
+"""A way of fine-tuning and the one record of what it changes; trainer, seeds, data order and evaluation stay the same.
 
-A method overrides only what it changes; trainer, seeds, data order and evaluation are the same for all. What several of
-them change apart from each other can be combined (``combined.py``), so each hook says one thing only.
+A method returns :class:`Changes`. Each field of it says how the changes of two methods become those of both, so that
+`a+b` (``combined.py``) needs to know nothing of any method.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from selfaug.common.errors import ConfigError
 from selfaug.methods.options import NoOptions
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
@@ -29,9 +28,13 @@ if TYPE_CHECKING:
     from selfaug.generation.scribe import Scribe
     from selfaug.training.config import SelfAugConfig
 
-__all__ = ["ADAPTER_START", "MIXED_ROWS", "RESPONSE_LOSS", "Compose", "Method", "Rewrite", "Start", "Weigh"]
+__all__ = [
+    "ADAPTER_START", "MIXED_ROWS", "RESPONSE_LOSS", "Changes", "Compose", "Method", "Rewrite", "Start", "Weigh",
+    "merged",
+]  # fmt: skip
 
 Weigh: TypeAlias = Callable[["Tensor"], "Tensor"]
+Fit: TypeAlias = Callable[[Sequence["Tensor"]], Weigh]
 Rewrite: TypeAlias = Callable[[Sequence["Item"], "Scribe"], list["Item"]]
 
 RESPONSE_LOSS = "the loss of response tokens"
@@ -60,20 +63,101 @@ class Compose:
     write: Callable[[Scribe, int], list[Conversation]]
 
 
+def _of_one(found: Sequence[Any]) -> Any:
+    """What the only part that has it says; that no two have it is said by :attr:`Method.decides`."""
+    return next((one for one in found if one is not None), None)
+
+
+def _of_all(found: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(each for one in found for each in one)
+
+
+def _product_of_weights(found: Sequence[Fit | None]) -> Fit | None:
+    fits = [fit for fit in found if fit is not None]
+    if len(fits) < 2:
+        return fits[0] if fits else None
+
+    def fit_all(samples: Sequence[Tensor]) -> Weigh:
+        weighs = [fit(samples) for fit in fits]
+        return lambda nll_N: math.prod((weigh(nll_N) for weigh in weighs), start=nll_N.new_ones(()))
+
+    return fit_all
+
+
+# How a field of two methods' changes becomes that of both.
+_ONE, _ALL, _WEIGHTS, _PRODUCT = ({"merge": merge} for merge in (_of_one, _of_all, _product_of_weights, math.prod))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a method changes of plain supervised fine-tuning, under given settings; by default nothing.
+
+    Args:
+        response_term: What each response token costs; ``None`` for its NLL.
+        added_terms: Row terms beside the response's own.
+        parameter_terms: What the trained weights themselves cost.
+        activation_term: What activations inside the layers cost at aligned positions.
+        mix: Rows that are put among the training rows.
+        rewrite: Function that changes training rows with what the base writes, before the first step.
+        compose: Rows that the base writes before the first step, to be put among the training rows.
+        check_prompts: Functions of tokenizer and renderer that raise where the model's prompts cannot work.
+        weigh: From the base's NLL (nats) of the response tokens of each training row that has any (N each) to a
+            function from one row's (N) to their weights in the loss (N, 0 or more; a token of weight 0 is not learnt).
+        fisher: Texts on which the base's Fisher information of each adapted weight is estimated before the first step.
+        start: Where the adapter starts, if not at nothing.
+        learning_rate_factor: What the learning rate is multiplied by.
+        finish: Functions that change the model, inside all wrappers, when its training is over.
+    """
+
+    response_term: RowTerm | None = field(default=None, metadata=_ONE)
+    added_terms: tuple[TermOn, ...] = field(default=(), metadata=_ALL)
+    parameter_terms: tuple[ParameterTerm, ...] = field(default=(), metadata=_ALL)
+    activation_term: ActivationTerm | None = field(default=None, metadata=_ONE)
+    mix: Mix | None = field(default=None, metadata=_ONE)
+    rewrite: Rewrite | None = field(default=None, metadata=_ONE)
+    compose: Compose | None = field(default=None, metadata=_ONE)
+    check_prompts: tuple[Callable[[PreTrainedTokenizerBase, Renderer], object], ...] = field(default=(), metadata=_ALL)
+    weigh: Fit | None = field(default=None, metadata=_WEIGHTS)
+    fisher: Texts | None = field(default=None, metadata=_ONE)
+    start: Start | None = field(default=None, metadata=_ONE)
+    learning_rate_factor: float = field(default=1.0, metadata=_PRODUCT)
+    finish: tuple[Callable[[nn.Module], None], ...] = field(default=(), metadata=_ALL)
+
+    @property
+    def terms(self) -> tuple[TermOn, ...]:
+        """All row terms of the loss with their weights."""
+        return (TermOn(self.response_term or NLL(), "response", 1.0), *self.added_terms)
+
+    @property
+    def places(self) -> frozenset[str]:
+        """Positions that a term acts on: ``response``, ``held``, ``aligned``."""
+        return frozenset({term.where for term in self.terms} | ({"aligned"} if self.activation_term else set()))
+
+    @property
+    def generates(self) -> bool:
+        """Whether the base writes anything before the first step."""
+        return self.rewrite is not None or self.compose is not None
+
+
+def merged(parts: Sequence[Changes]) -> Changes:
+    """The changes of several methods together, field by field."""
+    found = {one.name: [getattr(part, one.name) for part in parts] for one in fields(Changes)}
+    return Changes(**{one.name: one.metadata["merge"](found[one.name]) for one in fields(Changes)})
+
+
 class Method:
     """Plain supervised fine-tuning, to be changed by subclasses: ``loss = Σ nll / n_response``.
 
     Attributes:
-        name: On the command line, and in results.
+        name: Name on the command line, and in results.
         summary: One line for the documentation's table.
         formula: What is added to, or takes the place of, the NLL.
         source: Where it was published.
         needs: What must be there besides model and data; ``""`` for nothing.
         strength: The option that says how much is kept, for those that sweep it; ``""`` where there is none.
-        defaults: Of settings that are the method's own; ``None`` in the configuration means these.
-        Options: A data class of its options (``options.py``).
+        defaults: Settings that are the method's own; ``None`` in the configuration means these.
+        Options: Data class of its options (``options.py``).
         adapter: ``lora`` where it acts on a LoRA adapter, ``none`` where there must be no adapter, else ``any``.
-        needs_scores: Whether it weighs response tokens by the base's scores of them.
         decides: What only one part of a combination may decide.
     """
 
@@ -86,7 +170,6 @@ class Method:
     defaults: ClassVar[dict[str, object]] = {"alpha": 0.0}
     Options: ClassVar[type] = NoOptions
     adapter: ClassVar[str] = "any"
-    needs_scores: ClassVar[bool] = False
     decides: ClassVar[frozenset[str]] = frozenset()
 
     @property
@@ -98,88 +181,12 @@ class Method:
         """This method's options, typed."""
         given = config.method_options
         assert given is None or isinstance(given, dict)
-        names = [field.name for field in dataclasses.fields(self.Options)]
+        names = [one.name for one in fields(self.Options)]
         return self.Options(**{name: (given or {})[name] for name in names})
 
     def check(self, config: SelfAugConfig) -> None:
-        """Raise :class:`selfaug.common.errors.ConfigError` where the settings cannot work with this method."""
+        """Raise :class:`~selfaug.common.errors.ConfigError` where the settings cannot work with this method."""
 
-    def check_alpha(self, config: SelfAugConfig) -> None:
-        """Raise :class:`selfaug.common.errors.ConfigError` where an α is set and no part of the method aligns prompts."""
-        if config.alpha and not self.defaults["alpha"]:
-            raise ConfigError(
-                f"alpha={config.alpha} has no effect with method={self.name!r}, which aligns no prompt.",
-                f"use --method selfaug (or a combination, --method selfaug+{self.name}), or leave alpha out.",
-            )
-
-    def response_term(self, config: SelfAugConfig) -> RowTerm:
-        """What each response token costs."""
-        return NLL()
-
-    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
-        """Row terms beside the response's own."""
-        return ()
-
-    def parameter_terms(self, config: SelfAugConfig) -> tuple[ParameterTerm, ...]:
-        """What the trained weights themselves cost."""
-        return ()
-
-    def activation_term(self, config: SelfAugConfig) -> ActivationTerm | None:
-        """What activations inside the layers cost at aligned positions."""
-        return None
-
-    def mix(self, config: SelfAugConfig) -> Mix | None:
-        """Rows that are put among the training rows."""
-        return None
-
-    def rewrite(self, config: SelfAugConfig) -> Rewrite | None:
-        """Change training rows with what the base writes, before the first step."""
-        return None
-
-    def compose(self, config: SelfAugConfig) -> Compose | None:
-        """Rows that the base writes before the first step, to be put among the training rows."""
-        return None
-
-    def generates(self, config: SelfAugConfig) -> bool:
-        """Whether the base writes anything before the first step."""
-        return self.rewrite(config) is not None or self.compose(config) is not None
-
-    def check_prompts(self, config: SelfAugConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
-        """Raise :class:`selfaug.common.errors.ConfigError` where the model's prompts cannot work with this method."""
-        if renderer.mode != "chat" and self.generates(config):
-            raise ConfigError(
-                f"method={self.name!r} lets the model write, as an assistant does, and {tokenizer.name_or_path!r} has "
-                "no chat template (or plain prompts are asked for), so it is no instruct model.",
-                "use an instruct model, name its template with --chat_template_path, or choose another method.",
-            )
-
-    def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh | None:
-        """Weights of response tokens in the loss, from the base's NLL of them; asked where ``needs_scores``.
-
-        Args:
-            config: Of the run.
-            samples: The base's NLL of the response tokens of each training row that has any (N each, nats).
-
-        Returns:
-            A function from one row's (N) to its weights (N, 0 or more); a token of weight 0 is not learnt at all.
-        """
-        return None
-
-    def fisher(self, config: SelfAugConfig) -> Texts | None:
-        """What the base's Fisher information of each adapted weight is to be estimated on before the first step."""
-        return None
-
-    def start(self, config: SelfAugConfig) -> Start | None:
-        """Where the adapter starts, if not at nothing."""
-        return None
-
-    def learning_rate_factor(self, config: SelfAugConfig) -> float:
-        """What the learning rate is multiplied by."""
-        return 1.0
-
-    def finish(self, config: SelfAugConfig, model: nn.Module) -> None:
-        """Change the model, inside all wrappers, when its training is over."""
-
-    def terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
-        """All row terms of the loss with their weights."""
-        return (TermOn(self.response_term(config), "response", 1.0), *self.added_terms(config))
+    def changes(self, config: SelfAugConfig) -> Changes:
+        """What this method changes under these settings."""
+        return Changes()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.methods.base import RESPONSE_LOSS, Method
+from selfaug.methods.base import RESPONSE_LOSS, Changes, Method
 from selfaug.methods.options import option
-from selfaug.objective import RowTerm
 from selfaug.objective.response_terms import DFT as DFT_TERM
 
 if TYPE_CHECKING:
@@ -36,6 +35,6 @@ class DFT(Method):
     strength: ClassVar[str] = "power"
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
 
-    def response_term(self, config: SelfAugConfig) -> RowTerm:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """The weighted NLL."""
-        return DFT_TERM(self.options(config).power)
+        return Changes(response_term=DFT_TERM(self.options(config).power))

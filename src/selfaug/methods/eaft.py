@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.methods.base import RESPONSE_LOSS, Method
+from selfaug.methods.base import RESPONSE_LOSS, Changes, Method
 from selfaug.methods.options import option
-from selfaug.objective import RowTerm
 from selfaug.objective.response_terms import EAFT as EAFT_TERM
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class EAFT(Method):
     strength: ClassVar[str] = "gate_power"
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
 
-    def response_term(self, config: SelfAugConfig) -> RowTerm:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """The gated NLL."""
         options = self.options(config)
-        return EAFT_TERM(options.top, options.gate_power)
+        return Changes(response_term=EAFT_TERM(options.top, options.gate_power))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from selfaug.before.texts import Texts
 from selfaug.data.files import data_files
-from selfaug.methods.base import Method
+from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 from selfaug.objective.parameter_terms import ParameterTerm, weighted_updates
 
@@ -56,14 +56,12 @@ class EWC(Method):
         if named is not None:
             data_files(Path(named))
 
-    def fisher(self, config: SelfAugConfig) -> Texts | None:
-        """With a weight above 0 the texts to read."""
+    def changes(self, config: SelfAugConfig) -> Changes:
+        """With a weight above 0 the penalty, and the texts that its weights are estimated on."""
         options = self.options(config)
         if not options.ewc_weight:
-            return None
-        return Texts(None if options.fisher_data is None else Path(options.fisher_data), options.fisher_rows)
-
-    def parameter_terms(self, config: SelfAugConfig) -> tuple[ParameterTerm, ...]:
-        """With a weight above 0 the penalty."""
-        weight = self.options(config).ewc_weight
-        return (ParameterTerm("weighted_update", weight, weighted_updates),) if weight else ()
+            return Changes()
+        return Changes(
+            fisher=Texts(None if options.fisher_data is None else Path(options.fisher_data), options.fisher_rows),
+            parameter_terms=(ParameterTerm("weighted_update", options.ewc_weight, weighted_updates),),
+        )

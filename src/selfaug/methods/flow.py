@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from selfaug.methods.base import Method, Weigh
+from selfaug.methods.base import Changes, Method, Weigh
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ class FLOW(Method):
     source: ClassVar[str] = "2502.02797"
     needs: ClassVar[str] = "one pass of the base over the data"
     strength: ClassVar[str] = "flow_tau"
-    needs_scores: ClassVar[bool] = True
 
-    def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """The same weight for all tokens of a sample."""
-        losses = torch.stack([nll_N.double().mean() for nll_N in samples])
-        counts = torch.tensor([len(nll_N) for nll_N in samples], dtype=torch.float64)
-        tau = self.options(config).flow_tau or losses.quantile(0.5).item() or math.inf
-        mean = ((-losses / tau).exp() * counts).sum() / counts.sum()
-        return lambda nll_N: ((-nll_N.double().mean() / tau).exp() / mean).to(nll_N.dtype).expand(len(nll_N))
+        return Changes(weigh=partial(_weights, tau=self.options(config).flow_tau))
+
+
+def _weights(samples: Sequence[Tensor], tau: float) -> Weigh:
+    losses = torch.stack([nll_N.double().mean() for nll_N in samples])
+    counts = torch.tensor([len(nll_N) for nll_N in samples], dtype=torch.float64)
+    tau = tau or losses.quantile(0.5).item() or math.inf
+    mean = ((-losses / tau).exp() * counts).sum() / counts.sum()
+    return lambda nll_N: ((-nll_N.double().mean() / tau).exp() / mean).to(nll_N.dtype).expand(len(nll_N))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.methods.base import Method
+from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 from selfaug.objective.response_terms import KL_RESPONSE
 from selfaug.step.forward import TermOn
@@ -38,7 +38,7 @@ class KLResponse(Method):
     strength: ClassVar[str] = "beta"
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_KL})
 
-    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """With β > 0 the KL."""
         beta = self.options(config).beta
-        return (TermOn(KL_RESPONSE, "held", beta),) if beta else ()
+        return Changes(added_terms=(TermOn(KL_RESPONSE, "held", beta),) if beta else ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.methods.base import Method
+from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 from selfaug.objective.parameter_terms import ParameterTerm, squared_updates
 
@@ -36,7 +36,7 @@ class L2(Method):
     strength: ClassVar[str] = "update_weight"
     adapter: ClassVar[str] = "lora"
 
-    def parameter_terms(self, config: SelfAugConfig) -> tuple[ParameterTerm, ...]:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """With a weight above 0 the penalty."""
         weight = self.options(config).update_weight
-        return (ParameterTerm("squared_update", weight, squared_updates),) if weight else ()
+        return Changes(parameter_terms=(ParameterTerm("squared_update", weight, squared_updates),) if weight else ())

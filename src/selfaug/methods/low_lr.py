@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.methods.base import Method
+from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
@@ -32,6 +32,6 @@ class LowLR(Method):
     source: ClassVar[str] = "control; see 2509.20758"
     strength: ClassVar[str] = "lr_factor"
 
-    def learning_rate_factor(self, config: SelfAugConfig) -> float:
-        """The option."""
-        return float(self.options(config).lr_factor)
+    def changes(self, config: SelfAugConfig) -> Changes:
+        """The smaller step."""
+        return Changes(learning_rate_factor=float(self.options(config).lr_factor))

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 from selfaug.data.record import Conversation
 from selfaug.generation.header import user_turn
 from selfaug.generation.requests import Request
-from selfaug.methods.base import MIXED_ROWS, Compose, Method
+from selfaug.methods.base import MIXED_ROWS, Changes, Compose, Method
+from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from selfaug.data.prompts import Renderer
     from selfaug.generation.scribe import Scribe
     from selfaug.training.config import SelfAugConfig
 
@@ -51,18 +49,13 @@ class Magpie(Method):
     strength: ClassVar[str] = "magpie_ratio"
     decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})
 
-    def check_prompts(self, config: SelfAugConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
-        """The chat template must show how a user's turn opens."""
-        super().check_prompts(config, tokenizer, renderer)
-        if self.compose(config) is not None:
-            user_turn(tokenizer, renderer)
-
-    def compose(self, config: SelfAugConfig) -> Compose | None:
-        """With a ratio above 0 the conversations."""
+    def changes(self, config: SelfAugConfig) -> Changes:
+        """With a ratio above 0 the conversations; the chat template must show how a user's turn opens."""
         o = self.options(config)
         if not o.magpie_ratio:
-            return None
-        return Compose(o.magpie_ratio, partial(_write, temperature=o.magpie_temperature, top_p=o.magpie_top_p))
+            return Changes()
+        write = partial(_write, temperature=o.magpie_temperature, top_p=o.magpie_top_p)
+        return Changes(compose=Compose(o.magpie_ratio, write), check_prompts=(require_chat(self.name), user_turn))
 
 
 def _write(scribe: Scribe, count: int, *, temperature: float, top_p: float) -> list[Conversation]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.methods.base import Method
+from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 from selfaug.objective.parameter_terms import ParameterTerm, overlap_of_layers
 
@@ -41,7 +41,7 @@ class Orthogonal(Method):
     strength: ClassVar[str] = "overlap_weight"
     adapter: ClassVar[str] = "lora"
 
-    def parameter_terms(self, config: SelfAugConfig) -> tuple[ParameterTerm, ...]:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """With a weight above 0 the penalty."""
         weight = self.options(config).overlap_weight
-        return (ParameterTerm("overlap", weight, overlap_of_layers),) if weight else ()
+        return Changes(parameter_terms=(ParameterTerm("overlap", weight, overlap_of_layers),) if weight else ())

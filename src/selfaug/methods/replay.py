@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from selfaug.before.mixing import Mix
 from selfaug.common.errors import ConfigError
 from selfaug.data.files import data_files
-from selfaug.methods.base import MIXED_ROWS, Method
+from selfaug.methods.base import MIXED_ROWS, Changes, Method
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Replay(Method):
             )
         data_files(Path(options.replay_data))
 
-    def mix(self, config: SelfAugConfig) -> Mix | None:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """With a ratio above 0 the general data."""
         options = self.options(config)
-        return Mix(Path(options.replay_data), options.replay_ratio) if options.replay_ratio else None
+        return Changes(mix=Mix(Path(options.replay_data), options.replay_ratio) if options.replay_ratio else None)

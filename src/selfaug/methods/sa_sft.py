@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from selfaug.data.record import Conversation
 from selfaug.generation.requests import Request
-from selfaug.methods.base import MIXED_ROWS, Compose, Method
+from selfaug.methods.base import MIXED_ROWS, Changes, Compose, Method
+from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
@@ -54,12 +55,13 @@ class SASFT(Method):
     strength: ClassVar[str] = "dialogue_ratio"
     decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})
 
-    def compose(self, config: SelfAugConfig) -> Compose | None:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """With a ratio above 0 the dialogues."""
         o = self.options(config)
         if not o.dialogue_ratio:
-            return None
-        return Compose(o.dialogue_ratio, partial(_write, turns=o.dialogue_turns, temperature=o.dialogue_temperature))
+            return Changes()
+        write = partial(_write, turns=o.dialogue_turns, temperature=o.dialogue_temperature)
+        return Changes(compose=Compose(o.dialogue_ratio, write), check_prompts=(require_chat(self.name),))
 
 
 def _write(scribe: Scribe, count: int, *, turns: int, temperature: float) -> list[Conversation]:

@@ -15,7 +15,8 @@ from selfaug.data.words import words
 from selfaug.evaluation.forms import Forms, read_forms
 from selfaug.evaluation.metrics import abstains, answer_f1, answer_words, crag_verdict
 from selfaug.generation.requests import Reply, Request
-from selfaug.methods.base import Method, Rewrite
+from selfaug.methods.base import Changes, Method
+from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
@@ -78,18 +79,19 @@ class SDFT(Method):
         """The forms of abstention can be read."""
         read_forms(self.options(config).rewrite_abstentions)
 
-    def rewrite(self, config: SelfAugConfig) -> Rewrite | None:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """With a share above 0 the rewriting."""
         o = self.options(config)
         if not o.rewrite_share:
-            return None
-        return partial(
+            return Changes()
+        rewrite = partial(
             rewritten,
             share=o.rewrite_share,
             agreement=o.rewrite_agreement,
             temperature=o.rewrite_temperature,
             forms=read_forms(o.rewrite_abstentions),
         )
+        return Changes(rewrite=rewrite, check_prompts=(require_chat(self.name),))
 
 
 def agrees(

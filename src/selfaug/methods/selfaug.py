@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.methods.base import Method
+from selfaug.methods.base import Changes, Method
 from selfaug.objective import ALIGNMENT_TERMS
 from selfaug.step.forward import TermOn
 
@@ -31,10 +31,10 @@ class SelfAug(Method):
     strength: ClassVar[str] = "alpha"
     defaults: ClassVar[dict[str, object]] = {"alpha": 2.0}
 
-    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """With α > 0 the alignment."""
         assert config.alpha is not None
         assert config.align_direction is not None
         if config.alpha == 0:
-            return ()
-        return (TermOn(ALIGNMENT_TERMS[config.align_direction], "aligned", config.alpha),)
+            return Changes()
+        return Changes(added_terms=(TermOn(ALIGNMENT_TERMS[config.align_direction], "aligned", config.alpha),))

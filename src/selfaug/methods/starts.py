@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from selfaug.before.texts import Texts
 from selfaug.data.files import data_files
-from selfaug.methods.base import ADAPTER_START, Method, Start
+from selfaug.methods.base import ADAPTER_START, Changes, Method, Start
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
@@ -54,10 +54,11 @@ class CorDA(Method):
         if named is not None:
             data_files(Path(named))
 
-    def start(self, config: SelfAugConfig) -> Start:
-        """By the texts."""
+    def changes(self, config: SelfAugConfig) -> Changes:
+        """The start, by the texts."""
         o = self.options(config)
-        return Start("corda", Texts(None if o.corda_data is None else Path(o.corda_data), o.corda_rows))
+        texts = Texts(None if o.corda_data is None else Path(o.corda_data), o.corda_rows)
+        return Changes(start=Start("corda", texts))
 
 
 class PiSSA(Method):
@@ -76,6 +77,6 @@ class PiSSA(Method):
     adapter: ClassVar[str] = "lora"
     decides: ClassVar[frozenset[str]] = frozenset({ADAPTER_START})
 
-    def start(self, config: SelfAugConfig) -> Start:
-        """By the weights alone."""
-        return Start("pissa")
+    def changes(self, config: SelfAugConfig) -> Changes:
+        """The start, by the weights alone."""
+        return Changes(start=Start("pissa"))

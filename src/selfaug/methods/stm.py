@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from selfaug.methods.base import Method, Weigh
+from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
@@ -37,10 +34,9 @@ class STM(Method):
     source: ClassVar[str] = "2501.14315"
     needs: ClassVar[str] = "one pass of the base over the data"
     strength: ClassVar[str] = "perplexity"
-    needs_scores: ClassVar[bool] = True
 
-    def weigh(self, config: SelfAugConfig, samples: Sequence[Tensor]) -> Weigh:
-        """1 for a token that is kept, 0 for one that is not."""
+    def changes(self, config: SelfAugConfig) -> Changes:
+        """Weight 1 for a token that is kept, 0 for one that is not."""
         limit = self.options(config).perplexity
         most = math.log(limit) if limit < math.inf else math.inf
-        return lambda nll_N: (nll_N <= most).to(nll_N.dtype)
+        return Changes(weigh=lambda samples: lambda nll_N: (nll_N <= most).to(nll_N.dtype))

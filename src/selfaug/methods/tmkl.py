@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.methods.base import Method
+from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 from selfaug.objective.response_terms import WithoutGold
 from selfaug.step.forward import TermOn
@@ -37,7 +37,7 @@ class TMKL(Method):
     source: ClassVar[str] = "2605.29498"
     strength: ClassVar[str] = "mask_weight"
 
-    def added_terms(self, config: SelfAugConfig) -> tuple[TermOn, ...]:
+    def changes(self, config: SelfAugConfig) -> Changes:
         """With a weight above 0 the KL."""
         weight = self.options(config).mask_weight
-        return (TermOn(WithoutGold(), "held", weight),) if weight else ()
+        return Changes(added_terms=(TermOn(WithoutGold(), "held", weight),) if weight else ())

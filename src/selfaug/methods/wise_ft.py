@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from selfaug.methods.base import Method
+from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 from selfaug.model.libraries import lora_pairs
 
@@ -43,8 +44,12 @@ class WiseFT(Method):
     strength: ClassVar[str] = "adapter_scale"
     adapter: ClassVar[str] = "lora"
 
-    @torch.no_grad()
-    def finish(self, config: SelfAugConfig, model: nn.Module) -> None:
-        """Scale the update, in place."""
-        for pair in lora_pairs(model):
-            pair.B.mul_(self.options(config).adapter_scale)
+    def changes(self, config: SelfAugConfig) -> Changes:
+        """The update scaled when training is over."""
+        return Changes(finish=(partial(_scale, factor=self.options(config).adapter_scale),))
+
+
+@torch.no_grad()
+def _scale(model: nn.Module, factor: float) -> None:
+    for pair in lora_pairs(model):
+        pair.B.mul_(factor)

@@ -72,7 +72,7 @@ class _WeightedUpdate(torch.autograd.Function):
 
 
 def weighted_updates(model: nn.Module) -> Tensor:
-    """``Σ_layers Σ_i F_i ΔW_i²`` over all LoRA layers on linear layers, F as ``selfaug.before.fisher`` left it at each."""
+    """``Σ_layers Σ_i F_i ΔW_i²`` over all LoRA layers on linear layers, F as the Fisher pass left it at each."""
     return torch.stack([_wide(_weighted_update_of, pair) for pair in _pairs(model) if pair.W is not None]).sum()
 
 

@@ -15,6 +15,7 @@ from selfaug.common.redaction import is_secret, redacted
 from selfaug.data.lost_answers import check_on_lost_answer
 from selfaug.methods import Method, available, get_method
 from selfaug.methods.adapters import asks_base
+from selfaug.methods.base import Changes
 from selfaug.methods.options import read_options, resolve_options
 from selfaug.objective import ALIGNMENT_TERMS
 from selfaug.training.ranges import TRAINING, check_ranges
@@ -207,8 +208,13 @@ class SelfAugConfig(SFTConfig):
         classes = [part.Options for part in method.parts]
         self.method_options = resolve_options(self.method, classes, read_options(self.method_options)) or None
         self._check_ranges()
-        method.check_alpha(self)
-        method.check(self)
+        if self.alpha and not method.defaults["alpha"]:
+            raise ConfigError(
+                f"alpha={self.alpha} has no effect with method={self.method!r}, which aligns no prompt.",
+                f"use --method selfaug (or a combination, --method selfaug+{self.method}), or leave alpha out.",
+            )
+        for part in method.parts:
+            part.check(self)
         self._check_generation(method)
         self._check_start(method)
         self._check_combinations()
@@ -219,27 +225,29 @@ class SelfAugConfig(SFTConfig):
         return {name: redacted(value) if isinstance(value, (str, dict)) else value for name, value in kept.items()}
 
     @property
+    def changes(self) -> Changes:
+        """What the method changes of plain fine-tuning under these settings."""
+        return get_method(self.method).changes(self)
+
+    @property
     def aligns(self) -> bool:
         """Whether prompt positions are compared with the reference."""
-        return "aligned" in self._places() or get_method(self.method).activation_term(self) is not None
+        return "aligned" in self.changes.places
 
     @property
     def holds_response(self) -> bool:
         """Whether response positions are compared with the reference."""
-        return "held" in self._places()
+        return "held" in self.changes.places
 
     @property
     def compares(self) -> bool:
         """Whether any term needs the reference."""
         return self.aligns or self.holds_response
 
-    def _places(self) -> set[str]:
-        return {term.where for term in get_method(self.method).terms(self)}
-
     @property
     def served_by_cache(self) -> bool:
         """Whether final hidden states at aligned positions are all that is compared with the base."""
-        return self.aligns and not self.holds_response and get_method(self.method).activation_term(self) is None
+        return self.aligns and not self.holds_response and self.changes.activation_term is None
 
     def _check_ranges(self) -> None:
         assert self.alpha is not None
@@ -289,7 +297,7 @@ class SelfAugConfig(SFTConfig):
                 "generation_url and generation_model belong together: where the base is served, and its name there.",
                 "give both, or neither.",
             )
-        if not method.generates(self):
+        if not self.changes.generates:
             if self.generation_url is not None:
                 raise ConfigError(
                     f"generation_url has no effect with method={self.method!r}: nothing is written before training.",
@@ -306,7 +314,7 @@ class SelfAugConfig(SFTConfig):
             )
 
     def _check_start(self, method: Method) -> None:
-        start = method.start(self)
+        start = self.changes.start
         if start is None:
             return
         if self.compares and self.reference == "base":
@@ -321,7 +329,7 @@ class SelfAugConfig(SFTConfig):
                 "of its weights.",
                 f"leave {start.kind!r} out, or the part that asks the base.",
             )
-        if method.parameter_terms(self):
+        if self.changes.parameter_terms:
             raise ConfigError(
                 f"method={self.method!r} penalises the update of the base's weights, and {start.kind} takes the "
                 "adapter's start out of them, so that the adapter is more than the update.",

@@ -42,7 +42,7 @@ class Metrics:
         )
 
     def take_evaluation(self, prefix: str) -> dict[str, float]:
-        """Metrics of an evaluation: ``nll``, ``alignment``, the method's own terms, and ``loss``, their weighted sum."""
+        """Metrics of an evaluation: ``nll``, ``alignment``, own terms of the method, and ``loss``, the weighted sum."""
         measured = self.take()
         weights = {t.term.name: t.weight for t in self._objective.terms}
         weights |= {term.name: term.weight for term in self._objective.parameter_terms}

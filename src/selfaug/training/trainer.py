@@ -124,24 +124,24 @@ class SelfAugTrainer(SFTTrainer):
         )
         before = self._before_training(peft_config, single_rows=layout.whole)
         check_generation(before)
-        start = self.method.start(self.args)
+        start = self.args.changes.start
         self._start = None if start is None else AdapterStart(before, start)
         if self.args.freeze_head:
             self._freeze_head()
         self._cache = self._open_cache()
         self.reference = self._make_reference(peft_config)
-        activation_term = self.method.activation_term(self.args)
+        activation_term = self.args.changes.activation_term
         if activation_term is not None:
             find_modules(body_of(self.base_model), activation_term.kinds)
         memory_mb = self.args.objective_memory_mb
         slice_tokens = self._slice_tokens(catches_activations=activation_term is not None)
         objective = StepObjective(
-            self.method.terms(self.args),
+            self.args.changes.terms,
             self.reference,
             block_bytes=None if memory_mb is None else memory_mb * 2**20,
             implementation=self.args.objective,
             auxiliary=self.aux_loss_enabled,
-            parameter_terms=self.method.parameter_terms(self.args),
+            parameter_terms=self.args.changes.parameter_terms,
             activation_term=activation_term,
             slice_tokens=slice_tokens,
         )
@@ -176,7 +176,7 @@ class SelfAugTrainer(SFTTrainer):
             )
 
     def _refuse_unsupported(self) -> None:
-        if self.method.parameter_terms(self.args) and self.sharded:
+        if self.args.changes.parameter_terms and self.sharded:
             raise ConfigError(
                 f"method={self.method.name!r} penalises the trained weights themselves, which FSDP and ZeRO split up.",
                 "train on one device or with DDP, or choose another method.",
@@ -347,7 +347,7 @@ class SelfAugTrainer(SFTTrainer):
             self._rows_of = lambda path: rows_of_file(
                 path, self._tokenizer, self._chosen_renderer, self._max_length, lambda rows: prepare(rows, str(path))
             )
-            mix = self.method.mix(args)
+            mix = args.changes.mix
             if mix is not None:
                 prepared = mixed(prepared, self._rows_of(mix.path), mix, args.seed)
             self._rows = prepared
@@ -393,11 +393,11 @@ class SelfAugTrainer(SFTTrainer):
         """
         peft_config = None if self.base_model is self.model else self.model.active_peft_config
         before = self._before_training(peft_config, single_rows=self.driver.layout.whole)
-        if self.method.generates(self.args):
+        if self.args.changes.generates:
             self._rows = rows_with_generated(before, self._retokenise)
             self.train_dataset = self._pack(self._rows)
             before = self._before_training(peft_config, single_rows=self.driver.layout.whole)
-        if self.method.needs_scores:
+        if self.args.changes.weigh is not None:
             self.driver.weigh = token_weights(self.method, self.args, scores_of_base(before), self._rows)
         self._ready_fisher()
         if self._start is not None:
@@ -411,7 +411,8 @@ class SelfAugTrainer(SFTTrainer):
         result = super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
             self._settle_start()
-            self.method.finish(self.args, self.base_model)
+            for finish in self.args.changes.finish:
+                finish(self.base_model)
         return result
 
     def _check_model(self) -> None:
@@ -429,7 +430,7 @@ class SelfAugTrainer(SFTTrainer):
             self.write_reference_cache()
 
     def _ready_fisher(self) -> None:
-        wanted = self.method.fisher(self.args)
+        wanted = self.args.changes.fisher
         if wanted is not None and not self._fisher_ready:
             ensure_fisher(self._before_training(self.model.active_peft_config, single_rows=False), wanted)
             self._fisher_ready = True
@@ -448,7 +449,7 @@ class SelfAugTrainer(SFTTrainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         if fresh:
             for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * self.method.learning_rate_factor(self.args)
+                group["lr"] = group["lr"] * self.args.changes.learning_rate_factor
         return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
