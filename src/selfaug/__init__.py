@@ -6,11 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selfaug.attachment import attach as attach
     from selfaug.common.errors import UserError as UserError
     from selfaug.data.prompts import Renderer as Renderer
     from selfaug.data.prompts import render as render
     from selfaug.data.record import Document as Document
     from selfaug.data.record import Record as Record
+    from selfaug.objective.functional import prompt_kl as prompt_kl
     from selfaug.training.config import SelfAugConfig as SelfAugConfig
     from selfaug.training.trainer import SelfAugTrainer as SelfAugTrainer
 
@@ -23,11 +25,16 @@ _PUBLIC = {
     "Renderer": "selfaug.data.prompts",
     "SelfAugConfig": "selfaug.training.config",
     "SelfAugTrainer": "selfaug.training.trainer",
+    "attach": "selfaug.attachment",
+    "prompt_kl": "selfaug.objective.functional",
     "UserError": "selfaug.common.errors",
     "render": "selfaug.data.prompts",
 }
 
-__all__ = ["Document", "Record", "Renderer", "SelfAugConfig", "SelfAugTrainer", "UserError", "__version__", "render"]
+__all__ = [
+    "Document", "Record", "Renderer", "SelfAugConfig", "SelfAugTrainer", "UserError", "__version__", "attach",
+    "prompt_kl", "render",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

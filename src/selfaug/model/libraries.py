@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -122,9 +123,16 @@ def corda_parts(
 
 def gathered_head(weight: Any, bias: Any) -> Any:
     """Context in which a head sharded by DeepSpeed ZeRO-3 is whole; does nothing elsewhere."""
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    return maybe_gather_lm_head_ctx(weight, bias)
+    if not is_deepspeed_zero3_enabled():
+        return contextlib.nullcontext()
+    import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    # A tied embedding is whole already, and must not be split again before the model's own hooks do.
+    split = [p for p in (weight, bias) if getattr(p, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE]
+    return deepspeed.zero.GatheredParameters(split) if split else contextlib.nullcontext()
 
 
 # Of `_check_lora_target_modules_mamba` in peft.tuners.tuners_utils, where they are local.

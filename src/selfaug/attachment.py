@@ -1,0 +1,269 @@
+"""`attach`: SelfAug on any `transformers.Trainer` that is there already.
+
+It takes over the two places where a trainer sees a step, `get_batch_samples` and `compute_loss`, and goes through the
+same :class:`selfaug.step.driver.StepDriver` as our own trainer. Needs torch, transformers, peft and safetensors alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from selfaug.common.errors import ConfigError, nearest
+from selfaug.model.checks import check_head, probe_tokens
+from selfaug.model.parts import depends_on_what_follows, takes_documents_in_a_row
+from selfaug.objective import ALIGNMENT_TERMS, NLL
+from selfaug.reference import Reference, make_reference
+from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
+from selfaug.reference.passes import can_slice, slices_agree
+from selfaug.step.driver import Draw, StepDriver
+from selfaug.step.forward import StepObjective, TermOn, install
+from selfaug.step.meter import Meter
+from selfaug.step.reference_batch import ReferenceLayout
+
+__all__ = ["REFERENCE_FILE", "attach"]
+
+AnyTrainer = TypeVar("AnyTrainer")
+
+REFERENCE_FILE = "selfaug_reference.safetensors"
+"""File of a checkpoint with what ``reference="initial"`` was; the name that our own trainer gives it too."""
+
+
+def attach(
+    trainer: AnyTrainer,
+    *,
+    alpha: float = 2.0,
+    align_fraction: float = 1.0,
+    align_token_fraction: float = 1.0,
+    align_boundary: bool = False,
+    align_direction: str = "base_to_tuned",
+    reference: str = "base",
+    reference_slice: int = 4096,
+    check: bool = True,
+) -> AnyTrainer:
+    """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)`` over the optimiser step, in this trainer.
+
+    ``f = align_fraction · align_token_fraction``. Both divisors count tokens of the whole step, over micro-batches and
+    ranks. Prompt tokens are those whose label is -100.
+
+    Args:
+        trainer: A `transformers.Trainer` (or of a subclass, such as `trl.SFTTrainer`) that has not begun to train. Its
+            collator must give ``input_ids``, ``labels``, and ``attention_mask`` or ``position_ids``.
+        alpha: Weight of the alignment; finite, 0 or more.
+        align_fraction: Share in (0, 1] of the sequences that are aligned in each step.
+        align_token_fraction: Share in (0, 1] of their tokens that are aligned.
+        align_boundary: Whether the last prompt position before a response is aligned too.
+        align_direction: ``base_to_tuned``, ``tuned_to_base`` or ``jsd``.
+        reference: ``base`` (the model with its adapter off), ``initial`` (the adapter as it is now), or path or name
+            of a model (full fine-tuning).
+        reference_slice: Tokens of a slice of longer prompts in the reference pass; 0 for none.
+        check: Whether the reference is tried on a few tokens before the first step.
+
+    Returns:
+        The same trainer. It also logs ``nll`` and ``alignment`` (nats a token).
+
+    Raises:
+        ConfigError: If a setting is out of range, or the trainer, its model or its adapter cannot work with it.
+    """
+    _check_settings(alpha, align_fraction, align_token_fraction, align_direction)
+    _Attached(
+        trainer,
+        Draw(trainer.args.seed, align_fraction, align_token_fraction, align_boundary, align=alpha > 0),  # type: ignore[attr-defined]
+        alpha,
+        align_direction,
+        reference,
+        reference_slice,
+        check,
+    )
+    return trainer
+
+
+def _check_settings(alpha: float, align_fraction: float, align_token_fraction: float, align_direction: str) -> None:
+    if not 0 <= alpha < float("inf"):
+        raise ConfigError(f"alpha={alpha} is not a weight", "give a finite number of 0 or more; 2 is the default.")
+    for name, share in (("align_fraction", align_fraction), ("align_token_fraction", align_token_fraction)):
+        if not 0 < share <= 1:
+            raise ConfigError(f"{name}={share} is not a share in (0, 1]", "give e.g. 0.125; 1 aligns all.")
+    if align_direction not in ALIGNMENT_TERMS:
+        raise ConfigError(
+            f"align_direction={align_direction!r} is not known.{nearest(align_direction, ALIGNMENT_TERMS)}",
+            f"choose one of: {', '.join(ALIGNMENT_TERMS)}.",
+        )
+
+
+class _Attached:
+    """What stands between a trainer and the step driver."""
+
+    def __init__(
+        self, trainer: Any, draw: Draw, alpha: float, direction: str, reference: str, slice_tokens: int, check: bool
+    ) -> None:
+        self.trainer, self._check = trainer, check
+        sharded = bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+        _refuse(trainer)
+        adapted = hasattr(trainer.model, "get_base_model")
+        self.model = trainer.model.get_base_model() if adapted else trainer.model
+        self.reference = self._make_reference(reference, adapted=adapted) if alpha else None
+        terms = [TermOn(NLL(), "response", 1.0)]
+        if alpha:
+            terms.append(TermOn(ALIGNMENT_TERMS[direction], "aligned", alpha))
+        slices = None if sharded else self._slice_tokens(slice_tokens)
+        objective = StepObjective(terms, self.reference, slice_tokens=slices)
+        layout = ReferenceLayout(
+            whole=depends_on_what_follows(self.model.config),
+            concatenate=takes_documents_in_a_row(self.model),
+            slice=slices,
+        )
+        self.driver = StepDriver(objective, draw, layout, trainer.accelerator, sharded=sharded)
+        self.meters = {True: Meter(), False: Meter()}
+        install(self.model, objective)
+        self._take_over()
+
+    def _make_reference(self, kind: str, *, adapted: bool) -> Reference:
+        if adapted:
+            check_peft(self.trainer.model.active_peft_config, kind)
+        else:
+            check_full_tuning(kind)
+        return make_reference(kind, self.model)
+
+    def _slice_tokens(self, wanted: int) -> int | None:
+        if self.reference is None or not wanted or not can_slice(self.model.config):
+            return None
+        with self.trainer.accelerator.autocast(), self.reference.serving(self.model) as served:
+            return wanted if slices_agree(served, probe_tokens(self.model)[0]) else None
+
+    def _take_over(self) -> None:
+        trainer = self.trainer
+        # The loss is divided by the counts of the whole step: nobody divides it again by the number of micro-batches.
+        # Before transformers 5.19 that is told by the second of these alone, and by a count that is not None.
+        trainer.loss_is_scaled_for_ga = True
+        trainer.model_accepts_loss_kwargs = True
+        trainer.get_batch_samples = self._get_batch_samples
+        trainer.compute_loss = self._compute_loss
+        self._log, trainer.log = trainer.log, self._log_with_means
+        trainer.add_callback(_AtTheirTime(self))
+
+    def _get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device | None = None
+    ) -> tuple[list[Any], Tensor]:
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        for batch in batches:
+            _refuse_batch(batch)
+        device = device or self.trainer.args.device
+        return batches, self.driver.take(batches, self.trainer.state.global_step, device)
+
+    def _compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        accumulated = int(getattr(self.trainer, "current_gradient_accumulation_steps", 0))
+        outputs = self.driver.loss(
+            model, inputs, accumulated=accumulated or int(self.trainer.args.gradient_accumulation_steps)
+        )
+        self.meters[model.training].add(outputs.sums, {**outputs.micro.counts, "passes": 1})
+        return (outputs.loss, {"loss": outputs.loss}) if return_outputs else outputs.loss
+
+    def _log_with_means(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        accelerator = self.trainer.accelerator
+        training = not any(name.startswith("eval_") for name in logs)
+        means = self.meters[training].drain(accelerator.device, lambda values: accelerator.reduce(values, "sum"))
+        prefix = "" if training else "eval_"
+        logs.update({f"{prefix}{name}": means[name] for name in ("nll", "alignment") if name in means})
+        self._log(logs, *args, **kwargs)
+
+    def before_training(self) -> None:
+        """Check model and reference, and take back what a checkpoint holds of the reference."""
+        state, args = self.trainer.state, self.trainer.args
+        if self.reference is not None and state.global_step:
+            file = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / REFERENCE_FILE
+            if file.is_file():
+                self.reference.load_tensors(load_file(file))
+            elif self.reference.tensors():
+                raise ConfigError(
+                    f"{file.parent} does not hold what reference={self.reference.name!r} was, so training would go on "
+                    "against another one.",
+                    "resume from a checkpoint of a run with the same settings, or begin a new one.",
+                )
+        if not self._check or any(p.is_meta for p in self.model.parameters()):
+            return
+        with self.trainer.accelerator.autocast():
+            check_head(self.model)
+            if self.reference is not None and not state.global_step:
+                check_reference(self.model, self.reference)
+
+    def save(self, folder: Path) -> None:
+        """Put what the reference was into a checkpoint."""
+        tensors = {} if self.reference is None else self.reference.tensors()
+        if tensors and folder.is_dir():
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / REFERENCE_FILE)
+
+
+def _refuse(trainer: Any) -> None:
+    if trainer.args.n_gpu > 1:
+        raise ConfigError(
+            f"the trainer would use torch.nn.DataParallel over {trainer.args.n_gpu} devices, whose copies of the model "
+            "know nothing of the step's plan.",
+            "launch one process a device: accelerate launch or torchrun.",
+        )
+    if trainer.compute_loss_func is not None:
+        raise ConfigError("compute_loss_func is not supported: the loss is SelfAug's.", "leave it out.")
+    if trainer.label_smoother is not None:
+        raise ConfigError(
+            "label_smoothing_factor is not supported: it needs full logits, which never exist here.", "leave it out."
+        )
+    parallel = getattr(trainer.accelerator, "parallelism_config", None)
+    if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
+        raise ConfigError(
+            "tensor, context and sequence parallelism split what the alignment compares, and are not supported.",
+            "use DDP, FSDP2 or ZeRO (data parallelism).",
+        )
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and getattr(plugin, "fsdp_version", 1) == 1:
+        raise ConfigError(
+            "FSDP version 1 hides the adapter from its own switch, so the reference pass would see it switched on.",
+            "use FSDP2 (fsdp_version: 2 in the accelerate configuration).",
+        )
+
+
+def _refuse_batch(batch: Any) -> None:
+    if not isinstance(batch, dict) and not hasattr(batch, "keys"):
+        raise ConfigError(f"the collator gives a {type(batch).__name__}, not a dict.", "use one that gives a dict.")
+    missing = {"input_ids", "labels"} - set(batch.keys())
+    if missing:
+        raise ConfigError(
+            f"a batch has no {' and no '.join(sorted(missing))}, so its prompt cannot be told from its response.",
+            "use a collator that gives labels with -100 at prompt tokens.",
+        )
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.dim() != 2:
+        raise ConfigError(
+            f"the attention mask has {mask.dim()} dimensions, so padding and documents cannot be told from it.",
+            "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
+        )
+    if mask is None and batch.get("position_ids") is None:
+        raise ConfigError(
+            "a batch has neither attention_mask nor position_ids, so padding would be taken for prompt.",
+            "use a collator that gives one of them.",
+        )
+
+
+class _AtTheirTime(TrainerCallback):
+    """Calls the attached parts when the trainer comes to them."""
+
+    def __init__(self, attached: _Attached) -> None:
+        self._attached = attached
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._attached.before_training()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._attached.driver.require_finite(state.global_step + 1)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.should_save:
+            self._attached.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
