@@ -138,11 +138,10 @@ def test_slices_are_off_where_weights_are_sharded(tmp_path: Path, monkeypatch: p
     """Every rank must run the same number of forwards."""
     ran = run(SEQUENCES["single-turn"][:2], tmp_path, reference_slice=5)
     assert ran.trainer is not None
-    assert ran.trainer._slice(ran.trainer.args) == 5
-    for name in ("is_fsdp_enabled", "is_deepspeed_enabled"):
-        monkeypatch.setattr(ran.trainer, name, True)
-        assert ran.trainer._slice(ran.trainer.args) is None
-        monkeypatch.undo()
+    assert ran.trainer._slice_tokens(catches_activations=False) == 5
+    monkeypatch.setattr(ran.trainer, "sharded", True)
+    assert ran.trainer._slice_tokens(catches_activations=False) is None
+    monkeypatch.undo()
     monkeypatch.setattr(passes, "body_of", lambda model: pytest.fail("a pass"))
     ran.trainer.args.reference_slice = 0
-    assert ran.trainer._slice(ran.trainer.args) is None
+    assert ran.trainer._slice_tokens(catches_activations=False) is None
