@@ -12,8 +12,8 @@ from torch import Tensor
 
 from selfaug.before.scores import FILE, BaseScores, response_places, score_rows
 from selfaug.common.errors import ConfigError, DataError
-from selfaug.common.terminal import is_main, say
 from selfaug.common.progress import counting
+from selfaug.common.terminal import is_main, say
 from selfaug.reference.adapter import BaseReference
 
 if TYPE_CHECKING:

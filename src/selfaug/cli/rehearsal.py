@@ -24,7 +24,6 @@ import torch
 from selfaug.cli.refusal import plain, refused
 from selfaug.common.errors import ConfigError, UserError, nearest
 from selfaug.common.redaction import is_secret
-from selfaug.methods import get_method
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -111,9 +110,9 @@ def _check_metric(training: Any) -> None:
     decides = training.load_best_model_at_end or plain(training.save_strategy) == "best"
     if wanted is None or not (decides or plain(training.lr_scheduler_type) in schedules):
         return
-    method = get_method(training.method)
-    terms = [*(term.term.name for term in method.terms(training)), *(t.name for t in method.parameter_terms(training))]
-    activation = method.activation_term(training)
+    changes = training.changes
+    terms = [*(term.term.name for term in changes.terms), *(term.name for term in changes.parameter_terms)]
+    activation = changes.activation_term
     known = dict.fromkeys([*_MEASURED, *terms, *([] if activation is None else [activation.name])])
     if training.aligns:
         known["alignment"] = None

@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
     from selfaug.cli.outputs import check_writable
     from selfaug.cli.parsing import build_parser, parse
     from selfaug.cli.rehearsal import rehearse
-    from selfaug.methods import get_method
     from selfaug.run.checkpoint import resolve
     from selfaug.run.folder import RunFolder
 
@@ -68,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         folder.check_free(settings.resolved, overwrite=overwrite and not resume, resume=resume)
         resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
     tokenizer, renderer = tokenizer_and_renderer(settings)
-    get_method(settings.training.method).check_prompts(settings.training, tokenizer, renderer)
+    for check in settings.training.changes.check_prompts:
+        check(tokenizer, renderer)
     words = None if is_launched() else processes_wanted(arguments.launch, use_cpu=settings.training.use_cpu)
     if words is None:  # else each of the processes does it, on its own device
         rehearse(settings, tokenizer)

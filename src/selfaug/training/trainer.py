@@ -318,9 +318,7 @@ class SelfAugTrainer(SFTTrainer):
             asked.shuffle_dataset = shuffle
             if not pack:
                 asked.max_length = None  # ours to fit: TRL's cut would take the answers behind long documents
-            return super(SelfAugTrainer, self)._prepare_dataset(
-                rows, processing_class, asked, pack, None, dataset_name
-            )
+            return super(SelfAugTrainer, self)._prepare_dataset(rows, processing_class, asked, pack, None, dataset_name)
 
         if formatting_func is not None:
             dataset = formatted(dataset, formatting_func, args.dataset_text_field)
