@@ -62,12 +62,12 @@ def _prepared(part: str, tokens: int, size: int, fraction: float) -> Any:
     from peft import LoraConfig, get_peft_model
 
     from selfaug.objective import BaseToTuned, LMHead, Rows, WeightedTerm, sweep
+    from selfaug.planning.plan import plan_step
+    from selfaug.planning.reference_batch import ReferenceLayout
     from selfaug.reference.adapter import BaseReference
     from selfaug.reference.passes import batch_hidden, sliced_hidden
     from selfaug.step.forward import StepObjective, install
     from selfaug.step.micro_batch import micro_batch
-    from selfaug.step.plan import plan_step
-    from selfaug.step.reference_batch import ReferenceLayout
     from selfaug.training.config import SelfAugConfig
 
     generator = torch.Generator().manual_seed(1)

@@ -34,8 +34,8 @@ from selfaug.cli.encoding import load_tokenizer
 from selfaug.cli.merge import run_prompts
 from selfaug.data.prompts import Renderer
 from selfaug.evaluation.merging import Answers, Rounding, Share, stochastically, write_weights
-from selfaug.evaluation.models import Origin, Sides, check_origin
 from selfaug.run.folder import RunFolder
+from selfaug.run.models import Origin, Sides, check_origin
 
 LONGEST_PASSAGE = 480
 

@@ -31,7 +31,7 @@ from typing import Any
 from real_model_plan import TRAINING, Setting, finished, hours, order, stages, tokens
 
 from selfaug.common.quiet import quieten
-from selfaug.evaluation.store import Store, key_of, write_whole
+from selfaug.common.store import Store, key_of, write_whole
 from selfaug.run.folder import RunFolder
 from selfaug.run.manifest import device, git_state, versions
 

@@ -21,8 +21,8 @@ from selfaug.data.prompts import Renderer
 from selfaug.data.record import Record
 from selfaug.data.template import ChatTemplate
 from selfaug.data.tokens import text_ids
-from selfaug.evaluation.generate import greedy, stop_ids
 from selfaug.evaluation.task import answer, ask, score
+from selfaug.generation.decoding import greedy, stop_ids
 from selfaug.model.parts import body_of, head_of
 from selfaug.objective import NLL, BaseToTuned, RowTerm
 from selfaug.objective.values import row_values

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from selfaug.evaluation.store import Store, key_of
+from selfaug.common.store import Store, key_of
 from selfaug.lab.smollm2 import SHA256
 
 __all__ = ["BASE", "STAGES", "Setting", "finished", "hours", "order", "tokens"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from selfaug.step.plan import draw
+from selfaug.planning.plan import draw
 
 __all__ = [
     "ATTENTION_FLOPS",

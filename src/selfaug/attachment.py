@@ -20,13 +20,13 @@ from selfaug.common.errors import ConfigError, nearest
 from selfaug.model.checks import check_head, probe_tokens
 from selfaug.model.parts import depends_on_what_follows, takes_documents_in_a_row
 from selfaug.objective import ALIGNMENT_TERMS, NLL
+from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference import Reference, make_reference
 from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import Draw, StepDriver
 from selfaug.step.forward import StepObjective, TermOn, install
 from selfaug.step.meter import Meter
-from selfaug.step.reference_batch import ReferenceLayout
 
 __all__ = ["REFERENCE_FILE", "attach"]
 

@@ -89,7 +89,7 @@ def test_results_table_and_samples(run: RunFolder, data: Path, capsys: pytest.Ca
 def test_what_is_shared_with_the_training_data_is_said_before_a_model_is_loaded(
     run: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selfaug.evaluation.models import Sides
+    from selfaug.run.models import Sides
 
     rows = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
     trained = [rows[0], {**rows[1], "answer": "otherwise"}, {**rows[3], "question": "new", "answerable": False}]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfaug.step.plan import draw
+from selfaug.planning.plan import draw
 from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step, run
 from tests.oracles.step import Sequence_, relative_distance
 

@@ -61,7 +61,9 @@ def test_packed_rows_boundaries_and_checkpointing(arch: str, checkpointing: bool
 def test_drawn_sequences_are_held_with_their_share_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = (0, 3)
     wanted = {tuple(CHOSEN[i][0]) for i in drawn}
-    monkeypatch.setattr("selfaug.step.plan.draw", lambda seed, step, tokens, fraction: tuple(tokens.tolist()) in wanted)
+    monkeypatch.setattr(
+        "selfaug.planning.plan.draw", lambda seed, step, tokens, fraction: tuple(tokens.tolist()) in wanted
+    )
     ran = run(CHOSEN, tmp_path, method="align-v", method_options="activation_weight=0.7", align_fraction=0.5)
     assert relative_distance(ran.gradient, oracle("align-v", fraction=0.5, drawn=drawn)[1]) < TOLERANCE[torch.float64]
 

@@ -12,9 +12,9 @@ import pytest
 from selfaug.cli.main import main
 from selfaug.common.errors import ConfigError
 from selfaug.evaluation.harness import Harness, backend_args
-from selfaug.evaluation.models import check_origin
 from selfaug.evaluation.results import read_results, read_samples
 from selfaug.evaluation.suites import SUITES, GeneralTask, suite
+from selfaug.run.models import check_origin
 from tests.models import save_tiny
 from tests.runs import finished_run
 

@@ -102,7 +102,9 @@ def test_without_strength_a_step_is_the_base_lines(
 def test_drawn_sequences_are_held_with_their_share_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = (0, 3)
     wanted = {tuple(CHOSEN[i][0]) for i in drawn}
-    monkeypatch.setattr("selfaug.step.plan.draw", lambda seed, step, tokens, fraction: tuple(tokens.tolist()) in wanted)
+    monkeypatch.setattr(
+        "selfaug.planning.plan.draw", lambda seed, step, tokens, fraction: tuple(tokens.tolist()) in wanted
+    )
     ran = run(CHOSEN, tmp_path, method="kl-response", align_fraction=0.5)
     loss, expected = oracle(dense.nll_N, kl, 0.5, fraction=0.5, drawn=drawn)
     assert relative_distance(ran.gradient, expected) < TOLERANCE[torch.float64]

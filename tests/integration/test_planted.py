@@ -18,8 +18,9 @@ from torch import Tensor
 
 from selfaug.common.errors import ConfigError
 from selfaug.objective import ALIGNMENT_TERMS, TunedToBase
+from selfaug.planning import plan
 from selfaug.reference import adapter
-from selfaug.step import driver, plan
+from selfaug.step import driver
 from selfaug.step import micro_batch as step
 from selfaug.training import trainer
 from tests.integration import test_step_oracle as named

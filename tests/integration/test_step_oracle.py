@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfaug.step.plan import draw, draw_tokens
+from selfaug.planning.plan import draw, draw_tokens
 from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, TOLERANCE, Ran, oracle_step, run
 from tests.oracles.step import positions, relative_distance
@@ -118,7 +118,7 @@ def test_the_mean_over_all_draws_is_the_full_gradient(tmp_path: Path, monkeypatc
         assert align_fraction == 0.5
         return bool(step >> number[tuple(tokens.tolist())] & 1)
 
-    monkeypatch.setattr("selfaug.step.plan.draw", one_of_all)
+    monkeypatch.setattr("selfaug.planning.plan.draw", one_of_all)
     ran = run(chosen, tmp_path, align_fraction=0.5, max_steps=64, per_device_train_batch_size=6)
     assert len(ran.gradients) == 64
     full = oracle_step(chosen).gradient()[1]
@@ -163,7 +163,7 @@ def test_the_mean_over_all_draws_of_tokens_is_the_full_gradient(
         assert align_token_fraction == 0.5
         return (step >> (torch.arange(len(tokens)) + int(tokens[0])) % 4) & 1 == 1
 
-    monkeypatch.setattr("selfaug.step.plan.draw_tokens", one_of_all)
+    monkeypatch.setattr("selfaug.planning.plan.draw_tokens", one_of_all)
     settings = {"align_token_fraction": 0.5, "max_steps": 16, "per_device_train_batch_size": 6}
     ran = run(chosen, tmp_path, **settings)
     full = oracle_step(chosen).gradient()[1]

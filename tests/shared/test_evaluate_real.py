@@ -13,12 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from selfaug.cli.main import main
+from selfaug.data.metrics import exact_match, token_f1
 from selfaug.data.read import read_rows
 from selfaug.data.record import Record
-from selfaug.evaluation.metrics import exact_match, token_f1
-from selfaug.evaluation.models import Sides, check_origin
 from selfaug.evaluation.results import read_results, read_samples
 from selfaug.run.folder import RunFolder
+from selfaug.run.models import Sides, check_origin
 from tests.oracles import squad
 from tests.runs import finished_run
 

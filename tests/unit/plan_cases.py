@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from selfaug.step.plan import StepPlan, plan_step
+from selfaug.planning.plan import StepPlan, plan_step
 from tests.oracles.step import IGNORED, Sequence_
 
 LAYOUTS = ("right padding", "left padding", "padding-free", "padding-free, padded", "packed rows with a mask")

@@ -13,7 +13,7 @@ from selfaug.before.fisher import fisher_diagonal
 from selfaug.before.texts import text_of
 from selfaug.common.errors import ConfigError
 from selfaug.model.libraries import lora_pairs
-from selfaug.objective.parameter_terms import weighted_update, weighted_updates
+from selfaug.step.parameter_terms import weighted_update, weighted_updates
 from tests.models import VOCAB, tiny, with_lora
 from tests.oracles import parameters as oracle
 

@@ -14,7 +14,7 @@ from selfaug.common.errors import ConfigError
 from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
 from selfaug.model.libraries import lora_pairs
-from selfaug.objective.parameter_terms import overlap, overlap_of_layers, squared_update, squared_updates
+from selfaug.step.parameter_terms import overlap, overlap_of_layers, squared_update, squared_updates
 from tests.models import tiny, with_lora
 from tests.oracles import parameters as oracle
 

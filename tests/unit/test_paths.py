@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from selfaug.common.store import Store
 from selfaug.evaluation.results import read_results, read_samples, write_results
-from selfaug.evaluation.store import Store
 from selfaug.report.training import read_log
 from selfaug.run.folder import RunFolder
 from selfaug.run.manifest import file_hash, read_manifest, weight_files
@@ -18,7 +18,7 @@ from tests.made_runs import whole_run
 PUBLIC = [
     "selfaug",
     "selfaug.evaluation.results",
-    "selfaug.evaluation.store",
+    "selfaug.common.store",
     "selfaug.run.manifest",
     "selfaug.run.checkpoint",
 ]

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfaug.step.plan import MicroPlan, StepPlan, draw, draw_tokens, plan_step
-from selfaug.step.reference_batch import ReferenceLayout
+from selfaug.planning.plan import MicroPlan, StepPlan, draw, draw_tokens, plan_step
+from selfaug.planning.reference_batch import ReferenceLayout
 from tests.oracles.step import positions
 from tests.unit.plan_cases import LAYOUTS, Laid, placed, plan_of, prefixes, steps
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfaug.planning.reference_batch import sequence_key
 from selfaug.reference.cache_files import CacheIndex, CacheKey
 from selfaug.reference.cache_key import base_weights, cache_key, checksum
-from selfaug.step.reference_batch import sequence_key
 from tests.models import lora_config, tiny, tiny_tokenizer, with_lora
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from selfaug.common.errors import ConfigError
+from selfaug.data.forms import read_forms
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Document, Item, Record
-from selfaug.evaluation.forms import read_forms
 from selfaug.generation.requests import Reply, Request
 from selfaug.generation.scribe import Scribe
 from selfaug.generation.store import Store

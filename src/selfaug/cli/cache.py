@@ -28,11 +28,11 @@ def run(args: argparse.Namespace) -> int:
     """Write what is missing of the cache, in this process; the exit code."""
     from selfaug.cli.data import read_sources
     from selfaug.cli.encoding import check_embeddings, encode_sources, tokenizer_and_renderer
-    from selfaug.cli.inputs import check_model
     from selfaug.cli.outputs import check_writable
     from selfaug.cli.parsing import build_parser, parse
     from selfaug.cli.rehearsal import rehearse
     from selfaug.cli.train import check_reference, make_trainer, settle
+    from selfaug.run.model_source import check_model
 
     argv: list[str] = args.argv
     if {"-h", "--help"} & set(argv):

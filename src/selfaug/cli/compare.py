@@ -108,9 +108,9 @@ def _settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 def _check(study: Study) -> None:
     """Whether every setting can be trained: said now, and not hours later."""
-    from selfaug.cli.inputs import check_model, looks_local, missing_path
     from selfaug.cli.parsing import parse
     from selfaug.cli.train import settle
+    from selfaug.run.model_source import check_model, looks_local, missing_path
 
     flag = ""
     for word in study.evaluate:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.cli.inputs import looks_local, missing_path
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.progress import counting
 from selfaug.common.terminal import is_main, say, warn
@@ -21,6 +20,7 @@ from selfaug.data.reasons import MANY, by_reason, reason_lines
 from selfaug.data.record import Conversation
 from selfaug.data.split import Example, split_by_document, titles_of
 from selfaug.run.manifest import files_of
+from selfaug.run.model_source import looks_local, missing_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from selfaug.cli.inputs import looks_local, missing_path
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.progress import counting
 from selfaug.common.terminal import say, warn
@@ -14,6 +13,7 @@ from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
 from selfaug.data.tokens import text_ids
 from selfaug.data.vocabulary import check_ids, check_padding, check_table
+from selfaug.run.model_source import looks_local, missing_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -21,8 +21,8 @@ from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
-    from selfaug.evaluation.models import Origin
     from selfaug.run.folder import RunFolder
+    from selfaug.run.models import Origin
 
 __all__ = ["add_parser", "results_table", "run"]
 
@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
     """Check everything, measure what is not measured yet, write results; the exit code."""
     settings = resolve(args)
     from selfaug.cli.evaluate_parts import all_parts
-    from selfaug.evaluation.models import Sides, check_origin
+    from selfaug.common.store import Store
     from selfaug.evaluation.run import evaluate, kept_parts, write
-    from selfaug.evaluation.store import Store
     from selfaug.run.folder import RunFolder
+    from selfaug.run.models import Sides, check_origin
 
     folder = RunFolder.open(str(settings.run))
     check_writable(folder.path, "the run folder")
@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
 def _head(settings: Settings, folder: RunFolder, origin: Origin) -> dict[str, Any]:
     """Everything of the results but the parts."""
     from selfaug.common.redaction import redacted, without_secrets
-    from selfaug.evaluation.models import renderer_hash
     from selfaug.run.manifest import config_hash, device, read_manifest, versions
+    from selfaug.run.models import renderer_hash
 
     config = folder.read_config()
     manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}

@@ -15,12 +15,12 @@ from selfaug.data.vocabulary import check_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from selfaug.data.forms import Forms
     from selfaug.data.prompts import Renderer
-    from selfaug.evaluation.forms import Forms
     from selfaug.evaluation.judge import Judge
-    from selfaug.evaluation.models import Origin
     from selfaug.evaluation.parts import Part
     from selfaug.run.folder import RunFolder
+    from selfaug.run.models import Origin
 
 __all__ = ["all_parts"]
 
@@ -28,8 +28,8 @@ __all__ = ["all_parts"]
 def all_parts(settings: Settings, folder: RunFolder, origin: Origin) -> list[Part]:
     """The parts in the order in which they are measured: task, texts, general tasks."""
     from selfaug.cli.encoding import load_tokenizer
+    from selfaug.data.forms import read_forms
     from selfaug.data.prompts import Renderer
-    from selfaug.evaluation.forms import read_forms
 
     forms = read_forms(settings.abstentions)
     judge = _judge(settings, folder, forms)

@@ -100,7 +100,7 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _task(args: argparse.Namespace) -> int:
-    from selfaug.evaluation.store import write_whole
+    from selfaug.common.store import write_whole
     from selfaug.lab.task import Distance, rows
     from selfaug.lab.world import World
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
     from selfaug.data.record import Conversation, Record
     from selfaug.evaluation.merging import Answers, Kept
-    from selfaug.evaluation.models import Origin, Sides
     from selfaug.run.folder import RunFolder
+    from selfaug.run.models import Origin, Sides
 
 __all__ = ["add_parser", "run", "run_prompts"]
 
@@ -60,11 +60,11 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything, fold, write, read back and measure; the exit code. The folder appears whole or not at all."""
     from selfaug.cli.encoding import load_tokenizer
-    from selfaug.cli.inputs import check_model
     from selfaug.data.prompts import Renderer
-    from selfaug.evaluation.models import check_origin
     from selfaug.lab import shipped
     from selfaug.run.folder import RunFolder
+    from selfaug.run.model_source import check_model
+    from selfaug.run.models import check_origin
 
     if args.prompts < 0:
         raise ConfigError(f"--prompts is {args.prompts}, and it counts prompts", "give 0 or more.")
@@ -219,7 +219,7 @@ def _merge(
             was.
     """
     from selfaug.evaluation.merging import Answers
-    from selfaug.evaluation.models import Sides
+    from selfaug.run.models import Sides
 
     tuned = Sides(origin, "float32")
     answers = None
@@ -260,7 +260,7 @@ def _write(
     import torch
 
     from selfaug.evaluation.merging import Kept, write_weights
-    from selfaug.evaluation.models import Sides
+    from selfaug.run.models import Sides
 
     model = tuned.fold()
     shares = write_weights(model, base, getattr(torch, dtype))
@@ -291,7 +291,7 @@ def _write(
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, folder: Path) -> None:
     from safetensors import SafetensorError
 
-    from selfaug.evaluation.generate import stop_ids
+    from selfaug.generation.decoding import stop_ids
 
     if model.generation_config is not None:
         # The run may have ended its answers with another token than the base.

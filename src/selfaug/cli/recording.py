@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from selfaug.cli.inputs import model_folder
 from selfaug.common.errors import ConfigError
 from selfaug.common.terminal import is_main
 from selfaug.data.files import data_files
 from selfaug.methods import get_method
 from selfaug.methods.options import paths_in
 from selfaug.run.manifest import build_manifest, differences, files_of, weight_files, weights_hash
+from selfaug.run.model_source import model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from selfaug.cli.data import Sources
-    from selfaug.cli.inputs import ModelFacts
     from selfaug.cli.parsing import Settings
+    from selfaug.run.model_source import ModelFacts
 
 __all__ = ["continued", "run_manifest"]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from selfaug.cli.inputs import missing_path
 from selfaug.common.errors import DataError
 from selfaug.common.terminal import say
 from selfaug.data.fit import fit_documents
@@ -17,6 +16,7 @@ from selfaug.data.record import Document, Record
 from selfaug.data.retrieve import Corpus
 from selfaug.data.template import ChatTemplate
 from selfaug.data.tokens import text_ids
+from selfaug.run.model_source import missing_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -149,7 +149,7 @@ class Session:
         import torch
         from transformers import TextStreamer
 
-        from selfaug.evaluation.generate import stop_ids
+        from selfaug.generation.decoding import stop_ids
         from selfaug.reference.adapter import adapters_off
 
         class Stream(TextStreamer):
@@ -190,7 +190,7 @@ class Session:
 
 def _load_models(folder: RunFolder, needs_base: bool, base: str | None) -> tuple[Any, Any]:
     """The tuned model, and the base where it is wanted and is not the tuned one with its adapter off."""
-    from selfaug.evaluation.models import Origin, Sides, check_origin
+    from selfaug.run.models import Origin, Sides, check_origin
 
     if not needs_base and base is None and not folder.adapter.is_dir():
         # A model that was trained whole is loaded without a look at its base, which may be gone.

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from selfaug.cli.data import Sources
-    from selfaug.cli.inputs import ModelFacts
     from selfaug.cli.parsing import Arguments, Settings
     from selfaug.data.prompts import Renderer
     from selfaug.run.folder import RunFolder
+    from selfaug.run.model_source import ModelFacts
 
 __all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "check_reference", "make_trainer", "run", "settle"]
 
@@ -40,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
     """Check everything, then train here or in processes that ``accelerate launch`` starts; the exit code."""
     from selfaug.cli.data import read_sources
     from selfaug.cli.encoding import tokenizer_and_renderer
-    from selfaug.cli.inputs import check_model
     from selfaug.cli.launch import is_launched, launch, processes_wanted
     from selfaug.cli.outputs import check_writable
     from selfaug.cli.parsing import build_parser, parse
     from selfaug.cli.rehearsal import rehearse
     from selfaug.run.checkpoint import resolve
     from selfaug.run.folder import RunFolder
+    from selfaug.run.model_source import check_model
 
     argv: list[str] = args.argv
     if {"-h", "--help"} & set(argv):
@@ -120,11 +120,11 @@ def check_reference(settings: Settings) -> None:
     Raises:
         ConfigError: With the remedy.
     """
-    from selfaug.cli.inputs import check_model
     from selfaug.cli.rehearsal import adapter_settings
     from selfaug.methods import get_method
     from selfaug.methods.adapters import check_adapter
     from selfaug.reference.checks import check_full_tuning
+    from selfaug.run.model_source import check_model
 
     training = settings.training
     check_adapter(get_method(training.method), adapter_settings(settings.model))

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from selfaug.common.store import key_of
 from selfaug.evaluation.general import general_metrics, side_samples
 from selfaug.evaluation.harness import SEEDS, Harness, file_facts
 from selfaug.evaluation.parts import Finished, Progress, shown
 from selfaug.evaluation.results import SIDES, items_of, metric
-from selfaug.evaluation.store import key_of
 from selfaug.evaluation.suites import GeneralTask
 from selfaug.evaluation.text import Window, text_nll
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from selfaug.common.endpoint import Endpoint
 from selfaug.common.errors import UserError
-from selfaug.evaluation.forms import Forms
-from selfaug.evaluation.metrics import Verdict, abstains, answer_match
-from selfaug.evaluation.store import DiskError
+from selfaug.common.store import DiskError
+from selfaug.data.forms import Forms
+from selfaug.data.metrics import Verdict, abstains, answer_match
 from selfaug.run.manifest import text_hash
 
 __all__ = ["Judge", "JudgeError", "parse_verdict"]

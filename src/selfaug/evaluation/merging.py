@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from selfaug.common.errors import ConfigError
-from selfaug.evaluation.generate import greedy, stop_ids
+from selfaug.generation.decoding import greedy, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from selfaug.data.prompts import Renderer
-    from selfaug.evaluation.models import Sides
+    from selfaug.run.models import Sides
 
 __all__ = ["LONGEST_ANSWER", "Answers", "Kept", "Outputs", "Share", "stochastically", "write_weights"]
 

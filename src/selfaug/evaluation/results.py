@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import DataError
+from selfaug.common.store import write_whole
 from selfaug.evaluation.statistics import CONFIDENCE, RESAMPLES, Items, difference, standard_error, value
-from selfaug.evaluation.store import write_whole
 
 __all__ = [
     "SCHEMA", "SIDES", "items_of", "metric", "primary", "problems", "read_results", "read_samples", "write_results",

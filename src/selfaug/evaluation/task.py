@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.data.fit import fit_documents
 from selfaug.data.lost_answers import lost_in_documents
-from selfaug.data.record import Conversation, Document, Record
-from selfaug.data.thoughts import split_thought
-from selfaug.data.tokens import record_tokens
-from selfaug.evaluation.metrics import (
+from selfaug.data.metrics import (
     POINTS,
     Verdict,
     abstains,
@@ -23,13 +20,16 @@ from selfaug.evaluation.metrics import (
     grounded_tokens,
     token_f1,
 )
+from selfaug.data.record import Conversation, Document, Record
+from selfaug.data.thoughts import split_thought
+from selfaug.data.tokens import record_tokens
 from selfaug.evaluation.results import SIDES, items_of, metric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from selfaug.data.forms import Forms
     from selfaug.data.prompts import Renderer
-    from selfaug.evaluation.forms import Forms
 
 __all__ = ["Answer", "Asked", "Prompts", "answer", "ask", "score", "task_counts", "task_metrics"]
 
@@ -176,7 +176,7 @@ def answer(
         batch_size: Prompts at a time.
         progress: Called with the number of prompts done, from 0 to twice their number.
     """
-    from selfaug.evaluation.generate import continuation_nll, greedy, stop_ids
+    from selfaug.generation.decoding import continuation_nll, greedy, stop_ids
 
     stops = stop_ids(model, tokenizer, renderer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from selfaug.common.store import key_of
 from selfaug.evaluation.parts import Finished, Progress, shown
 from selfaug.evaluation.results import SIDES
-from selfaug.evaluation.store import key_of
 from selfaug.evaluation.task import Answer, Prompts, answer, score, task_counts, task_metrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from selfaug.data.forms import Forms
     from selfaug.data.prompts import Renderer
-    from selfaug.evaluation.forms import Forms
     from selfaug.evaluation.judge import Judge
 
 __all__ = ["TaskPart"]

@@ -98,7 +98,7 @@ def text_nll(
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[float, int]]:
     """Nats and scored tokens of each text, in the order of the texts."""
-    from selfaug.evaluation.generate import continuation_nll
+    from selfaug.generation.decoding import continuation_nll
 
     rows = [(piece.ids[: piece.context], piece.ids[piece.context :]) for piece in pieces]
     found = continuation_nll(model, rows, batch_size=batch_size, progress=progress)

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, TopPLogitsWarper
 
 from selfaug.data.template import ChatTemplate, matcher
 from selfaug.data.tokens import text_ids
-from selfaug.evaluation.generate import in_batches, stop_ids
+from selfaug.generation.decoding import in_batches, stop_ids
 from selfaug.generation.requests import Reply, Request
 from selfaug.reference.adapter import adapters_off, evaluating
 

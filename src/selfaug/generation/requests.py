@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from selfaug.evaluation.store import key_of
+from selfaug.common.store import key_of
 
 __all__ = ["Reply", "Request"]
 

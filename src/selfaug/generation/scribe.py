@@ -12,10 +12,10 @@ from accelerate.utils import gather_object
 
 from selfaug.common.errors import DataError
 from selfaug.common.progress import counting
+from selfaug.common.store import key_of, write_whole
 from selfaug.common.terminal import is_main, say
 from selfaug.data.encode import encode
 from selfaug.data.record import Conversation, Record
-from selfaug.evaluation.store import key_of, write_whole
 from selfaug.generation.requests import Reply, Request
 from selfaug.generation.store import Store
 

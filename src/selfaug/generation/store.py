@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from selfaug.evaluation.store import DiskError
+from selfaug.common.store import DiskError
 from selfaug.generation.requests import Reply
 
 __all__ = ["FOLDER", "Store"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from selfaug.methods.options import NoOptions
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
-from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.step.forward import TermOn
+from selfaug.step.parameter_terms import ParameterTerm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,7 +10,7 @@ from selfaug.before.texts import Texts
 from selfaug.data.files import data_files
 from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
-from selfaug.objective.parameter_terms import ParameterTerm, weighted_updates
+from selfaug.step.parameter_terms import ParameterTerm, weighted_updates
 
 if TYPE_CHECKING:
     from selfaug.training.config import SelfAugConfig

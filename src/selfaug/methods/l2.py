@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
-from selfaug.objective.parameter_terms import ParameterTerm, squared_updates
+from selfaug.step.parameter_terms import ParameterTerm, squared_updates
 
 if TYPE_CHECKING:
     from selfaug.training.config import SelfAugConfig

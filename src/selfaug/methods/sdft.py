@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfaug.data.fit import fit_record
+from selfaug.data.forms import Forms, read_forms
+from selfaug.data.metrics import abstains, answer_f1, answer_words, crag_verdict
 from selfaug.data.record import Conversation, Item, Record
 from selfaug.data.words import words
-from selfaug.evaluation.forms import Forms, read_forms
-from selfaug.evaluation.metrics import abstains, answer_f1, answer_words, crag_verdict
 from selfaug.generation.requests import Reply, Request
 from selfaug.methods.base import Changes, Method
 from selfaug.methods.chat import require_chat

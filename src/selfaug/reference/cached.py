@@ -27,13 +27,13 @@ from selfaug.model.checks import final_hidden, probe_tokens
 from selfaug.model.libraries import switchable_layers
 from selfaug.model.parts import head_layer
 from selfaug.objective.head import LMHead
+from selfaug.planning.plan import plan_step
+from selfaug.planning.reference_batch import DrawnDocument, ReferenceLayout, Stored, reference_batch, sequence_key
 from selfaug.reference.adapter import BaseReference
 from selfaug.reference.cache_files import CACHE_DTYPES, UNKNOWN, CacheIndex, CacheKey, Shard, gigabytes, require_room
 from selfaug.reference.cache_key import cache_key
 from selfaug.reference.passes import prompts_hidden
 from selfaug.run.manifest import versions
-from selfaug.step.plan import plan_step
-from selfaug.step.reference_batch import DrawnDocument, ReferenceLayout, Stored, reference_batch, sequence_key
 
 __all__ = ["CachedReference", "ReferenceCache", "open_cache"]
 

@@ -68,8 +68,8 @@ class Pair:
     """
 
     def __init__(self, run: RunFolder, dtype: str = "auto") -> None:
-        from selfaug.cli.inputs import check_model, model_folder
         from selfaug.run.manifest import read_manifest, weight_files, weights_hash
+        from selfaug.run.model_source import check_model, model_folder
 
         config = run.read_config()
         self.run = run

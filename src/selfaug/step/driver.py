@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfaug.planning.plan import StepPlan, plan_step
+from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference.cached import ReferenceCache
 from selfaug.step.forward import StepObjective
 from selfaug.step.micro_batch import MicroBatch, micro_batch
-from selfaug.step.plan import StepPlan, plan_step
-from selfaug.step.reference_batch import ReferenceLayout
 
 __all__ = ["KEY", "Draw", "StepDriver", "StepOutputs"]
 

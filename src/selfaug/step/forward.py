@@ -20,10 +20,10 @@ from selfaug.model.libraries import gathered_head
 from selfaug.model.parts import auxiliary_loss, body_of, head_of
 from selfaug.objective import LMHead, Objective, Rows, RowTerm, WeightedTerm, plain, sweep
 from selfaug.objective.activation_terms import Activations, ActivationTerm
-from selfaug.objective.parameter_terms import ParameterTerm
 from selfaug.reference import Reference
 from selfaug.reference.passes import prompts_hidden
 from selfaug.step.micro_batch import MicroBatch, Positions
+from selfaug.step.parameter_terms import ParameterTerm
 
 __all__ = ["StepObjective", "TermOn", "install"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfaug.step.plan import MicroPlan
-from selfaug.step.reference_batch import LongPrompt, Stored
+from selfaug.planning.plan import MicroPlan
+from selfaug.planning.reference_batch import LongPrompt, Stored
 
 __all__ = ["MicroBatch", "Positions", "micro_batch"]
 

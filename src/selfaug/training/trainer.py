@@ -30,6 +30,7 @@ from selfaug.model.checks import check_head, check_packing, probe_tokens
 from selfaug.model.libraries import spare_refused_modules
 from selfaug.model.parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
 from selfaug.objective.activation_terms import find_modules
+from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference import Reference, make_reference
 from selfaug.reference.adapter import BaseReference
 from selfaug.reference.cache_key import refuse_uncacheable
@@ -38,7 +39,6 @@ from selfaug.reference.checks import check_full_tuning, check_peft, check_refere
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import Draw, StepDriver
 from selfaug.step.forward import StepObjective, install
-from selfaug.step.reference_batch import ReferenceLayout
 from selfaug.training.checkpoints import Checkpoints
 from selfaug.training.config import SelfAugConfig
 from selfaug.training.metrics import Metrics

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfaug.data.prompts import Renderer
-from selfaug.evaluation.generate import continuation_nll, greedy, stop_ids
+from selfaug.generation.decoding import continuation_nll, greedy, stop_ids
 from tests.models import EOS, PAD, VOCAB, tiny, tiny_tokenizer, with_lora
 
 ARCHS = ("llama", "gemma3_text", "falcon_h1", "cohere")

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfaug.common.errors import ConfigError
-from selfaug.evaluation.forms import read_forms
-from selfaug.evaluation.metrics import (
+from selfaug.data.forms import read_forms
+from selfaug.data.metrics import (
     POINTS,
     abstains,
     answer_f1,
@@ -367,7 +367,7 @@ def test_a_bad_file_of_forms_is_refused(tmp_path: Path, text: str, message: str)
 
 
 def test_each_language_of_the_table_has_all_that_a_verdict_needs() -> None:
-    from selfaug.evaluation import forms
+    from selfaug.data import forms
 
     table = yaml.safe_load(Path(forms.__file__).with_name("answer_forms.yaml").read_text(encoding="utf-8"))
     wanted = {

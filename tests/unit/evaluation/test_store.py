@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selfaug.evaluation.store import DiskError, Store, key_of, write_whole
+from selfaug.common.store import DiskError, Store, key_of, write_whole
 
 
 def test_a_part_is_found_by_its_key_alone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import LoraConfig, get_peft_model
 
-from selfaug.evaluation.store import Store
+from selfaug.common.store import Store
 from tests.models import tiny
 
 ROOT = Path(__file__).parents[3]

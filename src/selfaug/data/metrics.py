@@ -16,8 +16,8 @@ from typing import Literal, TypeAlias
 
 import regex
 
+from selfaug.data.forms import Forms, read_forms
 from selfaug.data.words import is_unspaced, marked_words, words
-from selfaug.evaluation.forms import Forms, read_forms
 
 __all__ = [
     "POINTS", "Verdict", "abstains", "answer_f1", "answer_match", "answer_words", "crag_verdict", "exact_match",
@@ -118,7 +118,7 @@ def abstains(response: str, abstention: str = "", forms: Forms | None = None) ->
         response: What the model said.
         abstention: The text that was trained for questions without an answer. One of one or two words counts only as a
             whole clause, so that "Unknown" is not found in "Unknown Pleasures".
-        forms: The forms that count (:func:`selfaug.evaluation.forms.read_forms`); ``None`` for the package's own.
+        forms: The forms that count (:func:`selfaug.data.forms.read_forms`); ``None`` for the package's own.
     """
     # A title in quotes says nothing, unless it is the whole response: "I Don't Know" is a song by Ozzy Osbourne.
     plain = response.strip()

@@ -69,7 +69,7 @@ def check_origin(run: RunFolder, base: str | None = None) -> Origin:
     Raises:
         ConfigError: If the adapter's files are missing or changed, or the base is not the one trained on.
     """
-    from selfaug.cli.inputs import check_model, model_folder
+    from selfaug.run.model_source import check_model, model_folder
 
     config = run.read_config()
     final = run.finished

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfaug.step.reference_batch import DrawnDocument, ReferenceBatch, ReferenceLayout, reference_batch
+from selfaug.planning.reference_batch import DrawnDocument, ReferenceBatch, ReferenceLayout, reference_batch
 
 __all__ = ["MicroPlan", "StepPlan", "aligned_positions", "document_ids", "draw", "draw_tokens", "plan_step"]
 

@@ -1,0 +1,1 @@
+"""The plan of an optimiser step: which sequences and tokens are aligned, and what the reference pass sees."""
