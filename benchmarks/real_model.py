@@ -30,10 +30,11 @@ from typing import Any
 
 from real_model_plan import TRAINING, Setting, finished, hours, order, stages, tokens
 
+from selfaug.common.fingerprint import versions
 from selfaug.common.quiet import quieten
 from selfaug.common.store import Store, key_of, write_whole
 from selfaug.run.folder import RunFolder
-from selfaug.run.manifest import device, git_state, versions
+from selfaug.run.manifest import device, git_state
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_SECONDS = 300

@@ -13,8 +13,9 @@ from selfaug.common.errors import ConfigError
 from selfaug.model.checks import check_head
 from selfaug.model.libraries import switchable_layers
 from selfaug.model.parts import body_of, head_of
+from selfaug.model.switch import adapters_off, evaluating
 from selfaug.reference import make_reference
-from selfaug.reference.adapter import BaseReference, InitialReference, adapters_off, evaluating
+from selfaug.reference.adapter import BaseReference, InitialReference
 from selfaug.reference.checks import check_peft, check_reference
 from tests.models import VOCAB, perturb_adapter, tiny
 from tests.unit.adapted import INPUT_IDS, adapted, hidden, same, state

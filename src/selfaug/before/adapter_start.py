@@ -30,7 +30,8 @@ from selfaug.common.progress import counting
 from selfaug.common.terminal import is_main, say
 from selfaug.model.libraries import LoraPair, corda_parts, lora_pairs, pissa_parts
 from selfaug.model.parts import body_of
-from selfaug.reference.adapter import adapters_off, digest, evaluating
+from selfaug.model.switch import adapters_off, evaluating
+from selfaug.reference.adapter import digest
 
 if TYPE_CHECKING:
     from selfaug.before.context import BeforeTraining

@@ -36,7 +36,7 @@ class BeforeTraining:
         tokenizer: Tokenizer of the model.
         chosen_renderer: How records become prompts; ``None`` for the tokenizer's default.
         max_length: Longest training row in tokens.
-        raw_rows: The training data set as it was given.
+        takes_items: Whether the training data set was given as records or conversations, in a table.
         rows: The tokenised training rows.
         rows_of: Function that tokenises the rows of a file as training rows are.
         single_rows: Whether the model must see one row at a time, since hidden states depend on the rest of a batch.
@@ -51,7 +51,7 @@ class BeforeTraining:
     tokenizer: PreTrainedTokenizerBase
     chosen_renderer: Renderer | None
     max_length: int | None
-    raw_rows: Any
+    takes_items: bool
     rows: Any
     rows_of: Callable[[Path], Any]
     single_rows: bool

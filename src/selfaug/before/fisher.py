@@ -19,13 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from selfaug.before.texts import Texts, draw_texts
+from selfaug.before.texts import draw_texts
 from selfaug.common.errors import ConfigError
 from selfaug.common.progress import counting
 from selfaug.common.terminal import is_main, say
+from selfaug.methods.requests import Texts
 from selfaug.model.libraries import LoraPair, lora_pairs
 from selfaug.model.parts import body_of, head_of
-from selfaug.reference.adapter import adapters_off, digest, evaluating, uncached_autocast
+from selfaug.model.switch import adapters_off, evaluating, uncached_autocast
+from selfaug.reference.adapter import digest
 
 if TYPE_CHECKING:
     from selfaug.before.context import BeforeTraining

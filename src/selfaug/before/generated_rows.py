@@ -10,6 +10,7 @@ from datasets import Dataset, concatenate_datasets
 
 from selfaug.common.endpoint import Endpoint
 from selfaug.common.errors import ConfigError
+from selfaug.common.fingerprint import tokenizer_hash
 from selfaug.common.terminal import is_main, say
 from selfaug.data.encode import encode
 from selfaug.generation.local import LocalModel
@@ -17,8 +18,6 @@ from selfaug.generation.scribe import Scribe, Source
 from selfaug.generation.served import ServedModel
 from selfaug.generation.store import FOLDER, Store
 from selfaug.methods.base import Compose
-from selfaug.run.manifest import tokenizer_hash
-from selfaug.training.rows import takes_items
 
 if TYPE_CHECKING:
     from selfaug.before.context import BeforeTraining
@@ -38,7 +37,7 @@ def check_generation(before: BeforeTraining) -> None:
         return
     for check in changes.check_prompts:
         check(before.tokenizer, before.renderer)
-    if changes.rewrite is not None and not takes_items(before.raw_rows):
+    if changes.rewrite is not None and not before.takes_items:
         raise refuse_rewriting(method.name, "the training data set")
     if not isinstance(before.rows, Dataset):
         raise ConfigError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,10 @@ from selfaug.common.terminal import say
 from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
 from selfaug.data.read import read_rows
-from selfaug.training.rows import trl_table
+from selfaug.data.tables import trl_table
+from selfaug.methods.requests import Mix
 
-__all__ = ["Mix", "mixed", "rows_of_file"]
-
-
-@dataclass(frozen=True)
-class Mix:
-    """Rows of a file or folder in any format, ``ratio`` of them for each training row."""
-
-    path: Path
-    ratio: float
+__all__ = ["mixed", "rows_of_file"]
 
 
 def rows_of_file(

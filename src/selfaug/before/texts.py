@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.methods.requests import Texts
 
 if TYPE_CHECKING:
     from selfaug.before.context import BeforeTraining
 
-__all__ = ["Texts", "draw_texts", "text_of"]
+__all__ = ["draw_texts", "text_of"]
 
 _IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Texts:
-    """``count`` rows of a file or folder in any format, or of the training prompts where ``path`` is ``None``."""
-
-    path: Path | None
-    count: int
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return "the training prompts" if self.path is None else str(self.path)
 
 
 def draw_texts(before: BeforeTraining, texts: Texts) -> list[list[int]]:

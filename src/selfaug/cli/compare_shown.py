@@ -32,7 +32,7 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
             it, that world is left out.
         DataError: If runs of a world were measured on different items.
     """
-    from selfaug.run.checkpoint import write_durably
+    from selfaug.common.files import write_durably
     from selfaug.study.grid import told
     from selfaug.study.picture import draw
     from selfaug.study.scores import read_scores

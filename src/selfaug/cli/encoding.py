@@ -160,7 +160,8 @@ def encode_source(
     from datasets import Dataset
 
     from selfaug.before.generated_rows import refuse_rewriting
-    from selfaug.training.rows import items_table, trl_table
+    from selfaug.data.tables import trl_table
+    from selfaug.training.rows import items_table
 
     rewrites = split == "train" and settings.training.changes.rewrite is not None
     if rewrites and (source.loaded is None or source.loaded.kind == "trl"):

@@ -88,8 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _head(settings: Settings, folder: RunFolder, origin: Origin) -> dict[str, Any]:
     """Everything of the results but the parts."""
+    from selfaug.common.fingerprint import versions
     from selfaug.common.redaction import redacted, without_secrets
-    from selfaug.run.manifest import config_hash, device, read_manifest, versions
+    from selfaug.run.manifest import config_hash, device, read_manifest
     from selfaug.run.models import renderer_hash
 
     config = folder.read_config()

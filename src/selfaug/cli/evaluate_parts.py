@@ -148,9 +148,9 @@ def _tasks(
 
 
 def _texts(settings: Settings, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+    from selfaug.common.fingerprint import files_of
     from selfaug.evaluation.general_part import TextPart
     from selfaug.evaluation.text import read_texts, windows
-    from selfaug.run.manifest import files_of
 
     parts: dict[str, Part] = {}
     for path in settings.general_data:

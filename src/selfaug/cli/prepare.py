@@ -14,6 +14,7 @@ from selfaug.cli.data import bad_row_lines, bad_rows_by_reason, warn_of_bad_rows
 from selfaug.cli.outputs import check_free, written_whole
 from selfaug.cli.prepare_options import Settings, add_flags, resolve
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.fingerprint import files_of
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say, warn
 from selfaug.data.files import has_split
@@ -23,7 +24,6 @@ from selfaug.data.read import Loaded, read_rows
 from selfaug.data.reasons import MANY
 from selfaug.data.retrieve import Corpus
 from selfaug.data.split import titles_of
-from selfaug.run.manifest import files_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.fingerprint import files_of
 from selfaug.common.terminal import is_main
 from selfaug.data.files import data_files
 from selfaug.methods import get_method
 from selfaug.methods.options import paths_in
-from selfaug.run.manifest import build_manifest, differences, files_of, weight_files, weights_hash
+from selfaug.run.manifest import build_manifest, differences, weight_files, weights_hash
 from selfaug.run.model_source import model_folder
 
 if TYPE_CHECKING:

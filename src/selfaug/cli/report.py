@@ -91,7 +91,7 @@ def _output(settings: Settings) -> Path | None:
 
 
 def _write(path: Path, text: str) -> None:
-    from selfaug.run.checkpoint import write_durably
+    from selfaug.common.files import write_durably
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,7 @@ class Session:
         from transformers import TextStreamer
 
         from selfaug.generation.decoding import stop_ids
-        from selfaug.reference.adapter import adapters_off
+        from selfaug.model.switch import adapters_off
 
         class Stream(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -119,8 +119,8 @@ def _check(settings: Settings) -> None:
 
 def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str, Any]]:
     from selfaug.cli.encoding import load_tokenizer
+    from selfaug.common.fingerprint import files_of
     from selfaug.data.prompts import Renderer
-    from selfaug.run.manifest import files_of
     from selfaug.shift.texts import general_texts, run_data, sampled, task_texts
 
     final = folder.finished
@@ -158,7 +158,8 @@ def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str,
 
 def _head(settings: Settings, folder: RunFolder, pair: Pair, sources: dict[str, Any]) -> dict[str, Any]:
     """All of ``shift.json`` but the measurements; ``settings`` to ``base`` decide whether old ones still hold."""
-    from selfaug.run.manifest import device, versions
+    from selfaug.common.fingerprint import versions
+    from selfaug.run.manifest import device
 
     config = folder.read_config()
     deciding = ("limit", "general_limit", "max_length", "layers", "seed", "dtype")
@@ -231,7 +232,7 @@ def _later(known: Sequence[dict[str, Any]], found: Sequence[State], measured: Se
 
 
 def _write(path: Path, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
-    from selfaug.run.checkpoint import write_durably
+    from selfaug.common.files import write_durably
 
     ordered = sorted(entries, key=lambda entry: (entry["name"] == "final", entry["step"] or 0))
     text = json.dumps({**head, "checkpoints": ordered}, indent=1, ensure_ascii=False, allow_nan=False)

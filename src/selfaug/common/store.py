@@ -7,16 +7,15 @@ does not depend on the adapter, so runs with one base can share a folder (`--sto
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import UserError
-from selfaug.run.manifest import text_hash
+from selfaug.common.files import write_durably
+from selfaug.common.fingerprint import text_hash
 
 __all__ = ["DiskError", "Store", "key_of", "write_whole"]
 
@@ -37,17 +36,10 @@ def write_whole(path: str | Path, text: str) -> None:
         DiskError: If it cannot be written; no space left, say.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_durably(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise DiskError(
             f"{path} cannot be written: {error.strerror or error}",
             "free some space or mend the folder, then run the same command again: parts that are finished are kept and "

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.fingerprint import files_of
 from selfaug.data.words import marked_words
-from selfaug.run.manifest import files_of
 
 __all__ = ["Forms", "read_forms"]
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selfaug.common.fingerprint import text_hash
 from selfaug.evaluation.results import SIDES, items_of, metric
 from selfaug.evaluation.suites import GeneralTask
-from selfaug.run.manifest import text_hash
 
 __all__ = ["general_metrics", "recorded", "side_samples"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError, DataError, tidy
+from selfaug.common.fingerprint import file_hash
 from selfaug.common.terminal import say
 from selfaug.evaluation.choices import check_file
 from selfaug.evaluation.general import recorded
 from selfaug.evaluation.harness_faults import code_refused, quiet, repeatable_language_detection, translated
 from selfaug.evaluation.suites import GeneralTask
-from selfaug.run.manifest import file_hash
 from selfaug.run.models import Origin
 
 if TYPE_CHECKING:

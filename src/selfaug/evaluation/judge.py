@@ -16,10 +16,10 @@ from typing import Any
 
 from selfaug.common.endpoint import Endpoint
 from selfaug.common.errors import UserError
+from selfaug.common.fingerprint import text_hash
 from selfaug.common.store import DiskError
 from selfaug.data.forms import Forms
 from selfaug.data.metrics import Verdict, abstains, answer_match
-from selfaug.run.manifest import text_hash
 
 __all__ = ["Judge", "JudgeError", "parse_verdict"]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from selfaug.run.manifest import text_hash
+from selfaug.common.fingerprint import text_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import ConfigError, UserError
+from selfaug.common.fingerprint import versions
 from selfaug.common.store import Store, key_of, write_whole
 from selfaug.evaluation.parts import Finished, Part, Progress
 from selfaug.evaluation.results import SIDES, problems, read_samples, write_results
-from selfaug.run.manifest import versions
 from selfaug.run.models import Sides
 
 __all__ = ["Bar", "evaluate", "kept_parts", "look_ahead", "write"]

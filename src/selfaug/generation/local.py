@@ -13,7 +13,7 @@ from selfaug.data.template import ChatTemplate, matcher
 from selfaug.data.tokens import text_ids
 from selfaug.generation.decoding import in_batches, stop_ids
 from selfaug.generation.requests import Reply, Request
-from selfaug.reference.adapter import adapters_off, evaluating
+from selfaug.model.switch import adapters_off, evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from selfaug.methods.options import NoOptions
+from selfaug.methods.requests import Compose, Mix, Rewrite, Start, Texts
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.step.forward import TermOn
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from selfaug.before.mixing import Mix
-    from selfaug.before.texts import Texts
     from selfaug.data.prompts import Renderer
-    from selfaug.data.record import Conversation, Item
-    from selfaug.generation.scribe import Scribe
     from selfaug.training.config import SelfAugConfig
 
 __all__ = [
@@ -35,32 +32,10 @@ __all__ = [
 
 Weigh: TypeAlias = Callable[["Tensor"], "Tensor"]
 Fit: TypeAlias = Callable[[Sequence["Tensor"]], Weigh]
-Rewrite: TypeAlias = Callable[[Sequence["Item"], "Scribe"], list["Item"]]
 
 RESPONSE_LOSS = "the loss of response tokens"
 MIXED_ROWS = "which rows are mixed in"
 ADAPTER_START = "where the adapter starts"
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where the adapter starts: a part of the pretrained weights, taken out of them.
-
-    Args:
-        kind: ``corda`` or ``pissa``, as PEFT's ``init_lora_weights`` calls them.
-        texts: What it looks at, if anything.
-    """
-
-    kind: str
-    texts: Texts | None = None
-
-
-@dataclass(frozen=True)
-class Compose:
-    """Conversations that the base writes itself: ``ratio`` for each training row, and what writes so many."""
-
-    ratio: float
-    write: Callable[[Scribe, int], list[Conversation]]
 
 
 def _of_one(found: Sequence[Any]) -> Any:

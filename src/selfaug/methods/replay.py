@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.before.mixing import Mix
 from selfaug.common.errors import ConfigError
 from selfaug.data.files import data_files
 from selfaug.methods.base import MIXED_ROWS, Changes, Method
 from selfaug.methods.options import option
+from selfaug.methods.requests import Mix
 
 if TYPE_CHECKING:
     from selfaug.training.config import SelfAugConfig

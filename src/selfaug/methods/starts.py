@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from selfaug.before.texts import Texts
 from selfaug.data.files import data_files
 from selfaug.methods.base import ADAPTER_START, Changes, Method, Start
 from selfaug.methods.options import option
+from selfaug.methods.requests import Texts
 
 if TYPE_CHECKING:
     from selfaug.training.config import SelfAugConfig

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from selfaug.common.errors import ConfigError
 from selfaug.model.parts import body_of, head_of
+from selfaug.model.switch import evaluating
 from selfaug.objective.blocks import compute_dtype
-from selfaug.reference.adapter import evaluating
 
 __all__ = ["check_head", "check_packing", "final_hidden", "probe_tokens"]
 

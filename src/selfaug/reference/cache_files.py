@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from selfaug.common.errors import ConfigError
-from selfaug.run.checkpoint import write_durably
-from selfaug.run.manifest import file_hash
+from selfaug.common.files import write_durably
+from selfaug.common.fingerprint import file_hash
 
 __all__ = ["CACHE_DTYPES", "INDEX", "UNKNOWN", "CacheIndex", "CacheKey", "Shard", "gigabytes", "require_room"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.fingerprint import text_hash, tokenizer_hash
 from selfaug.model.libraries import switchable_layers
 from selfaug.model.parts import depends_on_what_follows, head_layer
 from selfaug.reference.cache_files import UNKNOWN, CacheKey
-from selfaug.run.manifest import text_hash, tokenizer_hash
 
 __all__ = ["base_weights", "cache_key", "checksum", "refuse_uncacheable"]
 

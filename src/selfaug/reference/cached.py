@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.fingerprint import versions
 from selfaug.common.progress import counting
 from selfaug.common.terminal import say
 from selfaug.model.checks import final_hidden, probe_tokens
@@ -33,7 +34,6 @@ from selfaug.reference.adapter import BaseReference
 from selfaug.reference.cache_files import CACHE_DTYPES, UNKNOWN, CacheIndex, CacheKey, Shard, gigabytes, require_room
 from selfaug.reference.cache_key import cache_key
 from selfaug.reference.passes import prompts_hidden
-from selfaug.run.manifest import versions
 
 __all__ = ["CachedReference", "ReferenceCache", "open_cache"]
 

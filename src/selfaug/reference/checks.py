@@ -16,9 +16,9 @@ from selfaug.common.errors import ConfigError
 from selfaug.model.checks import final_hidden, probe_tokens
 from selfaug.model.libraries import switchable_layers
 from selfaug.model.parts import head_of
+from selfaug.model.switch import evaluating, uncached_autocast
 from selfaug.objective import BaseToTuned
 from selfaug.reference import Reference
-from selfaug.reference.adapter import evaluating, uncached_autocast
 
 __all__ = ["check_full_tuning", "check_peft", "check_reference"]
 

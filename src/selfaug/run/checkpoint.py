@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.files import write_durably
 
-__all__ = ["SEAL", "last_whole", "read_seal", "resolve", "rotate", "seal", "torn_because", "unseal", "write_durably"]
+__all__ = ["SEAL", "last_whole", "read_seal", "resolve", "rotate", "seal", "torn_because", "unseal"]
 
 SEAL = "selfaug_checkpoint.json"
 # A file above this size is known by its size alone: hashing the optimizer of a large model takes minutes.
@@ -63,17 +64,6 @@ def _flush(path: Path) -> None:
         logger.debug("cannot flush %s", path)
     finally:
         os.close(descriptor)
-
-
-def write_durably(path: str | Path, text: str) -> None:
-    """Write a text file that is either the old one or the new one, whatever happens in between."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _print(path: Path) -> dict[str, Any]:

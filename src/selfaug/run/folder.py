@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from selfaug.common.errors import ConfigError, nearest
-from selfaug.run.checkpoint import last_whole, write_durably
+from selfaug.common.files import write_durably
+from selfaug.run.checkpoint import last_whole
 
 __all__ = ["MAY_DIFFER", "RunFolder", "config_differences"]
 

@@ -9,7 +9,6 @@ training run, quantisation or conversion changes blocks all over a file. It does
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -20,58 +19,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.files import write_durably
+from selfaug.common.fingerprint import file_hash, text_hash, tokenizer_hash, versions
 from selfaug.common.redaction import redacted, without_secrets
-from selfaug.run.checkpoint import write_durably
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "build_manifest", "config_hash", "device", "differences", "file_hash", "files_of", "git_state", "read_manifest",
-    "text_hash", "tokenizer_hash", "versions", "weight_files", "weights_hash", "write_manifest",
+    "build_manifest", "config_hash", "device", "differences", "git_state", "read_manifest",
+    "weight_files", "weights_hash", "write_manifest",
 ]  # fmt: skip
 
 SCHEMA = 1
-PACKAGES = ("selfaug", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
 VOLATILE = frozenset({"created", "command", "resumed", "finished", "device", "git"})
 """Parts of a manifest that differ between two runs of the same experiment."""
 
 _BLOCKS, _BLOCK = 64, 4096
 
 
-def text_hash(text: str | None) -> str | None:
-    """``sha256:`` of a text's UTF-8 bytes; ``None`` of ``None``."""
-    return None if text is None else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def file_hash(path: str | Path) -> str:
-    """``sha256:`` of a file's bytes."""
-    path = Path(path)
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
 def config_hash(config: Mapping[str, Any]) -> str:
     """Hash of settings, whatever their order."""
     return str(text_hash(json.dumps(config, sort_keys=True, default=str)))
-
-
-def files_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Path, size in bytes and hash of each data file."""
-    return [{"path": str(path), "bytes": path.stat().st_size, "hash": file_hash(path)} for path in paths]
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of what decides token ids: the fast tokenizer's definition (else its vocabulary), and special tokens.
-
-    The truncation and padding that a fast tokenizer remembers from its last call are left out.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    definition = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    if backend is not None:
-        definition = {key: value for key, value in definition.items() if key not in ("truncation", "padding")}
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return str(text_hash(json.dumps([definition, special], sort_keys=True)))
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -107,17 +76,6 @@ def weights_hash(files: Sequence[Path], *, full: bool = False) -> str:
                 file.seek(max(0, size - _BLOCK) * block // (_BLOCKS - 1))
                 digest.update(file.read(_BLOCK))
     return f"{'sha256' if full else 'sampled-sha256'}:{digest.hexdigest()}"
-
-
-def versions() -> dict[str, str | None]:
-    """The version of Python and of each package that takes part; ``None`` where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def git_state(folder: str | Path) -> dict[str, Any] | None:

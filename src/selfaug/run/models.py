@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
-from selfaug.run.manifest import file_hash, read_manifest, weight_files, weights_hash
+from selfaug.common.fingerprint import file_hash
+from selfaug.run.manifest import read_manifest, weight_files, weights_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -190,7 +191,7 @@ class Sides:
         """Inside, the yielded causal model (without PEFT's wrapper) is the base or the tuned one, ready to evaluate."""
         import torch
 
-        from selfaug.reference.adapter import adapters_off
+        from selfaug.model.switch import adapters_off
 
         wanted = "both" if self.origin.switchable else name
         if self._loaded != wanted or self._model is None:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from selfaug.common.errors import ConfigError
 from selfaug.model.parts import body_of, head_of
+from selfaug.model.switch import evaluating
 from selfaug.objective import NLL, BaseToTuned, TunedToBase
 from selfaug.objective.values import ReferenceNLL, row_values
 from selfaug.reference import Reference
-from selfaug.reference.adapter import evaluating
 from selfaug.shift.tally import MEASURES, Tally
 
 __all__ = ["Text", "decoder_layers", "measure"]

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import IO
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.files import write_durably
 from selfaug.common.progress import Estimate
-from selfaug.run.checkpoint import write_durably
 from selfaug.run.folder import RunFolder
 from selfaug.study.grid import Run, Study
 

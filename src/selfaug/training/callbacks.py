@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from selfaug.common.files import write_durably
 from selfaug.common.progress import Screen, Work
 from selfaug.common.terminal import say
-from selfaug.run.checkpoint import write_durably
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias, cast
 
-from datasets import Dataset, Features, IterableDataset, Json, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl.data_utils import get_dataset_column_names
 
 from selfaug.common.errors import ConfigError, DataError
@@ -32,7 +32,6 @@ __all__ = [
     "prepare_rows",
     "require_aligned_tokens",
     "takes_items",
-    "trl_table",
     "with_empty_rows",
 ]
 
@@ -48,29 +47,6 @@ logger = logging.getLogger(__name__)
 def items_table(items: Sequence[Item]) -> Dataset:
     """A table of records and conversations as they are; columns of their own would give each row all fields of any."""
     return Dataset.from_dict({_ITEM: [json.dumps(item.to_row()) for item in items]})
-
-
-def trl_table(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """A table of rows in one of TRL's formats in which messages, tools and template variables stay as they are.
-
-    Columns of objects would give all of them the same keys: arguments that a call does not have would be null in it.
-    """
-    columns: dict[str, list[Any]] = {name: [] for row in rows for name in row}
-    for row in rows:
-        for name, values in columns.items():
-            value = row.get(name)
-            values.append({} if value is None and name == "chat_template_kwargs" else value)
-    inferred = {}
-    for name, values in columns.items():
-        first = next((value for value in values if value is not None), None)
-        if isinstance(first, Mapping) or (isinstance(first, list) and isinstance(next(iter(first), None), Mapping)):
-            # JSON text among lists of tools is what TRL takes for them, too.
-            columns[name] = [json.loads(value) if isinstance(value, str) else value for value in values]
-            inferred[name] = Json()
-    if not inferred:
-        return Dataset.from_dict(columns)
-    plain = Dataset.from_dict({name: values for name, values in columns.items() if name not in inferred} or {})
-    return Dataset.from_dict(columns, features=Features({**plain.features, **inferred}))
 
 
 def formatted(dataset: Rows, formatting_func: Callable[[Any], Any], text_field: str) -> Rows:

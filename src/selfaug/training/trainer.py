@@ -42,7 +42,14 @@ from selfaug.step.forward import StepObjective, install
 from selfaug.training.checkpoints import Checkpoints
 from selfaug.training.config import SelfAugConfig
 from selfaug.training.metrics import Metrics
-from selfaug.training.rows import check_rows, formatted, prepare_rows, require_aligned_tokens, with_empty_rows
+from selfaug.training.rows import (
+    check_rows,
+    formatted,
+    prepare_rows,
+    require_aligned_tokens,
+    takes_items,
+    with_empty_rows,
+)
 
 if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
@@ -374,7 +381,7 @@ class SelfAugTrainer(SFTTrainer):
             tokenizer=self._tokenizer,
             chosen_renderer=self._chosen_renderer,
             max_length=self._max_length,
-            raw_rows=self._raw_rows,
+            takes_items=takes_items(self._raw_rows),
             rows=self._rows,
             rows_of=getattr(self, "_rows_of", lambda path: None),
             single_rows=single_rows,

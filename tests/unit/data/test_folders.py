@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfaug.common.errors import DataError
+from selfaug.common.fingerprint import files_of
 from selfaug.data.files import data_files, find_files, has_split
 from selfaug.data.folders import HELD_OUT, choose, evaluation_splits
 from selfaug.data.read import read_rows
 from selfaug.data.record import Record
 from selfaug.evaluation.data import task_data
-from selfaug.run.manifest import files_of
 from selfaug.shift.texts import data_of_run, run_data
 from tests.oracles.hub_splits import KEYWORDS, splits_of_name
 

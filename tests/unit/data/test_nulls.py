@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from selfaug.data.read import read_rows, read_table
 from selfaug.data.record import Conversation
-from selfaug.training.rows import trl_table
+from selfaug.data.tables import trl_table
 
 # Names of few letters meet in most examples, each with one type of value, since a table has one for each column.
 DIGIT = st.integers(0, 9)
