@@ -1,22 +1,31 @@
-"""Tests of `selfaug.attach`: the step of a stock trainer equals the oracle's, as that of our own trainer does."""
+"""Tests of `selfaug.attach`: the step of a stock trainer equals the oracle's, as that of our own trainer does.
+
+They also run with torch, transformers (5.6 and later), peft and safetensors alone, without trl and datasets.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import get_peft_model
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 import selfaug
 from selfaug.common.errors import ConfigError
-from tests.integration.steps import SEQUENCES, TOLERANCE, Ran, _record_batches, _Recorder, oracle_step
-from tests.models import lora_config, perturb_adapter, tiny, tiny_tokenizer
-from tests.oracles.step import relative_distance
+from tests.models import adapter_name, lora_config, perturb_adapter, tiny, tiny_tokenizer, with_lora
+from tests.oracles.planted import Step
+from tests.oracles.sequences import SINGLE_TURN, sequences
+from tests.oracles.step import Gradients, relative_distance
+
+TOLERANCE = 1e-6  # float64 on both sides; what is left are flips of float32 roundings inside transformers
+CHOSEN = sequences(SINGLE_TURN)
+ROWS = [{"input_ids": list(ids), "labels": list(labels)} for ids, labels in CHOSEN]
+HAS_TRL = importlib.util.find_spec("trl") is not None
 
 COMMON: dict[str, Any] = {
     "max_steps": 1, "learning_rate": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0, "lr_scheduler_type": "constant",
@@ -24,58 +33,98 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 
+@dataclass
+class Ran:
+    """What a step left behind."""
+
+    trainer: Any
+    gradient: Gradients = field(default_factory=dict)
+    batches: list[Any] = field(default_factory=list)
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Moves the adapter as training begins, and keeps the gradient of the step."""
+
+    def __init__(self, ran: Ran) -> None:
+        self.ran = ran
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        perturb_adapter(model)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.ran.gradient = {adapter_name(name): p.grad.detach().clone() for name, p in trained.items()}
+
+
 def make(kind: str, folder: Path, *, adapted: bool = True, **settings: Any) -> Any:
-    chosen = SEQUENCES["single-turn"]
-    rows = Dataset.from_list([{"input_ids": list(ids), "labels": list(labels)} for ids, labels in chosen])
     model = tiny("llama", dtype=torch.float64)
     if kind == "stock":
         return Trainer(
             get_peft_model(model, lora_config("llama")) if adapted else model,
             TrainingArguments(str(folder), **COMMON, **settings),
-            train_dataset=rows,
+            train_dataset=ROWS,
             data_collator=DataCollatorForSeq2Seq(tiny_tokenizer(), pad_to_multiple_of=8),
         )
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
     args = SFTConfig(str(folder), max_length=256, gradient_checkpointing=False, **COMMON, **settings)
     return SFTTrainer(
-        model, args, train_dataset=rows, processing_class=tiny_tokenizer(), peft_config=lora_config("llama")
+        model,
+        args,
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tiny_tokenizer(),
+        peft_config=lora_config("llama"),
     )
 
 
-def step(kind: str, folder: Path, *, size: int, accumulated: int, **alignment: Any) -> Ran:
-    trainer = make(kind, folder, per_device_train_batch_size=size, gradient_accumulation_steps=accumulated)
-    assert selfaug.attach(trainer, **alignment) is trainer
-    ran = Ran([], [])
-    trainer.add_callback(_Recorder(ran, perturb_adapter))
-    _record_batches(trainer, ran)
+def train(trainer: Any) -> Ran:
+    ran = Ran(trainer)
+    trainer.add_callback(Recorder(ran))
+    taken = trainer.get_batch_samples
+
+    def get_batch_samples(*given: Any, **named: Any) -> Any:
+        batches, count = taken(*given, **named)
+        ran.batches += [dict(batch) for batch in batches]
+        return batches, count
+
+    trainer.get_batch_samples = get_batch_samples
     trainer.train()
-    ran.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    ran.trainer = trainer
     return ran
 
 
 @pytest.mark.parametrize(("size", "accumulated"), [(6, 1), (2, 3)])
-@pytest.mark.parametrize("kind", ["stock", "sft"])
+@pytest.mark.parametrize(
+    "kind", ["stock", pytest.param("sft", marks=pytest.mark.skipif(not HAS_TRL, reason="trl is not installed"))]
+)
 def test_a_step_of_another_trainer_equals_the_oracle(kind: str, size: int, accumulated: int, tmp_path: Path) -> None:
-    chosen = SEQUENCES["single-turn"]
-    assert len(chosen) == size * accumulated, "one step over all sequences"
-    ran = step(kind, tmp_path, size=size, accumulated=accumulated)
-    assert len(ran.batches[0]) == accumulated
-    assert size == 1 or any(not batch["attention_mask"].all() for batch in ran.batches[0]), "something is padded"
-    loss, gradient = oracle_step(chosen, alpha=2.0).gradient()
-    assert relative_distance(ran.gradient, gradient) < TOLERANCE[torch.float64]
-    assert ran.losses[0] == pytest.approx(float(loss), rel=1e-5)
-    logged = ran.trainer.state.log_history[0]
+    assert len(CHOSEN) == size * accumulated, "one step over all sequences"
+    trainer = make(kind, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulated)
+    assert selfaug.attach(trainer) is trainer
+    ran = train(trainer)
+    assert len(ran.batches) == accumulated
+    assert any(not batch["attention_mask"].all() for batch in ran.batches), "something is padded"
+    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), CHOSEN)
+    loss, gradient = oracle.gradient()
+    assert relative_distance(ran.gradient, gradient) < TOLERANCE
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert logged["loss"] == pytest.approx(logged["nll"] + 2.0 * logged["alignment"], rel=1e-5)
     assert logged["alignment"] > 0
 
 
 def test_alpha_0_trains_as_the_trainer_alone(tmp_path: Path) -> None:
-    ran = step("stock", tmp_path / "attached", size=6, accumulated=1, alpha=0.0)
-    alone = Ran([], [])
-    trainer = make("stock", tmp_path / "alone", per_device_train_batch_size=6)
-    trainer.add_callback(_Recorder(alone, perturb_adapter))
-    trainer.train()
-    assert relative_distance(ran.gradient, alone.gradient) < TOLERANCE[torch.float64]
+    attached, alone = (make("stock", tmp_path / name, per_device_train_batch_size=6) for name in ("attached", "alone"))
+    selfaug.attach(attached, alpha=0.0)
+    assert relative_distance(train(attached).gradient, train(alone).gradient) < TOLERANCE
+
+
+class StopAfter(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
 
 
 def test_a_resumed_run_is_held_to_where_the_first_one_began(tmp_path: Path) -> None:
@@ -83,20 +132,17 @@ def test_a_resumed_run_is_held_to_where_the_first_one_began(tmp_path: Path) -> N
 
     def trained(folder: Path, until: int, *, resume: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0 if not resume else 123)  # a fresh adapter of the resumed process is another one
-        rows = Dataset.from_list(
-            [{"input_ids": list(ids), "labels": list(labels)} for ids, labels in SEQUENCES["single-turn"]]
-        )
         trainer = Trainer(
             get_peft_model(tiny("llama", dtype=torch.float64), lora_config("llama")),
             TrainingArguments(str(folder), **{**settings, "per_device_train_batch_size": 2}),
-            train_dataset=rows,
+            train_dataset=ROWS,
             data_collator=DataCollatorForSeq2Seq(tiny_tokenizer()),
         )
         if not resume:
             perturb_adapter(trainer.model)
         selfaug.attach(trainer, reference="initial")
         if until < 4:
-            trainer.add_callback(_StopAfter(until))
+            trainer.add_callback(StopAfter(until))
         trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{2}") if resume else None)
         return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
@@ -105,22 +151,6 @@ def test_a_resumed_run_is_held_to_where_the_first_one_began(tmp_path: Path) -> N
     assert (tmp_path / "cut" / "checkpoint-2" / "selfaug_reference.safetensors").is_file()
     resumed = trained(tmp_path / "cut", 4, resume=True)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def _stop_after() -> Any:
-    from transformers import TrainerCallback
-
-    class StopAfter(TrainerCallback):  # type: ignore[misc]
-        def __init__(self, step: int) -> None:
-            self.step = step
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop = state.global_step >= self.step
-
-    return StopAfter
-
-
-_StopAfter = _stop_after()
 
 
 @pytest.mark.parametrize(
