@@ -188,3 +188,21 @@ def test_a_batch_from_which_the_prompt_cannot_be_told_is_refused(change: Any, sa
     selfaug.attach(trainer)
     with pytest.raises(ConfigError, match=said):
         trainer.train()
+
+
+def test_the_loop_of_the_page_trains_what_attach_does() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "other-trainers.md").read_text(encoding="utf-8")
+    blocks = page.split("```python\n")[1:]
+    made: dict[str, Any] = {}
+    exec(compile(blocks[-1].partition("```")[0], "other-trainers.md", "exec"), made)
+    model = get_peft_model(tiny("llama", dtype=torch.float64), lora_config("llama"))
+    perturb_adapter(model)
+    batch = DataCollatorForSeq2Seq(tiny_tokenizer())([dict(row) for row in ROWS])
+    assert not batch["attention_mask"].all(), "something is padded"
+    loss = made["step_loss"](model.eval(), batch)
+    loss.backward()
+    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), CHOSEN)
+    expected, gradient = oracle.gradient()
+    found = {adapter_name(name): p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    assert relative_distance(found, gradient) < TOLERANCE
