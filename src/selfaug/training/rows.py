@@ -24,6 +24,7 @@ from selfaug.data.lost_answers import LOST_HINT, OnLostAnswer, lost_in_prompt, p
 from selfaug.data.prompts import Renderer
 from selfaug.data.read import LOOKED_AT, Reader, table_row
 from selfaug.data.record import Item, Where, parse_conversation, parse_record
+from selfaug.data.tables import trl_table
 
 __all__ = [
     "check_rows",
