@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from selfaug.common.errors import ConfigError, DataError, nearest
 from selfaug.data.fields import RowError, Where
 from selfaug.data.formats import canonical, crag, mctest, trl
 from selfaug.data.formats.guess import by_name, suggested
 from selfaug.data.formats.paths import Path, holds
 from selfaug.data.formats.shapes import FIELDS, SHAPES, Shape
 from selfaug.data.record import DOCUMENT_PARTS, Item, parse_document
+from selfaug.errors import ConfigError, DataError, nearest
 
 __all__ = ["FORMATS", "Format", "detect", "get_format", "mapped"]
 
@@ -132,9 +132,9 @@ def mapped(given: Mapping[str, str] | Sequence[str]) -> Format:
 
     def columns(row: Row) -> set[str]:
         read = set().union(*(path.columns(row) for path in parsed.values()))
-        return read | (
-            own.keys() - paths.keys() if not others else {"id", "system", "tools"} if "messages" in paths else set()
-        )
+        if not others:
+            return read | (own.keys() - paths.keys())
+        return read | ({"id", "system", "tools", "documents"} if "messages" in paths else set())
 
     def bind(rows: Sequence[Row]) -> Format:
         for name, path in parsed.items():
