@@ -14,7 +14,7 @@ from selfaug.data.formats.guess import by_name, suggested
 from selfaug.data.formats.paths import Path, holds
 from selfaug.data.formats.shapes import FIELDS, SHAPES, Shape
 from selfaug.data.record import DOCUMENT_PARTS, Item, parse_document
-from selfaug.errors import ConfigError, DataError, nearest
+from selfaug.common.errors import ConfigError, DataError, nearest
 
 __all__ = ["FORMATS", "Format", "detect", "get_format", "mapped"]
 
