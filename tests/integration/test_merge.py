@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,7 +20,7 @@ from selfaug.cli.main import main
 from selfaug.data.prompts import Renderer
 from selfaug.evaluation.merging import stochastically
 from selfaug.run.folder import RunFolder
-from selfaug.run.manifest import read_manifest, weight_files, weights_hash, write_manifest
+from selfaug.run.manifest import read_manifest, weights_hash, write_manifest
 from tests.models import save_tiny, tiny
 from tests.runs import finished_run
 
@@ -29,6 +30,10 @@ IDS = torch.tensor([[5, 9, 33, 21, 8, 40, 41, 7]])
 def saved(folder: Path, arch: str = "llama", dtype: torch.dtype = torch.float32, **config: Any) -> Path:
     """A tiny model whose files are in ``dtype``, with settings that its architecture does not have by itself."""
     save_tiny(folder, tiny(arch))
+    if config.get("tie_word_embeddings"):
+        weights = load_file(folder / "model.safetensors")
+        del weights["lm_head.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **config).save_pretrained(folder)
     assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == dtype
     return folder
@@ -38,13 +43,32 @@ def run_of(folder: Path, model: Path, *, noise: float = 0.0, **adapter: Any) -> 
     """A finished run; with ``noise`` every tensor of its adapter is moved, not LoRA's matrices alone."""
     run = finished_run(folder / "run", model, **adapter)
     if noise:
-        path = run.adapter / "adapter_model.safetensors"
         torch.manual_seed(3)
-        save_file({name: value + noise * torch.randn_like(value) for name, value in load_file(path).items()}, path)
-        manifest = read_manifest(run.manifest)
-        manifest["finished"]["weights"] = weights_hash([path], full=True)
-        write_manifest(run.manifest, manifest)
+        weights = load_file(run.adapter / "adapter_model.safetensors")
+        replace_adapter(run, {name: value + noise * torch.randn_like(value) for name, value in weights.items()})
     return run
+
+
+def replace_adapter(run: RunFolder, weights: dict[str, Tensor]) -> None:
+    path = run.adapter / "adapter_model.safetensors"
+    save_file(weights, path)
+    manifest = read_manifest(run.manifest)
+    manifest["finished"]["weights"] = weights_hash([path], full=True)
+    write_manifest(run.manifest, manifest)
+
+
+def train_one_step(run: RunFolder, model: Path, text: str, rate: float) -> None:
+    """Adam's first step on the matrices B of a fresh adapter: against the sign of their gradient."""
+    adapter = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), str(run.adapter), is_trainable=True
+    )
+    ids = AutoTokenizer.from_pretrained(model)(text, return_tensors="pt")["input_ids"]
+    adapter(input_ids=ids, labels=ids).loss.backward()
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    for name, parameter in adapter.named_parameters():
+        if "lora_B" in name:
+            weights[name.replace(".default", "")] -= rate * parameter.grad.sign()
+    replace_adapter(run, weights)
 
 
 def tuned(run: RunFolder, model: Path) -> PeftModel:
@@ -203,6 +227,33 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, capsys: pytest.Captur
     assert {path.name for path in tmp_path.iterdir()} == {"model", "run", "out"}
 
 
+def test_an_adapter_over_quantised_weights_is_folded_into_the_unquantised_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = saved(tmp_path / "model")
+    run = run_of(tmp_path, model)
+    config = yaml.safe_load(run.config.read_text())
+    run.config.write_text(yaml.safe_dump(config | {"load_in_4bit": True}))
+    assert merge(run, tmp_path / "out", "--prompts", "4") == 0
+    assert "trained over quantised weights" in capsys.readouterr().err
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert getattr(merged.config, "quantization_config", None) is None
+    assert kept(*parts(run, model, merged)) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_model_that_was_trained_whole_has_nothing_to_fold_and_needs_no_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = saved(tmp_path / "model")
+    run = run_of(tmp_path, model, full=True)
+    shutil.rmtree(model)
+    assert merge(run, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "no adapter to fold" in said
+    assert str(run.model) in said
+    assert main(["chat", str(run.path), "--question", "w5", "--max_new_tokens", "4"]) == 0
+
+
 def test_an_adapter_of_no_steps_is_said_to_be_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(tmp_path, saved(tmp_path / "model"), perturb=0)
     assert merge(run, tmp_path / "out") == 0
@@ -266,18 +317,31 @@ def test_stochastic_rounding_keeps_the_mean_and_what_is_exact() -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_in_bfloat16_keeps_a_small_tuning(
-    smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_smollm2_in_bfloat16_keeps_a_small_tuning(smollm2: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(smollm2, model)
     AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).save_pretrained(model)
-    run = run_of(tmp_path, model, perturb=0.004)
+    run = run_of(tmp_path, model, perturb=0)
+    text = "Question: Where is the harbour of Lund? Answer: It has none."
+    train_one_step(run, model, text, rate=1e-3)
+    ids = AutoTokenizer.from_pretrained(model)(text, return_tensors="pt")["input_ids"]
+
+    def kl(model: Any) -> float:
+        with torch.no_grad():
+            found = model.float()(input_ids=ids).logits.double().log_softmax(-1)
+        return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+    adapter = tuned(run, model)
+    with torch.no_grad():
+        wanted = adapter(input_ids=ids).logits.double().log_softmax(-1)
+    base = kl(AutoModelForCausalLM.from_pretrained(model))
     nearest = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype="auto"), str(run.adapter))
-    assert kept(*parts(run, model, nearest.merge_and_unload())) < 0.6
-    assert merge(run, tmp_path / "out", "--prompts", "2") == 0
-    assert "2 of 2 greedy answers are the adapter's" in capsys.readouterr().err
+    lost = nearest.merge_and_unload()
+    assert kept(*parts(run, model, lost)) < 0.6
+    assert kl(lost) > 0.05 * base
+
+    assert merge(run, tmp_path / "out", "--prompts", "0") == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert merged.dtype == torch.bfloat16
     assert 0.99 < kept(*parts(run, model, merged)) < 1.01
-    assert len(weight_files(tmp_path / "out")) == 1
+    assert kl(merged) < 0.005 * base

@@ -239,7 +239,7 @@ def _merge(
             return written(own)
         except _TooLittleError as error:
             say(error.message)
-        say("float32 is written instead.")
+        say("float32 is written instead; a server must load it in float32, or it rounds the tuning away as it loads.")
         return written("float32")
 
 
@@ -282,7 +282,7 @@ def _write(
             )
         if lacks is not None:
             raise _TooLittleError(
-                f"{dtype} is too coarse for what this run trained: {lacks}; nothing was saved",
+                f"{dtype} is too coarse for what this run trained: {lacks}; it was not saved",
                 "pass --dtype float32, which keeps all of it.",
             )
     return kept

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ import torch
 
 from selfaug.cli.refusal import plain, refused
 from selfaug.common.errors import ConfigError, UserError, nearest
+from selfaug.common.quiet import unwarned
 from selfaug.common.redaction import is_secret
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class _Stage:
     @contextlib.contextmanager
     def __call__(self, *names: str) -> Iterator[None]:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the real run says them, once
+            with unwarned():  # the real run says them, once
                 yield
         except (UserError, _NotTried):
             raise

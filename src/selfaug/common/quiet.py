@@ -20,7 +20,7 @@ from selfaug.common.terminal import is_main, muted, say, warn
 
 __all__ = [
     "FLAG", "LET_THROUGH", "Topic", "is_verbose", "libraries_muted", "matters", "quieten", "several_machines",
-    "take_verbose",
+    "take_verbose", "unwarned",
 ]  # fmt: skip
 
 _VARIABLE = "SELFAUG_VERBOSE"
@@ -128,6 +128,14 @@ def libraries_muted() -> Iterator[None]:
     else:
         with muted():
             yield
+
+
+@contextmanager
+def unwarned(pattern: str = "") -> Iterator[None]:
+    """Drop Python's warnings while the block runs, all or those that begin with a pattern: what we see to ourselves."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=pattern)
+        yield
 
 
 class _Logger(logging.getLoggerClass()):  # type: ignore[misc]

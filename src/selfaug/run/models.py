@@ -8,7 +8,6 @@ so that there is never more than one in memory.
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
 from selfaug.common.fingerprint import file_hash
+from selfaug.common.quiet import unwarned
 from selfaug.run.manifest import read_manifest, weight_files, weights_hash
 
 if TYPE_CHECKING:
@@ -221,9 +221,8 @@ class Sides:
                 )
             _part_tied(model)
         try:
-            with warnings.catch_warnings():
-                # PEFT says that a head is no longer tied to the embedding; it is written so.
-                warnings.filterwarnings("ignore", message=".*(tie_word_embeddings|tied).*")
+            # PEFT says that a head is no longer tied to the embedding; it is written so.
+            with unwarned(".*(tie_word_embeddings|tied)"):
                 folded: PreTrainedModel = self._peft.merge_and_unload(safe_merge=True)
         except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
             raise ConfigError(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from selfaug.common.errors import ConfigError, DataError, nearest
 from selfaug.data.fields import RowError, Where
 from selfaug.data.formats import canonical, crag, mctest, trl
 from selfaug.data.formats.guess import by_name, suggested
 from selfaug.data.formats.paths import Path, holds
 from selfaug.data.formats.shapes import FIELDS, SHAPES, Shape
 from selfaug.data.record import DOCUMENT_PARTS, Item, parse_document
-from selfaug.common.errors import ConfigError, DataError, nearest
 
 __all__ = ["FORMATS", "Format", "detect", "get_format", "mapped"]
 
