@@ -116,4 +116,5 @@ def test_python_examples_use_only_what_they_import_or_make(page: Path) -> None:
                 known |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
         names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
         known |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        known |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         assert {node.id for node in names} <= known, f"{page.name}: {sorted({node.id for node in names} - known)}"
