@@ -107,7 +107,7 @@ NUMBERS = [
     ("per_device_train_batch_size", "0"), ("per_device_train_batch_size", "-1"), ("per_device_eval_batch_size", "0"),
     ("gradient_accumulation_steps", "0"), ("gradient_accumulation_steps", "-1"), ("num_train_epochs", "0"),
     ("num_train_epochs", "nan"), ("max_steps", "0"), ("max_steps", "-5"), ("learning_rate", "-1"),
-    ("learning_rate", "0"), ("learning_rate", "nan"), ("learning_rate", "inf"), ("weight_decay", "-1"),
+    ("learning_rate", "nan"), ("learning_rate", "inf"), ("weight_decay", "-1"),
     ("weight_decay", "nan"), ("adam_beta1", "1.5"), ("adam_beta2", "-0.5"), ("adam_epsilon", "-1"),
     ("max_grad_norm", "-1"), ("max_grad_norm", "nan"), ("warmup_steps", "-1"), ("neftune_noise_alpha", "-1"),
     ("logging_steps", "-1"), ("save_steps", "0"), ("save_total_limit", "-1"), ("eval_steps", "0"),

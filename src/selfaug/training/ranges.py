@@ -66,7 +66,7 @@ TRAINING: Mapping[str, Range] = {
     "gradient_accumulation_steps": _COUNT,
     "num_train_epochs": Range(0, open_low=True, open_high=True),
     "max_steps": Range(1, also=-1),
-    "learning_rate": Range(0, open_low=True, open_high=True),
+    "learning_rate": _WEIGHT,  # 0 measures a step without taking it
     "weight_decay": _WEIGHT,
     "adam_beta1": _PART,
     "adam_beta2": _PART,
@@ -102,7 +102,6 @@ ADAPTER: Mapping[str, Range] = {
 
 _INSTEAD = {
     "max_steps": "-1 leaves the length of the training to num_train_epochs",
-    "learning_rate": "with 0 nothing is learnt",
     "save_steps": "to save only at the end, --save_strategy no",
     "logging_steps": "to log nothing, --logging_strategy no",
     "eval_steps": "to evaluate never, --eval_strategy no",
