@@ -50,7 +50,7 @@ WIKITEXT, WIKITEXT_TOKENS = 60, 128
 PROMPTS = 20
 """Prompts of test rows on which the shift is measured."""
 REPLAY = 400
-DIGESTS = {1: "f6c21036e50d", 4: "c2dae8c8f9ce"}
+DIGESTS = {1: "f6c21036e50d", 4: "e039c7d9fad2"}
 """Of the rows by number of documents: what a key stands for."""
 
 
