@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from selfaug.cli.main import main
 from selfaug.data.prompts import Renderer
@@ -262,6 +263,13 @@ def test_an_adapter_of_no_steps_is_said_to_be_the_base(tmp_path: Path, capsys: p
 
 def test_what_serves_the_model_knows_where_an_answer_ends(tmp_path: Path) -> None:
     model = saved(tmp_path / "model")
+    settings = model / "generation_config.json"
+    # A contradiction that published models have; transformers does not save it once anything beside it is changed.
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"temperature": 0.6, "do_sample": False}))
+    changed = GenerationConfig.from_pretrained(model)
+    changed.eos_token_id = 7
+    with pytest.raises(ValueError, match="do_sample"):
+        changed.save_pretrained(tmp_path / "refused")
     run = run_of(tmp_path, model)
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)
     tokenizer.eos_token = "w7"  # as `train --eos_token` leaves it
@@ -270,7 +278,8 @@ def test_what_serves_the_model_knows_where_an_answer_ends(tmp_path: Path) -> Non
     Renderer.for_tokenizer(tokenizer, mode="plain").save(run.adapter)
     assert merge(run, tmp_path / "out") == 0
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert json.loads((model / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert json.loads(settings.read_text())["eos_token_id"] == 2
+    assert written["temperature"] == 0.6
     assert written["eos_token_id"] == [2, 7]
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
 
@@ -298,6 +307,27 @@ def test_a_base_that_moved_is_named_and_another_is_refused(tmp_path: Path, capsy
         assert "--base" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
         assert main([*verb, "--base", str(tmp_path / "moved")]) == 0
+    assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), wanted, atol=1e-4)
+
+
+def test_a_base_of_the_hub_is_the_commit_that_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit, later = "a" * 40, "b" * 40
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "cache" / "models--org--tiny"
+    model = saved(root / "snapshots" / commit)
+    run = run_of(tmp_path, model)
+    wanted = logits(tuned(run, model))
+    shutil.copytree(model, root / "snapshots" / later)
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"] += 0.5
+    save_file(weights, root / "snapshots" / later / "model.safetensors", metadata={"format": "pt"})
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(later)  # the branch has moved on
+    run.config.write_text(yaml.safe_dump(yaml.safe_load(run.config.read_text()) | {"model_name_or_path": "org/tiny"}))
+    manifest = read_manifest(run.manifest)
+    manifest["model"] |= {"name": "org/tiny", "commit": commit}
+    write_manifest(run.manifest, manifest)
+    assert merge(run, tmp_path / "out", "--prompts", "2") == 0
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), wanted, atol=1e-4)
 
 

@@ -293,13 +293,15 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: 
 
     from selfaug.generation.decoding import stop_ids
 
-    if model.generation_config is not None:
-        # The run may have ended its answers with another token than the base.
-        model.generation_config.eos_token_id = stop_ids(model, tokenizer, renderer)
     try:
         model.save_pretrained(folder)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    if model.generation_config is not None:
+        # The run may have ended its answers with another token than the base does. Written after the model: with it,
+        # transformers refuses a changed configuration that holds a contradiction, and published ones do.
+        model.generation_config.eos_token_id = stop_ids(model, tokenizer, renderer)
+        model.generation_config.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
     renderer.save(folder)
     open_to_others(folder)
