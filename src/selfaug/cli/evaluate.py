@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     say("reading what is to be measured ...")
     parts = all_parts(settings, folder, origin)
     store = Store(Path(settings.store).expanduser() if settings.store else folder.path / "evaluation")
-    results = _head(settings, folder, origin)
+    results = _head(settings, folder, origin, args.argv)
     old, samples = kept_parts(
         folder.path / "results.json", folder.path / "samples.jsonl", results["hashes"], [part.name for part in parts]
     )
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _head(settings: Settings, folder: RunFolder, origin: Origin) -> dict[str, Any]:
+def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[str]) -> dict[str, Any]:
     """Everything of the results but the parts."""
     from selfaug.common.fingerprint import versions
     from selfaug.common.redaction import redacted, without_secrets
@@ -98,7 +98,7 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin) -> dict[str, An
     return {
         "schema": 1,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": without_secrets(["selfaug", *sys.argv[1:]]),
+        "command": without_secrets(["selfaug", "evaluate", *argv]),
         "run": {
             "name": folder.path.resolve().name,
             "method": config.get("method"),

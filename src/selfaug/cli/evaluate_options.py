@@ -113,7 +113,9 @@ def _check(settings: Settings) -> None:
         number = getattr(settings, name)
         if number is not None and number < 1:
             raise ConfigError(f"{name} is {number}, and it counts something", "give 1 or more.")
-    if settings.judge_timeout <= 0 or settings.judge_retries < 0:
+    if settings.seed < 0:
+        raise ConfigError(f"seed is {settings.seed}, and the bootstrap takes none below 0", "give 0 or more.")
+    if not settings.judge_timeout > 0 or settings.judge_retries < 0:
         raise ConfigError("judge_timeout and judge_retries count seconds and tries", "give more than 0, and 0 or more.")
     if (settings.judge_url is None) != (settings.judge_model is None):
         raise ConfigError(

@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     settings = resolve(Settings, "relate", flags, args)
     if settings.resamples < 100:
         raise ConfigError(f"--resamples is {settings.resamples}: too few for an interval", "give 100 or more.")
+    if settings.seed < 0:
+        raise ConfigError(f"--seed is {settings.seed}, and the bootstrap takes none below 0", "give 0 or more.")
     output = None if settings.output is None else Path(settings.output).expanduser()
     if output is not None and output.suffix.lower() not in ENDINGS:
         raise ConfigError(
