@@ -14,7 +14,13 @@ from selfaug.common.fingerprint import file_hash
 from selfaug.common.terminal import say
 from selfaug.evaluation.choices import check_file
 from selfaug.evaluation.general import recorded
-from selfaug.evaluation.harness_faults import code_refused, quiet, repeatable_language_detection, translated
+from selfaug.evaluation.harness_faults import (
+    code_refused,
+    offline_where_unreachable,
+    quiet,
+    repeatable_language_detection,
+    translated,
+)
 from selfaug.evaluation.suites import GeneralTask
 from selfaug.run.models import Origin
 
@@ -99,6 +105,8 @@ class Harness:
         """
         if task.data is not None:
             check_file(task.task, task.data)
+        else:
+            offline_where_unreachable()
         with quiet(), translated(task):
             leaves = self._manager.load([self._spec(task)])["tasks"]
             for leaf in leaves.values():

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Iterator
+from functools import cache
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.quiet import is_verbose, libraries_muted
 from selfaug.common.terminal import talk
 from selfaug.evaluation.suites import GeneralTask
 
-__all__ = ["code_refused", "quiet", "repeatable_language_detection", "translated"]
+__all__ = ["code_refused", "offline_where_unreachable", "quiet", "repeatable_language_detection", "translated"]
+
+
+_HUB_SECONDS = 5.0
 
 
 @contextlib.contextmanager
@@ -82,6 +89,25 @@ def _hint(task: GeneralTask) -> str:
 
 def _first(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+@cache
+def offline_where_unreachable() -> None:
+    """Switch the hub off for this process where it does not answer, so that its libraries look at their caches alone.
+
+    They would try each file of each data set five times, half a minute in all.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((str(address.hostname), port), timeout=_HUB_SECONDS).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def code_refused(task: str) -> ConfigError:
