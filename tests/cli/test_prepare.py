@@ -54,7 +54,8 @@ def data(tmp_path: Path) -> Path:
 
 def assert_mistake(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     assert done.returncode == 2, done.stderr
-    assert "error: " in done.stderr  # behind what was said of the rows
+    # One error, the last thing said: before it stands at most what was being done.
+    assert [line.startswith("error: ") for line in done.stderr.splitlines()].count(True) == 1, done.stderr
     assert "\n\nhint: " in done.stderr
     assert "Traceback" not in done.stderr
     for part in parts:
@@ -234,93 +235,6 @@ def test_rows_of_trl_pass_through_and_are_split_by_prompt(tmp_path: Path) -> Non
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in held_out}
 
 
-def test_the_split_keeps_titles_or_a_field_on_one_side(tmp_path: Path) -> None:
-    rows = [
-        row(i, documents=[{"text": f"passage {i} about {i % 8}", "title": f"Town {i % 8}"}], user={"id": i % 5})
-        for i in range(40)
-    ]
-    data = write(tmp_path / "data.jsonl", rows)
-
-    def both(out: Path, key: Any) -> set[Any]:
-        train, held_out = ({key(r) for r in lines(out / f"{part}.jsonl")} for part in ("train", "held_out"))
-        assert train
-        assert held_out
-        return train & held_out
-
-    def title(r: dict[str, Any]) -> str:
-        return str(r["documents"][0]["title"])
-
-    done = selfaug(data, "--output_dir", tmp_path / "plain", "--held_out", 0.2)
-    assert "8 distinct titles" in done.stdout or "titles (in 8 rows) are also in the training data" in done.stdout
-    assert both(tmp_path / "plain", title), "without it titles are on both sides"
-    done = selfaug(data, "--output_dir", tmp_path / "titles", "--held_out", 0.2, "--group_by", "title")
-    assert done.returncode == 0, done.stderr
-    assert "train 35, held out 5 (of 8 groups)" in done.stdout
-    assert not both(tmp_path / "titles", title)
-    done = selfaug(data, "--output_dir", tmp_path / "users", "--held_out", 0.2, "--group_by", "user.id")
-    assert "train 32, held out 8 (of 5 groups)" in done.stdout
-    assert not both(tmp_path / "users", lambda r: int(r["id"][1:]) % 5)
-    out = tmp_path / "none"
-    assert_mistake(selfaug(data, "--output_dir", out, "--group_by", "usr"), "group_by='usr'", "none of the 40 examples")
-    assert_mistake(selfaug(data, "--output_dir", out, "--group_by", "title", "user.id"), "cannot be split", "group_by")
-    assert_mistake(selfaug(data, "--output_dir", out, "--group_by", "title", "--held_out", 0), "held_out is 0")
-
-
-def test_what_other_data_shares_is_counted_and_left_out_when_asked(data: Path, tmp_path: Path) -> None:
-    near = "passage 3 holds word6 and word7"
-    test = write(
-        tmp_path / "test.jsonl",
-        [lines(data)[0], row(50, documents=[{"text": near.upper()}]), row(51), {**lines(data)[8], "answer": "other"}],
-    )
-    done = selfaug(data, "--check", "--against", test)
-    assert done.returncode == 0, done.stderr
-    assert "  leak: 1 row of 4 are also rows of the training data (1 letter by letter)" in done.stdout
-    assert "  leak: 3 distinct documents (in 3 rows of 4) are also in the training data (2 letter" in done.stdout
-    assert "  6 examples share these with it; --on_shared_row skip leaves them out" in done.stdout
-    out = tmp_path / "out"
-    done = selfaug(data, "--output_dir", out, "--against", test, "--on_shared_row", "skip", "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["against"]["left_out"] == 6
-    assert report["against"]["shared_documents"]["count"] == 0
-    kept = {r["id"] for part in ("train", "held_out") for r in lines(out / f"{part}.jsonl")}
-    assert kept == {f"r{i}" for i in range(40)} - {"r0", "r1", "r6", "r7", "r8", "r9"}
-    assert_mistake(selfaug(data, "--check", "--on_shared_row", "skip"), "--against")
-    assert_mistake(selfaug(data, "--check", "--against", tmp_path / "gone.jsonl"), "gone.jsonl: no such file")
-    assert_mistake(
-        selfaug(data, "--output_dir", tmp_path / "o2", "--against", data, "--on_shared_row", "skip"), "all 40 examples"
-    )
-
-
-def test_other_data_is_read_as_the_input_is_or_by_its_own_looks(tmp_path: Path) -> None:
-    raw = [{"ask": f"what is in text {i}?", "ctx": f"word{i} is here", "reply": f"word{i}"} for i in range(6)]
-    data, same = write(tmp_path / "data.jsonl", raw), write(tmp_path / "same.jsonl", raw[:2])
-    plain = write(tmp_path / "plain.jsonl", [row(i) for i in range(3)])
-    where = ("--map", "question=ask", "documents=ctx", "answer=reply")
-    assert_mistake(selfaug(same, "--check"), "ask")  # nobody could tell these columns
-    for other, shared in ((same, 2), (plain, 3)):
-        done = selfaug(data, "--check", *where, "--against", other)
-        assert done.returncode == 0, done.stderr
-        assert f"  leak: {shared} rows of {shared} are also rows of the training data" in done.stdout, done.stdout
-    some = write(tmp_path / "some.jsonl", [*raw[:2], "{"])
-    done = selfaug(data, "--check", *where, "--against", some)
-    assert "some.jsonl: 1 bad rows are not compared; the first:" in done.stderr
-
-
-@pytest.mark.shared
-def test_squad_by_title_shares_no_article(shared: Path, tmp_path: Path) -> None:
-    squad = shared / "data" / "squad" / "dev-v1.1.json"
-    counts = []
-    for words in ([], ["--group_by", "title"]):
-        done = selfaug(squad, "--output_dir", tmp_path / str(len(counts)), "--json", *words)
-        assert done.returncode == 0, done.stderr
-        report = json.loads(done.stdout)
-        counts.append(report["leaks"]["shared_titles"]["count"])
-        assert report["leaks"]["shared_documents"]["count"] == 0
-        assert 0.08 < report["held_out"] / report["rows"] <= 0.1
-    assert counts == [24, 0]
-
-
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
 def test_a_run_stopped_while_it_writes_leaves_no_half_written_folder(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
@@ -376,23 +290,3 @@ def test_the_length_report_counts_the_models_tokens(shared: Path, stories260k: P
     assert text.returncode == 0, text.stderr
     assert "tokens, response: min" in text.stdout
     assert "rows have a shortened document" in text.stdout
-
-
-def test_a_map_is_taken_from_flags_and_from_a_file_of_settings(tmp_path: Path) -> None:
-    rows = [
-        {"QUESTION": f"q{i}?", "CONTEXTS": [f"passage {i}"], "decision": "yes", "answer": "wrong"} for i in range(4)
-    ]
-    data = write(tmp_path / "data.jsonl", rows)
-    words = ["question=QUESTION", "documents=CONTEXTS[]", "answer=decision"]
-    flagged = selfaug(data, "--output_dir", tmp_path / "a", "--held_out", 0, "--map", *words)
-    assert flagged.returncode == 0, flagged.stderr
-    assert "unread columns" in flagged.stderr
-    file = tmp_path / "settings.yaml"
-    file.write_text("map:\n  question: QUESTION\n  documents: CONTEXTS[]\n  answer: decision\n", "utf-8")
-    told = selfaug(data, "--output_dir", tmp_path / "b", "--held_out", 0, "--config", file)
-    assert told.returncode == 0, told.stderr
-    lines = (tmp_path / "a" / "train.jsonl").read_text("utf-8")
-    assert lines == (tmp_path / "b" / "train.jsonl").read_text("utf-8")
-    first = {"question": "q0?", "documents": [{"text": "passage 0"}], "answer": "yes"}
-    assert json.loads(lines.splitlines()[0]) == first
-    assert_mistake(selfaug(data, "--check", "--map", "question=Q"), "none of the first 4 rows", "QUESTION")

@@ -176,7 +176,7 @@ def test_bad_rows_are_counted_by_reason_first(cli: Cli, model: Path, tmp_path: P
     head = next(i for i, line in enumerate(lines) if "8 bad rows left out, of 12 (67 %), by reason:" in line)
     assert lines[head + 2].split()[:3] == ["6", "50", "%"]
     assert "field answer: expected" in lines[head + 2]
-    assert "line 2: " in lines[head + 3]
+    assert "line 2, field 'answer': expected" in lines[head + 3]
     assert any("warning: only 4 of 12 rows" in line for line in lines)
     found = json.loads((tmp_path / "run" / "manifest.json").read_text())["data"]["train"]["bad_rows_by_reason"]
     assert sorted(found.values()) == [2, 6]

@@ -179,7 +179,7 @@ def _reasons(problems: Sequence[RowError]) -> list[tuple[str, str]]:
         expected = f"expected {bad.expected}, received {bad.received}"
         return f"field {bad.field}: {expected}" if bad.field else expected
 
-    return [(str(bad.where), reason(bad)) for bad in problems]
+    return [(reason(bad), bad.message) for bad in problems]
 
 
 def warn_of_bad_rows(name: str, problems: Sequence[RowError], good: int) -> None:

@@ -149,7 +149,7 @@ class LengthReport:
         if self.escaped:
             names = ", ".join(f"{text!r} {count}" for text, count in self.escaped.most_common(5))
             lines.append(f"{self.escaped_specials} special-token strings in the data made harmless: {names}")
-        return lines + reason_lines([(item.row, item.reason) for item in self.left_out], self.rows)
+        return lines + reason_lines([(item.reason, f"{item.row}: {item.reason}") for item in self.left_out], self.rows)
 
     def warnings(self) -> list[tuple[str, str]]:
         """What will probably not be what the user wants, and what to do about it."""
@@ -165,7 +165,7 @@ class LengthReport:
             )
         if len(self.left_out) > MANY * self.rows:
             most = self._reasons()[0]
-            hints = [item.hint for item in self.left_out if item.row == most.examples[0][0]]
+            hints = [item.hint for item in self.left_out if item.row == most.examples[0]]
             found.append(
                 (
                     f"only {self.kept} of {self.rows} rows are left: {len(self.left_out)} "
@@ -177,7 +177,7 @@ class LengthReport:
         return found
 
     def _reasons(self) -> list[Reason]:
-        return by_reason((item.row, item.reason) for item in self.left_out)
+        return by_reason((item.reason, item.row) for item in self.left_out)
 
     def _became(self) -> str:
         if self.on_lost_answer == "skip":

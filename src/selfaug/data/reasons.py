@@ -22,28 +22,28 @@ class Reason:
 
     Args:
         text: What their reasons share; ``…`` stands for what differs.
-        examples: The first of them: name and whole reason.
+        examples: The first of them, as they are shown.
         count: All of them.
     """
 
     text: str
-    examples: list[tuple[str, str]]
+    examples: list[str]
     count: int
 
 
 def by_reason(rows: Iterable[tuple[str, str]]) -> list[Reason]:
-    """The reasons of rows, given as name and reason, the most frequent first.
+    """The reasons of rows, given as reason and the row as it is shown, the most frequent first.
 
     Numbers, quoted texts and what was received make no new reason.
     """
     found: dict[str, Reason] = {}
-    for name, text in rows:
+    for text, example in rows:
         kind = text.partition(", received ")[0]
         reason = found.setdefault(_VARYING.sub("…", kind), Reason(kind, [], 0))
         reason.text = _shared(reason.text, kind)
         reason.count += 1
         if len(reason.examples) < _EXAMPLES:
-            reason.examples.append((name, text))
+            reason.examples.append(example)
     return sorted(found.values(), key=lambda reason: -reason.count)
 
 
@@ -51,7 +51,7 @@ def reason_lines(rows: Sequence[tuple[str, str]], total: int, head: str = "rows 
     """A small table of reasons with counts and shares, and examples below each; nothing where no row was left out.
 
     Args:
-        rows: Name and reason of each row that was left out.
+        rows: Of each row that was left out the reason, and the row as it is shown.
         total: Rows that came in.
         head: What became of them, for the first line.
     """
@@ -62,7 +62,7 @@ def reason_lines(rows: Sequence[tuple[str, str]], total: int, head: str = "rows 
     lines.append(f"  {'rows':>7}  {'share':>6}  reason")
     for reason in reasons[:_REASONS]:
         lines.append(f"  {reason.count:>7,}  {_share(reason.count, total):>6}  {_cut(reason.text)}")
-        lines += [f"{'':>19}{name}: {_cut(text)}" for name, text in reason.examples]
+        lines += [f"{'':>19}{_cut(example)}" for example in reason.examples]
         if reason.count > len(reason.examples):
             lines.append(f"{'':>19}and {reason.count - len(reason.examples):,} more")
     if len(reasons) > _REASONS:

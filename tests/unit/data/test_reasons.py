@@ -5,9 +5,9 @@ from selfaug.data.reasons import by_reason, reason_lines
 
 
 def test_rows_are_counted_by_reason_before_any_is_listed():
-    rows = [(f"row {n}", f"needs {500 + n} tokens, 150 are allowed, and it has no documents") for n in range(1, 14)]
-    rows += [("row 20", "the template refuses it: 'roles must alternate'"), ("row 21", "the template refuses it: 'no'")]
-    lines = reason_lines(rows, 20)
+    reasons = [f"needs {500 + n} tokens, 150 are allowed, and it has no documents" for n in range(1, 14)]
+    reasons += ["the template refuses it: 'roles must alternate'", "the template refuses it: 'no'"]
+    lines = reason_lines([(reason, f"row {n}: {reason}") for n, reason in enumerate(reasons, start=1)], 20)
     assert lines[0] == "15 rows left out, of 20 (75 %), by reason:"
     assert lines[1].split() == ["rows", "share", "reason"]
     assert lines[2].split(maxsplit=3) == [
@@ -24,7 +24,7 @@ def test_rows_are_counted_by_reason_before_any_is_listed():
 
 def test_places_and_received_values_make_no_new_reason():
     rows = [
-        (f"a.jsonl, line {n}", f"field documents[{n}].text: expected non-empty text, received {n}.5") for n in range(9)
+        (f"field documents[{n}].text: expected non-empty text, received {n}.5", f"a.jsonl, line {n}") for n in range(9)
     ]
     (reason,) = by_reason(rows)
     assert (reason.text, reason.count) == ("field … expected non-empty text", 9)
@@ -34,7 +34,7 @@ def test_places_and_received_values_make_no_new_reason():
 
 def test_a_thousand_reasons_are_a_short_table():
     words = [f"{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(600)]
-    lines = reason_lines([(word, f"{word} is wrong") for word in words], 600)
+    lines = reason_lines([(f"{word} is wrong", word) for word in words], 600)
     assert len(lines) < 40
     assert lines[-1].split(maxsplit=3) == ["588", "98", "%", "588 further reasons"]
 
