@@ -130,7 +130,7 @@ def test_nq_corpus(shared: Path) -> None:
     ("name", "message"),
     [
         ("ifeval/input_data.jsonl", "no known format: .*instruction_id_list"),
-        ("arc-challenge", "field 'documents'"),
+        ("arc-challenge/arc_challenge_test.jsonl", "field 'documents'"),
         ("tinystories/tinystories_1000.json", "expected a JSON object"),
     ],
 )
