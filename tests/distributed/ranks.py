@@ -17,7 +17,8 @@ from datasets import Dataset
 # torchrun starts a file, and the tests that it imports are a package of the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from selfaug import SelfAugTrainer, plan
+from selfaug import SelfAugTrainer
+from selfaug.planning import plan
 from tests.integration.steps import SEQUENCES, run
 
 
