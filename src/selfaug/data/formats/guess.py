@@ -88,17 +88,13 @@ def suggested(rows: Sequence[Row]) -> str:
 
 
 def _places(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Columns, and the fields of columns that hold objects, with what they hold; names that look like ids are last.
-
-    What is null in all rows is left out.
-    """
+    """Columns, and the fields of columns that hold objects, with what they hold; names that look like ids are last."""
     found: dict[str, list[Any]] = {}
     for row in rows:
         for key, value in row.items():
             inner = value.items() if isinstance(value, Mapping) else ()
             for place, held in [(f"{key}.{name}", held) for name, held in inner] or [(str(key), value)]:
-                if held is not None:
-                    found.setdefault(place, []).append(held)
+                found.setdefault(place, []).append(held)
     return dict(sorted(found.items(), key=lambda item: _plain(item[0]).endswith("id")))
 
 
