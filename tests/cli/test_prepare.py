@@ -267,7 +267,7 @@ def test_a_run_stopped_while_it_writes_leaves_no_half_written_folder(
 
 def test_an_output_folder_that_cannot_be_written_is_said(data: Path) -> None:
     done = selfaug(data, "--output_dir", data / "below" / "a file")
-    assert_mistake(done, "output_dir", "which is a file")
+    assert_mistake(done, "output_dir", "data.jsonl', which is a file")
 
 
 @pytest.mark.shared

@@ -94,7 +94,7 @@ def test_on_a_terminal_a_training_has_a_bar_with_the_time_left(model: Path, data
     order = ["selfaug train: ", "reading ", "rows kept", "loading the model ", "0/6", "step 1/6 ", "1/6", "finished"]
     places = [plain.index(part) for part in order]
     assert places == sorted(places)
-    assert re.search(r"steps [^\n]* 1/6 \d+ s, \d+ s left", plain)
+    assert re.search(r"steps [^\n]* [1-5]/6 \d+ s, \d+ s left", plain)
     logged = [line for line in plain.replace("\r", "\n").splitlines() if line.startswith("step 1/6  loss")]
     assert len(logged) == 1
     assert "grad_norm" in logged[0]

@@ -15,7 +15,6 @@ from selfaug.common.terminal import is_main, say, warn
 from selfaug.data.fields import RowError
 from selfaug.data.files import has_split
 from selfaug.data.folders import evaluation_splits
-from selfaug.data.leaks import check_leaks
 from selfaug.data.read import Loaded, hub_split, read_rows, read_table
 from selfaug.data.reasons import MANY, by_reason, reason_lines
 from selfaug.data.record import Conversation
@@ -204,6 +203,8 @@ def say_bad_rows(name: str, problems: Sequence[RowError], good: int) -> None:
 
 def _checked(train: Source, evaluation: Source) -> Sources:
     """Both, after it was said what they share."""
+    from selfaug.data.leaks import check_leaks
+
     if any(source.table is not None and not hasattr(source.table, "__len__") for source in (train, evaluation)):
         say(f"whether {evaluation.name} shares rows with the training data was not checked: one of them is streamed")
     elif is_main():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.common.errors import DataError
-from selfaug.data.leaks import Leaks, check_leaks
 from selfaug.data.record import Record
 from selfaug.data.retrieve import Corpus, answers_found, retrieve
 from selfaug.data.split import Example, documents_of, plain, split_by_document
+
+if TYPE_CHECKING:
+    from selfaug.data.leaks import Leaks
 
 __all__ = ["Prepared", "Retrieval", "prepare"]
 
@@ -100,6 +102,8 @@ def prepare(
         ConfigError: If ``held_out`` or a number of the retrieval cannot be.
         DataError: If the examples cannot be split, or a record is left without documents and ``on_bad_row`` is "error".
     """
+    from selfaug.data.leaks import check_leaks
+
     left_out = 0
     if against is not None and on_shared_row == "skip":
         # Before the split, so that its sizes are those asked for; documents that are retrieved are looked at below.
