@@ -338,7 +338,9 @@ def _end(found: Trace, turn: int, first: int, behind: int) -> int:
 
 def _refuse_opening(found: Trace, first: int, tail: str, turn: int) -> None:
     """Refuse a template that opens the next turn behind a conversation's end though it is not asked to."""
-    if opens_again(found.traced[:first], tail, found.template.controls) and not _header(found):
+    if opens_again(
+        found.traced[:first], tail, found.template.controls, found.template.tokenizer.eos_token
+    ) and not _header(found):
         raise _problem(found.template, f"opens another turn behind message {turn} without being asked to")
 
 

@@ -123,12 +123,15 @@ def common_beginning(text: str, other: str, controls: tuple[str, ...]) -> int:
     return same
 
 
-def opens_again(before: str, after: str, controls: tuple[str, ...]) -> bool:
-    """Whether ``after`` ends as ``before`` does, with some whole control string, tag or word: what opens an answer."""
+def opens_again(before: str, after: str, controls: tuple[str, ...], eos: str | None) -> bool:
+    """Whether ``after`` ends as ``before`` does, with some whole control string, tag or word: what opens an answer.
+
+    EOS opens nothing: a template may end the question's turn with it as it ends the answer's, and open none.
+    """
     back = zip(reversed(before), reversed(after), strict=False)
     same = next((i for i, (a, b) in enumerate(back) if a != b), min(len(before), len(after)))
     pieces = [match.group() for match in _pieces(controls).finditer(after) if match.start() >= len(after) - same]
-    return re.search(r"\w", "".join(pieces)) is not None
+    return re.search(r"\w", "".join(piece for piece in pieces if piece != eos)) is not None
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class ChatTemplate:
         before, _, after = text.partition(_SAID)
         asked = [{"role": "user", "content": _ASKED}]
         if self.try_render(asked) == self.try_render(asked, generation=True) and opens_again(
-            before, after, self.controls
+            before, after, self.controls, self.tokenizer.eos_token
         ):
             raise DataError(
                 f"the chat template of {self.tokenizer.name_or_path!r} opens another turn behind an answer without "
