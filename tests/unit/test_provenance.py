@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from selfaug.common import fingerprint
 from selfaug.common.errors import ConfigError
 from selfaug.common.redaction import without_secrets
 from selfaug.run import manifest as provenance
@@ -26,8 +27,8 @@ def test_a_file_hash_is_sha256_of_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"\0\xff" * 1000)
     expected = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-    assert provenance.file_hash(path) == expected
-    assert provenance.files_of([path]) == [{"path": str(path), "bytes": 2000, "hash": expected}]
+    assert fingerprint.file_hash(path) == expected
+    assert fingerprint.files_of([path]) == [{"path": str(path), "bytes": 2000, "hash": expected}]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -86,15 +87,15 @@ def tokenizer(text: str = "a b c") -> object:
 
 def test_the_tokenizer_hash_follows_the_vocabulary_and_not_the_last_call() -> None:
     one, same, other = tokenizer(), tokenizer(), tokenizer("a b d")
-    known = provenance.tokenizer_hash(one)  # type: ignore[arg-type]
-    assert provenance.tokenizer_hash(same) == known  # type: ignore[arg-type]
-    assert provenance.tokenizer_hash(other) != known  # type: ignore[arg-type]
+    known = fingerprint.tokenizer_hash(one)  # type: ignore[arg-type]
+    assert fingerprint.tokenizer_hash(same) == known  # type: ignore[arg-type]
+    assert fingerprint.tokenizer_hash(other) != known  # type: ignore[arg-type]
     before = one.backend_tokenizer.to_str()  # type: ignore[attr-defined]
     one(["a b c a", "a"], padding=True, truncation=True, max_length=3)  # type: ignore[operator]
     assert one.backend_tokenizer.to_str() != before  # type: ignore[attr-defined]
-    assert provenance.tokenizer_hash(one) == known  # type: ignore[arg-type]
+    assert fingerprint.tokenizer_hash(one) == known  # type: ignore[arg-type]
     one.bos_token = "a"  # type: ignore[attr-defined]
-    assert provenance.tokenizer_hash(one) != known  # type: ignore[arg-type]
+    assert fingerprint.tokenizer_hash(one) != known  # type: ignore[arg-type]
 
 
 def test_the_config_hash_ignores_order_alone() -> None:
@@ -161,6 +162,6 @@ def test_git_state_is_the_repository_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_versions_name_what_is_installed() -> None:
-    found = provenance.versions()
+    found = fingerprint.versions()
     assert {"python", "selfaug", "torch", "trl"} <= found.keys()
     assert all(found[name] for name in ("python", "selfaug", "torch"))
