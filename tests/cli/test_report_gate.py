@@ -19,7 +19,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_a_page_is_written_into_the_run_and_its_path_is_the_output(cli: Cli, runs: list[Path]) -> None:
     result = cli("report", runs[0])
-    assert (result.code, result.out, result.err) == (0, f"{runs[0] / 'report.html'}\n", "")
+    assert (result.code, result.out, result.err) == (
+        0,
+        f"{runs[0] / 'report.html'}\n",
+        "selfaug report: reading the runs ...\n",
+    )
     html = (runs[0] / "report.html").read_text()
     assert html.startswith("<!doctype html>")
     assert cli("report", runs[0]).code == 0
