@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     reduced = digest({str(i): pair.layer.get_base_layer().weight for i, pair in enumerate(lora_pairs(start.model))})
     start.train()
     found = {
-        "rows": list(writing._train_rows["input_ids"]),
+        "rows": list(writing.train_dataset["input_ids"]),
         "trained": {name: p.double().sum().item() for name, p in writing.model.named_parameters() if p.requires_grad},
         "fisher": digest(fisher),
         "reduced": reduced,

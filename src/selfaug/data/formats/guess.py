@@ -60,6 +60,7 @@ def suggested(rows: Sequence[Row]) -> str:
         parts = [name for name in NAMES[field] if len(name) > 3]
         named = [p for p in places if any(part in _plain(p) or _plain(p).rstrip("s") in part for part in parts)]
         named = [p for p in named if p not in taken.values() and len(_plain(p)) > 2]
+        named = [p for p in named if any(value is not None for value in places[p])]
         if named:
             taken[field] = named[0]
     left = [place for place in places if place not in taken.values()]
