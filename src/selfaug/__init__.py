@@ -40,4 +40,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    try:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "selfaug").partition(".")[0] == "selfaug":
+            raise
+        raise ImportError(f"selfaug.{name} needs {error.name}: pip install 'selfaug[train]'") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import importlib
 import io
 import json
 import shlex
@@ -66,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
     distance = Distance(documents=args.documents)  # refuses numbers out of range
     if args.alpha is not None and not args.alpha > 0:
         raise ConfigError(f"alpha={args.alpha} holds nothing to the base.", "give more than 0.")
-    _check_packages()
     folder = Path(args.output_dir).expanduser()
     runs = {name: folder / name for name in METHODS}
     if any((path / "config.yaml").exists() for path in runs.values()) and not args.overwrite_output_dir:
@@ -112,15 +111,6 @@ def train_words(method: str, model: str, train: Path, output: Path, seed: int, a
     if alpha is not None and method == "selfaug":
         words += ["--alpha", alpha]
     return words + [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
-
-
-def _check_packages() -> None:
-    for package in ("lm_eval", "jinja2", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"the demo measures and reports, and {package} is not installed.",
-                'pip install "selfaug[eval,report]".',
-            )
 
 
 def _rows(folder: Path, distance: Any, seed: int) -> tuple[Path, Path]:

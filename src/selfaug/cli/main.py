@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import importlib
+import importlib.util
 import io
 import locale
 import os
@@ -26,12 +26,21 @@ USER_MISTAKE = 2
 _VERBOSE = "show all that other libraries print and warn of (default: only what matters; docs/train.md says what)"
 
 
+# What each extra of the package brings, by names that can be imported.
+EXTRAS = {
+    "train": ("accelerate", "bm25s", "datasets", "jinja2", "regex", "rich", "scipy", "trl", "yaml"),
+    "eval": ("lm_eval",),
+    "report": ("jinja2", "matplotlib", "scipy", "yaml"),
+}
+
+
 class Verb(NamedTuple):
-    """Where a verb lives, its line in the help, and what it says that it does first."""
+    """Where a verb lives, its line in the help, what it says that it does first, and the extras that it needs."""
 
     module: str
     help: str
     first: str = ""
+    extras: tuple[str, ...] = ("train",)
 
 
 # Only names: a verb's module is imported when it is asked for, so `selfaug --help` never pays for torch.
@@ -57,20 +66,28 @@ VERBS = {
         "selfaug.cli.relate",
         "relate shift to forgetting over runs, with a coefficient and a picture",
         "reading the runs",
+        ("report",),
     ),
     "compare": Verb(
-        "selfaug.cli.compare", "train and measure several methods, and show them side by side", "loading the libraries"
+        "selfaug.cli.compare",
+        "train and measure several methods, and show them side by side",
+        "loading the libraries",
+        ("train", "report"),
     ),
-    "report": Verb("selfaug.cli.report", "write one page on what runs gained, lost and cost", "reading the runs"),
+    "report": Verb(
+        "selfaug.cli.report", "write one page on what runs gained, lost and cost", "reading the runs", ("report",)
+    ),
     "gate": Verb(
         "selfaug.cli.gate",
         "pass or fail a run by what it gained and lost, for continuous integration",
         "reading the run",
+        ("report",),
     ),
     "demo": Verb(
         "selfaug.cli.demo",
         "see it on a small model that comes along: forgetting with LoRA and with SelfAug",
         "loading the libraries",
+        ("train", "eval", "report"),
     ),
     "lab": Verb(
         "selfaug.cli.lab", "make the lab's model from nothing, or rows of its RAG task", "loading the libraries"
@@ -160,6 +177,7 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument(FLAG, action="store_true", help=_VERBOSE)
     subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB")
     if verb in VERBS:
+        _check_extras(verb)
         module = importlib.import_module(VERBS[verb].module)
         module.add_parser(subparsers)
         subparsers.choices[verb].add_argument(FLAG, action="store_true", help=_VERBOSE)
@@ -182,6 +200,20 @@ def _dispatch(arguments: list[str]) -> int:
     parser.parse_args(arguments)
     parser.print_help()
     return 0
+
+
+def _check_extras(verb: str) -> None:
+    missing = {
+        extra: [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+        for extra in VERBS[verb].extras
+    }
+    names = list(dict.fromkeys(name for extra in missing.values() for name in extra))
+    if names:
+        extras = ",".join(extra for extra, absent in missing.items() if absent)
+        raise ConfigError(
+            f"`selfaug {verb}` needs packages that are not installed: {', '.join(names)}.",
+            f"pip install 'selfaug[{extras}]' (or selfaug[all], for every verb).",
+        )
 
 
 def _refuse_unknown(verb: str, unknown: list[str], parser: argparse.ArgumentParser) -> NoReturn:
