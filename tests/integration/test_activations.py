@@ -47,6 +47,20 @@ def test_a_step_has_the_methods_gradient(method: str, tmp_path: Path) -> None:
     assert logged["loss"] == pytest.approx(logged["nll"] + 0.7 * logged["activation"], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_one_method_with_a_choice_of_modules_is_each_of_the_older_names(name: str, tmp_path: Path) -> None:
+    options = {"activation_weight": 0.7, "align_modules": name.removeprefix("align-")}
+    ran = run(CHOSEN, tmp_path, method="align-activations", method_options=options)
+    assert relative_distance(ran.gradient, oracle(name)[1]) < TOLERANCE[torch.float64]
+
+
+def test_a_choice_of_modules_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"align_modules='attn' of method='align-activations' is not known"):
+        SelfAugConfig(
+            output_dir="unused", bf16=False, method="align-activations", method_options={"align_modules": "attn"}
+        )
+
+
 @pytest.mark.parametrize("arch", ["qwen2", "mixtral"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_rows_boundaries_and_checkpointing(arch: str, checkpointing: bool, tmp_path: Path) -> None:

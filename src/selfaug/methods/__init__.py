@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from selfaug.common.errors import ConfigError, nearest
-from selfaug.methods.activations import ACTIVATION_METHODS
+from selfaug.methods.activations import ALIGNED_MODULES, AlignActivations
 from selfaug.methods.asft import ASFT
 from selfaug.methods.base import Method
 from selfaug.methods.combined import Combined
@@ -37,9 +37,12 @@ _ALL: tuple[Method, ...] = (
     *(Replay(), Magpie(), SASFT(), SDFT()),
     *(L2(), EWC(), Orthogonal(), WiseFT()),
     *(CorDA(), PiSSA()),
-    *ACTIVATION_METHODS,
+    AlignActivations(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+_OLDER_NAMES: dict[str, Method] = {
+    f"align-{modules}": AlignActivations(f"align-{modules}", modules) for modules in ALIGNED_MODULES
+}
 
 
 def available() -> dict[str, str]:
@@ -53,11 +56,12 @@ def get_method(name: str) -> Method:
     Raises:
         ConfigError: If there is none (the near name is given), or the parts contradict each other.
     """
+    known = METHODS | _OLDER_NAMES
     for part in name.split("+"):
-        if part not in METHODS:
+        if part not in known:
             where = "" if part == name else f": {part!r}"
             raise ConfigError(
-                f"method={name!r}{where} is not known.{nearest(part, METHODS)}", f"choose one of: {', '.join(METHODS)}."
+                f"method={name!r}{where} is not known.{nearest(part, known)}", f"choose one of: {', '.join(METHODS)}."
             )
-    parts = [METHODS[part] for part in name.split("+")]
+    parts = [known[part] for part in name.split("+")]
     return parts[0] if len(parts) == 1 else Combined(name, parts)

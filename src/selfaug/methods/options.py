@@ -35,6 +35,7 @@ def option(
     most: float | None = None,
     above: float | None = None,
     path: bool = False,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """A field of a method's options.
 
@@ -45,8 +46,9 @@ def option(
         most: The largest value taken.
         above: Values must be larger than this.
         path: Whether it names a file or folder: its hash goes into the manifest, and a local one becomes absolute.
+        choices: The values taken; empty for any.
     """
-    metadata = {"help": says, "least": least, "most": most, "above": above, "path": path}
+    metadata = {"help": says, "least": least, "most": most, "above": above, "path": path, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -111,6 +113,12 @@ def _checked(method: str, field: dataclasses.Field[Any], value: Any) -> Any:
         raise ConfigError(
             f"method_options: {field.name}={value!r} of method={method!r} is not of type {wanted.__name__}",
             f"{field.metadata['help']} The default is {field.default!r}.",
+        )
+    choices = field.metadata["choices"]
+    if choices and value not in choices:
+        raise ConfigError(
+            f"method_options: {field.name}={value!r} of method={method!r} is not known.{nearest(value, choices)}",
+            f"choose one of: {', '.join(choices)}.",
         )
     if field.metadata["path"]:
         local = Path(str(value)).expanduser()
