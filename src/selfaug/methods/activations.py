@@ -68,7 +68,7 @@ class AlignActivations(Method):
         self.name = name  # type: ignore[misc]
         metadata = next(one.metadata for one in dataclasses.fields(self.Options) if one.name == "align_modules")
         default = dataclasses.field(default=modules, metadata=metadata)
-        self.Options = dataclasses.make_dataclass(  # type: ignore[misc]
+        self.Options = dataclasses.make_dataclass(  # type: ignore[misc, assignment]
             "Options", [("align_modules", str, default)], bases=(self.Options,), frozen=True
         )
 

@@ -117,7 +117,7 @@ def _checked(method: str, field: dataclasses.Field[Any], value: Any) -> Any:
     choices = field.metadata["choices"]
     if choices and value not in choices:
         raise ConfigError(
-            f"method_options: {field.name}={value!r} of method={method!r} is not known.{nearest(value, choices)}",
+            f"method_options: {field.name}={value!r} of method={method!r} is not known.{nearest(str(value), choices)}",
             f"choose one of: {', '.join(choices)}.",
         )
     if field.metadata["path"]:
