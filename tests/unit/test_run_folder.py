@@ -165,4 +165,10 @@ def test_what_may_differ_are_settings_that_exist() -> None:
 
 def test_config_differences_see_a_setting_that_only_one_side_has() -> None:
     assert config_differences({"alpha": 1}, {"alpha": 1, "beta": 2, "save_steps": 3}) == {"beta": (None, 2)}
+
+
+def test_a_setting_that_an_older_run_does_not_know_had_its_default() -> None:
+    old, defaults = {"alpha": 1}, {"alpha": 2, "beta": 2}
+    assert config_differences(old, {"alpha": 1, "beta": 2}, defaults) == {}
+    assert config_differences(old, {"alpha": 2, "beta": 3}, defaults) == {"alpha": (1, 2), "beta": (2, 3)}
     assert yaml.safe_load(yaml.safe_dump(CONFIG)) == CONFIG

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from selfaug.training.config import SelfAugConfig
 
-__all__ = ["DIFFERENT_DEFAULTS", "Arguments", "Settings", "build", "build_parser", "parse"]
+__all__ = ["DIFFERENT_DEFAULTS", "Arguments", "Settings", "build", "build_parser", "default_values", "parse"]
 
 
 # A secret, and what was asked of one call: none belongs to the settings that a run is known by.
@@ -72,6 +72,12 @@ def data_classes() -> tuple[type, ...]:
     from selfaug.training.config import SelfAugConfig
 
     return ScriptArguments, SelfAugConfig, ModelConfig, DatasetMixtureConfig, RunArguments
+
+
+def default_values() -> dict[str, Any]:
+    """The default of each setting that has one of its own."""
+    fields = [entry for data_class in data_classes() for entry in dataclasses.fields(data_class)]
+    return {entry.name: entry.default for entry in fields if entry.default is not dataclasses.MISSING}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from selfaug.cli.encoding import tokenizer_and_renderer
     from selfaug.cli.launch import is_launched, launch, processes_wanted
     from selfaug.cli.outputs import check_writable
-    from selfaug.cli.parsing import build_parser, parse
+    from selfaug.cli.parsing import build_parser, default_values, parse
     from selfaug.cli.rehearsal import rehearse
     from selfaug.run.checkpoint import resolve
     from selfaug.run.folder import RunFolder
@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     if is_main():
         overwrite = settings.run.overwrite_output_dir
         check_writable(folder.path)
-        folder.check_free(settings.resolved, overwrite=overwrite and not resume, resume=resume)
+        folder.check_free(
+            settings.resolved, overwrite=overwrite and not resume, resume=resume, defaults=default_values()
+        )
         resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
     tokenizer, renderer = tokenizer_and_renderer(settings)
     for check in settings.training.changes.check_prompts:

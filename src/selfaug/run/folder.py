@@ -38,10 +38,16 @@ MAY_DIFFER = frozenset(
 what is written, where it runs; not the data, the model or the objective."""
 
 
-def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """``{name: (old value, new value)}`` of the settings that decide what is learnt and are not the same."""
+def config_differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """``{name: (old value, new value)}`` of the settings that decide what is learnt and are not the same.
+
+    A setting that ``old`` lacks had its default there: an older version, which did not know it, wrote ``old``.
+    """
+    known = {**(defaults or {}), **old}
     names = [name for name in {**old, **new} if name not in MAY_DIFFER]
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    return {name: (known.get(name), new.get(name)) for name in names if known.get(name) != new.get(name)}
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,21 @@ class RunFolder:
             )
         return folder
 
-    def check_free(self, config: Mapping[str, Any], *, overwrite: bool, resume: bool) -> None:
-        """May a run with these settings write here? Changes nothing on disk.
+    def check_free(
+        self,
+        config: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        resume: bool,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Refuse a folder that a run with these settings may not write to; changes nothing on disk.
+
+        Args:
+            config: Resolved settings of the run.
+            overwrite: Whether another run in the folder may be replaced.
+            resume: Whether the run in the folder is to be gone on with.
+            defaults: Defaults of settings that the run in the folder may be too old to know.
 
         Raises:
             ConfigError: If the path is a file, the folder holds files that are not ours or another run, or a run is to
@@ -156,7 +175,7 @@ class RunFolder:
                 f"output_dir {self.path} is not empty and holds no run: it has {_some(entries)}",
                 "give another --output_dir, or pass --overwrite_output_dir true to write beside these files.",
             )
-        differing = config_differences(self.read_config(), config)
+        differing = config_differences(self.read_config(), config, defaults)
         changed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in list(differing.items())[:5])
         if differing and (resume or self.has_checkpoint() or self.finished):
             raise ConfigError(f"output_dir {self.path} holds another run ({changed})", ways_out)

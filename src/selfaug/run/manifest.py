@@ -34,6 +34,8 @@ __all__ = [
 SCHEMA = 1
 VOLATILE = frozenset({"created", "command", "resumed", "finished", "device", "git"})
 """Parts of a manifest that differ between two runs of the same experiment."""
+DESCRIBING = frozenset({"bad_rows_by_reason"})
+"""Keys inside a part that describe what its hashes decide; older manifests may lack them."""
 
 _BLOCKS, _BLOCK = 64, 4096
 
@@ -170,7 +172,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """``{dotted name: (old, new)}`` of the leaves of two manifests that are not the same, ``VOLATILE`` parts aside."""
+    """``{dotted name: (old, new)}`` of the leaves of two manifests that differ, but ``VOLATILE`` and ``DESCRIBING``."""
     flat_old, flat_new = (dict(_leaves(manifest)) for manifest in (old, new))
     names = sorted(flat_old.keys() | flat_new.keys())
     return {
@@ -181,7 +183,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 def _leaves(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            if name or key not in VOLATILE:
+            if key not in (DESCRIBING if name else VOLATILE):
                 yield from _leaves(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, (list, tuple)) and value:
         for index, inner in enumerate(value):
