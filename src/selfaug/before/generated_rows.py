@@ -1,4 +1,4 @@
-"""How do the training rows of a run get what its base writes itself, before the first step?"""
+"""Training rows that the base writes itself before the first step."""
 
 from __future__ import annotations
 

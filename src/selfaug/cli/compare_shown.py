@@ -1,4 +1,4 @@
-"""What does `selfaug compare` show of its finished runs? A table, a picture and a file of numbers."""
+"""The output of `selfaug compare`: a table, a figure and a file of numbers on its finished runs."""
 
 from __future__ import annotations
 

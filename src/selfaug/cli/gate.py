@@ -1,4 +1,4 @@
-"""`selfaug gate`: may a run pass? Exit 0 it may, 1 it may not, 3 there are too few items to tell, 2 a mistake.
+"""`selfaug gate`: exit 0 if a run may pass, 1 if not, 3 if there are too few items to tell, 2 for a mistake.
 
 It decides on the interval of the paired difference of base and tuned, not on the difference itself.
 """

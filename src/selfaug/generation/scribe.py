@@ -1,4 +1,4 @@
-"""Who writes for a method? Replies to its requests, each made once, and counts of what became of them."""
+"""The writer given to a method: answers its requests, each once, and counts what became of the replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be set in training? TRL's `SFTConfig` and ours, every option documented once."""
+"""The training configuration: TRL's `SFTConfig` and our options, every one documented once."""
 
 from __future__ import annotations
 
