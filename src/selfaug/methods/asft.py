@@ -40,4 +40,4 @@ class ASFT(Method):
     def changes(self, config: SelfAugConfig) -> Changes:
         """DFT's response loss, and with an anchor above 0 the KL."""
         anchor = self.options(config).anchor
-        return Changes(response_term=DFT(), added_terms=(TermOn(KL_RESPONSE, "held", anchor),) if anchor else ())
+        return Changes(response_term=DFT(), added_terms=(TermOn(KL_RESPONSE, "compared", anchor),) if anchor else ())

@@ -105,7 +105,7 @@ class Changes:
 
     @property
     def places(self) -> frozenset[str]:
-        """Positions that a term acts on: ``response``, ``held``, ``aligned``."""
+        """Positions that a term acts on: ``response``, ``compared``, ``aligned``."""
         return frozenset({term.where for term in self.terms} | ({"aligned"} if self.activation_term else set()))
 
     @property

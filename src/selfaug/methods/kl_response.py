@@ -41,4 +41,4 @@ class KLResponse(Method):
     def changes(self, config: SelfAugConfig) -> Changes:
         """With β > 0 the KL."""
         beta = self.options(config).beta
-        return Changes(added_terms=(TermOn(KL_RESPONSE, "held", beta),) if beta else ())
+        return Changes(added_terms=(TermOn(KL_RESPONSE, "compared", beta),) if beta else ())

@@ -40,4 +40,4 @@ class TMKL(Method):
     def changes(self, config: SelfAugConfig) -> Changes:
         """With a weight above 0 the KL."""
         weight = self.options(config).mask_weight
-        return Changes(added_terms=(TermOn(WithoutGold(), "held", weight),) if weight else ())
+        return Changes(added_terms=(TermOn(WithoutGold(), "compared", weight),) if weight else ())

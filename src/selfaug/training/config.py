@@ -237,7 +237,7 @@ class SelfAugConfig(SFTConfig):
     @property
     def holds_response(self) -> bool:
         """Whether response positions are compared with the reference."""
-        return "held" in self.changes.places
+        return "compared" in self.changes.places
 
     @property
     def compares(self) -> bool:
