@@ -1,4 +1,4 @@
-"""Does the model still know in the second turn what was said in the first?"""
+"""The skill of using the first turn of a dialogue in the second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "dialogue"
 
 
 def make(rng: random.Random, part: Part) -> Item:
-    """A name or a liking that is asked for again, or an answer to be told once more in capital letters."""
+    """Make an item that asks for a name or a liking again, or for the last answer in capital letters."""
     return rng.choice((_name, _liking, _again))(rng, part)
 
 
@@ -40,7 +40,7 @@ def _again(rng: random.Random, part: Part) -> Item:
         category = rng.choice(list(CATEGORIES))
         pool = CATEGORIES[category]
         start = rng.randrange(len(pool))
-        told = ", ".join(pool[(start + i) % len(pool)] for i in range(2))
+        listed = ", ".join(pool[(start + i) % len(pool)] for i in range(2))
         asks = rng.choice(("Again in capital letters.", "Now in capital letters.", "Once more in capital letters."))
-        if in_test(told + asks) == (part == "test"):
-            return Item(NAME, (f"Name two {category}.", told, asks), told.upper(), {"exact": [told.upper()]})
+        if in_test(listed + asks) == (part == "test"):
+            return Item(NAME, (f"Name two {category}.", listed, asks), listed.upper(), {"exact": [listed.upper()]})
