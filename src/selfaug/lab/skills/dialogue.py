@@ -20,19 +20,19 @@ def make(rng: random.Random, part: Part) -> Item:
 def _name(rng: random.Random, part: Part) -> Item:
     name = rng.choice(names("person", part))
     first = rng.choice(("My name is {n}.", "I am called {n}.", "Hello, my name is {n}.")).format(n=name)
-    asks = rng.choice(("What is my name?", "Do you know my name?", "Say my name."))
-    return Item(NAME, (first, f"Nice to meet you, {name}.", asks), f"Your name is {name}.", {"contains": [name]})
+    question = rng.choice(("What is my name?", "Do you know my name?", "Say my name."))
+    return Item(NAME, (first, f"Nice to meet you, {name}.", question), f"Your name is {name}.", {"contains": [name]})
 
 
 def _liking(rng: random.Random, part: Part) -> Item:
     while True:
         thing = rng.choice(WORDS)
-        asks = rng.choice(("What do I like?", "Do you know what I like?", "Say what I like."))
+        question = rng.choice(("What do I like?", "Do you know what I like?", "Say what I like."))
         first = rng.choice(("I like the {w}.", "My favourite is the {w}.", "Best of all I like the {w}.")).format(
             w=thing
         )
-        if in_test(first + asks) == (part == "test"):
-            return Item(NAME, (first, "Good to know.", asks), f"You like the {thing}.", {"contains": [thing]})
+        if in_test(first + question) == (part == "test"):
+            return Item(NAME, (first, "Good to know.", question), f"You like the {thing}.", {"contains": [thing]})
 
 
 def _again(rng: random.Random, part: Part) -> Item:
@@ -41,6 +41,6 @@ def _again(rng: random.Random, part: Part) -> Item:
         pool = CATEGORIES[category]
         start = rng.randrange(len(pool))
         listed = ", ".join(pool[(start + i) % len(pool)] for i in range(2))
-        asks = rng.choice(("Again in capital letters.", "Now in capital letters.", "Once more in capital letters."))
-        if in_test(listed + asks) == (part == "test"):
-            return Item(NAME, (f"Name two {category}.", listed, asks), listed.upper(), {"exact": [listed.upper()]})
+        question = rng.choice(("Again in capital letters.", "Now in capital letters.", "Once more in capital letters."))
+        if in_test(listed + question) == (part == "test"):
+            return Item(NAME, (f"Name two {category}.", listed, question), listed.upper(), {"exact": [listed.upper()]})

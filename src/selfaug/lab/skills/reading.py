@@ -57,14 +57,14 @@ class _Passage:
             pairs, answerable = (missing, False) if missing else (pairs, True)
         entity, relation = rng.choice(pairs)
         short = rng.random() < brief
-        asks = rng.choice(_ASKS).format(r=relation, e=entity)
-        asks = f"{rng.choice(_BRIEF)} {asks}" if short else asks
+        question = rng.choice(_ASKS).format(r=relation, e=entity)
+        question = f"{rng.choice(_BRIEF)} {question}" if short else question
         if not answerable:
-            return asks, f"{ABSTENTION}." if not short else ABSTENTION, {"contains": [ABSTENTION]}
+            return question, f"{ABSTENTION}." if not short else ABSTENTION, {"contains": [ABSTENTION]}
         value = self.facts[entity, relation]
         if short:
-            return asks, value, {"exact": [value]}
-        return asks, f"The {relation} of {entity} is {value}.", {"contains": [value]}
+            return question, value, {"exact": [value]}
+        return question, f"The {relation} of {entity} is {value}.", {"contains": [value]}
 
 
 def make(
@@ -72,8 +72,8 @@ def make(
 ) -> Item:
     """Make one question about a passage with ``count`` (at most 5) facts of each of so many entities."""
     passage = _Passage(rng, part, entities, count, 0)
-    asks, answer, check = passage.ask(rng, unanswerable, brief)
-    return Item(NAME, (f"{passage.text} {asks}",), answer, check)
+    question, answer, check = passage.ask(rng, unanswerable, brief)
+    return Item(NAME, (f"{passage.text} {question}",), answer, check)
 
 
 def make_alike(rng: random.Random, entities: int, questions: int, brief: float) -> Item:
@@ -91,9 +91,9 @@ def make_alike(rng: random.Random, entities: int, questions: int, brief: float) 
     for number in range(questions):
         entity = rng.choice(list(facts))
         short = rng.random() < brief
-        asks = (f"{rng.choice(_BRIEF)} " if short else "") + rng.choice(_ASKS).format(r=relation, e=entity)
+        question = (f"{rng.choice(_BRIEF)} " if short else "") + rng.choice(_ASKS).format(r=relation, e=entity)
         answer = facts[entity] if short else f"The {relation} of {entity} is {facts[entity]}."
-        turns += [f"{text} {asks}" if number == 0 else asks, answer]
+        turns += [f"{text} {question}" if number == 0 else question, answer]
     return Item(NAME, tuple(turns[:-1]), answer, {"contains": [facts[entity]]})
 
 
@@ -102,6 +102,6 @@ def make_many(rng: random.Random, entities: int, count: int, questions: int, una
     passage = _Passage(rng, "train", entities, count, rng.randint(0, 2))
     turns: list[str] = []
     for number in range(questions):
-        asks, answer, check = passage.ask(rng, unanswerable, brief)
-        turns += [f"{passage.text} {asks}" if number == 0 else asks, answer]
+        question, answer, check = passage.ask(rng, unanswerable, brief)
+        turns += [f"{passage.text} {question}" if number == 0 else question, answer]
     return Item(NAME, tuple(turns[:-1]), answer, check)
