@@ -14,7 +14,7 @@ from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from selfaug.generation.scribe import Scribe
+    from selfaug.generation.writer import Writer
     from selfaug.training.config import SelfAugConfig
 
 __all__ = ["Magpie"]
@@ -58,23 +58,23 @@ class Magpie(Method):
         return Changes(compose=Compose(o.magpie_ratio, write), check_prompts=(require_chat(self.name), user_turn))
 
 
-def _write(scribe: Scribe, count: int, *, temperature: float, top_p: float) -> list[Conversation]:
-    turn = user_turn(scribe.tokenizer, scribe.renderer)
+def _write(writer: Writer, count: int, *, temperature: float, top_p: float) -> list[Conversation]:
+    turn = user_turn(writer.tokenizer, writer.renderer)
 
     def attempt(numbers: list[int]) -> list[Conversation | str]:
-        instructions = scribe.write(
+        instructions = writer.write(
             [
                 Request(
-                    text=turn.header, stop=turn.end, length=scribe.length, temperature=temperature, top_p=top_p,
-                    seed=scribe.seed_of("magpie", n),
+                    text=turn.header, stop=turn.end, length=writer.length, temperature=temperature, top_p=top_p,
+                    seed=writer.seed_of("magpie", n),
                 )
                 for n in numbers
             ],
             "instructions",
         )  # fmt: skip
         finished = [reply for reply in instructions if reply.ended and reply.text]
-        prompts = [({"role": "user", "content": scribe.renderer.escape(reply.text)},) for reply in finished]
-        answers = iter(scribe.write([Request(messages, length=scribe.length) for messages in prompts], "answers"))
+        prompts = [({"role": "user", "content": writer.renderer.escape(reply.text)},) for reply in finished]
+        answers = iter(writer.write([Request(messages, length=writer.length) for messages in prompts], "answers"))
         conversations: list[Conversation | str] = []
         for reply in instructions:
             if not (reply.ended and reply.text):
@@ -88,4 +88,4 @@ def _write(scribe: Scribe, count: int, *, temperature: float, top_p: float) -> l
             conversations.append(Conversation(tuple(messages)))
         return conversations
 
-    return scribe.gather("magpie", count, attempt)
+    return writer.gather("magpie", count, attempt)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from selfaug.data.record import Conversation, Item
-    from selfaug.generation.scribe import Scribe
+    from selfaug.generation.writer import Writer
 
 __all__ = ["Compose", "Mix", "Rewrite", "Start", "Texts"]
 
-Rewrite: TypeAlias = Callable[[Sequence["Item"], "Scribe"], list["Item"]]
+Rewrite: TypeAlias = Callable[[Sequence["Item"], "Writer"], list["Item"]]
 
 
 @dataclass(frozen=True)
@@ -70,4 +70,4 @@ class Compose:
     """
 
     ratio: float
-    write: Callable[[Scribe, int], list[Conversation]]
+    write: Callable[[Writer, int], list[Conversation]]

@@ -13,7 +13,7 @@ from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from selfaug.generation.scribe import Scribe
+    from selfaug.generation.writer import Writer
     from selfaug.training.config import SelfAugConfig
 
 __all__ = ["SASFT"]
@@ -64,30 +64,30 @@ class SASFT(Method):
         return Changes(compose=Compose(o.dialogue_ratio, write), check_prompts=(require_chat(self.name),))
 
 
-def _write(scribe: Scribe, count: int, *, turns: int, temperature: float) -> list[Conversation]:
+def _write(writer: Writer, count: int, *, turns: int, temperature: float) -> list[Conversation]:
     def attempt(numbers: list[int]) -> list[Conversation | str]:
         dialogues: dict[int, list[Message]] = {n: [] for n in numbers}
         for turn in range(turns):
             for role in ("user", "assistant"):
                 unfinished = [n for n in numbers if n in dialogues]
-                requests = [_request(scribe, dialogues[n], role, turn, n, temperature) for n in unfinished]
-                for n, reply in zip(unfinished, scribe.write(requests, f"dialogues, turn {turn + 1}"), strict=True):
+                requests = [_request(writer, dialogues[n], role, turn, n, temperature) for n in unfinished]
+                for n, reply in zip(unfinished, writer.write(requests, f"dialogues, turn {turn + 1}"), strict=True):
                     if reply.ended and reply.text:
                         dialogues[n].append({"role": role, "content": reply.text})
                     else:
                         del dialogues[n]
         return [Conversation(tuple(dialogues[n])) if n in dialogues else "unfinished" for n in numbers]
 
-    return scribe.gather("sa-sft", count, attempt)
+    return writer.gather("sa-sft", count, attempt)
 
 
-def _request(scribe: Scribe, dialogue: list[Message], role: str, turn: int, number: int, temperature: float) -> Request:
+def _request(writer: Writer, dialogue: list[Message], role: str, turn: int, number: int, temperature: float) -> Request:
     """Return the request for the next turn: the assistant's, or the person's with the roles exchanged."""
-    turns = [{**message, "content": scribe.renderer.escape(message["content"])} for message in dialogue]
+    turns = [{**message, "content": writer.renderer.escape(message["content"])} for message in dialogue]
     if role == "assistant":
-        return Request(tuple(turns), length=scribe.length)
+        return Request(tuple(turns), length=writer.length)
     exchanged = {"user": "assistant", "assistant": "user"}
     instruction = {"role": "user", "content": PERSON.format(which="first" if turn == 0 else "next")}
     swapped = [{**message, "role": exchanged[message["role"]]} for message in turns]
-    seed = scribe.seed_of("sa-sft", turn, number)
-    return Request((instruction, *swapped), length=scribe.length, temperature=temperature, seed=seed)
+    seed = writer.seed_of("sa-sft", turn, number)
+    return Request((instruction, *swapped), length=writer.length, temperature=temperature, seed=seed)

@@ -20,7 +20,7 @@ from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from selfaug.generation.scribe import Scribe
+    from selfaug.generation.writer import Writer
     from selfaug.training.config import SelfAugConfig
 
 __all__ = ["SDFT", "agrees", "rewritten"]
@@ -122,7 +122,7 @@ def agrees(
 
 def rewritten(
     items: Sequence[Item],
-    scribe: Scribe,
+    writer: Writer,
     *,
     share: float,
     agreement: float,
@@ -136,21 +136,21 @@ def rewritten(
         turns = _turns(item)
         for turn in turns:
             answer = _answers(item, turn)[0]
-            if not scribe.draw(share, str(item.to_row()), str(turn)):
+            if not writer.draw(share, str(item.to_row()), str(turn)):
                 counts["kept"] += 1
                 continue
-            messages = _prompt(item, turn, scribe)
-            question, reference = messages[-1]["content"], scribe.renderer.escape(answer).strip()
+            messages = _prompt(item, turn, writer)
+            question, reference = messages[-1]["content"], writer.renderer.escape(answer).strip()
             instruction = REWRITE.format(question=question, answer=reference)
             messages = [*messages[:-1], {**messages[-1], "content": instruction}]
-            seed = scribe.seed_of("sdft", str(item.to_row()), turn)
-            request = Request(tuple(messages), length=scribe.length, temperature=temperature, seed=seed)
+            seed = writer.seed_of("sdft", str(item.to_row()), turn)
+            request = Request(tuple(messages), length=writer.length, temperature=temperature, seed=seed)
             requests.append((index, turn, request))
         counts["kept"] += not turns
-    replies = scribe.write([request for _, _, request in requests], "rewritten answers")
+    replies = writer.write([request for _, _, request in requests], "rewritten answers")
     texts_of: dict[int, dict[int, str]] = {}
     for (index, turn, _), reply in zip(requests, replies, strict=True):
-        fault = _fault(reply, _answers(items[index], turn), agreement, scribe.renderer.abstention, forms)
+        fault = _fault(reply, _answers(items[index], turn), agreement, writer.renderer.abstention, forms)
         if fault:
             counts[f"refused_{fault}"] += 1
         else:
@@ -158,12 +158,12 @@ def rewritten(
     changed = list(items)
     for index, texts in texts_of.items():
         new = _with(items[index], texts)
-        if scribe.prompt_of(new) == scribe.prompt_of(items[index]):
+        if writer.prompt_of(new) == writer.prompt_of(items[index]):
             changed[index] = new
             counts["rewritten"] += len(texts)
         else:
             counts["refused_too_long"] += len(texts)
-    scribe.report("sdft", counts, changed)
+    writer.report("sdft", counts, changed)
     return changed
 
 
@@ -181,10 +181,10 @@ def _answers(item: Item, turn: int) -> Sequence[str]:
     return item.answers if isinstance(item, Record) else [str(item.messages[turn]["content"])]
 
 
-def _prompt(item: Item, turn: int, scribe: Scribe) -> list[dict[str, Any]]:
-    renderer = scribe.renderer
+def _prompt(item: Item, turn: int, writer: Writer) -> list[dict[str, Any]]:
+    renderer = writer.renderer
     if isinstance(item, Record):
-        fitted = fit_record(item, renderer, scribe.tokenizer, scribe.max_length if item.documents else None)
+        fitted = fit_record(item, renderer, writer.tokenizer, writer.max_length if item.documents else None)
         return renderer.messages(item, item.documents if fitted is None else fitted.kept_documents)
     # Templates index documents themselves only in a whole conversation.
     before = Conversation(item.messages[:turn], item.documents)

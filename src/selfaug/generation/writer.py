@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from selfaug.data.prompts import Renderer
 
-__all__ = ["Scribe", "Source"]
+__all__ = ["Source", "Writer"]
 
 Item = Record | Conversation
 
@@ -37,7 +37,7 @@ class Source(Protocol):
         ...
 
 
-class Scribe:
+class Writer:
     """Answers requests, from the store where they were answered before.
 
     Args:
