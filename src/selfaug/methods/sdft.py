@@ -186,7 +186,7 @@ def _prompt(item: Item, turn: int, writer: Writer) -> list[dict[str, Any]]:
     if isinstance(item, Record):
         fitted = fit_record(item, renderer, writer.tokenizer, writer.max_length if item.documents else None)
         return renderer.messages(item, item.documents if fitted is None else fitted.kept_documents)
-    # Templates index documents themselves only in a whole conversation.
+    # Templates place documents themselves only in a whole conversation.
     before = Conversation(item.messages[:turn], item.documents)
     return replace(renderer, template_documents=False).conversation_messages(before)
 

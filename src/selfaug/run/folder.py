@@ -139,7 +139,7 @@ class RunFolder:
         return folder
 
     def check_free(self, config: Mapping[str, Any], *, overwrite: bool, resume: bool) -> None:
-        """May a run with these settings write here? Changes nothing on disk.
+        """Check that a run with these settings may write here; nothing on disk changes.
 
         Raises:
             ConfigError: If the path is a file, the folder holds files that are not ours or another run, or a run is to
