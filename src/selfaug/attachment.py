@@ -237,13 +237,13 @@ def _refuse_batch(batch: Any) -> None:
     missing = {"input_ids", "labels"} - set(batch.keys())
     if missing:
         raise ConfigError(
-            f"a batch has no {' and no '.join(sorted(missing))}, so its prompt cannot be told from its response.",
+            f"a batch has no {' and no '.join(sorted(missing))}, so prompt and response cannot be distinguished.",
             "use a collator that gives labels with -100 at prompt tokens.",
         )
     mask = batch.get("attention_mask")
     if mask is not None and mask.dim() != 2:
         raise ConfigError(
-            f"the attention mask has {mask.dim()} dimensions, so padding and documents cannot be told from it.",
+            f"the attention mask has {mask.dim()} dimensions, so padding and documents cannot be found by it.",
             "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
         )
     if mask is None and batch.get("position_ids") is None:

@@ -55,7 +55,7 @@ def find_modules(body: nn.Module, kinds: Sequence[Sequence[str]]) -> dict[str, n
         if not any(last in kind for last, _ in modules.values()):
             raise ConfigError(
                 f"{type(body).__name__} has no module named {' or '.join(map(repr, kind))}, whose output the method "
-                "would hold to the base's.",
+                "would align with the base's.",
                 "align something else, or use --method selfaug, which works with any model.",
             )
     wanted = {last for kind in kinds for last in kind}

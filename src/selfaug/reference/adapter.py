@@ -77,7 +77,7 @@ class InitialReference:
         if not switchable_layers(model):
             raise ConfigError(
                 "reference='initial' keeps a copy of the adapter as training began, but full fine-tuning has none.",
-                "name the model to be held to: --reference PATH (usually the value of --model_name_or_path).",
+                "name the reference model: --reference PATH (usually the value of --model_name_or_path).",
             )
         self._start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 

@@ -95,7 +95,7 @@ def refuse_uncacheable(model: nn.Module) -> None:
     trained = hasattr(embeddings, "modules_to_save") or any(p.requires_grad for p in head_layer(model).parameters())
     if trained:
         raise ConfigError(
-            "reference_cache keeps the base's hidden states, which are its distributions only through its own head; "
+            "reference_cache stores the base's hidden states, which give its distributions only with its own head, but "
             "this run trains the head (lm_head, or the embedding that it is tied to).",
             "train an adapter without lm_head in modules_to_save, set --freeze_head true in full fine-tuning, or leave "
             "--reference_cache out.",

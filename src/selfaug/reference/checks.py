@@ -37,7 +37,7 @@ def check_full_tuning(reference: str) -> None:
         raise ConfigError(
             f"reference={reference!r} is the model without its adapter, but full fine-tuning has none: the base would "
             "be the model that is being changed.",
-            "name the model to be held to with --reference PATH (usually the value of --model_name_or_path), or train "
+            "name the reference model with --reference PATH (usually the value of --model_name_or_path), or train "
             "an adapter (--use_peft true).",
         )
 
@@ -126,8 +126,8 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
             raise ConfigError(
                 f"the adapter already changes the model (KL {kl:.3g} nats a token before the first step): training "
                 "goes on from an adapter, and with it off the model is not the one that training starts from.",
-                "use reference='initial' to hold to where training starts, merge the adapter into its base first, or "
-                "set check_reference=false to hold to the model without any adapter.",
+                "use reference='initial' to align with the model that training starts from, merge the adapter into its "
+                "base first, or set check_reference=false to align with the model without any adapter.",
             )
 
 
