@@ -1,4 +1,4 @@
-"""`selfaug gate`: exit 0 if a run may pass, 1 if not, 3 if there are too few items to tell, 2 for a mistake.
+"""`selfaug gate`: pass a run (exit 0), fail it (1), or find too few items to decide (3); a mistake exits with 2.
 
 It decides on the interval of the paired difference of base and tuned, not on the difference itself.
 """
