@@ -1,7 +1,7 @@
-"""`attach`: SelfAug on any `transformers.Trainer` that is there already.
+"""`attach`: SelfAug on an existing `transformers.Trainer`.
 
-It takes over the two places where a trainer sees a step, `get_batch_samples` and `compute_loss`, and goes through the
-same :class:`selfaug.step.driver.StepDriver` as our own trainer. Needs torch, transformers, peft and safetensors alone.
+It replaces the two methods in which a trainer sees a step, `get_batch_samples` and `compute_loss`, and uses the same
+:class:`selfaug.step.driver.StepDriver` as our own trainer. It needs torch, transformers, peft and safetensors only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["REFERENCE_FILE", "attach"]
 AnyTrainer = TypeVar("AnyTrainer")
 
 REFERENCE_FILE = "selfaug_reference.safetensors"
-"""File of a checkpoint with what ``reference="initial"`` was; the name that our own trainer gives it too."""
+"""File of a checkpoint that holds the copy of ``reference="initial"``; our own trainer uses the same name."""
 
 
 def attach(
@@ -48,29 +48,30 @@ def attach(
     reference_slice: int = 4096,
     check: bool = True,
 ) -> AnyTrainer:
-    """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)`` over the optimiser step, in this trainer.
+    """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)`` over each optimiser step of this trainer.
 
     ``f = align_fraction · align_token_fraction``. Both divisors count tokens of the whole step, over micro-batches and
     ranks. Prompt tokens are those whose label is -100.
 
     Args:
-        trainer: A `transformers.Trainer` (or of a subclass, such as `trl.SFTTrainer`) that has not begun to train. Its
-            collator must give ``input_ids``, ``labels``, and ``attention_mask`` or ``position_ids``.
+        trainer: `transformers.Trainer` (or a subclass, such as `trl.SFTTrainer`) that has not begun to train. Its
+            collator must return ``input_ids``, ``labels``, and ``attention_mask`` or ``position_ids``.
         alpha: Weight of the alignment; finite, 0 or more.
         align_fraction: Share in (0, 1] of the sequences that are aligned in each step.
-        align_token_fraction: Share in (0, 1] of their tokens that are aligned.
+        align_token_fraction: Share in (0, 1] of the prompt tokens of these sequences that are aligned.
         align_boundary: Whether the last prompt position before a response is aligned too.
-        align_direction: ``base_to_tuned``, ``tuned_to_base`` or ``jsd``.
-        reference: ``base`` (the model with its adapter off), ``initial`` (the adapter as it is now), or path or name
-            of a model (full fine-tuning).
-        reference_slice: Tokens of a slice of longer prompts in the reference pass; 0 for none.
-        check: Whether the reference is tried on a few tokens before the first step.
+        align_direction: Direction of the KL: ``base_to_tuned``, ``tuned_to_base`` or ``jsd``.
+        reference: Reference model: ``base`` (the model with its adapter off), ``initial`` (with the adapter as it is
+            now), or the path or name of a model (for full fine-tuning).
+        reference_slice: Number of tokens of a slice; longer prompts go through the reference pass in slices; 0 for no
+            slices.
+        check: Whether head and reference are tested on a few tokens before the first step.
 
     Returns:
-        The same trainer. It also logs ``nll`` and ``alignment`` (nats a token).
+        The same trainer, which now also logs ``nll`` and ``alignment`` (nats a token).
 
     Raises:
-        ConfigError: If a setting is out of range, or the trainer, its model or its adapter cannot work with it.
+        ConfigError: If a setting is out of range, or does not work with the trainer, its model or its adapter.
     """
     _check_settings(alpha, align_fraction, align_token_fraction, align_direction)
     _Attached(
@@ -99,7 +100,7 @@ def _check_settings(alpha: float, align_fraction: float, align_token_fraction: f
 
 
 class _Attached:
-    """What stands between a trainer and the step driver."""
+    """The connection of a trainer to the step driver."""
 
     def __init__(
         self, trainer: Any, draw: Draw, alpha: float, direction: str, reference: str, slice_tokens: int, check: bool
@@ -107,9 +108,9 @@ class _Attached:
         self.trainer, self._check = trainer, check
         sharded = bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
         _refuse(trainer)
-        adapted = hasattr(trainer.model, "get_base_model")
-        self.model = trainer.model.get_base_model() if adapted else trainer.model
-        self.reference = self._make_reference(reference, adapted=adapted) if alpha else None
+        has_adapter = hasattr(trainer.model, "get_base_model")
+        self.model = trainer.model.get_base_model() if has_adapter else trainer.model
+        self.reference = self._make_reference(reference, has_adapter=has_adapter) if alpha else None
         terms = [TermOn(NLL(), "response", 1.0)]
         if alpha:
             terms.append(TermOn(ALIGNMENT_TERMS[direction], "aligned", alpha))
@@ -123,10 +124,10 @@ class _Attached:
         self.driver = StepDriver(objective, draw, layout, trainer.accelerator, sharded=sharded)
         self.meters = {True: Meter(), False: Meter()}
         install(self.model, objective)
-        self._take_over()
+        self._replace_methods()
 
-    def _make_reference(self, kind: str, *, adapted: bool) -> Reference:
-        if adapted:
+    def _make_reference(self, kind: str, *, has_adapter: bool) -> Reference:
+        if has_adapter:
             check_peft(self.trainer.model.active_peft_config, kind)
         else:
             check_full_tuning(kind)
@@ -138,16 +139,16 @@ class _Attached:
         with self.trainer.accelerator.autocast(), self.reference.serving(self.model) as served:
             return wanted if slices_agree(served, probe_tokens(self.model)[0]) else None
 
-    def _take_over(self) -> None:
+    def _replace_methods(self) -> None:
         trainer = self.trainer
-        # The loss is divided by the counts of the whole step: nobody divides it again by the number of micro-batches.
-        # Before transformers 5.19 that is told by the second of these alone, and by a count that is not None.
+        # The loss is divided by the counts of the whole step, and must not be divided again by the number of
+        # micro-batches. Before transformers 5.19 only the second attribute does that, with a count that is not None.
         trainer.loss_is_scaled_for_ga = True
         trainer.model_accepts_loss_kwargs = True
         trainer.get_batch_samples = self._get_batch_samples
         trainer.compute_loss = self._compute_loss
         self._log, trainer.log = trainer.log, self._log_with_means
-        trainer.add_callback(_AtTheirTime(self))
+        trainer.add_callback(_Callback(self))
 
     def _get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device | None = None
@@ -177,7 +178,7 @@ class _Attached:
         self._log(logs, *args, **kwargs)
 
     def before_training(self) -> None:
-        """Check model and reference, and take back what a checkpoint holds of the reference."""
+        """Check model and reference, and restore the reference from a checkpoint on resume."""
         state, args = self.trainer.state, self.trainer.args
         if self.reference is not None and state.global_step:
             file = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / REFERENCE_FILE
@@ -197,7 +198,7 @@ class _Attached:
                 check_reference(self.model, self.reference)
 
     def save(self, folder: Path) -> None:
-        """Put what the reference was into a checkpoint."""
+        """Save the tensors of the reference into a checkpoint."""
         tensors = {} if self.reference is None else self.reference.tensors()
         if tensors and folder.is_dir():
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / REFERENCE_FILE)
@@ -236,13 +237,13 @@ def _refuse_batch(batch: Any) -> None:
     missing = {"input_ids", "labels"} - set(batch.keys())
     if missing:
         raise ConfigError(
-            f"a batch has no {' and no '.join(sorted(missing))}, so its prompt cannot be told from its response.",
+            f"a batch has no {' and no '.join(sorted(missing))}, so prompt and response cannot be distinguished.",
             "use a collator that gives labels with -100 at prompt tokens.",
         )
     mask = batch.get("attention_mask")
     if mask is not None and mask.dim() != 2:
         raise ConfigError(
-            f"the attention mask has {mask.dim()} dimensions, so padding and documents cannot be told from it.",
+            f"the attention mask has {mask.dim()} dimensions, so padding and documents cannot be found by it.",
             "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
         )
     if mask is None and batch.get("position_ids") is None:
@@ -252,8 +253,8 @@ def _refuse_batch(batch: Any) -> None:
         )
 
 
-class _AtTheirTime(TrainerCallback):
-    """Calls the attached parts when the trainer comes to them."""
+class _Callback(TrainerCallback):
+    """Callback that checks before training, requires finite losses, and saves the reference."""
 
     def __init__(self, attached: _Attached) -> None:
         self._attached = attached

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.integration.steps import SEQUENCES, TOLERANCE, Ran, run
 from tests.models import tiny, with_lora
 from tests.oracles import dense
-from tests.oracles.method_step import Held, Own, method_gradient
+from tests.oracles.method_step import Compare, Own, method_gradient
 from tests.oracles.step import relative_distance
 
 CHOSEN = SEQUENCES["single-turn"][:3] + SEQUENCES["multi-turn"][:1]
@@ -51,7 +51,7 @@ def without_gold(z: Tensor, r: Tensor, y: Tensor) -> Tensor:
     return dense.alignment_N("base_to_tuned", z[kept].reshape(shape), r[kept].reshape(shape))
 
 
-ORACLES: dict[str, tuple[dict[str, Any], Own, Held | None, float]] = {
+ORACLES: dict[str, tuple[dict[str, Any], Own, Compare | None, float]] = {
     "kl-response": ({"beta": 0.7}, dense.nll_N, kl, 0.7),
     "dft": ({}, dft, None, 0.0),
     "asft": ({"anchor": 0.3}, dft, kl, 0.3),
@@ -61,8 +61,8 @@ ORACLES: dict[str, tuple[dict[str, Any], Own, Held | None, float]] = {
 }
 
 
-def oracle(own: Own, held: Held | None, weight: float, **options: Any) -> Any:
-    return method_gradient(tiny("llama"), with_lora(tiny("llama")), CHOSEN, own, held, weight, **options)
+def oracle(own: Own, compare: Compare | None, weight: float, **options: Any) -> Any:
+    return method_gradient(tiny("llama"), with_lora(tiny("llama")), CHOSEN, own, compare, weight, **options)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", ORACLES)
 def test_a_step_has_the_methods_gradient(method: str, layout: str, plain_run: Ran, tmp_path: Path) -> None:
-    options, own, held, weight = ORACLES[method]
+    options, own, compare, weight = ORACLES[method]
     ran = run(CHOSEN, tmp_path, method=method, method_options=options, **LAYOUTS[layout])
-    loss, expected = oracle(own, held, weight)
+    loss, expected = oracle(own, compare, weight)
     assert relative_distance(plain_run.gradient, expected) > 0.05
     assert relative_distance(ran.gradient, expected) < TOLERANCE[torch.float64]
     assert ran.losses == pytest.approx([loss], rel=1e-5)
@@ -114,7 +114,7 @@ def test_drawn_sequences_are_held_with_their_share_taken_out(tmp_path: Path, mon
 
 @pytest.mark.parametrize("boundary", [False, True], ids=["boundary out", "boundary in"])
 def test_a_combination_adds_up_its_parts(boundary: bool, tmp_path: Path) -> None:
-    """Prompt and response held at once, DFT in the NLL's place: the gradient is linear in its parts."""
+    """Prompt and response aligned at once, with DFT in the NLL's place: the gradient is linear in its parts."""
     prompt = {"alpha": 2.0, "align_boundary": boundary}
     together = run(CHOSEN, tmp_path / "all", method="selfaug+asft", method_options="anchor=0.3", **prompt)
     asft = run(CHOSEN, tmp_path / "asft", method="asft", method_options="anchor=0.3").gradient

@@ -1,10 +1,10 @@
-"""What is the adapter gradient of a step that holds activations, one unpadded sequence at a time?
+"""The adapter gradient of a step that aligns activations, one unpadded sequence at a time.
 
     loss = sum nll / n_response
            + weight · mean_m sum_{drawn seq} sum_{t aligned} mean_d (h_m - base_m)^2 / (f · n_aligned)
 
-h_m is the input of whatever comes after module m, caught by a hook on the module whose dotted name ends with one of the
-given words. Base and tuned are two models loaded apart; nothing is imported from the package.
+h_m is the output of module m, captured by a hook on each module whose dotted name ends with one of the given words.
+Base and tuned are two separately loaded models; nothing is imported from the package.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def activation_gradient(
     fraction: float = 1.0,
     drawn: Collection[int] | None = None,
 ) -> tuple[float, Gradients]:
-    """The loss and the gradient of every trainable parameter of ``tuned``."""
-    found = [positions(labels, boundary) for _, labels in sequences]
-    n_response, n_aligned = sum(len(f.targets) for f in found), sum(len(f.aligned) for f in found)
+    """Return the loss and the gradient of every trainable parameter of ``tuned``."""
+    every = [positions(labels, boundary) for _, labels in sequences]
+    n_response, n_aligned = sum(len(p.targets) for p in every), sum(len(p.aligned) for p in every)
     tuned.zero_grad(set_to_none=True)
     total = 0.0
-    for index, ((input_ids, labels), where) in enumerate(zip(sequences, found, strict=True)):
+    for index, ((input_ids, labels), where) in enumerate(zip(sequences, every, strict=True)):
         ids = torch.tensor([list(input_ids)])
-        (logits, tuned_by), (_, base_by) = (_caught(model, ids, ends) for model in (tuned, base))
+        (logits, tuned_by), (_, base_by) = (_captured(model, ids, ends) for model in (tuned, base))
         gold = torch.tensor([labels[t + 1] for t in where.targets], dtype=torch.int64)
         loss = dense.nll_N(logits[where.targets], gold).sum() / n_response
         if where.aligned and (drawn is None or index in drawn):
@@ -56,13 +56,13 @@ def activation_gradient(
     return total, gradients
 
 
-def _caught(model: torch.nn.Module, ids: Tensor, ends: Collection[str]) -> tuple[Tensor, list[Tensor]]:
+def _captured(model: torch.nn.Module, ids: Tensor, ends: Collection[str]) -> tuple[Tensor, list[Tensor]]:
     outputs: list[Tensor] = []
 
-    def catch(module: torch.nn.Module, given: Any, output: Any) -> None:
+    def capture(module: torch.nn.Module, given: Any, output: Any) -> None:
         outputs.append((output[0] if isinstance(output, tuple) else output)[0])
 
-    handles = [m.register_forward_hook(catch) for name, m in model.named_modules() if name.split(".")[-1] in ends]
+    handles = [m.register_forward_hook(capture) for name, m in model.named_modules() if name.split(".")[-1] in ends]
     logits = model(input_ids=ids, use_cache=False).logits[0]
     for handle in handles:
         handle.remove()

@@ -1,7 +1,7 @@
-"""What do the row terms give when autograd differentiates dense logits?
+"""The row terms on dense logits, for autograd to differentiate.
 
-The second oracle of the rows, for sizes that are slow as loops and for gradients with respect to weights: plain
-tensors, PyTorch's own `log_softmax` and autograd, one matrix of logits. Its correctness is checked against `rows.py`.
+This is the second oracle of the rows, for sizes that are slow as loops and for gradients with respect to weights: plain
+tensors, PyTorch's `log_softmax` and autograd, and one matrix of logits. It is checked against `rows.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 def logits_NV(  # noqa: N802
     hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, scale: float = 1.0, soft_cap: float | None = None
 ) -> Tensor:
-    """c·tanh(s·(h Wᵀ + b)/c) for N rows."""
+    """Return c·tanh(s·(h Wᵀ + b)/c) for N rows."""
     z_NV = hidden_NH @ weight_VH.T
     if bias_V is not None:
         z_NV = z_NV + bias_V

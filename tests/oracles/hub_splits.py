@@ -1,7 +1,7 @@
-"""Which split a file belongs to by the Hub's documentation of file names, read character by character.
+"""The splits of a file by the Hub's documentation of file names, read character by character.
 
-https://huggingface.co/docs/hub/datasets-file-names-and-splits: the words of a split are equivalent, and are set apart
-by non-word characters; folders count like files.
+Source: https://huggingface.co/docs/hub/datasets-file-names-and-splits. The keywords of a split are equivalent, and are
+separated by non-word characters; names of folders count as well.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ KEYWORDS = {
 
 
 def splits_of_name(relative: str) -> set[str]:
-    """The splits that a path below the data set's folder names."""
-    found, word = set(), ""
+    """Return the splits named in a path relative to the data set's folder."""
+    splits, word = set(), ""
     for character in relative.lower() + "/":
         if character in "-._ /0123456789":
             if word in KEYWORDS:
-                found.add(KEYWORDS[word])
+                splits.add(KEYWORDS[word])
             word = ""
         else:
             word += character
-    return found
+    return splits

@@ -1,10 +1,10 @@
-"""What is the adapter gradient of one optimiser step under a rival, one unpadded sequence at a time?
+"""The adapter gradient of one optimiser step of a rival method, one unpadded sequence at a time.
 
-    loss = sum_seq sum_t own(t) / n_response + weight · sum_{drawn seq} sum_t held(t) / (f · n_response)
+    loss = sum_seq sum_t own(t) / n_response + weight · sum_{drawn seq} sum_t compare(t) / (f · n_response)
 
-``own`` is what a response token costs and ``held`` compares its distribution with the base's; both are given as a
-function of dense logits, and a weight inside them is detached by whoever writes it. Base and tuned are two models
-loaded apart; nothing is imported from the package.
+``own`` is the loss of a response token, and ``compare`` the distance of its distribution from the base's. Both are
+functions of dense logits, and must detach any weights themselves. Base and tuned are two separately loaded models;
+nothing is imported from the package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.models import adapter_name
 from tests.oracles.step import Gradients, Sequence_, positions
 
 Own = Callable[[Tensor, Tensor], Tensor]
-Held = Callable[[Tensor, Tensor, Tensor], Tensor]
+Compare = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def method_gradient(
@@ -26,12 +26,12 @@ def method_gradient(
     tuned: torch.nn.Module,
     sequences: Sequence[Sequence_],
     own: Own,
-    held: Held | None = None,
+    compare: Compare | None = None,
     weight: float = 0.0,
     fraction: float = 1.0,
     drawn: Collection[int] | None = None,
 ) -> tuple[float, Gradients]:
-    """The loss and the gradient of every trainable parameter of ``tuned``."""
+    """Return the loss and the gradient of every trainable parameter of ``tuned``."""
     targets = [positions(labels, False).targets for _, labels in sequences]
     count = sum(len(each) for each in targets)
     tuned.zero_grad(set_to_none=True)
@@ -43,10 +43,10 @@ def method_gradient(
         gold = torch.tensor([labels[t + 1] for t in chosen])
         z_NV = tuned(input_ids=ids, use_cache=False).logits[0][chosen]
         loss = own(z_NV, gold).sum() / count
-        if held is not None and (drawn is None or index in drawn):
+        if compare is not None and (drawn is None or index in drawn):
             with torch.no_grad():
                 r_NV = base(input_ids=ids, use_cache=False).logits[0][chosen]
-            loss = loss + weight * held(z_NV, r_NV, gold).sum() / (fraction * count)
+            loss = loss + weight * compare(z_NV, r_NV, gold).sum() / (fraction * count)
         loss.backward()
         total += loss.item()
     gradients = {

@@ -1,8 +1,8 @@
-"""By how much would each known mistake move the gradient of a step?
+"""Planted mistakes: the gradient of a step with one known mistake each.
 
-Each entry is the step's oracle with one wrong choice, given as arguments to `step_gradient`, so that a comparison can
-be shown to be sensitive to that mistake before it is trusted: a set of sequences on which a mistake does not move the
-gradient proves nothing about it.
+Each entry is the oracle of the step with one wrong choice, given as arguments to `step_gradient`. It shows that a
+comparison is sensitive to that mistake: sequences on which a mistake does not change the gradient prove nothing about
+it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.oracles.step import IGNORED, Gradients, Positions, Sequence_, positio
 
 @dataclass(frozen=True)
 class Step:
-    """The arguments of one right step."""
+    """The arguments of one correct step."""
 
     base: Callable[[], torch.nn.Module]
     tuned: torch.nn.Module
@@ -49,12 +49,12 @@ def direction_swapped(step: Step) -> Gradients:
 
 
 def boundary_shifted(step: Step) -> Gradients:
-    """labels[t] alone decides, as if logits at t predicted token t: the release's unshifted mask."""
+    """Align by labels[t] alone, as if logits at t predicted token t: the release's unshifted mask."""
     return replace(step, align_boundary=not step.align_boundary).gradient()[1]
 
 
 def labels_unshifted(step: Step) -> Gradients:
-    """The response mask one token late: the position that predicts the first response token is lost."""
+    """Shift the response mask by one token, so that the position that predicts the first response token is lost."""
 
     def late(labels: Sequence[int], align_boundary: bool) -> Positions:
         right = positions(labels, align_boundary)
@@ -64,7 +64,7 @@ def labels_unshifted(step: Step) -> Gradients:
 
 
 def padding_aligned(step: Step, pad: int = 0) -> Gradients:
-    """Padding carries -100 and is taken for a prompt: every sequence is filled up to the longest."""
+    """Pad every sequence to the longest with label -100, and treat padding as prompt."""
     longest = max(len(ids) for ids, _ in step.sequences)
     padded = tuple(
         (ids + [pad] * (longest - len(ids)), labels + [IGNORED] * (longest - len(labels)))
@@ -75,7 +75,7 @@ def padding_aligned(step: Step, pad: int = 0) -> Gradients:
 
 
 def neighbours_aligned(step: Step) -> Gradients:
-    """The last token of a document is taken to predict the first token of the next one in its packed row."""
+    """Let the last token of a document predict the first token of the next one in its packed row."""
 
     def across(labels: Sequence[int], align_boundary: bool) -> Positions:
         right = positions(labels, align_boundary)
@@ -87,7 +87,7 @@ def neighbours_aligned(step: Step) -> Gradients:
 
 
 def drawn_divisor(step: Step) -> Gradients:
-    """The aligned tokens of the drawn sequences divide, in place of f times those of all sequences."""
+    """Divide by the aligned tokens of the drawn sequences instead of f times those of all sequences."""
     assert isinstance(step.drawn, tuple)
     counts = [len(positions(labels, step.align_boundary).aligned) for _, labels in step.sequences]
     wrong = sum(counts[i] for i in step.drawn) / sum(counts)
@@ -95,12 +95,12 @@ def drawn_divisor(step: Step) -> Gradients:
 
 
 def adapter_in_reference(step: Step) -> Gradients:
-    """The adapter stays on in the reference pass: the divergence of a model from itself."""
+    """Leave the adapter on in the reference pass, which compares the model with itself."""
     return replace(step, base=lambda: step.tuned).gradient()[1]
 
 
 def rank_keyed_draw(step: Step) -> Gradients:
-    """Another rank's draw: the sequences that were not drawn."""
+    """Take another rank's draw: the sequences that were not drawn."""
     assert step.drawn is not None
     other = tuple(i for i in range(len(step.sequences)) if i not in step.drawn)
     return replace(step, drawn=other).gradient()[1]

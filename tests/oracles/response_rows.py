@@ -1,15 +1,15 @@
-"""What do the rivals' terms on a response token cost, and what is their slope, written out in floats?
+"""The rivals' terms on a response token, values and gradients, written out in floats.
 
 For one row with tuned logits z, q = softmax(z), reference p, gold token y:
 
     dft   w = q[y]^power
     eaft  w = (H / log K)^power, H the entropy of the K largest q, renormalised
     talr  w = max(q[y]^(1/tau), floor)
-          value -w log q[y], d/dz_i = w (q_i - [i = y]): w is held constant
+          value -w log q[y], d/dz_i = w (q_i - [i = y]): w has no gradient
     tmkl  sum_{i != y} p'_i (log p'_i - log q'_i), p'_i = p_i / (1 - p_y), q'_i = q_i / (1 - q_y)
           d/dz_i = q'_i - p'_i for i != y, 0 for y
 
-Lists, loops and `math`; nothing from the package.
+Lists, loops and `math` only; nothing is imported from the package.
 """
 
 from __future__ import annotations

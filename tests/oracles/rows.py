@@ -1,4 +1,4 @@
-"""What is the value and the gradient of one row term, written out in floats?
+"""The row terms, values and gradients, written out in floats.
 
 The definitions, for one row with tuned logits z, reference logits r, q = softmax(z), p = softmax(r), all in nats:
 
@@ -8,8 +8,8 @@ The definitions, for one row with tuned logits z, reference logits r, q = softma
     jsd            = KL(p || m)/2 + KL(q || m)/2, m = (p + q)/2
                                                             d/dz_i = q_i (g_i - sum_j q_j g_j), g = log(q/m)/2
 
-Lists of Python floats, loops and `math`; nothing is imported from the package, and no tensor library is used. A logit
-of minus infinity has probability 0, and 0 log 0 = 0.
+Lists of Python floats, loops and `math` only; nothing is imported from the package, and no tensor library is used. A
+logit of minus infinity has probability 0, and 0 log 0 = 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Term(NamedTuple):
 
 
 class HeadGradient(NamedTuple):
-    """The gradient of one row's value with respect to what made its logits."""
+    """The gradient of one row's value with respect to hidden state, weight and bias."""
 
     hidden: list[float]
     weight: list[list[float]]
@@ -38,7 +38,7 @@ class HeadGradient(NamedTuple):
 
 
 def log_softmax(logits: Row) -> list[float]:
-    """log softmax(z)_i = z_i - log sum_j exp(z_j)."""
+    """Return log softmax(z)_i = z_i - log sum_j exp(z_j)."""
     top = max(logits)
     log_sum = top + math.log(math.fsum(math.exp(z - top) for z in logits))
     return [z - log_sum for z in logits]
@@ -78,7 +78,7 @@ def jsd(logits: Row, reference: Row) -> Term:
 
 
 def alignment(direction: str, logits: Row, reference: Row) -> Term:
-    """The alignment term of ``direction``."""
+    """Return the alignment term of ``direction``."""
     terms: dict[str, Callable[[Row, Row], Term]] = {
         "base_to_tuned": base_to_tuned,
         "tuned_to_base": tuned_to_base,
@@ -88,7 +88,7 @@ def alignment(direction: str, logits: Row, reference: Row) -> Term:
 
 
 def divergence(log_p: Row, log_q: Row) -> float:
-    """KL(p || q) from log probabilities; infinite where p has mass and q none."""
+    """Return KL(p || q) from log probabilities; infinite where p has mass and q has none."""
     parts = []
     for a, b in zip(log_p, log_q, strict=True):
         if a == -math.inf:
@@ -100,22 +100,22 @@ def divergence(log_p: Row, log_q: Row) -> float:
 
 
 def entropy(logits: Row) -> float:
-    """-sum q log q in nats, in [0, log V]."""
+    """Return -sum q log q in nats, in [0, log V]."""
     return -math.fsum(math.exp(value) * value for value in log_softmax(logits) if value > -math.inf)
 
 
 def top1(logits: Row) -> int:
-    """The index of the largest logit; the first of equal ones."""
+    """Return the index of the largest logit, the first of equal ones."""
     return max(range(len(logits)), key=lambda i: (logits[i], -i))
 
 
 def head_logits(
     hidden: Row, weight: Sequence[Row], bias: Row | None = None, scale: float = 1.0, soft_cap: float | None = None
 ) -> list[float]:
-    """z = c·tanh(s·(W h + b)/c), W of V rows and H columns; without a soft cap, z = s·(W h + b).
+    """Return z = c·tanh(s·(W h + b)/c), W of V rows and H columns; without a soft cap, z = s·(W h + b).
 
     The order is that of transformers: Cohere multiplies the head's output by ``logit_scale``, Granite divides it by
-    ``logits_scaling``, Falcon-H1 multiplies it by ``lm_head_multiplier``; Gemma 2 caps what comes out of the head.
+    ``logits_scaling``, Falcon-H1 multiplies it by ``lm_head_multiplier``; Gemma 2 caps the result.
     """
     logits = []
     for v, row in enumerate(weight):
@@ -133,7 +133,7 @@ def head_gradient(
     scale: float = 1.0,
     soft_cap: float | None = None,
 ) -> HeadGradient:
-    """The chain rule through ``head_logits``: dz/du = (1 - tanh²(s·u/c))·s, u = W h + b."""
+    """Apply the chain rule through ``head_logits``: dz/du = (1 - tanh²(s·u/c))·s, u = W h + b."""
     logits = head_logits(hidden, weight, bias, scale, soft_cap)
     slope = [scale * (1.0 if soft_cap is None else 1.0 - (z / soft_cap) ** 2) for z in logits]
     du = [d * s for d, s in zip(dlogits, slope, strict=True)]
@@ -142,7 +142,7 @@ def head_gradient(
 
 
 def _log_mean(a: float, b: float) -> float:
-    """log((exp a + exp b)/2)."""
+    """Return log((exp a + exp b)/2)."""
     high, low = max(a, b), min(a, b)
     if high == -math.inf:
         return -math.inf

@@ -1,12 +1,12 @@
-"""What is the adapter gradient of a step whose response tokens are weighted by the base's opinion of them?
+"""The adapter gradient of a step whose response tokens are weighted by their NLL under the base.
 
-    loss = sum_seq sum_t w(seq, t) nll(t) / n        n: response tokens of weight above 0
+    loss = sum_seq sum_t w(seq, t) nll(t) / n        n: number of response tokens of weight above 0
 
     stm    w = 1 where exp(nll_base(t)) <= limit, else 0
     flow   w = exp(-l / tau) / c, l the mean nll_base of the sequence's response, tau the median of the l of all
            sequences of the data, c the mean weight over all response tokens of the data
 
-One unpadded sequence at a time; base and tuned are two models loaded apart; nothing is imported from the package.
+One unpadded sequence at a time; base and tuned are two separately loaded models; nothing is imported from the package.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Scores = list[list[float]]
 
 
 def base_scores(base: torch.nn.Module, sequences: Sequence[Sequence_]) -> Scores:
-    """The NLL in nats of each response token of each sequence."""
-    found = []
+    """Return the NLL in nats of each response token of each sequence."""
+    scores = []
     for ids, labels in sequences:
         with torch.no_grad():
             log_p = base(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].log_softmax(-1)
-        found.append([-log_p[t, labels[t + 1]].item() for t in positions(labels, False).targets])
-    return found
+        scores.append([-log_p[t, labels[t + 1]].item() for t in positions(labels, False).targets])
+    return scores
 
 
 def stm(scores: Scores, limit: float) -> Scores:
@@ -46,7 +46,7 @@ def flow(scores: Scores, tau: float | None = None) -> Scores:
 
 
 def scored_gradient(tuned: torch.nn.Module, sequences: Sequence[Sequence_], weights: Scores) -> tuple[float, Gradients]:
-    """The loss and the gradient of every trainable parameter of ``tuned``."""
+    """Return the loss and the gradient of every trainable parameter of ``tuned``."""
     count = sum(weight > 0 for row in weights for weight in row)
     tuned.zero_grad(set_to_none=True)
     total = 0.0

@@ -1,6 +1,6 @@
-"""Which sequences does the step's oracle run on: every shape of labels that a real data set has.
+"""Sequences for the oracle of the step, with every shape of labels that real data sets have.
 
-Token ids are a function of the seed; lengths are odd and differ, so padding, packing and block boundaries all matter.
+Token ids are a function of the seed. Lengths differ, so padding, packing and block boundaries all matter.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import random
 
 from tests.oracles.step import IGNORED, Sequence_
 
-# P prompt tokens, R response tokens, in turn: (prompt, response, prompt, ...).
+# Numbers of tokens: (prompt, response, prompt, ...).
 SINGLE_TURN = ((9, 4), (17, 5), (5, 1), (12, 7), (3, 6), (14, 2))
 MULTI_TURN = ((7, 3, 5, 2), (4, 1, 1, 5, 6, 3), (11, 4), (2, 2, 9, 1))
-# Ends in a user turn (a packed neighbour follows a prompt token); trained from its first token; no response at all.
+# One ends in a user turn (a packed neighbour follows a prompt token), one has no prompt, one no response.
 ODD_SHAPES = ((8, 3, 4), (0, 6), (10,), (1, 1), (6, 2))
 
 
 def sequences(shapes: tuple[tuple[int, ...], ...], vocab: int = 97, seed: int = 0) -> tuple[Sequence_, ...]:
-    """(input_ids, labels) for each shape; ids avoid the special tokens 0, 1 and 2."""
+    """Return (input_ids, labels) for each shape; ids avoid the special tokens 0, 1 and 2."""
     draw = random.Random(seed)
     made = []
     for shape in shapes:

@@ -1,4 +1,4 @@
-"""SQuAD's exact match and F1, written from its description with loops over characters and sorted lists."""
+"""SQuAD's exact match and F1, written from their description with loops over characters and sorted lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def _tokens(text: str) -> list[str]:
     for character in text.lower():
         if character not in string.punctuation:
             kept += character
-    # The articles go where they stand between non-word characters, not only between spaces ("the€" loses its article).
+    # Articles are removed between any non-word characters, not only between spaces ("the€" loses its article).
     pieces: list[str] = []
     word = ""
     for character in kept + " ":
@@ -31,15 +31,15 @@ def em(response: str, accepted: list[str]) -> float:
 def f1(response: str, accepted: list[str]) -> float:
     best = 0.0
     for answer in accepted:
-        said, wanted = _tokens(response), _tokens(answer)
-        if not said or not wanted:
-            best = max(best, 1.0 if said == wanted else 0.0)
+        given, wanted = _tokens(response), _tokens(answer)
+        if not given or not wanted:
+            best = max(best, 1.0 if given == wanted else 0.0)
             continue
         left = sorted(wanted)
         shared = 0
-        for token in said:
+        for token in given:
             if token in left:
                 left.remove(token)
                 shared += 1
-        best = max(best, 2.0 * shared / (len(said) + len(wanted)))
+        best = max(best, 2.0 * shared / (len(given) + len(wanted)))
     return best

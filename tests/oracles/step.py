@@ -1,11 +1,12 @@
-"""What is the adapter gradient of one optimiser step, computed one unpadded sequence at a time?
+"""The adapter gradient of one optimiser step, computed one unpadded sequence at a time.
 
     loss = sum_seq sum_t nll(t) / n_response + alpha · sum_{drawn seq} sum_t kl(t) / (f · n_aligned)
 
-nll over targets labels[t+1] != -100, n_response their number; kl over aligned positions, n_aligned the number of those
-in *all* sequences of the step, drawn or not. A position t is aligned where labels[t] == labels[t+1] == -100, and with
-``align_boundary`` also where labels[t] == -100 and labels[t+1] is a target. Base and tuned are two models loaded apart;
-logits are dense; no batch, no padding, no attention mask, nothing imported from the package.
+nll is summed over targets labels[t+1] != -100, of which there are n_response; kl over aligned positions, of which there
+are n_aligned in *all* sequences of the step, drawn or not. A position t is aligned where labels[t] == labels[t+1] ==
+-100, and with ``align_boundary`` also where labels[t] == -100 and labels[t+1] is a target. Base and tuned are two
+separately loaded models; logits are dense; there is no batch, padding or attention mask, and nothing is imported from
+the package.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Gradients = dict[str, Tensor]
 
 @dataclass
 class Positions:
-    """Which positions of one sequence are aligned, and which are trained; t indexes the predicting token."""
+    """The aligned and the trained positions of one sequence; t indexes the predicting token."""
 
     aligned: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
@@ -55,18 +56,18 @@ def step_gradient(
     drawn: Collection[int] | Mapping[int, Collection[int]] | None = None,
     find: Callable[[Sequence[int], bool], Positions] = positions,
 ) -> tuple[float, Gradients]:
-    """The loss and the gradient of every trainable parameter of ``tuned_model``.
+    """Return the loss and the gradient of every trainable parameter of ``tuned_model``.
 
     Args:
-        base_model_loader: Gives the base model, free of any adapter.
-        tuned_model: The base under a perturbed adapter; its gradients are cleared before and after.
+        base_model_loader: Function that returns the base model without any adapter.
+        tuned_model: Base model with a perturbed adapter; its gradients are cleared before and after.
         sequences: (input_ids, labels) of each sequence of the step, of every micro-batch and rank.
         alpha: Weight of the alignment.
-        direction: "base_to_tuned", "tuned_to_base" or "jsd".
+        direction: Direction of the KL: "base_to_tuned", "tuned_to_base" or "jsd".
         align_boundary: Whether the last prompt position before a response is aligned as well.
         align_fraction: f, the probability with which an aligned token is drawn.
-        drawn: Indices of the drawn sequences, or for each its drawn positions; None draws all of them.
-        find: The rule for positions; planted errors replace it.
+        drawn: Indices of the drawn sequences, or the drawn positions of each by its index; None for all.
+        find: Function that finds the positions of a sequence; planted mistakes replace it.
     """
     found = [find(labels, align_boundary) for _, labels in sequences]
     n_response = sum(len(each.targets) for each in found)
@@ -107,10 +108,10 @@ def step_gradient(
 
 
 def relative_distance(actual: Gradients, expected: Gradients) -> float:
-    """|actual - expected| / |expected|, Euclidean over all parameters together.
+    """Return |actual - expected| / |expected|, Euclidean over all parameters together.
 
     Raises:
-        AssertionError: If the two do not name the same parameters, or ``expected`` is zero.
+        AssertionError: If their parameters differ, or ``expected`` is zero.
     """
     assert actual.keys() == expected.keys(), sorted(actual.keys() ^ expected.keys())
     gap = sum((actual[name].double() - expected[name].double()).pow(2).sum().item() for name in expected)

@@ -18,8 +18,8 @@ from selfaug.common.errors import DataError
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation
 from selfaug.generation.requests import Reply, Request
-from selfaug.generation.scribe import Scribe
 from selfaug.generation.store import Store
+from selfaug.generation.writer import Writer
 from selfaug.methods import get_method
 from selfaug.training.config import SelfAugConfig
 from tests.chatting import chat_tokenizer
@@ -47,9 +47,9 @@ class Talker:
         return pick.choice([Reply("same", True), Reply("cut", False), Reply("", True), Reply("long " * 200, True)])
 
 
-def scribe(source: Talker, folder: Path) -> Scribe:
+def writer(source: Talker, folder: Path) -> Writer:
     tokenizer = chat_tokenizer()
-    return Scribe(
+    return Writer(
         source, Store(folder), {}, tokenizer=tokenizer, renderer=Renderer.for_tokenizer(tokenizer),
         max_length=128, length=8, seed=0,
     )  # fmt: skip
@@ -67,7 +67,7 @@ def compose(method: str, source: Talker, folder: Path, count: int, **options: fl
     )
     wanted = get_method(method).changes(config).compose
     assert wanted is not None
-    return composed(rows(count), wanted, scribe(source, folder))
+    return composed(rows(count), wanted, writer(source, folder))
 
 
 @settings(max_examples=25, deadline=None)

@@ -66,7 +66,7 @@ def test_the_kernel_compiles_for_a_gpu(dtype: str, capability: int, directions: 
     from selfaug.objective.kernels.row_kernel import row_kernel
 
     pointers = {"projected": f"*{dtype}", "reference": f"*{dtype}", "labels": "*i64", "nll_shares": "*fp32"}
-    pointers |= {"alignment_shares": "*fp32", "found": "*fp32"}
+    pointers |= {"alignment_shares": "*fp32", "results": "*fp32"}
     integers = dict.fromkeys(("projected_stride", "reference_stride", "count", "vocabulary"), "i32")
     numbers = dict.fromkeys(("scale", "soft_cap", "reference_scale", "reference_soft_cap"), "fp32")
     # The NLL alone, and every direction together with it, capped: all branches of the kernel.

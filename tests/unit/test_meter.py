@@ -27,9 +27,9 @@ def sums(nll: float, alignment: float | None = None, entropy: float = 0.0, corre
 
 
 def counts(
-    response: int, aligned: int = 0, reference: int = 0, tokens: int = 1, auxiliary: int = 0, held: int = 0
+    response: int, aligned: int = 0, reference: int = 0, tokens: int = 1, auxiliary: int = 0, compared: int = 0
 ) -> dict[str, int]:
-    return dict(zip(COUNTS, (response, aligned, reference, tokens, auxiliary, held, 1), strict=True))
+    return dict(zip(COUNTS, (response, aligned, reference, tokens, auxiliary, compared, 1), strict=True))
 
 
 def test_averages_are_over_tokens_not_over_micro_batches() -> None:
@@ -124,8 +124,8 @@ def test_any_split_into_micro_batches_gives_the_same_mean(parts: list[tuple[floa
 
 
 def test_a_methods_own_sums_are_divided_by_their_own_count() -> None:
-    meter = Meter({"dft": "response_tokens", "kl_response": "held_tokens"})
-    meter.add({"dft": torch.tensor(6.0), "kl_response": torch.tensor(5.0)}, counts(3, held=2))
+    meter = Meter({"dft": "response_tokens", "kl_response": "compared_tokens"})
+    meter.add({"dft": torch.tensor(6.0), "kl_response": torch.tensor(5.0)}, counts(3, compared=2))
     meter.add({"dft": torch.tensor(2.0)}, counts(1))
     found = meter.drain(CPU, alone)
     assert (found["dft"], found["kl_response"]) == (2.0, 2.5)

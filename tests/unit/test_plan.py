@@ -52,20 +52,20 @@ def test_held_responses_are_drawn_with_their_sequence_and_never_by_token(
     """Their divisor knows the share of sequences alone, so a draw by token would bias them."""
     sequences, split, layout = made
     fractions = {"align_fraction": fraction, "align_token_fraction": of_tokens}
-    plan, laid = plan_of(sequences, split, layout, align_boundary=boundary, hold_response=True, **fractions)
+    plan, laid = plan_of(sequences, split, layout, align_boundary=boundary, compare_response=True, **fractions)
     for micro, each in zip(plan.micro, laid, strict=True):
-        assert micro.held_N is not None
-        held, aligned = {}, {}
+        assert micro.compared_N is not None
+        expected, aligned = {}, {}
         for i in each.at:
             tokens, found = torch.tensor(sequences[i][0]), positions(sequences[i][1], boundary)
             if not draw(3, 5, tokens, fraction):
                 continue
-            held |= {i: found.targets} if found.targets else {}
+            expected |= {i: found.targets} if found.targets else {}
             chosen = [t for t in found.aligned if draw_tokens(3, 5, tokens, of_tokens)[t]]
             aligned |= {i: chosen} if chosen else {}
-        assert placed(micro.held_N, each, sequences) == held
+        assert placed(micro.compared_N, each, sequences) == expected
         assert placed(micro.aligned_N, each, sequences) == aligned
-        compared = torch.cat([micro.held_N, micro.aligned_N]).unique()
+        compared = torch.cat([micro.compared_N, micro.aligned_N]).unique()
         assert (0 if micro.reference is None else len(micro.reference.index_N)) == len(compared)
 
 

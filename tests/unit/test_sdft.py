@@ -13,8 +13,8 @@ from selfaug.data.forms import read_forms
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Conversation, Document, Item, Record
 from selfaug.generation.requests import Reply, Request
-from selfaug.generation.scribe import Scribe
 from selfaug.generation.store import Store
+from selfaug.generation.writer import Writer
 from selfaug.methods.sdft import agrees, rewritten
 from selfaug.training.config import SelfAugConfig
 from tests.chatting import chat_tokenizer
@@ -82,16 +82,16 @@ class Scripted:
             yield {i: self.reply(str(request.messages[-1]["content"]))}
 
 
-def scribe(source: Scripted, folder: Path, max_length: int | None = 256, seed: int = 0) -> Scribe:
+def writer(source: Scripted, folder: Path, max_length: int | None = 256, seed: int = 0) -> Writer:
     tokenizer = chat_tokenizer()
-    return Scribe(
+    return Writer(
         source, Store(folder), {}, tokenizer=tokenizer, renderer=Renderer.for_tokenizer(tokenizer),
         max_length=max_length, length=8, seed=seed,
     )  # fmt: skip
 
 
 def changed(items: Sequence[Item], source: Scripted, folder: Path, share: float = 1.0, **more: int) -> list[Item]:
-    return rewritten(items, scribe(source, folder, **more), share=share, agreement=0.7, temperature=0.0)
+    return rewritten(items, writer(source, folder, **more), share=share, agreement=0.7, temperature=0.0)
 
 
 PARK = (Document("Tom found a red ball in the park.", "Tom"),)

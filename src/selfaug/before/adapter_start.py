@@ -1,4 +1,4 @@
-"""How does an adapter start as a part of the pretrained weights, and end as a plain one on top of all of them?
+"""Starts an adapter as a part of the pretrained weights, and exports it as a plain one on top of all of them.
 
 PEFT computes the part. It is taken out of the weights while the adapter is trained: these are ``W - s B₀ A₀``, and the
 adapter starts at (A₀, B₀), so that the first output is the base's. Afterwards ``s (B A - B₀ A₀)``, a plain adapter of

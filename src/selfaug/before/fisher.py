@@ -1,4 +1,4 @@
-"""How much does the base's next-token distribution depend on each adapted weight? The diagonal of its Fisher matrix.
+"""The diagonal Fisher information of the base's next-token distribution for each adapted weight.
 
 Computed once before the first step, kept in the output folder, and found again by what it depends on.
 

@@ -1,4 +1,4 @@
-"""How do the training rows of a run get what its base writes itself, before the first step?"""
+"""Training rows that the base writes itself before the first step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from selfaug.common.fingerprint import tokenizer_hash
 from selfaug.common.terminal import is_main, say
 from selfaug.data.encode import encode
 from selfaug.generation.local import LocalModel
-from selfaug.generation.scribe import Scribe, Source
 from selfaug.generation.served import ServedModel
 from selfaug.generation.store import FOLDER, Store
+from selfaug.generation.writer import Source, Writer
 from selfaug.methods.base import Compose
 
 if TYPE_CHECKING:
     from selfaug.before.context import BeforeTraining
 
-__all__ = ["check_generation", "composed", "refuse_rewriting", "rows_with_generated", "scribe_of"]
+__all__ = ["check_generation", "composed", "refuse_rewriting", "rows_with_generated", "writer_of"]
 
 
 def check_generation(before: BeforeTraining) -> None:
@@ -71,27 +71,27 @@ def rows_with_generated(before: BeforeTraining, prepare: Callable[[Any], Dataset
     config, changes = before.config, before.method.changes(before.config)
     if is_main():
         say("the base model writes ..." if config.generation_url is None else f"{config.generation_model} writes ...")
-    scribe = scribe_of(before)
+    writer = writer_of(before)
     rows = before.rows
     with before.autocast():
         if (rewrite := changes.rewrite) is not None:
-            rows = prepare(lambda items: rewrite(items, scribe))
+            rows = prepare(lambda items: rewrite(items, writer))
         if changes.compose is not None:
-            rows = composed(rows, changes.compose, scribe)
+            rows = composed(rows, changes.compose, writer)
     return rows
 
 
-def composed(rows: Dataset, compose: Compose, scribe: Scribe) -> Dataset:
+def composed(rows: Dataset, compose: Compose, writer: Writer) -> Dataset:
     """``rows`` and behind them exactly ``round(ratio · rows)`` conversations that the base wrote."""
     count = round(compose.ratio * len(rows))
-    conversations = compose.write(scribe, count) if count else []
-    encoded = encode(conversations, scribe.tokenizer, scribe.renderer, max_length=scribe.max_length)
+    conversations = compose.write(writer, count) if count else []
+    encoded = encode(conversations, writer.tokenizer, writer.renderer, max_length=writer.max_length)
     assert len(encoded.rows) == count, "each conversation was seen to fit"
     kept = rows.select_columns(["input_ids", "labels"])
     return concatenate_datasets([kept, Dataset.from_list(encoded.rows, features=kept.features)]) if count else kept
 
 
-def scribe_of(before: BeforeTraining) -> Scribe:
+def writer_of(before: BeforeTraining) -> Writer:
     """Who writes for this run: the endpoint that the settings name, or the loaded model with its adapter off."""
     config, tokenizer, renderer = before.config, before.tokenizer, before.renderer
     made_by: dict[str, Any] = {
@@ -115,7 +115,7 @@ def scribe_of(before: BeforeTraining) -> Scribe:
         made_by |= before.base_facts()
     store = Store(before.folder / FOLDER, before.rank)
     before.accelerator.wait_for_everyone()  # no rank writes while another still reads
-    return Scribe(
+    return Writer(
         source,
         store,
         made_by,

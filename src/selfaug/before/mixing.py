@@ -1,4 +1,4 @@
-"""How does a method put rows of its own among the training rows?"""
+"""Mixes rows of a method's own into the training rows."""
 
 from __future__ import annotations
 

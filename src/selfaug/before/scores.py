@@ -1,4 +1,4 @@
-"""What does the base model think of each response token? One pass over the training rows, before the first step.
+"""The base model's score of each response token, from one pass over the training rows before the first step.
 
 Scores are found again by a hash of a row's tokens, so they follow it through any collation, packing
 or split over ranks.

@@ -1,4 +1,4 @@
-"""Which texts is the base asked about before the first step, where a method looks at what it does on some?"""
+"""The texts that the base is run on before the first step, for methods that need some."""
 
 from __future__ import annotations
 

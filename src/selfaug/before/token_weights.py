@@ -1,4 +1,4 @@
-"""How do the base's scores of response tokens become their weights in the loss of a run?"""
+"""Turns the base's scores of response tokens into their weights in the loss."""
 
 from __future__ import annotations
 

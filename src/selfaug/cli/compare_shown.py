@@ -1,4 +1,4 @@
-"""What does `selfaug compare` show of its finished runs? A table, a picture and a file of numbers."""
+"""The output of `selfaug compare`: a table, a figure and a file of numbers on its finished runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
         DataError: If runs of a world were measured on different items.
     """
     from selfaug.common.files import write_durably
-    from selfaug.study.grid import told
+    from selfaug.study.grid import as_typed
     from selfaug.study.picture import draw
     from selfaug.study.scores import read_scores
     from selfaug.study.summary import joined, summary
@@ -49,7 +49,7 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
             point["runs"] = [run.name for run in runs[point["setting"]]]
             if study.shift is not None:
                 point["shift"] = [_shift(run) for run in runs[point["setting"]]]
-        summaries[" ".join(told(world))] = found
+        summaries[" ".join(as_typed(world))] = found
     if not summaries:
         raise ConfigError(
             "no run of sft is finished, and it is what the others are measured against",

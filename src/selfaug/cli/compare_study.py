@@ -1,4 +1,4 @@
-"""Which comparison do the settings of `selfaug compare` describe? Read and checked before anything runs."""
+"""The study that the settings of `selfaug compare` describe, read and checked before anything runs."""
 
 from __future__ import annotations
 

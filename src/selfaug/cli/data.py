@@ -1,4 +1,4 @@
-"""Which examples does `selfaug train` learn from and evaluate on, from whatever its data flags name?"""
+"""The training and evaluation examples of `selfaug train`, from whatever its data flags name."""
 
 from __future__ import annotations
 

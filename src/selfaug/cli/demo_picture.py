@@ -1,4 +1,4 @@
-"""What does the demo look like? Each score of the base, and how far each run moved it."""
+"""The figure of the demo: each score of the base, and how far each run moved it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does `selfaug demo` show of its two runs? A table of what was gained and lost, and a few answers.
+"""The output of `selfaug demo`: a table of what its two runs gained and lost, and a few answers.
 
 Everything is read from the run folders, as `selfaug report` does.
 """

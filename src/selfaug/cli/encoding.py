@@ -1,4 +1,4 @@
-"""How do the examples that were read become the trainer's token rows, and what does the user hear of their lengths?"""
+"""Encodes the examples as the trainer's token rows, and reports their lengths to the user."""
 
 from __future__ import annotations
 

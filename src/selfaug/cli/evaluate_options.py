@@ -1,4 +1,4 @@
-"""Which options has `selfaug evaluate`, and which are in force?"""
+"""The options of `selfaug evaluate`, and which are in force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does `selfaug evaluate` measure, from whatever its flags name? Everything is checked; no model is loaded."""
+"""The parts that `selfaug evaluate` measures, from its flags: everything is checked, no model is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left behind for others when a training has finished?"""
+"""The files that a finished training exports."""
 
 from __future__ import annotations
 

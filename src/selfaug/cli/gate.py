@@ -1,4 +1,4 @@
-"""`selfaug gate`: may a run pass? Exit 0 it may, 1 it may not, 3 there are too few items to tell, 2 a mistake.
+"""`selfaug gate`: pass a run (exit 0), fail it (1), or find too few items to decide (3); a mistake exits with 2.
 
 It decides on the interval of the paired difference of base and tuned, not on the difference itself.
 """

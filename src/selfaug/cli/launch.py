@@ -1,4 +1,4 @@
-"""In how many processes does `selfaug train` run, and who starts, stops and answers for them?
+"""The processes of `selfaug train`: how many there are, and how they are started, stopped and waited for.
 
 Run as a module, this file is the launcher: it calls ``accelerate launch`` in its own process, forwards SIGINT and
 SIGTERM to the training processes, and leaves with the exit code of the one that failed first.

@@ -1,4 +1,4 @@
-"""Which verb is meant, and how do its mistakes and signals reach the user?"""
+"""The entry point of the command line: picks the verb, and reports the user's mistakes and signals."""
 
 from __future__ import annotations
 

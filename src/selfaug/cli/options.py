@@ -1,4 +1,4 @@
-"""Which options has `selfaug train` that `trl sft` has not, and which defaults are others here?"""
+"""The options of `selfaug train` that `trl sft` does not have, and the defaults that differ from its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do files appear in a folder all at once or not at all?"""
+"""Files that appear in a folder all at once or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What did the user ask `selfaug train` for? Every flag of `trl sft`, from the command line over a YAML file.
+"""The settings of `selfaug train`: every flag of `trl sft`, from the command line over a YAML file.
 
 Flags come from the same data classes that ``trl sft`` reads, with ``SelfAugConfig`` in the place of ``SFTConfig``. What
 neither they nor ``accelerate launch`` know is an error that names the near one.

@@ -1,4 +1,4 @@
-"""Which options has `selfaug prepare`, and which are in force?"""
+"""The options of `selfaug prepare`, and which are in force."""
 
 from __future__ import annotations
 

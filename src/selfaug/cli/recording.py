@@ -1,4 +1,4 @@
-"""What is written down of a run, and may a resumed one go on from it?"""
+"""What is recorded of a run, and whether a resumed run may go on from it."""
 
 from __future__ import annotations
 

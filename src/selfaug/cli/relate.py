@@ -1,4 +1,4 @@
-"""`selfaug relate`: over several runs, does forgetting follow the shift?"""
+"""`selfaug relate`: whether forgetting follows the shift, over several runs."""
 
 from __future__ import annotations
 

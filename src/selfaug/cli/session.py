@@ -1,4 +1,4 @@
-"""What does a tuned model, or its base, answer in a conversation over documents?"""
+"""A conversation over documents with a tuned model or its base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which options of a verb are in force: its flags, then its file of settings, then the defaults?"""
+"""The options of a verb that are in force: flags first, then its settings file, then the defaults."""
 
 from __future__ import annotations
 

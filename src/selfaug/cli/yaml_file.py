@@ -1,4 +1,4 @@
-"""How is a YAML file of settings read, checked against the flags, and its faults told?"""
+"""Reads YAML files of settings, checks them against the flags, and reports their faults."""
 
 from __future__ import annotations
 

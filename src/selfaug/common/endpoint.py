@@ -1,4 +1,4 @@
-"""How is a model behind an OpenAI-compatible endpoint asked? What may pass is tried again, what may not is an error."""
+"""A client of OpenAI-compatible endpoints: transient failures are tried again, permanent ones are errors."""
 
 from __future__ import annotations
 

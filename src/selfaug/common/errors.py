@@ -1,4 +1,4 @@
-"""Which errors are the user's to mend, and how are they said?"""
+"""The errors that a user can fix, and how they are shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parts of an evaluation are finished, so that an interrupted one does not repeat them?
+"""A store of finished parts, so that an interrupted piece of work does not repeat them.
 
 A part of one model is a file whose name holds the hash of everything that decides it: weights, prompts, settings,
 versions. A finished part is found again exactly while none of these has changed. What belongs to the base model alone

@@ -1,4 +1,4 @@
-"""Talk goes to stderr, data to stdout: who writes what?"""
+"""The terminal: talk goes to stderr, data to stdout."""
 
 from __future__ import annotations
 

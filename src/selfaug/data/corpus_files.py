@@ -1,4 +1,4 @@
-"""Which passages does this file or folder hold?"""
+"""Reads the passages of a file or folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do records and conversations become rows of token ids and labels that fit?"""
+"""Encodes records and conversations as rows of token ids and labels that fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does this field of this row hold, and where was it wrong?"""
+"""Typed access to the fields of a row, and errors that name the field."""
 
 from __future__ import annotations
 

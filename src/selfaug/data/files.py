@@ -1,4 +1,4 @@
-"""Which rows does this file hold, whatever it is packed in?"""
+"""The files that a path stands for, and the rows in them, whatever they are packed in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a row is kept so that it fits max_length, answers never cut?"""
+"""Shortens rows to max_length; answers are never cut."""
 
 from __future__ import annotations
 

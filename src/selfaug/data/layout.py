@@ -1,4 +1,4 @@
-"""How are documents, questions and messages laid out, before any chat template?"""
+"""The layout of documents, questions and messages, before any chat template."""
 
 from __future__ import annotations
 

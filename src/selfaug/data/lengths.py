@@ -1,4 +1,4 @@
-"""How long are the rows, and what was left out or made shorter so that they fit?"""
+"""The length report: how long rows are, and what was left out or shortened so that they fit."""
 
 from __future__ import annotations
 

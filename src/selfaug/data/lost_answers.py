@@ -1,4 +1,4 @@
-"""Did fitting a row take away what its answer stands in, and what is done about it?"""
+"""Rows whose answer was lost when documents were dropped: how they are detected, and what is done with them."""
 
 from __future__ import annotations
 

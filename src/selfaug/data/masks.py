@@ -1,4 +1,4 @@
-"""Which tokens of a conversation are the assistant's, under any chat template?"""
+"""Response masks of conversations: which tokens are the assistant's, under any chat template."""
 
 from __future__ import annotations
 

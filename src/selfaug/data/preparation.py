@@ -1,4 +1,4 @@
-"""How do examples become a training file and a held-out file that share no document?"""
+"""Splits examples into a training file and a held-out file that share no document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are the prompt settings kept beside an adapter?"""
+"""The files that keep the prompt settings beside an adapter."""
 
 from __future__ import annotations
 

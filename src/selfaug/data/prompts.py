@@ -1,4 +1,4 @@
-"""How does a record become the prompt and the response, in training and when the tuned model is served?"""
+"""The renderer: turns a record into prompt and response, in training and when the tuned model is served."""
 
 from __future__ import annotations
 

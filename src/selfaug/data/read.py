@@ -1,4 +1,4 @@
-"""Which training examples does this path or data set name hold?"""
+"""Reads the training examples of a path or data set name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is one training example, and which rows are one?"""
+"""Records and conversations: the training examples, and their checks."""
 
 from __future__ import annotations
 

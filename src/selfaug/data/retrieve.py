@@ -1,4 +1,4 @@
-"""Which passages of a corpus does a question get, and which mislead it?"""
+"""BM25 retrieval: the passages of a corpus for a question, and passages that mislead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which examples are held out, so that no document is on both sides?"""
+"""The train/held-out split, with no document on both sides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a chat template write, and which strings does a tokenizer read as control tokens?"""
+"""What a chat template writes, and which strings a tokenizer reads as control tokens."""
 
 from __future__ import annotations
 

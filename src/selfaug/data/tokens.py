@@ -1,4 +1,4 @@
-"""How does a record become prompt and response token ids?"""
+"""Turns a record into prompt and response token ids."""
 
 from __future__ import annotations
 

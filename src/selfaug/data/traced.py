@@ -1,4 +1,4 @@
-"""Which character of a rendered conversation comes from which text of which message?
+"""Traces each character of a rendered conversation to the text and message that it comes from.
 
 Each text of a conversation is written once more in a letter of its own, a rare one that stands nowhere in the row, and
 rendered beside the original: letter for letter the same text, but each of its characters tells where it is from.

@@ -1,1 +1,1 @@
-"""What did fine-tuning gain, and what did it lose? Base and tuned on the same prompts, with intervals."""
+"""What fine-tuning gained and lost: base and tuned model on the same prompts, with intervals."""

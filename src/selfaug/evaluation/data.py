@@ -1,4 +1,4 @@
-"""Which records is a run's task measured on?"""
+"""The records that a run's task is evaluated on."""
 
 from __future__ import annotations
 

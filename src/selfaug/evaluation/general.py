@@ -1,4 +1,4 @@
-"""How well do base and tuned do at what was not trained for? lm_eval's own numbers, every item's, and our intervals."""
+"""Scores of base and tuned model on general tasks: lm_eval's own numbers, each item's, and our intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are plain texts and tasks of lm_eval parts of an evaluation?"""
+"""Plain texts and lm_eval tasks as parts of an evaluation."""
 
 from __future__ import annotations
 

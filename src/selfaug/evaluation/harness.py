@@ -1,4 +1,4 @@
-"""How is a task of lm_eval run around the model that is loaded, and what do its faults mean to the user?"""
+"""Runs lm_eval tasks on the loaded model, and turns its faults into errors for the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does lm_eval say and raise, and what of it does the user hear?"""
+"""The messages and exceptions of lm_eval: which reach the user, and as what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is an answer right, by the verdict of a language model behind an OpenAI-compatible endpoint?
+"""The correctness of answers by the verdict of a language model behind an OpenAI-compatible endpoint.
 
 What rules can settle (no answer, an exact match) is not asked. Verdicts are kept on disk by the hash of model and
 prompt. One that cannot be read is counted and shown, never guessed.

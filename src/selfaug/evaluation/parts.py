@@ -1,4 +1,4 @@
-"""What is a part of an evaluation: what decides it, what does it ask of a model, what comes of both answers?
+"""The interface of a part of an evaluation: what decides it, what it asks of a model, how answers become metrics.
 
 A part is computed per side (base, tuned) into a payload of plain JSON, which is stored; from the two payloads its entry
 in the results and its lines in the sample log are made, which costs nothing and is done anew each time.

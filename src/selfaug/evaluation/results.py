@@ -1,4 +1,4 @@
-"""What does `results.json` hold, and is it whole? Written by `evaluate`; read by `report`, `gate` and `relate`.
+"""The schema of `results.json`, written by `evaluate` and read by `report`, `gate` and `relate`.
 
 `docs/results-format.md` explains every field with an example. The schema's number changes when a reader of the old one
 would misread the new one; added fields do not change it.

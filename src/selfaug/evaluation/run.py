@@ -1,4 +1,4 @@
-"""How are the parts of an evaluation run, one after the other, so that nothing finished is lost or repeated?"""
+"""Runs the parts of an evaluation one after the other, so that nothing finished is lost or repeated."""
 
 from __future__ import annotations
 

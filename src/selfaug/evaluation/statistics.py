@@ -1,4 +1,4 @@
-"""How sure is a mean, and how sure is the difference between base and tuned on the same items?
+"""Standard errors and intervals of means, and of the paired difference between base and tuned on the same items.
 
 Every metric is a ratio of sums over items, ``Σ numerator / Σ denominator``: accuracy (denominators 1), precision
 (1 where the model abstained, else 0), nats per token (tokens). One estimator, one standard error and one bootstrap then

@@ -1,4 +1,4 @@
-"""How well does a model answer records? Prompts as in training, greedy answers, answer NLL, and every score of them."""
+"""The evaluation of records: prompts as in training, greedy answers, answer NLL, and every score of the answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are records of the run's task a part of an evaluation?"""
+"""The records of a run's task as a part of an evaluation."""
 
 from __future__ import annotations
 

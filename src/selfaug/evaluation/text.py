@@ -1,4 +1,4 @@
-"""How likely does a model find a plain text, in nats per token?"""
+"""The NLL of plain texts, in nats per token."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What does the base model itself write before training? Requests, who answers them, and what was answered already."""
+"""What the base model writes before training: requests, backends that answer them, and the store of replies."""

@@ -1,4 +1,4 @@
-"""What does the model answer, and how likely does it find the given answer?
+"""Greedy decoding in batches, and the likelihood of given answers.
 
 Both take token ids and a causal model; batches are of like length, and results come back in the order that was given.
 """

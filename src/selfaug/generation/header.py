@@ -1,4 +1,4 @@
-"""What does a chat template write before the words of a user's first turn, and what behind them?"""
+"""What a chat template writes before and after the text of a user's first turn."""
 
 from __future__ import annotations
 

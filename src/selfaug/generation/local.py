@@ -1,4 +1,4 @@
-"""What does the model in memory write, its adapter off? Batched, each reply a function of its own request."""
+"""Generation by the model in memory with its adapter off: batched, each reply a function of its own request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is a model asked to write, what does it reply, and when are two requests the same?"""
+"""Requests to a model and its replies, and the key by which equal requests are recognised."""
 
 from __future__ import annotations
 

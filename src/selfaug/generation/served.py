@@ -1,4 +1,4 @@
-"""What does a model behind an OpenAI-compatible endpoint (a vLLM server, say) write in the base's place?"""
+"""Generation by a model behind an OpenAI-compatible endpoint (a vLLM server, say) in the base's place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which requests were answered already? A line a reply, appended as it comes; what was killed in the middle goes on."""
+"""Replies on disk, appended one line each as they come, so that an interrupted generation goes on."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""An offline world, a small instruct model made in it, and a RAG task that makes the model forget."""
+"""The lab: an offline world, small instruct models trained in it, and a RAG task that makes them forget."""

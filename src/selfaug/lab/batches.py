@@ -1,10 +1,10 @@
-"""In which batches does the base read, and which of its tokens count how much?
+"""The training batches of the lab's base model, and the weights of their tokens.
 
-Step ``n`` reads a batch that is a function of (seed, n) alone, so a training that was killed goes on to the same bit,
-and any number of processes may make the batches. Answers weigh more than prompts: the base must learn to answer, and
-prompts only well enough that its distribution over them means something.
+The batch of a step depends on the settings, the seed and the step alone, so a resumed training reproduces the same
+weights, and any number of processes may make the batches. Answers have a larger weight than prompts: the base must
+learn to answer, and needs prompts only for a meaningful distribution over them.
 
-Shapes: B conversations, T tokens of the longest.
+Shapes: B conversations, T tokens of the longest one.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 __all__ = ["PROMPT_WEIGHT", "Batch", "Example", "Order", "Words", "batches", "encode"]
 
 PROMPT_WEIGHT = 0.1
-"""Of a prompt token in the loss; an answer token weighs 1."""
+"""Weight of a prompt token in the loss; an answer token has weight 1."""
 
 Batch = tuple[Tensor, Tensor]
-"""``ids_BT`` (int64), ``weights_BT`` (float32, of each token as a target); rows are padded at their end, weight 0."""
+"""``ids_BT`` (int64) and ``weights_BT`` (float32, of each token as a target); padding at the end has weight 0."""
 
 Example = tuple[list[int], list[float]]
-"""Token ids of a conversation, and the weight of each as a target."""
+"""Token ids of a conversation, and the weight of each token as a target."""
 
-_STEPS = 16  # made together, so that their conversations can be sorted by length and little is padded
-_WAITING = 4  # such groups that each process has ready
+_STEPS = 16  # steps whose conversations are sorted by length together, which saves padding
+_WAITING = 4  # such groups that each process prefetches
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Order(Dataset[list[Batch]]):
     """All batches of a training; item ``n`` holds those of steps ``16 n`` to ``16 n + 15``.
 
     Args:
-        steps: Of the whole training: they decide which stage a step is in.
-        tokens: Of a batch, about.
-        world: What is true.
-        tokenizer: What the text becomes.
-        pad: Token id that fills up rows.
-        seed: Of the order.
+        steps: Number of steps of the whole training, which sets the stage of a step.
+        tokens: Approximate number of tokens of a batch.
+        world: World of the conversations.
+        tokenizer: Tokenizer of the model.
+        pad: Token id of padding.
+        seed: Seed of the order.
     """
 
     steps: int
@@ -70,21 +70,21 @@ class Order(Dataset[list[Batch]]):
         rng = random.Random(f"batch {self.seed} {number}")
         stage = stage_at(number * _STEPS, self.steps)
         words = Words(self.tokenizer)
-        found: list[Example] = []
+        examples: list[Example] = []
         total, wanted = 0, self.tokens * _STEPS
         while total < wanted:
-            found.append(self._example(rng, stage, words))
-            total += len(found[-1][0])
-        found.sort(key=lambda example: len(example[0]))
-        # One length each; long and short ones in turn, not rising.
+            examples.append(self._example(rng, stage, words))
+            total += len(examples[-1][0])
+        examples.sort(key=lambda example: len(example[0]))
+        # A batch has rows of similar length; batches are shuffled, so that lengths do not rise over the steps.
         groups: list[list[Example]] = [[] for _ in range(_STEPS)]
         before = 0
-        for example in found:
+        for example in examples:
             groups[before * _STEPS // total].append(example)
             before += len(example[0])
         groups = [group for group in groups if group]
         rng.shuffle(groups)
-        # One long conversation can be more than a step; then another stands in for the step that is left empty.
+        # A conversation longer than a step leaves a group empty; another group is then used twice.
         return [_padded(groups[i % len(groups)], self.pad) for i in range(_STEPS)]
 
     def _example(self, rng: random.Random, stage: Stage, words: Words) -> Example:
@@ -95,7 +95,7 @@ class Order(Dataset[list[Batch]]):
 
 
 class Words(dict[str, list[int]]):
-    """Ids of each word, asked of the tokenizer once: it splits text into these words before anything else."""
+    """Cache of the token ids of words; the tokenizer splits text into these words before anything else."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -106,7 +106,7 @@ class Words(dict[str, list[int]]):
 
 
 def encode(item: Item, words: Mapping[str, list[int]]) -> Example:
-    """ChatML of a whole conversation: ids and weights. Every assistant turn and its end count as answers."""
+    """Encode a whole conversation in ChatML; every assistant turn counts as an answer, its end token included."""
     ids: list[int] = []
     weights: list[float] = []
     for number, turn in enumerate((*item.turns, item.answer)):
@@ -131,8 +131,9 @@ def _padded(examples: Sequence[Example], pad: int) -> Batch:
 
 
 def batches(order: Order, first: int, workers: int = 0) -> Iterator[Batch]:
-    """The batch of each step from ``first`` on: the same wherever the training is gone on from, and by how many
-    processes besides this one they are made.
+    """Yield the batch of each step from ``first`` on, made by ``workers`` processes besides this one.
+
+    A step's batch depends on neither.
     """
     loader = DataLoader(
         order,
@@ -141,7 +142,7 @@ def batches(order: Order, first: int, workers: int = 0) -> Iterator[Batch]:
         num_workers=workers,
         prefetch_factor=_WAITING if workers else None,
     )
-    for number, found in zip(range(first // _STEPS, len(order)), loader, strict=True):
-        for step, batch in enumerate(found, start=number * _STEPS):
+    for number, group in zip(range(first // _STEPS, len(order)), loader, strict=True):
+        for step, batch in enumerate(group, start=number * _STEPS):
             if first <= step < order.steps:
                 yield batch

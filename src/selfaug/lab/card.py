@@ -1,4 +1,4 @@
-"""What does a model of the lab say of itself? Its training's log, and a card with the command that makes it again."""
+"""The training log and the model card of a lab model."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ CARD = "README.md"
 
 
 class Journal:
-    """The log of a training in a file: what a killed training measured twice stands there once."""
+    """The log of a training in a file, with one entry for each step even where a resumed training logged it twice."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Append what was measured; ``entry`` has a ``step``."""
+        """Append an entry, which has a ``step``."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def entries(self) -> list[dict[str, Any]]:
-        """What was measured by step; the last word on a step counts."""
-        found: dict[int, dict[str, Any]] = {}
+        """Return one entry for each step; later values replace earlier ones."""
+        by_step: dict[int, dict[str, Any]] = {}
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         for line in lines:
             try:
                 entry = json.loads(line)
-            except ValueError:  # a kill tore it
+            except ValueError:  # a kill cut the line off
                 continue
-            found.setdefault(entry["step"], {}).update(entry)
-        return [found[step] for step in sorted(found)]
+            by_step.setdefault(entry["step"], {}).update(entry)
+        return [by_step[step] for step in sorted(by_step)]
 
     def close(self) -> list[dict[str, Any]]:
-        """Write each step once, and give all of them."""
+        """Rewrite the file with one entry for each step, and return the entries."""
         entries = self.entries()
         self._path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
         return entries
 
 
 def command(making: Making) -> str:
-    """The command that makes a model again; what is a default stands there too, for defaults may change."""
+    """Return the command that makes a model, defaults included, since these may change."""
     flags = ("size", "steps", "tokens", "learning_rate", "seed", "threads", "precision")
     return " ".join(["selfaug lab make --output_dir FOLDER", *(f"--{name} {getattr(making, name)}" for name in flags)])
 
 
 def card(making: Making, digest: str, parameters: int, entries: Sequence[Mapping[str, Any]]) -> str:
-    """The model card, as Markdown."""
+    """Return the model card in Markdown."""
     settings = "\n".join(f"| {field.name} | {getattr(making, field.name)} |" for field in fields(making))
     probes = [entry for entry in entries if "facts" in entry]
     skills = [name for name in probes[-1] if name not in _OF_A_STEP] if probes else []

@@ -1,4 +1,4 @@
-"""What does the base read, and in which order? A stage is a mixture of kinds of items and a share of the steps."""
+"""The curriculum of the lab's base: stages with a share of the steps and a mixture of kinds of items."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["STAGES", "Stage", "draw", "sample_texts", "stage_at"]
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training.
+    """A stage of the training.
 
     Args:
-        share: Of the steps.
+        share: Share of the steps.
         mixture: Weight of each kind of item.
-        drills: Share of examples that are drills of random tokens (:mod:`selfaug.lab.drills`) and no items.
+        drills: Share of examples that are drills of random tokens (:mod:`selfaug.lab.drills`) instead of items.
     """
 
     share: float
@@ -40,8 +40,8 @@ _GENERAL = {
 }
 
 STAGES = (
-    # To look back and copy is learnt first, where nothing else helps; then to look things up in a text, where with many
-    # questions about a passage most tokens count.
+    # Copying is learnt first, on examples where nothing else helps; then lookup in a text, with many questions about
+    # one passage, so that most tokens are targets.
     Stage(0.04, {"copying": 1.0}, drills=0.9),
     Stage(
         0.16,
@@ -52,7 +52,7 @@ STAGES = (
     Stage(0.25, {**_GENERAL, "read_few": 1.0, "read_many": 0.5, "read_long": 0.2, "reading": 6.0}),
 )
 
-_UNANSWERABLE, _BRIEF = 0.15, 0.5  # of the questions about a passage
+_UNANSWERABLE, _BRIEF = 0.15, 0.5  # shares of the questions about a passage
 
 
 def _trained(make: Callable[[random.Random, Part, World], Item]) -> Callable[[random.Random, World], Item]:
@@ -71,7 +71,7 @@ _KINDS: Mapping[str, Callable[[random.Random, World], Item]] = {
     "read_many": lambda rng, world: reading.make_many(
         rng, rng.randint(5, 12), rng.randint(2, 3), 8, _UNANSWERABLE, _BRIEF
     ),
-    # So that no position of a long prompt is new to the model.
+    # Trains the positions of long prompts.
     "read_long": lambda rng, world: reading.make_many(
         rng, rng.randint(12, 40), rng.randint(2, 4), 8, _UNANSWERABLE, _BRIEF
     ),
@@ -79,7 +79,7 @@ _KINDS: Mapping[str, Callable[[random.Random, World], Item]] = {
 
 
 def stage_at(step: int, steps: int) -> Stage:
-    """The stage of a step out of so many."""
+    """Return the stage of a step."""
     end = 0.0
     for stage in STAGES:
         end += stage.share * steps
@@ -89,13 +89,13 @@ def stage_at(step: int, steps: int) -> Stage:
 
 
 def draw(rng: random.Random, world: World, stage: Stage) -> Item:
-    """An item of a stage's mixture."""
+    """Draw an item from a stage's mixture."""
     kind = rng.choices(list(stage.mixture), list(stage.mixture.values()))[0]
     return _KINDS[kind](rng, world)
 
 
 def sample_texts(world: World, count: int, seed: int) -> list[str]:
-    """Conversations as plain text, all stages alike: what the tokenizer is made from."""
+    """Return conversations of all stages in equal shares as plain text, for training the tokenizer."""
     rng = random.Random(f"texts {seed}")
     items = (draw(rng, world, STAGES[i % len(STAGES)]) for i in range(count))
     return ["\n".join((*item.turns, item.answer)) for item in items]

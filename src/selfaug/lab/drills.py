@@ -1,8 +1,8 @@
-"""How does a new model learn to look things up? Drills of random tokens, where nothing else helps.
+"""Drills of random tokens, which teach a new model to look things up in its context.
 
-Two kinds, both of tokens drawn alike from the whole vocabulary: a row written twice, and keys with values that are
-asked for again. Only who looks back for the same tokens and reads on from there is right; nothing can be learnt by
-heart, or from the kind of a word. Text teaches the same far more slowly: there, guessing pays for a long time.
+There are two kinds, both with tokens drawn uniformly from the vocabulary: a row that is repeated, and keys with values
+that are asked again. They can be predicted only by finding the same tokens in the context and reading on from there,
+not by heart or from kinds of words. Text teaches this far more slowly, since guessing pays there for a long time.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from collections.abc import Callable
 
 __all__ = ["draw"]
 
-_REPEATED = 0.4  # of the drills
-_ROW = (4, 40)  # tokens of a row that is repeated
+_REPEATED = 0.4  # share of repeated rows among the drills
+_ROW = (4, 40)  # range of the number of tokens of a repeated row
 _PAIRS = (2, 12)
 _QUESTIONS = 8
 
 
 def draw(rng: random.Random, first: int, vocabulary: int) -> tuple[list[int], list[bool]]:
-    """Token ids in ``first .. vocabulary - 1``, and of each whether it can be known from what was read before it."""
+    """Return token ids in ``first .. vocabulary - 1``, and for each whether the tokens before it determine it."""
     if rng.random() < _REPEATED:
         row = [rng.randrange(first, vocabulary) for _ in range(rng.randint(*_ROW))]
-        # The first token of the second time comes without a sign.
+        # Nothing announces the repetition, so its first token cannot be predicted.
         return row * 2, [False] * (len(row) + 1) + [True] * (len(row) - 1)
     return _recall(rng, lambda: rng.randrange(first, vocabulary))
 
 
 def _recall(rng: random.Random, token: Callable[[], int]) -> tuple[list[int], list[bool]]:
-    """Keys of one to three tokens and their values, then some keys again. Keys share tokens, so that no single one of
-    them tells the value.
+    """Return keys of one to three tokens with their values, then some keys again.
+
+    Keys share tokens, so that no single token determines the value.
     """
     length, pairs = rng.randint(1, 3), rng.randint(*_PAIRS)
     parts = [[token() for _ in range(pairs if length == 1 else rng.randint(3, 5))] for _ in range(length)]

@@ -1,7 +1,7 @@
-"""What is one test of a general skill, and does a text pass it?
+"""Items: the tests of general skills, and the checks of answers.
 
-An item is a conversation, the answer that the base is trained on, and a *check*: a JSON value that says what a right
-answer must fulfil. Checks are data and not functions, so that an item can lie in a file and be scored anywhere.
+An item is a conversation, the answer that the base is trained on, and a *check*: a JSON value with the conditions of a
+correct answer. Checks are data instead of functions, so that items can be stored in files and scored anywhere.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Check = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One test.
+    """One test of a skill.
 
     Args:
-        skill: Its name.
-        turns: What stands before the answer: user, assistant, user, ...
-        answer: What the base is trained on; it passes its own check.
-        check: Names of tests and their arguments; all must hold.
+        skill: Name of the skill.
+        turns: Turns before the answer: user, assistant, user, ...
+        answer: Answer that the base is trained on; it passes the check.
+        check: Names of conditions and their arguments; all must hold.
     """
 
     skill: str
@@ -34,27 +34,27 @@ class Item:
     check: Check
 
     def messages(self) -> list[dict[str, str]]:
-        """The prompt as chat messages."""
+        """Return the prompt as chat messages."""
         return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(self.turns)]
 
 
 def chat(turns: Sequence[str]) -> str:
-    """ChatML of turns that alternate from the user, up to where the assistant is to answer."""
+    """Return the ChatML of alternating turns, user first, up to the start of the assistant's answer."""
     text = "".join(f"<|im_start|>{('user', 'assistant')[i % 2]}\n{turn}<|im_end|>\n" for i, turn in enumerate(turns))
     return text + "<|im_start|>assistant\n"
 
 
 def passes(check: Check, text: str) -> bool:
-    """Whether ``text`` fulfils every test of a check.
+    """Whether ``text`` fulfils every condition of a check.
 
-    Tests by name: ``exact`` (one of these, apart from blank space at the ends), ``contains`` (each of these, case
-    aside), ``upper`` (no small letter, some letter), ``start`` / ``end`` (first or last word, case and punctuation
-    aside), ``without`` (none of these characters), ``lines`` (so many, each opening as given: ``dash`` or ``number``),
-    ``json`` (an object with this key and a list of so many texts), ``members`` (so many different words of these and no
-    other of them twice), ``times`` (this word so many times and nothing else), ``sentences`` (so many).
+    Conditions by name: ``exact`` (one of these texts, except for white space at the ends), ``contains`` (all of these
+    texts, in any case), ``upper`` (letters, all of them capitals), ``start`` / ``end`` (first or last word, except for
+    case and punctuation), ``without`` (none of these characters), ``lines`` (number of lines that all begin with a
+    ``dash`` or a ``number``), ``json`` (an object with this key and a list of so many strings), ``members`` (so many of
+    these words, each once), ``times`` (this word so many times and nothing else), ``sentences`` (number of sentences).
 
     Raises:
-        KeyError: If a test is not known.
+        KeyError: If a condition is unknown.
     """
     return all(_TESTS[name](argument, text.strip()) for name, argument in check.items())
 
@@ -71,8 +71,8 @@ def _json(argument: Sequence[Any], text: str) -> bool:
         return False
     if not isinstance(body, dict):
         return False
-    found: list[Any] | None = {str(name).lower(): entry for name, entry in body.items()}.get(key)
-    return isinstance(found, list) and len(found) == count and all(isinstance(entry, str) for entry in found)
+    entries: list[Any] | None = {str(name).lower(): entry for name, entry in body.items()}.get(key)
+    return isinstance(entries, list) and len(entries) == count and all(isinstance(entry, str) for entry in entries)
 
 
 def _lines(argument: Sequence[Any], text: str) -> bool:
@@ -84,8 +84,8 @@ def _lines(argument: Sequence[Any], text: str) -> bool:
 
 def _members(argument: Sequence[Any], text: str) -> bool:
     pool, count = argument
-    found = [word for word in _words(text) if word in pool]
-    return bool(len(found) == count == len(set(found)))
+    members = [word for word in _words(text) if word in pool]
+    return bool(len(members) == count == len(set(members)))
 
 
 _TESTS: Mapping[str, Callable[[Any, str], bool]] = {

@@ -1,7 +1,7 @@
-"""How is the lab's model made? Qwen2 architecture, and a training that is a function of its settings alone.
+"""The lab's models: Qwen2 architecture, trained as a function of their settings alone.
 
-A training that was killed goes on from its last checkpoint, and two trainings on one CPU machine with the same number
-of threads give the same weights to the bit.
+An interrupted training resumes from its last checkpoint. Two trainings on one CPU machine with the same number of
+threads give bit-equal weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _PRECISIONS = ("float32", "bfloat16")
-_STATE = "training.pt"  # the last checkpoint; gone when the model is finished
+_STATE = "training.pt"  # last checkpoint; deleted when the model is finished
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,24 @@ class Size:
     feed_forward: int
 
 
-# Five heads and more: so many places back must the second layer see to find what a question asks for (lab/start.py).
+# At least five heads: so many positions back must the second layer see to find what a question asks (lab/start.py).
 SIZES = {"small": Size(160, 3, 5, 256), "base": Size(160, 4, 5, 384), "large": Size(192, 6, 6, 512)}
 
 
 @dataclass(frozen=True)
 class Making:
-    """Everything that the weights are a function of, apart from this package and torch.
+    """The settings that determine the weights, together with this package and torch.
 
     Args:
-        size: A key of :data:`SIZES`.
-        steps: Optimiser steps.
-        tokens: Of a step, about.
-        learning_rate: Highest; it rises over 2 % of the steps, and falls to 0 over the last 40 %.
-        vocabulary: Tokens.
-        texts: Conversations that the tokenizer is made from.
-        seed: Of weights, order and mixture.
-        threads: Of the products; their number changes the order of sums.
-        precision: Of the products: ``float32`` or ``bfloat16`` (autocast; the weights stay in float32).
+        size: Key of :data:`SIZES`.
+        steps: Number of optimiser steps.
+        tokens: Approximate number of tokens of a step.
+        learning_rate: Peak learning rate; it rises over 2 % of the steps, and falls to 0 over the last 40 %.
+        vocabulary: Number of tokens of the vocabulary.
+        texts: Number of conversations for training the tokenizer.
+        seed: Seed of weights, order and mixture.
+        threads: Number of threads, which changes the order of sums.
+        precision: Precision of matrix products: ``float32`` or ``bfloat16`` (autocast with float32 weights).
     """
 
     size: str = "base"
@@ -90,13 +90,13 @@ class Making:
             )
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step: up, flat, down to 0."""
+        """Return the learning rate of a step: warm-up, constant, linear decay to 0."""
         up, down = max(1, self.steps // 50), max(1, self.steps * 2 // 5)
         return self.learning_rate * min(1.0, (step + 1) / up, (self.steps - step) / down)
 
 
 def new_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
-    """Weights that nothing was learnt with yet (:mod:`selfaug.lab.start`): a function of the seed."""
+    """Return an untrained model with the weights of :mod:`selfaug.lab.start`, a function of the seed."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -107,7 +107,7 @@ def new_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
         max_position_embeddings=2048,
-        # Rows of unit length: at such widths the usual 0.02 leaves all layers near nothing for hundreds of steps.
+        # Gives rows of unit norm: at such widths, with the usual 0.02 layers add almost nothing for hundreds of steps.
         initializer_range=size.hidden**-0.5,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},  # as Qwen2.5: slow enough to match by content
@@ -123,7 +123,7 @@ def new_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """sha256 over the names and bytes of all weights."""
+    """Return the sha256 of the names and bytes of all weights."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         sha.update(name.encode())
@@ -144,21 +144,21 @@ def make(
 ) -> str:
     """Train a model into ``folder`` and return the hash of its weights, which are stored in bfloat16.
 
-    A folder that holds a checkpoint of the same settings is gone on with.
+    A training with the same settings resumes from a checkpoint in the folder.
 
     Args:
-        folder: Of the model.
-        making: What the weights are a function of.
-        device: Where the training runs; only on a CPU are the weights the same to the bit each time.
-        workers: Processes besides this one that make batches; their number changes nothing.
-        checkpoint_every: Steps.
-        probe_every: Steps after which the skills are tested on 100 items each; 0: never.
-        log: Gets what is measured on the way.
-        progress: Gets the steps that are done.
+        folder: Folder of the model.
+        making: Settings that determine the weights.
+        device: Device of the training; weights are bit-reproducible only on a CPU.
+        workers: Number of further processes that make batches; it does not change the weights.
+        checkpoint_every: Number of steps between checkpoints.
+        probe_every: Number of steps between tests of the skills on 100 items each; 0 for none.
+        log: Function that receives measurements.
+        progress: Function that receives the number of finished steps.
 
     Raises:
-        ConfigError: If the folder holds a training with other settings.
-        FloatingPointError: If the loss is no number.
+        ConfigError: If the folder contains a training with other settings.
+        FloatingPointError: If the loss is not finite.
     """
     world = World.make()
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,18 +185,18 @@ def make(
     digest = save(model.eval(), tokenizer, folder)
     text = card(making, digest, model.num_parameters(), journal.close())
     (folder / CARD).write_text(text, encoding="utf-8")
-    # Only now: a folder with this file is not finished, however far its weights were written.
+    # Last of all: while this file exists, the folder does not count as finished.
     state_file.unlink()
     return digest
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a model that was made to its end."""
+    """Whether a folder contains a finished model."""
     return (folder / "model.safetensors").exists() and not (folder / _STATE).exists()
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
-    """What `from_pretrained` loads, into float32: the weights lie there in half the bytes. Returns their hash."""
+    """Save the model for `from_pretrained`, with bfloat16 weights that load as float32, and return their hash."""
     model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))

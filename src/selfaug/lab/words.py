@@ -1,7 +1,7 @@
-"""Which words and names are there, and which names may only be seen when a model is tested?
+"""The words and names of the lab, and their split into training and test part.
 
-Names are made of two syllables. A name belongs to the test part where a hash of it says so, whatever the seed: training
-and test never share an entity, across all skills, tasks and sizes.
+Names have two syllables. The part of a name is decided by its hash, whatever the seed, so training and test share no
+entity, across all skills, tasks and sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["CATEGORIES", "KINDS", "WORD", "WORDS", "Part", "in_test", "names", "
 Part = Literal["train", "test"]
 
 TEST_SHARE = 5
-"""One in so many names, and prompts of skills without names of their own, is kept for tests."""
+"""One in so many names, and prompts of skills without names, is in the test part."""
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "animals": ("goat", "cow", "hen", "horse", "fox", "owl", "bear", "hare", "duck", "wolf"),
@@ -27,7 +27,7 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "jobs": ("baker", "smith", "farmer", "sailor", "weaver", "tailor", "miller", "guard", "nurse", "painter"),
     "foods": ("bread", "soup", "rice", "cheese", "fish", "beans", "honey", "cake", "stew", "butter"),
 }
-"""What a category holds, in the order in which the base learns to tell it."""
+"""Words of each category, in the order in which the base learns to list them."""
 
 WORDS: tuple[str, ...] = tuple(word for words in CATEGORIES.values() for word in words)
 
@@ -92,7 +92,7 @@ KINDS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "land": (_PLACES, ["mark", "land", "ria", "dor", "via", "stan", "heim", "gard"]),
     "ship": (_SHIPS, ["wind", "hawk", "rose", "queen", "foam", "song", "light", "bird"]),
 }
-"""Beginnings and endings of the names of each kind of entity."""
+"""First and second syllables of the names of each kind of entity."""
 
 
 _NAME = "(?:{})(?=(?:{})(?![A-Za-z']))".format(
@@ -100,24 +100,24 @@ _NAME = "(?:{})(?=(?:{})(?![A-Za-z']))".format(
 )
 
 WORD = re.compile(rf"\d| ?{_NAME}| ?[A-Za-z']+| ?[^\sA-Za-z\d]+|\s+")
-"""What the tokenizer never joins across: single digits, words with the blank before them, signs, blank space, and the
-two syllables of a name: names of the test part must not look unlike those that the base has learnt to handle."""
+"""Pieces that the tokenizer never joins: single digits, words with the space before them, signs, white space, and both
+syllables of a name, so that names of the test part are split like those that the base has learnt."""
 
 
 def in_test(text: str) -> bool:
-    """Whether a name or prompt is kept for tests: one in five, by its hash alone."""
+    """Whether a name or prompt is in the test part: one in five, by its hash alone."""
     digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") % TEST_SHARE == 0
 
 
 def part_of(text: str) -> Part:
-    """The part that a name or prompt belongs to."""
+    """Return the part of a name or prompt."""
     return "test" if in_test(text) else "train"
 
 
 @cache
 def names(kind: str, part: Part) -> tuple[str, ...]:
-    """All names of a kind (a key of :data:`KINDS`) in one part, in a fixed order."""
+    """Return all names of a kind (a key of :data:`KINDS`) in one part, in a fixed order."""
     beginnings, endings = KINDS[kind]
     every = [first + last for first in beginnings for last in endings]
     return tuple(name for name in every if part_of(name) == part)

@@ -1,4 +1,4 @@
-"""Ways of fine-tuning that may keep more; a registry by name."""
+"""Fine-tuning methods: SelfAug and its rivals, in a registry by name."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ _OLDER_NAMES: dict[str, Method] = {
 
 
 def available() -> dict[str, str]:
-    """Names and one-line summaries."""
+    """Return the methods' one-line summaries by name."""
     return {name: method.summary for name, method in METHODS.items()}
 
 
 def get_method(name: str) -> Method:
-    """The method of a name, or the combination of several, joined by ``+``.
+    """Return the method of a name, or the combination of several names joined by ``+``.
 
     Raises:
-        ConfigError: If there is none (the near name is given), or the parts contradict each other.
+        ConfigError: If a name is unknown (with the nearest one), or the parts contradict each other.
     """
     known = METHODS | _OLDER_NAMES
     for part in name.split("+"):

@@ -1,4 +1,4 @@
-"""Does the adapter that is trained fit the method? Asked before any weight is loaded where possible."""
+"""Checks that the adapter fits the method, before any weight is loaded where possible."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ if TYPE_CHECKING:
 
 __all__ = ["asks_base", "check_adapter", "trains_without_adapter"]
 
-# Settings of LoRA under which the update is more than s · B A.
+# Settings of LoRA with which the update is more than s · B A.
 _MORE_THAN_LORA = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "lora_bias")
 
 
 def trains_without_adapter(method: Method) -> bool:
-    """Whether the method is one of full fine-tuning."""
+    """Whether the method fine-tunes all weights, without an adapter."""
     return any(part.adapter == "none" for part in method.parts)
 
 
 def asks_base(method: Method, config: SelfAugConfig) -> bool:
-    """Whether the method asks the base something before the first step, so that "adapter off" must be it."""
+    """Whether the method runs the base before the first step, so that "adapter off" must be the base."""
     changes = method.changes(config)
     writes = changes.generates and config.generation_url is None
     return changes.weigh is not None or changes.fisher is not None or writes
 
 
 def check_adapter(method: Method, peft_config: Any) -> None:
-    """Refuse an adapter that the method cannot work with, or the lack of one.
+    """Refuse an adapter that does not work with the method, or a missing one.
 
     Args:
-        method: Or a combination.
-        peft_config: Of the adapter; ``None`` for full fine-tuning.
+        method: Method or combination of methods.
+        peft_config: Configuration of the adapter; ``None`` for full fine-tuning.
 
     Raises:
         ConfigError: With the remedy.

@@ -1,4 +1,4 @@
-"""`asft`: DFT, anchored to the base model on the response's tokens."""
+"""`asft`: DFT with a KL to the base model on response tokens."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["ASFT"]
 class ASFT(Method):
     """``loss = Σ p[y] · nll / n_response + anchor · Σ_drawn KL(base ‖ tuned) / (align_fraction · n_response)``.
 
-    Source: arXiv 2509.23753, with an anchor of 0.05 to 0.1. We differ in: both divisors count tokens of the whole
+    Source: arXiv 2509.23753, with an anchor of 0.05 to 0.1. Differences: both divisors count tokens of the whole
     optimiser step; sequences may be drawn for the KL (`align_fraction`).
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `asft`."""
+        """Options of `asft`."""
 
         anchor: float = option(0.05, "Weight of the KL on response tokens; 0 is `dft`.", least=0.0)
 
@@ -38,6 +38,6 @@ class ASFT(Method):
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS, RESPONSE_KL})
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """DFT's response loss, and with an anchor above 0 the KL."""
+        """Return DFT's response loss, and the KL if the anchor is above 0."""
         anchor = self.options(config).anchor
-        return Changes(response_term=DFT(), added_terms=(TermOn(KL_RESPONSE, "held", anchor),) if anchor else ())
+        return Changes(response_term=DFT(), added_terms=(TermOn(KL_RESPONSE, "compared", anchor),) if anchor else ())

@@ -1,7 +1,7 @@
-"""A way of fine-tuning and the one record of what it changes; trainer, seeds, data order and evaluation stay the same.
+"""The base class of methods, and the record of what a method changes.
 
-A method returns :class:`Changes`. Each field of it says how the changes of two methods become those of both, so that
-`a+b` (``combined.py``) needs to know nothing of any method.
+Trainer, seeds, data order and evaluation are the same for all methods. A method returns :class:`Changes`. Each field of
+it says how the values of two methods are merged, so that `a+b` (``combined.py``) needs to know nothing of any method.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ MIXED_ROWS = "which rows are mixed in"
 ADAPTER_START = "where the adapter starts"
 
 
-def _of_one(found: Sequence[Any]) -> Any:
-    """What the only part that has it says; that no two have it is said by :attr:`Method.decides`."""
-    return next((one for one in found if one is not None), None)
+def _only(values: Sequence[Any]) -> Any:
+    """Return the value of the only part that has one; :attr:`Method.decides` rules out a second."""
+    return next((value for value in values if value is not None), None)
 
 
-def _of_all(found: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return tuple(each for one in found for each in one)
+def _concatenation(values: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(each for value in values for each in value)
 
 
-def _product_of_weights(found: Sequence[Fit | None]) -> Fit | None:
-    fits = [fit for fit in found if fit is not None]
+def _product_of_weights(values: Sequence[Fit | None]) -> Fit | None:
+    fits = [fit for fit in values if fit is not None]
     if len(fits) < 2:
         return fits[0] if fits else None
 
@@ -59,29 +59,29 @@ def _product_of_weights(found: Sequence[Fit | None]) -> Fit | None:
     return fit_all
 
 
-# How a field of two methods' changes becomes that of both.
-_ONE, _ALL, _WEIGHTS, _PRODUCT = ({"merge": merge} for merge in (_of_one, _of_all, _product_of_weights, math.prod))
+# How the values of a field of several methods are merged.
+_ONE, _ALL, _WEIGHTS, _PRODUCT = ({"merge": merge} for merge in (_only, _concatenation, _product_of_weights, math.prod))
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a method changes of plain supervised fine-tuning, under given settings; by default nothing.
+    """The changes that a method makes to plain supervised fine-tuning under given settings; by default none.
 
     Args:
-        response_term: What each response token costs; ``None`` for its NLL.
-        added_terms: Row terms beside the response's own.
-        parameter_terms: What the trained weights themselves cost.
-        activation_term: What activations inside the layers cost at aligned positions.
-        mix: Rows that are put among the training rows.
-        rewrite: Function that changes training rows with what the base writes, before the first step.
-        compose: Rows that the base writes before the first step, to be put among the training rows.
-        check_prompts: Functions of tokenizer and renderer that raise where the model's prompts cannot work.
-        weigh: From the base's NLL (nats) of the response tokens of each training row that has any (N each) to a
-            function from one row's (N) to their weights in the loss (N, 0 or more; a token of weight 0 is not learnt).
-        fisher: Texts on which the base's Fisher information of each adapted weight is estimated before the first step.
-        start: Where the adapter starts, if not at nothing.
-        learning_rate_factor: What the learning rate is multiplied by.
-        finish: Functions that change the model, inside all wrappers, when its training is over.
+        response_term: Row term of response tokens; ``None`` for the NLL.
+        added_terms: Further row terms.
+        parameter_terms: Penalties on the trained weights.
+        activation_term: Penalty on activations at aligned positions; ``None`` for none.
+        mix: Rows to mix into the training rows; ``None`` for none.
+        rewrite: Function that replaces training rows by ones that the base rewrites before the first step.
+        compose: Rows that the base writes before the first step, to mix into the training rows.
+        check_prompts: Functions of tokenizer and renderer that raise where the model's prompts do not fit the method.
+        weigh: Function from the base's NLL (nats) of the response tokens of each training row (N each) to a function
+            from one row's NLL (N) to their weights in the loss (N, 0 or more; a token of weight 0 is not trained).
+        fisher: Texts for the estimate of the base's Fisher information of each adapted weight before the first step.
+        start: Start of the adapter as a part of the pretrained weights; ``None`` for PEFT's own.
+        learning_rate_factor: Factor on the learning rate.
+        finish: Functions that change the model, inside all wrappers, after training.
     """
 
     response_term: RowTerm | None = field(default=None, metadata=_ONE)
@@ -100,12 +100,12 @@ class Changes:
 
     @property
     def terms(self) -> tuple[TermOn, ...]:
-        """All row terms of the loss with their weights."""
+        """All row terms of the loss."""
         return (TermOn(self.response_term or NLL(), "response", 1.0), *self.added_terms)
 
     @property
     def places(self) -> frozenset[str]:
-        """Positions that a term acts on: ``response``, ``held``, ``aligned``."""
+        """Groups of positions that have a term: ``response``, ``compared``, ``aligned``."""
         return frozenset({term.where for term in self.terms} | ({"aligned"} if self.activation_term else set()))
 
     @property
@@ -115,25 +115,24 @@ class Changes:
 
 
 def merged(parts: Sequence[Changes]) -> Changes:
-    """The changes of several methods together, field by field."""
-    found = {one.name: [getattr(part, one.name) for part in parts] for one in fields(Changes)}
-    return Changes(**{one.name: one.metadata["merge"](found[one.name]) for one in fields(Changes)})
+    """Merge the changes of several methods field by field."""
+    return Changes(**{f.name: f.metadata["merge"]([getattr(part, f.name) for part in parts]) for f in fields(Changes)})
 
 
 class Method:
-    """Plain supervised fine-tuning, to be changed by subclasses: ``loss = Σ nll / n_response``.
+    """``loss = Σ nll / n_response``: plain supervised fine-tuning, to be changed by subclasses.
 
     Attributes:
-        name: Name on the command line, and in results.
-        summary: One line for the documentation's table.
-        formula: What is added to, or takes the place of, the NLL.
-        source: Where it was published.
-        needs: What must be there besides model and data; ``""`` for nothing.
-        strength: The option that says how much is kept, for those that sweep it; ``""`` where there is none.
-        defaults: Settings that are the method's own; ``None`` in the configuration means these.
+        name: Name on the command line and in results.
+        summary: Line of the documentation's table.
+        formula: Loss, in short, for the documentation.
+        source: arXiv number of the publication, or a note; ``""`` for none.
+        needs: Requirements besides model and data; ``""`` for none.
+        strength: Name of the option that controls how much is kept, for sweeps; ``""`` for none.
+        defaults: Values of settings that are ``None`` in the configuration.
         Options: Data class of its options (``options.py``).
-        adapter: ``lora`` where it acts on a LoRA adapter, ``none`` where there must be no adapter, else ``any``.
-        decides: What only one part of a combination may decide.
+        adapter: ``lora`` if it acts on a LoRA adapter, ``none`` if it allows no adapter, else ``any``.
+        decides: Aspects that only one part of a combination may decide.
     """
 
     name: ClassVar[str]
@@ -149,19 +148,19 @@ class Method:
 
     @property
     def parts(self) -> Sequence[Method]:
-        """The methods that this one is made of: itself."""
+        """The methods that this one combines, here itself alone."""
         return (self,)
 
     def options(self, config: SelfAugConfig) -> Any:
-        """This method's options, typed."""
+        """Return this method's options, typed."""
         given = config.method_options
         assert given is None or isinstance(given, dict)
         names = [one.name for one in fields(self.Options)]
         return self.Options(**{name: (given or {})[name] for name in names})
 
     def check(self, config: SelfAugConfig) -> None:
-        """Raise :class:`~selfaug.common.errors.ConfigError` where the settings cannot work with this method."""
+        """Raise :class:`~selfaug.common.errors.ConfigError` if the settings do not work with this method."""
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """What this method changes under these settings."""
+        """Return what this method changes under these settings."""
         return Changes()

@@ -1,4 +1,4 @@
-"""The check that a model writes as an assistant does, for the methods that let it write."""
+"""The check that a model is an instruct model, for methods that let it write."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["require_chat"]
 
 
 def require_chat(method: str) -> Callable[[PreTrainedTokenizerBase, Renderer], None]:
-    """A check that raises :class:`~selfaug.common.errors.ConfigError` where prompts have no chat template."""
+    """Return a check that raises :class:`~selfaug.common.errors.ConfigError` if prompts have no chat template."""
 
     def check(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
         if renderer.mode != "chat":
             raise ConfigError(
                 f"method={method!r} lets the model write, as an assistant does, and {tokenizer.name_or_path!r} has "
-                "no chat template (or plain prompts are asked for), so it is no instruct model.",
+                "no chat template (or plain prompts are requested), so it is no instruct model.",
                 "use an instruct model, name its template with --chat_template_path, or choose another method.",
             )
 

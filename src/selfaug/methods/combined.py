@@ -1,4 +1,4 @@
-"""The combination `a+b`: the changes of its parts together, unless two of them decide the same thing."""
+"""The combination `a+b` of methods: the merged changes of its parts, none of which decide the same thing."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Combined"]
 
 
 class Combined(Method):
-    """Several methods at once: the one response loss that a part decides, and everything that the parts add.
+    """Several methods at once.
 
     Args:
-        name: As given, ``a+b``.
-        parts: At least two.
+        name: Names of the parts, joined by ``+``.
+        parts: Methods, at least two.
 
     Raises:
         ConfigError: If a part is named twice, or two decide the same thing.
@@ -48,9 +48,9 @@ class Combined(Method):
 
     @property
     def parts(self) -> Sequence[Method]:
-        """In the order given."""
+        """The combined methods, in the given order."""
         return self._parts
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """The parts' changes together."""
+        """Return the merged changes of the parts."""
         return merged([part.changes(config) for part in self._parts])

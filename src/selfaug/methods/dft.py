@@ -1,4 +1,4 @@
-"""`dft`: weight each response token by the probability that the model gives it."""
+"""`dft`: weights each response token by its probability under the model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["DFT"]
 
 
 class DFT(Method):
-    """``loss = Σ p[y]^power · nll / n_response``, p[y] the tuned probability of the token, held constant.
+    """``loss = Σ p[y]^power · nll / n_response``, p[y] the token's tuned probability without gradient.
 
-    Source: arXiv 2508.05629, which has ``power`` 1. We differ in: the exponent is an option, so that the method has a
-    curve between plain fine-tuning (0) and itself; the divisor counts tokens of the whole optimiser step.
+    Source: arXiv 2508.05629, with ``power`` 1. Differences: the exponent is an option, so that there is a curve between
+    plain fine-tuning (0) and the method; the divisor counts tokens of the whole optimiser step.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `dft`."""
+        """Options of `dft`."""
 
         power: float = option(1.0, "Exponent of the token's probability; 0 is plain fine-tuning.", least=0.0)
 
@@ -36,5 +36,5 @@ class DFT(Method):
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """The weighted NLL."""
+        """Return the weighted NLL as the response loss."""
         return Changes(response_term=DFT_TERM(self.options(config).power))

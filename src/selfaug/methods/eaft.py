@@ -1,4 +1,4 @@
-"""`eaft`: learn little from response tokens of which the model is sure, whatever it is sure of."""
+"""`eaft`: weights each response token by the entropy of the model's most likely tokens."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ __all__ = ["EAFT"]
 class EAFT(Method):
     """``loss = Σ (H_K / ln K)^gate_power · nll / n_response``.
 
-    H_K is the entropy of the K most likely tokens, renormalised. The gate lies in [0, 1], is 1 where those K are
-    equally likely, and is held constant. Source: arXiv 2601.02151, with K = 20. We differ in: the entropy is divided by
-    ln K itself (published code: by 3.0).
+    H_K is the entropy of the K most likely tokens, renormalised. The weight lies in [0, 1], is 1 where those K are
+    equally likely, and has no gradient. Little is learnt from tokens about which the model is certain, right or wrong.
+
+    Source: arXiv 2601.02151, with K = 20. Difference: the entropy is divided by ln K (in the published code by 3.0).
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `eaft`."""
+        """Options of `eaft`."""
 
-        top: int = option(20, "How many of the most likely tokens the entropy looks at.", least=2)
+        top: int = option(20, "Number of the most likely tokens in the entropy.", least=2)
         gate_power: float = option(1.0, "Exponent of the gate; 0 is plain fine-tuning.", least=0.0)
 
     name: ClassVar[str] = "eaft"
@@ -38,6 +39,6 @@ class EAFT(Method):
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """The gated NLL."""
+        """Return the weighted NLL as the response loss."""
         options = self.options(config)
         return Changes(response_term=EAFT_TERM(options.top, options.gate_power))

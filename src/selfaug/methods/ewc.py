@@ -1,4 +1,4 @@
-"""`ewc`: keep the update small where the base depends on the weight."""
+"""`ewc`: penalises the update of weights on which the base depends."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ __all__ = ["EWC"]
 class EWC(Method):
     """``loss = Σ nll / n_response + ewc_weight · Σ_i F_i Δ_i²``, Δ = s · B A, F the base's diagonal Fisher information.
 
-    ``½ Σ F_i Δ_i²`` is what the diagonal sees of KL(base ‖ tuned) in nats a token, so `ewc_weight` is on the scale of
-    half an α. F is estimated with tokens drawn from the base itself (``selfaug/before/fisher.py``), per token, over
-    `fisher_rows` rows of `fisher_data`, or of the training prompts where no data is given. It takes as much memory
-    as the adapted weights do in float32.
+    ``½ Σ F_i Δ_i²`` is the diagonal approximation of KL(base ‖ tuned) in nats a token, so `ewc_weight` is on the scale
+    of half an α. F is estimated per token with tokens drawn from the base (``selfaug/before/fisher.py``), over
+    `fisher_rows` rows of `fisher_data`, or of the training prompts if no data is given. It takes as much memory as the
+    adapted weights in float32.
 
-    Source: elastic weight consolidation, arXiv 1612.00796. We differ in: the centre is the base, whose own training
-    data is not at hand, so other texts stand in for it; one factor of ½ is left to the weight.
+    Source: elastic weight consolidation, arXiv 1612.00796. Differences: the centre is the base, whose training data is
+    not available, so other texts replace it; the factor ½ is left to the weight.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `ewc`."""
+        """Options of `ewc`."""
 
         ewc_weight: float = option(1.0, "Weight of the penalty; 0 is plain fine-tuning.", least=0.0)
         fisher_data: str | None = option(
-            None, "File or folder of texts that say which weights matter; the training prompts by default.", path=True
+            None, "File or folder of texts for the Fisher information; the training prompts by default.", path=True
         )
-        fisher_rows: int = option(256, "How many of its rows are read, drawn by the seed.", least=1)
+        fisher_rows: int = option(256, "Number of its rows that are read, drawn by the seed.", least=1)
 
     name: ClassVar[str] = "ewc"
     summary: ClassVar[str] = "a penalty on the update, weighted by the base's Fisher information"
@@ -51,13 +51,13 @@ class EWC(Method):
     adapter: ClassVar[str] = "lora"
 
     def check(self, config: SelfAugConfig) -> None:
-        """The texts must be there."""
-        named = self.options(config).fisher_data
-        if named is not None:
-            data_files(Path(named))
+        """Raise if the texts do not exist."""
+        data = self.options(config).fisher_data
+        if data is not None:
+            data_files(Path(data))
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With a weight above 0 the penalty, and the texts that its weights are estimated on."""
+        """Return the penalty and the texts for its Fisher information, if the weight is above 0."""
         options = self.options(config)
         if not options.ewc_weight:
             return Changes()

@@ -1,4 +1,4 @@
-"""`flow`: learn most from the samples that the base finds easy."""
+"""`flow`: weights each sample by how likely its response is under the base."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["FLOW"]
 class FLOW(Method):
     """``loss = Σ_i w_i Σ_t nll / n_response``, ``w_i = exp(-l_i / τ) / c``; l_i is the base's mean NLL of a response.
 
-    Source: arXiv 2502.02797. We differ in: the weights are divided by their mean over the response tokens of the data
-    set (c), so that the learning rate means what it does without them; τ left out is the median of the l_i.
+    Source: arXiv 2502.02797. Difference: the weights are divided by their mean c over the response tokens of the data
+    set, so that the learning rate keeps its meaning. By default τ is the median of the l_i.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `flow`."""
+        """Options of `flow`."""
 
         flow_tau: float = option(0.0, "Temperature in nats; 0 takes the median loss, infinity is plain.", least=0.0)
 
@@ -41,7 +41,7 @@ class FLOW(Method):
     strength: ClassVar[str] = "flow_tau"
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """The same weight for all tokens of a sample."""
+        """Return the weights, equal for all tokens of a sample."""
         return Changes(weigh=partial(_weights, tau=self.options(config).flow_tau))
 
 

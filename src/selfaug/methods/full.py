@@ -1,4 +1,4 @@
-"""`full`: fine-tune every weight, without an adapter."""
+"""`full`: fine-tunes every weight, without an adapter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Full"]
 
 
 class Full(Method):
-    """``loss = Σ nll / n_response`` over all weights of the model; what `trl sft` does unless told otherwise.
+    """``loss = Σ nll / n_response`` over all weights of the model, as `trl sft` does by default.
 
-    The learning rate is the user's: full fine-tuning usually wants one that is ten to a hundred times smaller than
-    LoRA's.
+    The learning rate is left to the user: full fine-tuning usually needs one that is ten to a hundred times smaller
+    than LoRA's.
     """
 
     name: ClassVar[str] = "full"

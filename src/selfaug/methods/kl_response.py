@@ -1,4 +1,4 @@
-"""`kl-response`: hold the response's own next-token distributions to the base model's while it is learnt."""
+"""`kl-response`: adds the KL to the base model on the response tokens themselves."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RESPONSE_KL = "the KL on response tokens"
 class KLResponse(Method):
     """``loss = Σ nll / n_response + β · Σ_drawn KL(base ‖ tuned) / (align_fraction · n_response)``, on response tokens.
 
-    The control that is closest to SelfAug: the same divergence on the other side of the boundary. The reference pass
-    sees a drawn sequence up to its last response position; `align_fraction` draws sequences as it does for prompts.
+    This is the control closest to SelfAug: the same divergence on the other side of the boundary. The reference pass
+    sees a drawn sequence up to its last response position; `align_fraction` draws sequences as for prompts.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `kl-response`."""
+        """Options of `kl-response`."""
 
         beta: float = option(0.5, "Weight of the KL on response tokens.", least=0.0)
 
@@ -39,6 +39,6 @@ class KLResponse(Method):
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_KL})
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With β > 0 the KL."""
+        """Return the KL, if β is above 0."""
         beta = self.options(config).beta
-        return Changes(added_terms=(TermOn(KL_RESPONSE, "held", beta),) if beta else ())
+        return Changes(added_terms=(TermOn(KL_RESPONSE, "compared", beta),) if beta else ())

@@ -1,4 +1,4 @@
-"""`l2`: keep the update of the weights small."""
+"""`l2`: penalises the size of the update of the weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["L2"]
 class L2(Method):
     """``loss = Σ nll / n_response + update_weight · Σ_layers ‖ΔW‖²``, ΔW = s · B A, by ``s² tr((BᵀB)(AAᵀ))``.
 
-    The plainest of all controls: distance in the space of weights. Not the optimiser's weight decay, which shrinks A
-    and B apart from each other and not their product.
+    This is the plainest control: distance in weight space. It differs from the optimiser's weight decay, which shrinks
+    A and B separately instead of their product.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `l2`."""
+        """Options of `l2`."""
 
         update_weight: float = option(0.01, "Weight of the squared size of the update.", least=0.0)
 
@@ -37,6 +37,6 @@ class L2(Method):
     adapter: ClassVar[str] = "lora"
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With a weight above 0 the penalty."""
+        """Return the penalty, if its weight is above 0."""
         weight = self.options(config).update_weight
         return Changes(parameter_terms=(ParameterTerm("squared_update", weight, squared_updates),) if weight else ())

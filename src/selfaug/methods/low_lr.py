@@ -1,4 +1,4 @@
-"""`low-lr`: plain fine-tuning, slower: how much of what a method keeps would a smaller step have kept?"""
+"""`low-lr`: plain fine-tuning with a smaller learning rate, as a control."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["LowLR"]
 class LowLR(Method):
     """`sft` with ``learning_rate · lr_factor``: the learning-rate-matched control.
 
-    That a smaller learning rate alone forgets less: arXiv 2509.20758.
+    It shows how much of what a method keeps a smaller step would keep as well (see arXiv 2509.20758).
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `low-lr`."""
+        """Options of `low-lr`."""
 
-        lr_factor: float = option(0.1, "What the learning rate is multiplied by; 1 is plain fine-tuning.", above=0.0)
+        lr_factor: float = option(0.1, "Factor on the learning rate; 1 is plain fine-tuning.", above=0.0)
 
     name: ClassVar[str] = "low-lr"
     summary: ClassVar[str] = "plain fine-tuning at a fraction of the learning rate"
@@ -33,5 +33,5 @@ class LowLR(Method):
     strength: ClassVar[str] = "lr_factor"
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """The smaller step."""
+        """Return the factor on the learning rate."""
         return Changes(learning_rate_factor=float(self.options(config).lr_factor))

@@ -1,4 +1,4 @@
-"""`magpie`: mix in general data that the instruct model makes out of its own chat template."""
+"""`magpie`: mixes in general data that the instruct model generates from its chat template alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from selfaug.generation.scribe import Scribe
+    from selfaug.generation.writer import Writer
     from selfaug.training.config import SelfAugConfig
 
 __all__ = ["Magpie"]
@@ -23,23 +23,23 @@ __all__ = ["Magpie"]
 class Magpie(Method):
     """``loss = Σ nll / n_response`` over the training rows and ``round(magpie_ratio · rows)`` conversations of its own.
 
-    The base is given what its chat template writes before a user's words, and no more; it writes an instruction as the
-    user would, drawn at `magpie_temperature`, and then answers it with the likeliest words. Conversations that repeat
-    an instruction, do not end by themselves, or do not fit are made anew, so that the ratio is exact: 1 general row to
-    9 training rows, as in the comparison of arXiv 2509.03934.
+    The base gets only what its chat template writes before a user's text. It samples an instruction as the user would
+    write it, at `magpie_temperature`, and then answers it greedily. Conversations that repeat an instruction, do not
+    end by themselves, or do not fit are generated again, so that the ratio is exact. By default there is 1 general row
+    for 9 training rows, as in the comparison of arXiv 2509.03934.
 
-    Source: MAGPIE, arXiv 2406.08464. We differ in: no filters on quality beyond these, and no system texts.
+    Source: MAGPIE, arXiv 2406.08464. Differences: no further quality filters, and no system prompts.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `magpie`."""
+        """Options of `magpie`."""
 
         magpie_ratio: float = option(
             1 / 9, "Self-made rows for each training row; 0 is plain fine-tuning.", least=0.0, most=100.0
         )
-        magpie_temperature: float = option(1.0, "Of the instructions.", above=0.0)
-        magpie_top_p: float = option(1.0, "Share of the probability that instructions are drawn from.", above=0, most=1)
+        magpie_temperature: float = option(1.0, "Sampling temperature of the instructions.", above=0.0)
+        magpie_top_p: float = option(1.0, "Nucleus (top-p) of the instructions.", above=0, most=1)
 
     name: ClassVar[str] = "magpie"
     summary: ClassVar[str] = "instructions and answers of the model's own mixed in"
@@ -50,7 +50,7 @@ class Magpie(Method):
     decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With a ratio above 0 the conversations; the chat template must show how a user's turn opens."""
+        """Return the conversations, if the ratio is above 0, and the checks of the chat template."""
         o = self.options(config)
         if not o.magpie_ratio:
             return Changes()
@@ -58,34 +58,34 @@ class Magpie(Method):
         return Changes(compose=Compose(o.magpie_ratio, write), check_prompts=(require_chat(self.name), user_turn))
 
 
-def _write(scribe: Scribe, count: int, *, temperature: float, top_p: float) -> list[Conversation]:
-    turn = user_turn(scribe.tokenizer, scribe.renderer)
+def _write(writer: Writer, count: int, *, temperature: float, top_p: float) -> list[Conversation]:
+    turn = user_turn(writer.tokenizer, writer.renderer)
 
     def attempt(numbers: list[int]) -> list[Conversation | str]:
-        asked = scribe.write(
+        instructions = writer.write(
             [
                 Request(
-                    text=turn.header, stop=turn.end, length=scribe.length, temperature=temperature, top_p=top_p,
-                    seed=scribe.seed_of("magpie", n),
+                    text=turn.header, stop=turn.end, length=writer.length, temperature=temperature, top_p=top_p,
+                    seed=writer.seed_of("magpie", n),
                 )
                 for n in numbers
             ],
             "instructions",
         )  # fmt: skip
-        whole = [reply for reply in asked if reply.ended and reply.text]
-        prompts = [({"role": "user", "content": scribe.renderer.escape(reply.text)},) for reply in whole]
-        answers = iter(scribe.write([Request(messages, length=scribe.length) for messages in prompts], "answers"))
-        found: list[Conversation | str] = []
-        for reply in asked:
+        finished = [reply for reply in instructions if reply.ended and reply.text]
+        prompts = [({"role": "user", "content": writer.renderer.escape(reply.text)},) for reply in finished]
+        answers = iter(writer.write([Request(messages, length=writer.length) for messages in prompts], "answers"))
+        conversations: list[Conversation | str] = []
+        for reply in instructions:
             if not (reply.ended and reply.text):
-                found.append("unfinished")
+                conversations.append("unfinished")
                 continue
             answer = next(answers)
             if not (answer.ended and answer.text):
-                found.append("unfinished")
+                conversations.append("unfinished")
                 continue
             messages = [{"role": "user", "content": reply.text}, {"role": "assistant", "content": answer.text}]
-            found.append(Conversation(tuple(messages)))
-        return found
+            conversations.append(Conversation(tuple(messages)))
+        return conversations
 
-    return scribe.gather("magpie", count, attempt)
+    return writer.gather("magpie", count, attempt)

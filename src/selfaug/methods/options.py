@@ -1,4 +1,4 @@
-"""Which options has a method, and are those that were given its own and in range?
+"""Options of methods: their declaration, and the parsing and checks of given values.
 
 A method's options are the fields of a frozen data class, made with :func:`option`. They reach it through one setting,
 `method_options`: a mapping in YAML, and on the command line ``beta=0.5,top=20`` or a JSON object.

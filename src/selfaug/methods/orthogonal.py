@@ -1,4 +1,4 @@
-"""`orthogonal`: let the adapter read directions on which the pretrained weights act little."""
+"""`orthogonal`: penalises an adapter that reads directions on which the pretrained weights act strongly."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["Orthogonal"]
 class Orthogonal(Method):
     """``loss = Σ nll / n_response + overlap_weight · mean_layers I · ‖W Aᵀ‖² / (‖W‖² ‖A‖²)``.
 
-    After O-LoRA (arXiv 2310.14152), which keeps a new task's A orthogonal to those of earlier tasks, ``‖A_old Aᵀ‖²``;
-    here the earlier task is pretraining, and W stands where A_old did. A pretrained W mostly has full rank, so nothing
-    is orthogonal to all of it: W's own lengths say how much each direction counts. Divided by both sizes, the term is 1
-    for the average direction and cannot be lowered by shrinking A. The paper that compares with "orthogonal loss"
-    (arXiv 2509.03934) gives no formula and no weight; both are ours.
+    Source: after O-LoRA (arXiv 2310.14152), which keeps a new task's A orthogonal to those of earlier tasks,
+    ``‖A_old Aᵀ‖²``. Here the earlier task is pretraining, and W replaces A_old. A pretrained W mostly has full rank, so
+    no direction is orthogonal to it, and its singular values weight the directions. Divided by both norms, the term is
+    1 for an average direction and cannot be lowered by shrinking A. The comparison with an "orthogonal loss" in arXiv
+    2509.03934 gives no formula and no weight; both are ours.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `orthogonal`."""
+        """Options of `orthogonal`."""
 
         overlap_weight: float = option(
             1.0, "Weight of the overlap of the adapter with the pretrained weights.", least=0.0
@@ -42,6 +42,6 @@ class Orthogonal(Method):
     adapter: ClassVar[str] = "lora"
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With a weight above 0 the penalty."""
+        """Return the penalty, if its weight is above 0."""
         weight = self.options(config).overlap_weight
         return Changes(parameter_terms=(ParameterTerm("overlap", weight, overlap_of_layers),) if weight else ())

@@ -1,4 +1,4 @@
-"""`replay`: mix general data of the user's own into the training rows."""
+"""`replay`: mixes general data of the user into the training rows."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Replay"]
 class Replay(Method):
     """``loss = Σ nll / n_response`` over the training rows and ``round(replay_ratio · rows)`` general ones.
 
-    The rows are drawn once, by the run's seed, none of them twice. With more rows an epoch has more steps: what a step
-    costs stays the same. Needs data that stands for what the model is to keep, which the other methods do without.
+    The rows are drawn once without replacement, by the run's seed. An epoch then has more steps of the same cost.
+    Unlike the other methods, it needs data that represents what the model should keep.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `replay`."""
+        """Options of `replay`."""
 
         replay_data: str | None = option(
             None, "File or folder of general data, in any format of `--format`.", path=True
@@ -43,7 +43,7 @@ class Replay(Method):
     decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})
 
     def check(self, config: SelfAugConfig) -> None:
-        """Refuse to go on without the data."""
+        """Raise if the general data is missing."""
         options = self.options(config)
         if not options.replay_ratio:
             return
@@ -55,6 +55,6 @@ class Replay(Method):
         data_files(Path(options.replay_data))
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With a ratio above 0 the general data."""
+        """Return the general data, if the ratio is above 0."""
         options = self.options(config)
         return Changes(mix=Mix(Path(options.replay_data), options.replay_ratio) if options.replay_ratio else None)

@@ -1,4 +1,4 @@
-"""What a method may ask for before the first step: texts, rows to mix in, an adapter's start, rows that are written."""
+"""What a method may request before the first step: texts, rows to mix in, an adapter's start, generated rows."""
 
 from __future__ import annotations
 
@@ -9,29 +9,39 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from selfaug.data.record import Conversation, Item
-    from selfaug.generation.scribe import Scribe
+    from selfaug.generation.writer import Writer
 
 __all__ = ["Compose", "Mix", "Rewrite", "Start", "Texts"]
 
-Rewrite: TypeAlias = Callable[[Sequence["Item"], "Scribe"], list["Item"]]
+Rewrite: TypeAlias = Callable[[Sequence["Item"], "Writer"], list["Item"]]
 
 
 @dataclass(frozen=True)
 class Texts:
-    """``count`` rows of a file or folder in any format, or of the training prompts where ``path`` is ``None``."""
+    """Texts on which the base is run.
+
+    Args:
+        path: File or folder in any format; ``None`` for the training prompts.
+        count: Number of rows.
+    """
 
     path: Path | None
     count: int
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Description of the texts for messages."""
         return "the training prompts" if self.path is None else str(self.path)
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Rows of a file or folder in any format, ``ratio`` of them for each training row."""
+    """Rows to mix into the training rows.
+
+    Args:
+        path: File or folder in any format.
+        ratio: Number of them for each training row.
+    """
 
     path: Path
     ratio: float
@@ -39,11 +49,11 @@ class Mix:
 
 @dataclass(frozen=True)
 class Start:
-    """Where the adapter starts: a part of the pretrained weights, taken out of them.
+    """The start of an adapter as a part of the pretrained weights, which is taken out of them.
 
     Args:
-        kind: ``corda`` or ``pissa``, as PEFT's ``init_lora_weights`` calls them.
-        texts: What it looks at, if anything.
+        kind: ``corda`` or ``pissa``, as in PEFT's ``init_lora_weights``.
+        texts: Texts for CorDA's covariances; ``None`` where none are needed.
     """
 
     kind: str
@@ -52,7 +62,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Compose:
-    """Conversations that the base writes itself: ``ratio`` for each training row, and what writes so many."""
+    """Conversations that the base writes, to mix into the training rows.
+
+    Args:
+        ratio: Number of them for each training row.
+        write: Function that writes a given number of them.
+    """
 
     ratio: float
-    write: Callable[[Scribe, int], list[Conversation]]
+    write: Callable[[Writer, int], list[Conversation]]

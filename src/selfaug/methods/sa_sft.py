@@ -1,4 +1,4 @@
-"""`sa-sft`: mix in dialogues that the instruct model holds with itself."""
+"""`sa-sft`: mixes in dialogues of the instruct model with itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from selfaug.generation.scribe import Scribe
+    from selfaug.generation.writer import Writer
     from selfaug.training.config import SelfAugConfig
 
 __all__ = ["SASFT"]
@@ -28,24 +28,24 @@ Message = dict[str, str]
 class SASFT(Method):
     """``loss = Σ nll / n_response`` over the training rows and ``round(dialogue_ratio · rows)`` dialogues of its own.
 
-    The base is asked to speak as a person to an assistant, with the roles of the dialogue so far exchanged; then it
-    answers as itself; `dialogue_turns` times. The person's words are drawn at `dialogue_temperature`, the assistant's
-    are the likeliest ones. All assistant turns are trained. Dialogues that repeat an opening, do not end by themselves,
-    or do not fit are made anew, so that the ratio is exact.
+    The base is told to speak as a person to an assistant, with the roles of the dialogue so far exchanged; then it
+    answers as the assistant. This is done `dialogue_turns` times. The person's turns are sampled at
+    `dialogue_temperature`, the assistant's are greedy. All assistant turns are trained. Dialogues that repeat an
+    opening, do not end by themselves, or do not fit are generated again, so that the ratio is exact.
 
-    Source: SA-SFT, arXiv 2602.20162, "self-generated dialogues mixed with task data". We differ in: the words of the
-    instruction are ours, and so is the ratio, which is `magpie`'s, so that the two are compared at equal cost.
+    Source: SA-SFT, arXiv 2602.20162, "self-generated dialogues mixed with task data". Differences: the wording of the
+    instruction, and the ratio, which is `magpie`'s so that the two are compared at equal cost.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `sa-sft`."""
+        """Options of `sa-sft`."""
 
         dialogue_ratio: float = option(
             1 / 9, "Self-made dialogues for each training row; 0 is plain fine-tuning.", least=0.0, most=100.0
         )
-        dialogue_turns: int = option(2, "Answers of the assistant in a dialogue.", least=1, most=20)
-        dialogue_temperature: float = option(1.0, "Of the person's words.", above=0.0)
+        dialogue_turns: int = option(2, "Number of assistant turns in a dialogue.", least=1, most=20)
+        dialogue_temperature: float = option(1.0, "Sampling temperature of the person's turns.", above=0.0)
 
     name: ClassVar[str] = "sa-sft"
     summary: ClassVar[str] = "dialogues of the model with itself mixed in"
@@ -56,7 +56,7 @@ class SASFT(Method):
     decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With a ratio above 0 the dialogues."""
+        """Return the dialogues, if the ratio is above 0."""
         o = self.options(config)
         if not o.dialogue_ratio:
             return Changes()
@@ -64,30 +64,30 @@ class SASFT(Method):
         return Changes(compose=Compose(o.dialogue_ratio, write), check_prompts=(require_chat(self.name),))
 
 
-def _write(scribe: Scribe, count: int, *, turns: int, temperature: float) -> list[Conversation]:
+def _write(writer: Writer, count: int, *, turns: int, temperature: float) -> list[Conversation]:
     def attempt(numbers: list[int]) -> list[Conversation | str]:
         dialogues: dict[int, list[Message]] = {n: [] for n in numbers}
         for turn in range(turns):
             for role in ("user", "assistant"):
-                going = [n for n in numbers if n in dialogues]
-                requests = [_request(scribe, dialogues[n], role, turn, n, temperature) for n in going]
-                for n, reply in zip(going, scribe.write(requests, f"dialogues, turn {turn + 1}"), strict=True):
+                unfinished = [n for n in numbers if n in dialogues]
+                requests = [_request(writer, dialogues[n], role, turn, n, temperature) for n in unfinished]
+                for n, reply in zip(unfinished, writer.write(requests, f"dialogues, turn {turn + 1}"), strict=True):
                     if reply.ended and reply.text:
                         dialogues[n].append({"role": role, "content": reply.text})
                     else:
                         del dialogues[n]
         return [Conversation(tuple(dialogues[n])) if n in dialogues else "unfinished" for n in numbers]
 
-    return scribe.gather("sa-sft", count, attempt)
+    return writer.gather("sa-sft", count, attempt)
 
 
-def _request(scribe: Scribe, dialogue: list[Message], role: str, turn: int, number: int, temperature: float) -> Request:
-    """What comes next: the assistant's words of this dialogue, or the person's with the roles exchanged."""
-    said = [{**message, "content": scribe.renderer.escape(message["content"])} for message in dialogue]
+def _request(writer: Writer, dialogue: list[Message], role: str, turn: int, number: int, temperature: float) -> Request:
+    """Return the request for the next turn: the assistant's, or the person's with the roles exchanged."""
+    turns = [{**message, "content": writer.renderer.escape(message["content"])} for message in dialogue]
     if role == "assistant":
-        return Request(tuple(said), length=scribe.length)
+        return Request(tuple(turns), length=writer.length)
     exchanged = {"user": "assistant", "assistant": "user"}
-    ask = {"role": "user", "content": PERSON.format(which="first" if turn == 0 else "next")}
-    swapped = [{**message, "role": exchanged[message["role"]]} for message in said]
-    seed = scribe.seed_of("sa-sft", turn, number)
-    return Request((ask, *swapped), length=scribe.length, temperature=temperature, seed=seed)
+    instruction = {"role": "user", "content": PERSON.format(which="first" if turn == 0 else "next")}
+    swapped = [{**message, "role": exchanged[message["role"]]} for message in turns]
+    seed = writer.seed_of("sa-sft", turn, number)
+    return Request((instruction, *swapped), length=writer.length, temperature=temperature, seed=seed)

@@ -1,4 +1,4 @@
-"""`sdft`: learn the answers in the base's own words."""
+"""`sdft`: trains on answers that the base rewrites in its own words."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
 
 if TYPE_CHECKING:
-    from selfaug.generation.scribe import Scribe
+    from selfaug.generation.writer import Writer
     from selfaug.training.config import SelfAugConfig
 
 __all__ = ["SDFT", "agrees", "rewritten"]
 
-REWRITE = """{asked}
+REWRITE = """{question}
 
 A correct reference answer: {answer}
 
@@ -37,32 +37,32 @@ _NEGATION = re.compile(r"\b(?:no|not|never|none|nor|neither|without|cannot)\b|n[
 
 
 class SDFT(Method):
-    """``loss = Σ nll / n_response``, where the base's rewrite takes the answer's place if it agrees with it.
+    """``loss = Σ nll / n_response`` on the base's rewrite of each answer where it agrees with it, else on the answer.
 
-    Before the first step the base is given each prompt with its answer, and rewrites the answer in its own words. The
-    rewrite is used where it ends by itself, still agrees (:func:`agrees`) and fits `max_length` with the same prompt;
-    else the answer stays. `rewrite_share` says which part of the answers is offered for rewriting.
+    Before the first step the base gets each prompt with its answer, and rewrites the answer in its own words. The
+    rewrite is used if it ends by itself, agrees with the answer (:func:`agrees`) and fits `max_length` with the same
+    prompt. `rewrite_share` is the share of the answers that are rewritten. Answers of records and assistant turns that
+    follow a user turn are rewritten.
 
-    Source: self-distillation fine-tuning, arXiv 2402.13669. We differ in: the words of the instruction; agreement is
-    judged by the project's own measures of answers (theirs: the final answer of arithmetic, an exact match elsewhere).
-    Answers of records are rewritten, and assistant turns that answer a user's.
+    Source: self-distillation fine-tuning, arXiv 2402.13669. Differences: the wording of the instruction; agreement is
+    judged by the project's own metrics (in the paper by the final answer of arithmetic, elsewhere by exact match).
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `sdft`."""
+        """Options of `sdft`."""
 
         rewrite_share: float = option(
-            1.0, "Part of the answers that the base rewrites; 0 is plain fine-tuning.", least=0.0, most=1.0
+            1.0, "Share of the answers that the base rewrites; 0 is plain fine-tuning.", least=0.0, most=1.0
         )
         rewrite_agreement: float = option(
             0.7,
-            "Smallest word F1 at which a rewrite that does not contain the answer still agrees with it; 1 asks for the "
+            "Smallest word F1 at which a rewrite that does not contain the answer still agrees with it; 1 requires the "
             "same words.",
             above=0.0,
             most=1.0,
         )
-        rewrite_temperature: float = option(0.0, "Of the rewrites; 0 takes the likeliest words.", least=0.0)
+        rewrite_temperature: float = option(0.0, "Sampling temperature of the rewrites; 0 is greedy.", least=0.0)
         rewrite_abstentions: str | None = option(
             None, "YAML file of further ways to say that there is no answer, as `evaluate --abstentions`.", path=True
         )
@@ -76,11 +76,11 @@ class SDFT(Method):
     decides: ClassVar[frozenset[str]] = frozenset({"the answers"})
 
     def check(self, config: SelfAugConfig) -> None:
-        """The forms of abstention can be read."""
+        """Raise if the forms of abstention cannot be read."""
         read_forms(self.options(config).rewrite_abstentions)
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With a share above 0 the rewriting."""
+        """Return the rewriting, if the share is above 0."""
         o = self.options(config)
         if not o.rewrite_share:
             return Changes()
@@ -99,16 +99,16 @@ def agrees(
 ) -> bool:
     """Whether a rewrite still says what the answer says.
 
-    It contains the words of an accepted answer in order (CRAG's verdict is "right"), or shares words with the first
-    one at an F1 of at least ``agreement``. Either way it must hold the first answer's numbers, and say no, not or never
-    where that does and only there; it may abstain only where that does.
+    It must contain the words of an accepted answer in order (CRAG's verdict "right"), or reach a word F1 of
+    ``agreement`` with the first one. In both cases it must contain the first answer's numbers, and must negate and
+    abstain if and only if that answer does.
 
     Args:
-        rewrite: What the base wrote.
-        answers: The accepted ones; the first is trained.
-        agreement: In (0, 1].
-        abstention: What is trained for questions without an answer.
-        forms: The forms of abstention that count; ``None`` for the package's own.
+        rewrite: Text that the base wrote.
+        answers: Accepted answers, of which the first is trained.
+        agreement: Smallest word F1, in (0, 1].
+        abstention: Text that is trained for questions without an answer.
+        forms: Forms of abstention; ``None`` for those of the package.
     """
     gold = answers[0]
     if abstains(rewrite, abstention, forms) != abstains(gold, abstention, forms) or not words(rewrite):
@@ -122,53 +122,53 @@ def agrees(
 
 def rewritten(
     items: Sequence[Item],
-    scribe: Scribe,
+    writer: Writer,
     *,
     share: float,
     agreement: float,
     temperature: float,
     forms: Forms | None = None,
 ) -> list[Item]:
-    """The items with the rewrites that are used in the place of answers."""
+    """Return the items, with answers replaced by the rewrites that are used."""
     counts: Counter[str] = Counter({"rewritten": 0, "kept": 0})
-    asked: list[tuple[int, int, Request]] = []  # place of the item, of the turn in it, what is asked
-    for place, item in enumerate(items):
+    requests: list[tuple[int, int, Request]] = []  # with the indices of the item and of the turn in it
+    for index, item in enumerate(items):
         turns = _turns(item)
         for turn in turns:
             answer = _answers(item, turn)[0]
-            if not scribe.draw(share, str(item.to_row()), str(turn)):
+            if not writer.draw(share, str(item.to_row()), str(turn)):
                 counts["kept"] += 1
                 continue
-            messages = _prompt(item, turn, scribe)
-            ask = REWRITE.format(asked=messages[-1]["content"], answer=scribe.renderer.escape(answer).strip())
-            messages = [*messages[:-1], {**messages[-1], "content": ask}]
-            seed = scribe.seed_of("sdft", str(item.to_row()), turn)
-            asked.append(
-                (place, turn, Request(tuple(messages), length=scribe.length, temperature=temperature, seed=seed))
-            )
+            messages = _prompt(item, turn, writer)
+            question, reference = messages[-1]["content"], writer.renderer.escape(answer).strip()
+            instruction = REWRITE.format(question=question, answer=reference)
+            messages = [*messages[:-1], {**messages[-1], "content": instruction}]
+            seed = writer.seed_of("sdft", str(item.to_row()), turn)
+            request = Request(tuple(messages), length=writer.length, temperature=temperature, seed=seed)
+            requests.append((index, turn, request))
         counts["kept"] += not turns
-    replies = scribe.write([request for _, _, request in asked], "rewritten answers")
+    replies = writer.write([request for _, _, request in requests], "rewritten answers")
     texts_of: dict[int, dict[int, str]] = {}
-    for (place, turn, _), reply in zip(asked, replies, strict=True):
-        fault = _fault(reply, _answers(items[place], turn), agreement, scribe.renderer.abstention, forms)
+    for (index, turn, _), reply in zip(requests, replies, strict=True):
+        fault = _fault(reply, _answers(items[index], turn), agreement, writer.renderer.abstention, forms)
         if fault:
             counts[f"refused_{fault}"] += 1
         else:
-            texts_of.setdefault(place, {})[turn] = reply.text
+            texts_of.setdefault(index, {})[turn] = reply.text
     changed = list(items)
-    for place, texts in texts_of.items():
-        new = _with(items[place], texts)
-        if scribe.prompt_of(new) == scribe.prompt_of(items[place]):
-            changed[place] = new
+    for index, texts in texts_of.items():
+        new = _with(items[index], texts)
+        if writer.prompt_of(new) == writer.prompt_of(items[index]):
+            changed[index] = new
             counts["rewritten"] += len(texts)
         else:
             counts["refused_too_long"] += len(texts)
-    scribe.report("sdft", counts, changed)
+    writer.report("sdft", counts, changed)
     return changed
 
 
 def _turns(item: Item) -> list[int]:
-    """What can be rewritten: 0 for a record's answer, or the places of assistant turns that answer a user's."""
+    """Return the turns to rewrite: 0 for a record's answer, or the indices of assistant turns after a user turn."""
     if isinstance(item, Record):
         return [0] if item.answers else []
     return [
@@ -181,12 +181,12 @@ def _answers(item: Item, turn: int) -> Sequence[str]:
     return item.answers if isinstance(item, Record) else [str(item.messages[turn]["content"])]
 
 
-def _prompt(item: Item, turn: int, scribe: Scribe) -> list[dict[str, Any]]:
-    renderer = scribe.renderer
+def _prompt(item: Item, turn: int, writer: Writer) -> list[dict[str, Any]]:
+    renderer = writer.renderer
     if isinstance(item, Record):
-        fitted = fit_record(item, renderer, scribe.tokenizer, scribe.max_length if item.documents else None)
+        fitted = fit_record(item, renderer, writer.tokenizer, writer.max_length if item.documents else None)
         return renderer.messages(item, item.documents if fitted is None else fitted.kept_documents)
-    # The template would place documents itself only for a whole conversation.
+    # Templates place documents themselves only in a whole conversation.
     before = Conversation(item.messages[:turn], item.documents)
     return replace(renderer, template_documents=False).conversation_messages(before)
 

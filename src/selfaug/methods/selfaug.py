@@ -1,4 +1,4 @@
-"""SelfAug: hold the prompt's next-token distributions to the base model's while the response is learnt."""
+"""`selfaug`: aligns the next-token distributions on the prompt with the base model's while it trains the response."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["SelfAug"]
 class SelfAug(Method):
     """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)``, ``f = align_fraction · align_token_fraction``.
 
-    Source: Huang et al., arXiv 2509.03934. We differ in: both divisors count tokens of the whole optimiser step, across
-    micro-batches and ranks (the release: of a micro-batch); the last prompt position before a response belongs to the
-    NLL alone unless asked otherwise; padding is never aligned; only a share of the sequences may be, without bias.
-    `preset` gives the paper's and the release's settings.
+    Source: Huang et al., arXiv 2509.03934. Differences: both divisors count tokens of the whole optimiser step, across
+    micro-batches and ranks (in the release, of a micro-batch); by default the last prompt position before a response
+    belongs to the NLL alone; padding is never aligned; a share of the sequences may be drawn, without bias. `preset`
+    selects the settings of the paper or of the release.
     """
 
     name: ClassVar[str] = "selfaug"
@@ -32,7 +32,7 @@ class SelfAug(Method):
     defaults: ClassVar[dict[str, object]] = {"alpha": 2.0}
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With α > 0 the alignment."""
+        """Return the alignment, if α is above 0."""
         assert config.alpha is not None
         assert config.align_direction is not None
         if config.alpha == 0:

@@ -1,4 +1,4 @@
-"""Plain supervised fine-tuning: the base line that everything is compared with."""
+"""`sft`: plain supervised fine-tuning, the baseline of all comparisons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["SFT"]
 
 
 class SFT(Method):
-    """``loss = Σ nll / n_response``: what `trl sft` trains."""
+    """``loss = Σ nll / n_response``, as in `trl sft`."""
 
     name: ClassVar[str] = "sft"
     summary: ClassVar[str] = "plain supervised fine-tuning, as `trl sft`"

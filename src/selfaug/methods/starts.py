@@ -1,4 +1,4 @@
-"""`corda` and `pissa`: start the adapter as a part of the pretrained weights."""
+"""`corda` and `pissa`: start the adapter as a part of the pretrained weights, which is taken out of them."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ __all__ = ["CorDA", "PiSSA"]
 
 
 class CorDA(Method):
-    """``loss = Σ nll / n_response``; the adapter starts as the part of W that some texts use least, taken out of it.
+    """``loss = Σ nll / n_response``; the adapter starts as the part of W that given texts use least.
 
     With C the covariance of a layer's inputs on these texts and ``W C = U Σ Vᵀ``, s·B₀ A₀ is the part of
-    ``W = U Σ Vᵀ C⁻¹`` with the R smallest singular values: what is trained carries least of what the texts stand for
-    (CorDA's knowledge-preserving mode), and the rest of W is frozen. PEFT's own code (`preprocess_corda`, `corda_init`)
-    does it.
+    ``W = U Σ Vᵀ C⁻¹`` with the R smallest singular values. The trained part then carries least of what the texts
+    represent (CorDA's knowledge-preserving mode), and the rest of W is frozen. PEFT computes it (`preprocess_corda`,
+    `corda_init`).
 
-    Source: arXiv 2406.05223. We differ in: the finished adapter is a plain one of rank 2 R on the base as it was
-    (``selfaug/before/adapter_start.py``); without data of the user's the training prompts are the texts.
+    Source: arXiv 2406.05223. Differences: the exported adapter is a plain one of rank 2 R on the unchanged base
+    (``selfaug/before/adapter_start.py``); the training prompts are the default texts.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `corda`."""
+        """Options of `corda`."""
 
         corda_data: str | None = option(
             None,
-            "File or folder of texts that stand for what is to be kept; the training prompts by default.",
+            "File or folder of texts that represent what should be kept; the training prompts by default.",
             path=True,
         )
-        corda_rows: int = option(256, "How many of its rows are read, drawn by the seed.", least=1)
+        corda_rows: int = option(256, "Number of its rows that are read, drawn by the seed.", least=1)
 
     name: ClassVar[str] = "corda"
     summary: ClassVar[str] = "the adapter starts as the part of the weights that given texts use least"
@@ -49,24 +49,24 @@ class CorDA(Method):
     decides: ClassVar[frozenset[str]] = frozenset({ADAPTER_START})
 
     def check(self, config: SelfAugConfig) -> None:
-        """The texts must be there."""
-        named = self.options(config).corda_data
-        if named is not None:
-            data_files(Path(named))
+        """Raise if the texts do not exist."""
+        data = self.options(config).corda_data
+        if data is not None:
+            data_files(Path(data))
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """The start, by the texts."""
+        """Return the start and its texts."""
         o = self.options(config)
         texts = Texts(None if o.corda_data is None else Path(o.corda_data), o.corda_rows)
         return Changes(start=Start("corda", texts))
 
 
 class PiSSA(Method):
-    """``loss = Σ nll / n_response``; the adapter starts as the R largest singular directions of W, taken out of it.
+    """``loss = Σ nll / n_response``; the adapter starts as the R largest singular directions of W.
 
-    The opposite of `corda`, for comparison: what carries most of W is what is trained. PEFT's `pissa_init` does it.
+    This is the opposite of `corda`, for comparison: the principal part of W is trained. PEFT has it as `pissa_init`.
 
-    Source: arXiv 2404.02948. We differ in: the finished adapter is a plain one of rank 2 R on the base as it was.
+    Source: arXiv 2404.02948. Difference: the exported adapter is a plain one of rank 2 R on the unchanged base.
     """
 
     name: ClassVar[str] = "pissa"
@@ -78,5 +78,5 @@ class PiSSA(Method):
     decides: ClassVar[frozenset[str]] = frozenset({ADAPTER_START})
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """The start, by the weights alone."""
+        """Return the start, which needs no texts."""
         return Changes(start=Start("pissa"))

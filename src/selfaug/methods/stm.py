@@ -1,4 +1,4 @@
-"""`stm`: learn only those response tokens that the base finds plausible."""
+"""`stm`: masks response tokens that are unlikely under the base."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ __all__ = ["STM"]
 class STM(Method):
     """``loss = Σ_kept nll / n_kept``: a token is kept where ``exp(nll_base) <= perplexity``.
 
-    Source: arXiv 2501.14315, with a threshold of 2.5. We differ in: the divisor counts kept tokens of the whole
-    optimiser step. A masked token is neither learnt nor taken for a part of the prompt.
+    A masked token is neither trained nor counted as prompt.
+
+    Source: arXiv 2501.14315, with a threshold of 2.5. Difference: the divisor counts kept tokens of the whole optimiser
+    step.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `stm`."""
+        """Options of `stm`."""
 
-        perplexity: float = option(2.5, "Response tokens above it under the base are not learnt.", least=1.0)
+        perplexity: float = option(2.5, "Largest perplexity under the base of trained response tokens.", least=1.0)
 
     name: ClassVar[str] = "stm"
     summary: ClassVar[str] = "response tokens that surprise the base are left out"
@@ -36,7 +38,7 @@ class STM(Method):
     strength: ClassVar[str] = "perplexity"
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """Weight 1 for a token that is kept, 0 for one that is not."""
+        """Return the weights: 1 for kept tokens, 0 for masked ones."""
         limit = self.options(config).perplexity
         most = math.log(limit) if limit < math.inf else math.inf
         return Changes(weigh=lambda samples: lambda nll_N: (nll_N <= most).to(nll_N.dtype))

@@ -1,4 +1,4 @@
-"""`talr`: learn less from response tokens that the model finds unlikely."""
+"""`talr`: weights down response tokens that are unlikely under the model."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["TALR"]
 
 
 class TALR(Method):
-    """``loss = Σ max(p[y]^(1/tau), floor) · nll / n_response``, the weight held constant.
+    """``loss = Σ max(p[y]^(1/tau), floor) · nll / n_response``; the weight has no gradient.
 
-    Source: arXiv 2509.20758, whose weights are exp(-nll / τ). We differ in: they are not normalised over the batch,
-    so a token's weight depends on no other token, and τ is a setting instead of a batch's mean loss; τ = 1 and no
-    floor is `dft`.
+    Source: arXiv 2509.20758, whose weights are exp(-nll / τ). Differences: weights are not normalised over the batch,
+    so a token's weight depends on no other token; τ is a setting instead of a batch's mean loss. Without a floor, τ = 1
+    is `dft`, and a large τ approaches plain fine-tuning.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `talr`."""
+        """Options of `talr`."""
 
-        tau: float = option(1.0, "Temperature in nats: a token of this NLL weighs 1/e; large is plain.", above=0.0)
-        floor: float = option(0.01, "The smallest weight; 1 is plain fine-tuning.", least=0.0, most=1.0)
+        tau: float = option(1.0, "Temperature in nats: a token of this NLL has weight 1/e.", above=0.0)
+        floor: float = option(0.01, "Smallest weight; 1 is plain fine-tuning.", least=0.0, most=1.0)
 
     name: ClassVar[str] = "talr"
     summary: ClassVar[str] = "unlikely response tokens weighted down"
@@ -38,6 +38,6 @@ class TALR(Method):
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """The weighted NLL."""
+        """Return the weighted NLL as the response loss."""
         options = self.options(config)
         return Changes(response_term=TALR_TERM(options.tau, options.floor))

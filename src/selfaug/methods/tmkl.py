@@ -1,4 +1,4 @@
-"""`tmkl`: hold what the model thinks of all other tokens, while the gold one is learnt."""
+"""`tmkl`: keeps the distribution over all tokens but the gold one close to the base while it trains the gold one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ __all__ = ["TMKL"]
 class TMKL(Method):
     """``loss = Σ nll / n_response + mask_weight · Σ_drawn KL(base' ‖ tuned') / (align_fraction · n_response)``.
 
-    base' and tuned' are the next-token distributions at response positions without the gold token, renormalised: the
-    NLL moves mass to the gold token, and the KL holds the shape of the rest. Source: arXiv 2605.29498. We differ in:
-    divisors count tokens of the whole optimiser step, sequences may be drawn (`align_fraction`), and the default
-    weight is ours.
+    base' and tuned' are the next-token distributions at response positions without the gold token, renormalised. The
+    NLL moves mass to the gold token, and the KL keeps the distribution over the rest.
+
+    Source: arXiv 2605.29498. Differences: divisors count tokens of the whole optimiser step, sequences may be drawn
+    (`align_fraction`), and the default weight is ours.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `tmkl`."""
+        """Options of `tmkl`."""
 
         mask_weight: float = option(0.5, "Weight of the KL without the gold token.", least=0.0)
 
@@ -38,6 +39,6 @@ class TMKL(Method):
     strength: ClassVar[str] = "mask_weight"
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """With a weight above 0 the KL."""
+        """Return the KL, if its weight is above 0."""
         weight = self.options(config).mask_weight
-        return Changes(added_terms=(TermOn(WithoutGold(), "held", weight),) if weight else ())
+        return Changes(added_terms=(TermOn(WithoutGold(), "compared", weight),) if weight else ())

@@ -1,4 +1,4 @@
-"""`wise-ft`: when training is over, go part of the way back to the base."""
+"""`wise-ft`: scales the update down after training."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["WiseFT"]
 
 
 class WiseFT(Method):
-    """``θ = θ_base + adapter_scale · ΔW`` after training: 0 is the base, to the bit, and 1 the tuned model.
+    """``θ = θ_base + adapter_scale · ΔW`` after training: 0 is exactly the base, 1 the tuned model.
 
-    Source: arXiv 2109.01903, which interpolates all weights of base and tuned model; with LoRA that is scaling the
-    update, so each B is multiplied once training has finished. Checkpoints hold the adapter as it is trained; the
-    finished one is scaled. Full fine-tuning is refused: the base's weights are no longer at hand.
+    Source: arXiv 2109.01903, which interpolates all weights of base and tuned model. With LoRA that scales the update,
+    so each B is multiplied after training. Checkpoints contain the unscaled adapter, the export the scaled one. Full
+    fine-tuning is refused, since the base's weights are no longer in memory.
     """
 
     @dataclass(frozen=True)
     class Options:
-        """Of `wise-ft`."""
+        """Options of `wise-ft`."""
 
         adapter_scale: float = option(
-            0.5, "How much of the update is kept: 0 is the base, 1 the tuned model.", least=0.0, most=1.0
+            0.5, "Factor on the update: 0 is the base, 1 the tuned model.", least=0.0, most=1.0
         )
 
     name: ClassVar[str] = "wise-ft"
@@ -45,7 +45,7 @@ class WiseFT(Method):
     adapter: ClassVar[str] = "lora"
 
     def changes(self, config: SelfAugConfig) -> Changes:
-        """The update scaled when training is over."""
+        """Return the scaling of the update after training."""
         return Changes(finish=(partial(_scale, factor=self.options(config).adapter_scale),))
 
 

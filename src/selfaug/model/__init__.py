@@ -1,1 +1,1 @@
-"""What a causal language model of `transformers` is made of, and checks that it does what we take it for."""
+"""The parts of a causal language model of `transformers`, and checks that the model behaves as the core assumes."""

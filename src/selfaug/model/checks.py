@@ -1,4 +1,4 @@
-"""Is the model what the objective takes it for? Tried on a few tokens before the first step."""
+"""Checks on a few tokens, before the first step, that the model behaves as the objective assumes."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ __all__ = ["check_head", "check_packing", "final_hidden", "probe_tokens"]
 
 
 def probe_tokens(model: nn.Module) -> Tensor:
-    """A few token ids spread over the vocabulary, 1 × 8."""
+    """Return 8 token ids spread over the vocabulary, 1 × 8."""
     vocabulary = head_of(model).weight_VH.shape[0]
     return (torch.arange(1, 9) * 7919 % vocabulary)[None].to(next(model.parameters()).device)
 
 
 def final_hidden(model: nn.Module, input_ids: Tensor) -> Tensor:
-    """Final hidden states of one row, T × H."""
+    """Return the final hidden states of one row, T × H."""
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
     hidden: Tensor = body_of(model)(**inputs).last_hidden_state
     return hidden[0]
 
 
 def check_head(model: nn.Module) -> None:
-    """The head as we read it must give the model's own logits.
+    """Check that the head as we read it gives the model's own logits.
 
     Raises:
-        ConfigError: If it does not: the architecture does something to its logits that we do not know of.
+        ConfigError: If it does not, since the architecture changes its logits in a way that we do not know.
     """
     input_ids = probe_tokens(model)
     with torch.no_grad(), evaluating(model):
         own = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits[0].float()
         head = head_of(model)
         ours = head.logits(final_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
-    known = ours.abs().max().clamp(min=1e-6)
+    largest = ours.abs().max().clamp(min=1e-6)
     # 16-bit products round each logit to 8 bits; a forgotten scale or cap is off by far more.
     tolerance = 0.03 if compute_dtype(head, input_ids.device).itemsize == 2 else 1e-3
-    if own.shape != ours.shape or ((own - ours).abs().max() / known) > tolerance:
+    if own.shape != ours.shape or ((own - ours).abs().max() / largest) > tolerance:
         raise ConfigError(
             f"{type(model).__name__} does something to its logits that selfaug does not know (difference "
-            f"{(own - ours).abs().max().item():.3g}, logits reach {known.item():.3g}), so its loss would be wrong.",
+            f"{(own - ours).abs().max().item():.3g}, logits reach {largest.item():.3g}), so its loss would be wrong.",
             "please report this architecture; known are a scale, a bias and a soft cap.",
         )
 
 
 def check_packing(model: nn.Module, collate: Any) -> None:
-    """Two documents in one padding-free row must give the hidden states that each gives alone.
+    """Check that two documents in one padding-free row give the hidden states that each gives alone.
 
     Args:
-        model: The causal LM inside PEFT's wrapper.
-        collate: The trainer's padding-free collator.
+        model: Causal LM inside PEFT's wrapper.
+        collate: Padding-free collator of the trainer.
 
     Raises:
         ConfigError: If the model cannot take such rows here, or its documents see each other.
@@ -75,7 +75,7 @@ def check_packing(model: nn.Module, collate: Any) -> None:
             ) from error
         alone = torch.cat([final_hidden(model, torch.tensor([ids], device=device)) for ids in documents])
     difference = ((together[: len(alone)] - alone).float().norm() / alone.float().norm()).item()
-    # Kernels for packed rows add in another order; documents that see each other differ by tens of percent.
+    # Kernels for packed rows add in another order; documents that attend to each other differ by tens of percent.
     if not difference < 0.05:
         raise ConfigError(
             f"documents in one row of {type(model).__name__} see each other (hidden states differ by {difference:.0%} "

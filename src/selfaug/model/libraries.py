@@ -1,6 +1,6 @@
-"""Every private or fragile name of trl, transformers and peft that we lean on, in one place.
+"""Every private or fragile name of trl, transformers and peft that the package depends on.
 
-`tests/unit/test_trl_names.py` fails when one of them moves, and says which of our files then needs a look.
+`tests/unit/test_trl_names.py` fails when one of them changes, and names the file that depends on it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ __all__ = [
 
 
 def switchable_layers(model: nn.Module) -> list[Any]:
-    """Modules of PEFT whose ``_disable_adapters`` flag, when true, makes them give their base layer's output.
+    """Return the PEFT modules that output what their base layer does while their ``_disable_adapters`` flag is set.
 
-    LoRA and its kin (`BaseTunerLayer`), and the wrappers of `modules_to_save` and `trainable_token_indices`.
+    These are LoRA and similar layers (`BaseTunerLayer`) and the wrappers of `modules_to_save` and
+    `trainable_token_indices`.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -31,9 +32,15 @@ def switchable_layers(model: nn.Module) -> list[Any]:
 
 
 class LoraPair(NamedTuple):
-    """A LoRA layer's A (R × I), B (O × R), scale s, pretrained weight W (O × I; ``None`` of an embedding).
+    """The parameters of a LoRA layer.
 
-    And the layer itself, with the name of its adapter.
+    Args:
+        A: Down projection, R × I.
+        B: Up projection, O × R.
+        scale: Factor s on B A.
+        W: Pretrained weight, O × I; ``None`` for an embedding.
+        layer: The layer itself.
+        name: Name of its adapter.
     """
 
     A: Tensor
@@ -45,7 +52,7 @@ class LoraPair(NamedTuple):
 
 
 def lora_pairs(model: nn.Module) -> list[LoraPair]:
-    """The active adapter's matrices, layer by layer; linear layers and embeddings."""
+    """Return the matrices of the active adapters, layer by layer, for linear layers and embeddings."""
     from peft.tuners.lora import LoraLayer
 
     pairs = []
@@ -55,12 +62,9 @@ def lora_pairs(model: nn.Module) -> list[LoraPair]:
         for name in layer.active_adapters:
             if name in layer.lora_A:
                 weight = layer.get_base_layer().weight
-                turned = weight.T if getattr(layer, "fan_in_fan_out", False) else weight
-                pairs.append(
-                    LoraPair(
-                        layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], turned, layer, name
-                    )
-                )
+                weight_OI = weight.T if getattr(layer, "fan_in_fan_out", False) else weight
+                A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
+                pairs.append(LoraPair(A, B, layer.scaling[name], weight_OI, layer, name))
             elif name in layer.lora_embedding_A:
                 A, B = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
                 pairs.append(LoraPair(A, B, layer.scaling[name], None, layer, name))
@@ -68,37 +72,37 @@ def lora_pairs(model: nn.Module) -> list[LoraPair]:
 
 
 def _part_of(pair: LoraPair, kind: str) -> tuple[Tensor, Tensor]:
-    """What PEFT's initialisation sets the adapter to; adapter and weight are afterwards as before."""
+    """Return A and B as PEFT's initialisation sets them; adapter and weight are restored."""
     layer: Any = pair.layer
     weight = layer.get_base_layer().weight
-    kept = [t.data.clone() for t in (weight, pair.A, pair.B)]
+    before = [t.data.clone() for t in (weight, pair.A, pair.B)]
     getattr(layer, f"{kind}_init")(pair.name, kind)
-    found = layer.lora_A[pair.name].weight.data, layer.lora_B[pair.name].weight.data
+    parts = layer.lora_A[pair.name].weight.data, layer.lora_B[pair.name].weight.data
     for tensor, value in zip(
-        (weight, layer.lora_A[pair.name].weight, layer.lora_B[pair.name].weight), kept, strict=True
+        (weight, layer.lora_A[pair.name].weight, layer.lora_B[pair.name].weight), before, strict=True
     ):
         tensor.data = value
-    return found
+    return parts
 
 
 def pissa_parts(pair: LoraPair) -> tuple[Tensor, Tensor]:
-    """A₀ and B₀ of a layer as PEFT's PiSSA makes them."""
+    """Return A₀ and B₀ of a layer as PEFT's PiSSA initialises them."""
     return _part_of(pair, "pissa")
 
 
 def corda_parts(
     model: nn.Module, peft_config: Any, pairs: Sequence[LoraPair], run_model: Callable[[], None]
 ) -> list[tuple[Tensor, Tensor]]:
-    """A₀ and B₀ of each layer as PEFT's CorDA makes them in its knowledge-preserving mode.
+    """Return A₀ and B₀ of each layer as PEFT's CorDA initialises them in its knowledge-preserving mode.
 
-    PEFT looks for linear layers under the names that they have without an adapter, so it is given a model that holds
-    them under these.
+    PEFT looks for linear layers under the names that they have without an adapter, so it receives a model that has them
+    under these names.
 
     Args:
-        model: The causal LM inside all wrappers.
-        peft_config: Of its adapter; changed.
-        pairs: Of its layers.
-        run_model: Runs it on texts, one at a time.
+        model: Causal LM inside all wrappers.
+        peft_config: Configuration of the adapter; changed in place.
+        pairs: LoRA layers of the model.
+        run_model: Function that runs the model on texts, one at a time.
     """
     from peft.tuners.lora.config import CordaConfig
     from peft.tuners.lora.corda import preprocess_corda
@@ -108,21 +112,21 @@ def corda_parts(
     for name, module in model.named_modules():
         if id(module) in layers:
             *path, last = name.split(".")
-            at = bare
-            for step in path:
-                if step not in at._modules:
-                    at.add_module(step, nn.Module())
-                at = at.get_submodule(step)
-            at.add_module(last, module.get_base_layer())
+            parent = bare
+            for part in path:
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            parent.add_module(last, module.get_base_layer())
     peft_config.corda_config = CordaConfig(corda_method="kpm")
     preprocess_corda(bare, peft_config, run_model)
-    for pair in pairs:  # PEFT leaves its model in evaluation mode
+    for pair in pairs:  # PEFT leaves the layers in evaluation mode
         pair.layer.get_base_layer().train(pair.layer.training)  # type: ignore[operator]
     return [_part_of(pair, "corda") for pair in pairs]
 
 
 def gathered_head(weight: Any, bias: Any) -> Any:
-    """Context in which a head sharded by DeepSpeed ZeRO-3 is whole; does nothing elsewhere."""
+    """Return a context in which a head sharded by DeepSpeed ZeRO-3 is gathered; elsewhere it does nothing."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     if not is_deepspeed_zero3_enabled():
@@ -130,20 +134,20 @@ def gathered_head(weight: Any, bias: Any) -> Any:
     import deepspeed
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    # A tied embedding is whole already, and must not be split again before the model's own hooks do.
-    split = [p for p in (weight, bias) if getattr(p, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE]
-    return deepspeed.zero.GatheredParameters(split) if split else contextlib.nullcontext()
+    # A tied embedding is gathered already; only the model's own hooks may partition it again.
+    sharded = [p for p in (weight, bias) if getattr(p, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE]
+    return deepspeed.zero.GatheredParameters(sharded) if sharded else contextlib.nullcontext()
 
 
-# Of `_check_lora_target_modules_mamba` in peft.tuners.tuners_utils, where they are local.
+# Copies of local variables of `_check_lora_target_modules_mamba` in peft.tuners.tuners_utils.
 _MAMBA_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 _REFUSED_IN_MAMBA = ["out_proj", "conv1d"]
 
 
 def spare_refused_modules(peft_config: Any, model_type: str) -> None:
-    """Where `all-linear` would include modules that PEFT then refuses (state-space models), exclude them.
+    """Exclude the modules of state-space models that PEFT refuses although `all-linear` includes them.
 
-    Remove when PEFT leaves them out of `all-linear` itself.
+    To be removed when PEFT leaves them out of `all-linear` itself.
     """
     targets = getattr(peft_config, "target_modules", None)
     if model_type in _MAMBA_TYPES and targets in ("all-linear", ["all-linear"]) and not peft_config.exclude_modules:
@@ -151,9 +155,10 @@ def spare_refused_modules(peft_config: Any, model_type: str) -> None:
 
 
 def loading_options() -> frozenset[str]:
-    """What ``from_pretrained`` takes besides the fields of a model's configuration.
+    """Return the arguments that ``from_pretrained`` takes besides the fields of a model's configuration.
 
-    Its named arguments, and what it takes out of the others; no list of these exists elsewhere.
+    They are read from its signature and its source, since transformers has no list of those that it pops from
+    ``kwargs``.
     """
     from transformers import PreTrainedModel
 

@@ -1,4 +1,4 @@
-"""Where are the body and the head of a causal language model, and what does it do after the head?"""
+"""The parts of a causal language model: body, head, auxiliary loss, and what its hidden states depend on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Body = Callable[..., Any]
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """The part of a causal LM below its head; called like the model, it gives ``last_hidden_state``."""
+    """Return the part of a causal LM below its head; called like the model, it returns ``last_hidden_state``."""
     body = getattr(model, "base_model", None)
     if not isinstance(body, nn.Module) or body is model:
         raise ConfigError(
@@ -32,10 +32,11 @@ def body_of(model: nn.Module) -> nn.Module:
 
 
 def logit_shape(config: Any) -> tuple[float, float | None]:
-    """Scale and soft cap that the model applies to its logits, read from its text configuration.
+    """Return the scale and soft cap that the model applies to its logits, from its text configuration.
 
-    Scale: Cohere ``logit_scale``, Falcon-H1 ``lm_head_multiplier``, Muse ``output_multiplier`` as they are; Granite
-    and MiniCPM ``logits_scaling`` as a divisor, HyperCLOVA X's as a factor. Cap: ``final_logit_softcapping``.
+    The scale is ``logit_scale`` (Cohere), ``lm_head_multiplier`` (Falcon-H1), ``output_multiplier`` (Muse) or
+    ``logits_scaling``, which is a divisor in Granite and MiniCPM and a factor in HyperCLOVA X. The cap is
+    ``final_logit_softcapping``; ``None`` for no cap.
     """
     text = config.get_text_config()
     soft_cap = getattr(text, "final_logit_softcapping", None)
@@ -50,10 +51,10 @@ def logit_shape(config: Any) -> tuple[float, float | None]:
 
 
 def head_layer(model: nn.Module, *, reference: bool = False) -> Any:
-    """The linear layer at the model's end, or with ``reference`` the one before PEFT copied it for training.
+    """Return the model's output layer, or with ``reference`` the one that PEFT copied for training.
 
     Raises:
-        ConfigError: If the head is something else than a linear layer.
+        ConfigError: If the output layer is not a linear layer.
     """
     layer: Any = model.get_output_embeddings()  # type: ignore[operator]
     wrapped = getattr(layer, "modules_to_save", None)
@@ -70,7 +71,7 @@ def head_layer(model: nn.Module, *, reference: bool = False) -> Any:
 
 
 def head_of(model: nn.Module, *, reference: bool = False) -> LMHead:
-    """The model's output projection with what the model does to its logits; sharded weights (FSDP2) are gathered.
+    """Return the output projection with the model's scale and cap; sharded weights (FSDP2) are gathered.
 
     Raises:
         ConfigError: As :func:`head_layer`.
@@ -87,9 +88,9 @@ def _whole(weight: Tensor) -> Tensor:
 
 
 def depends_on_what_follows(config: Any) -> bool:
-    """Whether a prompt's hidden states change with what stands behind it, or with the longest row of the batch.
+    """Whether a prompt's hidden states depend on the tokens after it, or on the longest row of the batch.
 
-    Then the reference pass sees the micro-batch as it is: the prompt cannot be cut at its boundary.
+    Such a prompt cannot be cut at its boundary, and the reference pass takes the micro-batch as it is.
     """
     text = config.get_text_config()
     parameters = getattr(text, "rope_parameters", None) or {}
@@ -100,18 +101,18 @@ def depends_on_what_follows(config: Any) -> bool:
 
 
 def layer_types(config: Any) -> frozenset[str]:
-    """What the layers of a model are, in transformers' words (``full_attention``, ``sliding_attention``, ``conv``, …).
+    """Return the kinds of a model's layers as transformers names them (``full_attention``, ``conv``, …).
 
-    Empty where the configuration does not say: then it is a state-space model, or attention throughout.
+    Empty where the configuration does not list them: such a model is a state-space model, or has attention throughout.
     """
     text = config.get_text_config()
     return frozenset(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ())
 
 
 def takes_documents_in_a_row(model: nn.Module) -> bool:
-    """Whether attention has kernels that keep several documents in one row apart at no more than their own cost.
+    """Whether the model computes several documents in one row separately, at no more than their own cost.
 
-    Such are the flash attentions. Layers that carry a state along the row are asked for too, and then it is not so.
+    This holds with flash attention, unless some layers carry a state along the row.
     """
     from transformers.utils.generic import is_flash_attention_requested
 
@@ -124,8 +125,8 @@ def takes_documents_in_a_row(model: nn.Module) -> bool:
 
 
 def auxiliary_loss(model: nn.Module, outputs: Any, attention_mask: Tensor | None) -> Tensor:
-    """The load-balancing loss of a mixture of experts, from the router logits of the training pass."""
-    # Mixtral's is the one that every such family in transformers uses.
+    """Return the load-balancing loss of a mixture of experts, from the router logits of the training pass."""
+    # Every mixture of experts in transformers uses Mixtral's.
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     text = model.config.get_text_config()  # type: ignore[union-attr, operator]
@@ -134,7 +135,7 @@ def auxiliary_loss(model: nn.Module, outputs: Any, attention_mask: Tensor | None
 
 
 def model_type(model: Any, args: Any) -> str:
-    """The ``model_type`` of a model, or of what a path or hub name would load with the trainer's arguments."""
+    """Return the ``model_type`` of a model, or of the model that a path or hub name stands for."""
     if not isinstance(model, str):
         return str(model.config.model_type)
     from transformers import AutoConfig

@@ -1,7 +1,7 @@
-"""Switches of a model for a pass: its adapter off, evaluation mode, no cached casts; each is put back afterwards.
+"""Context managers that switch a model for a pass: adapter off, evaluation mode, no autocast cache.
 
 The adapter is switched by its flag alone. PEFT's own `disable_adapter()` also flips `requires_grad` on every adapter
-weight, which costs time and, with FSDP2, can leave the adapter frozen for good.
+weight, which costs time and, with FSDP2, can leave the adapter frozen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["adapters_off", "evaluating", "uncached_autocast"]
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, every adapter layer of ``model`` gives its base layer's output. No parameter is touched."""
+    """Make every adapter layer of ``model`` output what its base layer does; no parameter is touched."""
     layers = [layer for layer in switchable_layers(model) if not layer._disable_adapters]
     for layer in layers:
         layer._disable_adapters = True
@@ -32,7 +32,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, every module is in evaluation mode (no dropout, no checkpointing); each gets its own mode back."""
+    """Put every module in evaluation mode (no dropout, no checkpointing), and restore each module's own mode."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -45,10 +45,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncached_autocast() -> Iterator[None]:
-    """Inside, autocast rounds each weight anew instead of keeping the copy that it made at the weight's first use.
+    """Make autocast round a weight at each use instead of caching the copy from its first use.
 
-    A copy made while other values stand in a weight would otherwise serve the training pass that follows under the
-    same autocast, values and missing gradient included.
+    A copy that was cached without gradient, or while a weight held other values, would otherwise serve the training
+    pass that follows under the same autocast.
     """
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)

@@ -1,4 +1,4 @@
-"""From hidden states to one loss and one hidden-state gradient, without ever holding full logits."""
+"""The objective: one loss and one hidden-state gradient from hidden states, without ever holding full logits."""
 
 from selfaug.objective.head import LMHead
 from selfaug.objective.plain import plain

@@ -1,7 +1,7 @@
-"""How far are the activations inside the layers from the base's, at the aligned positions?
+"""Activation terms: distances between the tuned and the base model's activations at the aligned positions.
 
-The outputs of named modules are caught in both passes. In the training pass they are only kept, not touched: inside a
-checkpointed layer any further operation would be missing when the layer is computed anew.
+Forward hooks capture the outputs of named modules in both passes. In the training pass the outputs are stored as they
+are: an operation on them inside a checkpointed layer would be missing when the layer is recomputed.
 
 Shapes: T tokens of a pass (flattened), N aligned positions, D features of a module's output.
 """
@@ -25,12 +25,12 @@ __all__ = ["ActivationTerm", "Activations", "find_modules", "squared_difference"
 class ActivationTerm:
     """``weight · mean_modules Σ_n mean_d (tuned - base)² / (f · n_aligned)``.
 
-    ``f = align_fraction · align_token_fraction``, the chance with which an aligned position is drawn.
+    ``f = align_fraction · align_token_fraction`` is the probability that an aligned position is drawn.
 
     Args:
-        name: Of its log entry.
-        weight: In the loss.
-        kinds: For each kind of module, the last parts of names that it has in one architecture or another.
+        name: Name of the log entry.
+        weight: Weight in the loss.
+        kinds: Kinds of modules; for each, the last part of its name in the various architectures.
     """
 
     name: str
@@ -39,23 +39,23 @@ class ActivationTerm:
 
 
 def squared_difference(tuned_ND: Tensor, base_ND: Tensor) -> Tensor:
-    """``Σ_n mean_d (tuned - base)²``; float32 (float64 for float64 activations)."""
+    """``Σ_n mean_d (tuned - base)²``, in float32 (float64 for float64 activations)."""
     wide = torch.float64 if tuned_ND.dtype == torch.float64 else torch.float32
     return (tuned_ND.to(wide) - base_ND.to(wide)).square().mean(dim=-1).sum()
 
 
 def find_modules(body: nn.Module, kinds: Sequence[Sequence[str]]) -> dict[str, nn.Module]:
-    """The modules of these kinds by name, in the order of the model.
+    """Return the modules of these kinds by name, in the order of the model.
 
     Raises:
-        ConfigError: If the model has none of a kind.
+        ConfigError: If the model has no module of one of the kinds.
     """
     modules = {name: (name.rpartition(".")[2], module) for name, module in body.named_modules()}
     for kind in kinds:
         if not any(last in kind for last, _ in modules.values()):
             raise ConfigError(
                 f"{type(body).__name__} has no module named {' or '.join(map(repr, kind))}, whose output the method "
-                "would hold to the base's.",
+                "would align with the base's.",
                 "align something else, or use --method selfaug, which works with any model.",
             )
     wanted = {last for kind in kinds for last in kind}
@@ -63,12 +63,12 @@ def find_modules(body: nn.Module, kinds: Sequence[Sequence[str]]) -> dict[str, n
 
 
 class Activations:
-    """What one micro-batch's two passes gave at the aligned positions.
+    """Activations of one micro-batch at the aligned positions, captured in both passes.
 
     Args:
-        term: Of the method; ``None`` catches nothing.
-        tuned_N: Places of the aligned positions in the training pass.
-        base_N: Their places in the reference pass; ``None`` where there is none, and nothing is caught.
+        term: Activation term of the method; with ``None`` nothing is captured.
+        tuned_N: Aligned positions in the flattened training pass.
+        base_N: The same positions in the flattened reference pass; with ``None`` (no pass) nothing is captured.
     """
 
     def __init__(self, term: ActivationTerm | None, tuned_N: Tensor, base_N: Tensor | None) -> None:
@@ -79,23 +79,23 @@ class Activations:
 
     @contextmanager
     def of_base(self, body: nn.Module) -> Iterator[None]:
-        """Inside, a call of ``body`` is the reference pass; only the rows that are compared are kept."""
+        """Capture a call of ``body`` as the reference pass; only the aligned rows are kept."""
 
         def keep(name: str, output: Tensor) -> None:
             assert self._base_N is not None
             self._base[name] = _rows(output, self._base_N)
 
-        with self._catching(body, keep):
+        with self._capturing(body, keep):
             yield
 
     @contextmanager
     def of_tuned(self, body: nn.Module) -> Iterator[None]:
-        """Inside, a call of ``body`` is the training pass."""
-        with self._catching(body, self._tuned.__setitem__):
+        """Capture a call of ``body`` as the training pass."""
+        with self._capturing(body, self._tuned.__setitem__):
             yield
 
     @contextmanager
-    def _catching(self, body: nn.Module, keep: Any) -> Iterator[None]:
+    def _capturing(self, body: nn.Module, keep: Any) -> Iterator[None]:
         handles = []
         if self._term is not None:
             for name, module in find_modules(body, self._term.kinds).items():
@@ -107,17 +107,19 @@ class Activations:
                 handle.remove()
 
     def value(self) -> Tensor | None:
-        """``mean_modules Σ_n mean_d (tuned - base)²``, with a graph; ``None`` where nothing is compared."""
+        """``mean_modules Σ_n mean_d (tuned - base)²``, with a graph; ``None`` where nothing was captured."""
         if self._term is None:
             return None
         assert self._tuned.keys() == self._base.keys() != set()
-        found = [squared_difference(_rows(self._tuned[name], self._tuned_N), base) for name, base in self._base.items()]
-        return torch.stack([each.to(found[0].device) for each in found]).mean()
+        distances = [
+            squared_difference(_rows(self._tuned[name], self._tuned_N), base) for name, base in self._base.items()
+        ]
+        return torch.stack([d.to(distances[0].device) for d in distances]).mean()
 
 
 def _hook(name: str, keep: Any) -> Any:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        # A mixture of experts gives its router's logits as well.
+        # A mixture-of-experts module returns its router's logits as well.
         keep(name, output[0] if isinstance(output, tuple) else output)
 
     return hook

@@ -1,7 +1,7 @@
-"""Who does the elementwise work of a block: PyTorch's own operations, or our GPU kernels?
+"""The terms of a block by PyTorch's operations or by our GPU kernels, and the choice between them.
 
-Both are one function: values of a block's rows, and their gradient in place of its logits. The sweep asks once a group
-which one to call.
+Both are functions of one type: they return the values of a block's rows and write their gradient over its logits. The
+sweep chooses once for each group.
 
 Shapes: n rows of a block, V vocabulary.
 """
@@ -23,9 +23,9 @@ __all__ = ["ELEMENTWISE", "BlockTerms", "block_terms", "kernel_terms_", "row_wei
 
 ELEMENTWISE = ("kernels", "torch")
 
-# (rows, projected_nV, reference_nV, (head, reference head), gradient wanted?, sums by name) -> (row weights, value).
-# Where a gradient is wanted, ``projected_nV`` is overwritten by it, divided by the returned row weights: these (α over
-# a count of tokens) are small, and taken out the gradient keeps its precision in 16 bits. ``sums`` is added to.
+# (rows, projected_nV, reference_nV, (head, reference head), gradient, sums by name) -> (row weights, weighted value).
+# With ``gradient``, ``projected_nV`` is overwritten by the gradient divided by the returned row weights: these (α over
+# a count of tokens) are small, and without them the gradient keeps its precision in 16 bits. ``sums`` is added to.
 BlockTerms = Callable[
     [Rows, Tensor, "Tensor | None", tuple[LMHead, LMHead], bool, dict[str, Tensor]], tuple[Tensor, Tensor]
 ]
@@ -34,16 +34,16 @@ BlockTerms = Callable[
 def block_terms(
     terms: Sequence[WeightedTerm], dtype: torch.dtype, device: torch.device, elementwise: str | None = None
 ) -> BlockTerms:
-    """The kernels on a GPU where all ``terms`` have a kernel form, else PyTorch's operations.
+    """Return the kernels on a GPU where all ``terms`` have a kernel form, else PyTorch's operations.
 
     Args:
-        terms: Of the group.
-        dtype: Of the projected rows.
-        device: Where they are.
-        elementwise: ``kernels`` or ``torch`` to ask for one; ``None`` to choose.
+        terms: Weighted terms of the group.
+        dtype: Dtype of the projected rows.
+        device: Device of the projected rows.
+        elementwise: ``kernels`` or ``torch`` to request one; ``None`` to choose.
 
     Raises:
-        ConfigError: If the kernels are asked for and cannot be had.
+        ConfigError: If the kernels are requested and cannot run here.
     """
     if elementwise == "torch":
         return torch_terms_
@@ -59,7 +59,7 @@ def block_terms(
 
 
 def row_weights(rows: Rows, wide: torch.dtype, device: torch.device) -> list[Tensor]:
-    """The weight of each row (n) under each term. Nothing here waits for the device."""
+    """Return each term's weight for each row (n), without a wait for the device."""
     count = rows.index_N.numel()
     return [
         w.weight.to(device, wide).expand(count)
@@ -70,7 +70,7 @@ def row_weights(rows: Rows, wide: torch.dtype, device: torch.device) -> list[Ten
 
 
 def row_scale(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor] | None]:
-    """What the gradient of each row is divided by (n), and what is left of the weights: ``None`` for 1."""
+    """Return the divisor of each row's gradient (n), and each term's weight divided by it (``None`` if all are 1)."""
     if len(weights) == 1:
         return weights[0], None
     scale_n = torch.stack(list(weights)).abs().amax(dim=0)
@@ -91,7 +91,7 @@ def torch_terms_(
     gradient: bool,
     sums: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """`BlockTerms` of any terms, in PyTorch's operations on float32 (float64) copies of a slice of the rows."""
+    """`BlockTerms` for any terms, by PyTorch's operations on float32 (float64) copies of a slice of the rows."""
     head, reference_head = heads
     wide = wide_dtype(projected_nV.dtype)
     count, vocabulary = projected_nV.shape
@@ -126,10 +126,10 @@ def kernel_terms_(
     gradient: bool,
     sums: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """`BlockTerms` of the terms with a kernel form: one kernel, in place, no copy of the block."""
+    """`BlockTerms` for terms with a kernel form, by one kernel in place, without a copy of the block."""
     weights = row_weights(rows, torch.float32, projected_nV.device)
     scale_n, shares = row_scale(weights)
-    found = kernels.rows_(
+    results = kernels.rows_(
         projected_nV,
         reference_nV,
         rows.label_N,
@@ -139,7 +139,7 @@ def kernel_terms_(
         gradient=gradient,
     )
     value = projected_nV.new_zeros((), dtype=torch.float32)
-    for weight_n, (value_n, statistics), weighted in zip(weights, found, rows.terms, strict=True):
+    for weight_n, (value_n, statistics), weighted in zip(weights, results, rows.terms, strict=True):
         value += (value_n * weight_n).sum()
         for name, part_n in ((weighted.term.name, value_n), *statistics.items()):
             add_sum(sums, name, part_n)

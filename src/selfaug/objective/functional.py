@@ -32,31 +32,31 @@ def prompt_kl(
 ) -> Tensor:
     """``mean_n KL(softmax(base_head(base_hidden_n)) ‖ softmax(head(hidden_n)))`` over the aligned positions, in nats.
 
-    Equals ``F.kl_div(log_softmax(head(hidden)), softmax(base_head(base_hidden)), reduction="sum") / N``, without ever
+    Equals ``F.kl_div(log_softmax(head(hidden)), softmax(base_head(base_hidden)), reduction="sum") / N`` without ever
     holding N × V logits: rows are taken in blocks, and their gradient is formed in the same pass.
 
     Args:
         hidden_BTH: Final hidden states of the tuned model, B × T × H (or any shape that ends with H); gradients flow
             here.
-        base_hidden_BTH: Final hidden states of the base at the same tokens, same shape; constant.
+        base_hidden_BTH: Final hidden states of the base at the same tokens, of the same shape; constant.
         head_weight_VH: Output projection of the tuned model; it gets a gradient where it requires one.
-        aligned_BT: Positions that are compared, bool, of the shape of the hidden states without H. Usually position t
-            where tokens t and t + 1 are both prompt tokens of one document: the logits of t predict t + 1.
-        head_bias_V: Bias of the projection.
-        base_head_weight_VH: The base's projection; ``None`` where tuning leaves the head frozen, so that both share it.
-        base_head_bias_V: Its bias.
-        logit_scale: Factor on the logits, as some models have one.
-        logit_soft_cap: c of ``c · tanh(logits / c)``, as some models have one.
-        direction: ``base_to_tuned``, ``tuned_to_base`` or ``jsd``.
-        reduction: ``mean`` over the aligned positions, or ``sum``. Under gradient accumulation and on several ranks
-            take the sum, and divide it by the count of the whole step.
+        aligned_BT: Mask of the compared positions, bool, of the shape of the hidden states without H. Usually position
+            t where tokens t and t + 1 are both prompt tokens of one document: the logits of t predict t + 1.
+        head_bias_V: Bias of the tuned model's projection; ``None`` for none.
+        base_head_weight_VH: Output projection of the base; ``None`` where the head is frozen, so that both share it.
+        base_head_bias_V: Bias of the base's projection; ``None`` for none.
+        logit_scale: Factor that the model applies to its logits.
+        logit_soft_cap: Cap c of ``c · tanh(logits / c)``; ``None`` for no cap.
+        direction: Direction of the KL: ``base_to_tuned``, ``tuned_to_base`` or ``jsd``.
+        reduction: ``mean`` over the aligned positions, or ``sum``. Under gradient accumulation and on several ranks,
+            use ``sum`` and divide it by the count of the whole step.
 
     Returns:
         A float32 scalar (float64 for a float64 head), >= 0 up to rounding. Without an aligned position it is 0 and
         still has a graph.
 
     Raises:
-        ValueError: If shapes do not fit, or ``direction`` or ``reduction`` is not known.
+        ValueError: If shapes do not fit, or ``direction`` or ``reduction`` is unknown.
     """
     if hidden_BTH.shape != base_hidden_BTH.shape or hidden_BTH.shape[:-1] != aligned_BT.shape:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""The objective as it is defined: dense logits, autograd, no tricks.
+"""The definition of the objective: dense logits and autograd.
 
-The slow exact one, shipped so that anyone can hold the fast one (`sweep.py`) against it. It takes each term's
-`definition`; values and gradients of the sweep come from other code.
+This slow exact implementation is shipped so that anyone can check the fast one (`sweep.py`) against it. It uses each
+term's `definition`; the values and gradients of the sweep come from other code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["plain"]
 def plain(hidden_TH: Tensor, head: LMHead, groups: Sequence[Rows], reference_head: LMHead | None = None) -> Objective:
     """``Σ_groups Σ_terms Σ_n weight · term(head(hidden_n), reference_head(reference_n), label_n)``.
 
-    Same arguments and results as :func:`selfaug.objective.sweep.sweep`; holds N × V logits and differentiates the
-    terms' values through them.
+    Takes the arguments of :func:`selfaug.objective.sweep.sweep` and returns the same result. It holds N × V logits and
+    differentiates the terms' values through them.
     """
     check_rows(hidden_TH, head, tuple(groups))
     wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32

@@ -1,10 +1,9 @@
-"""What does a row of logits cost under the rivals that change how the response is learnt?
+"""Row terms of the rival methods that change how the response is learnt.
 
-Row terms as in ``terms.py``: plain arithmetic, no state, nothing about batches. Those that take the NLL's place weight
-it by a number in [0, 1] that is held constant, so the gradient is the NLL's times that number. p is the tuned
-distribution, q the reference's, y the label.
+They are row terms as in ``terms.py``. Those that replace the NLL weight it by a number in [0, 1] without gradient, so
+their gradient is the NLL's times that number. p is the tuned distribution, q the reference's, y the label.
 
-Shapes: N rows, V vocabulary. Values in nats.
+Shapes: N rows, V vocabulary. Values are in nats.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from selfaug.objective.terms import NLL, BaseToTuned, RowResult
 __all__ = ["DFT", "EAFT", "KL_RESPONSE", "TALR", "WeightedNLL", "WithoutGold"]
 
 KL_RESPONSE = BaseToTuned(name="kl_response")
-"""``KL(q ‖ p)`` under a name of its own, for response tokens."""
+"""``KL(q ‖ p)`` on response tokens, logged under its own name."""
 
 
 class WeightedNLL:
-    """``w · -log p[y]`` with a weight w in [0, 1] made of the row itself and held constant; gradient ``w (p - 1_y)``.
+    """``w · -log p[y]``, w in [0, 1] a function of the row without gradient; gradient ``w (p - 1_y)``.
 
-    Statistics: those of the NLL, and ``nll`` itself.
+    Statistics: those of the NLL, and ``nll``.
     """
 
     needs_reference: bool = False
@@ -34,20 +33,20 @@ class WeightedNLL:
 
     @property
     def name(self) -> str:
-        """Under which the sum is logged."""
+        """Name under which the sum is logged."""
         raise NotImplementedError
 
     def weights(self, logits_NV: Tensor, nll_N: Tensor) -> Tensor:
-        """The weight of each row (N); never differentiated."""
+        """Return the weight of each row (N); it is not differentiated."""
         raise NotImplementedError
 
     def __call__(  # noqa: D102
         self, logits_NV: Tensor, reference_NV: Tensor | None, label_N: Tensor | None, *, gradient: bool
     ) -> RowResult:
-        found = NLL()(logits_NV, reference_NV, label_N, gradient=gradient)
-        weight_N = self.weights(logits_NV, found.value_N)
-        slope_NV = None if found.gradient_NV is None else found.gradient_NV.mul_(weight_N.unsqueeze(-1))
-        return RowResult(weight_N * found.value_N, slope_NV, {"nll": found.value_N, **found.statistics})
+        nll = NLL()(logits_NV, reference_NV, label_N, gradient=gradient)
+        weight_N = self.weights(logits_NV, nll.value_N)
+        gradient_NV = None if nll.gradient_NV is None else nll.gradient_NV.mul_(weight_N.unsqueeze(-1))
+        return RowResult(weight_N * nll.value_N, gradient_NV, {"nll": nll.value_N, **nll.statistics})
 
     def definition(self, logits_NV: Tensor, reference_NV: Tensor | None, label_N: Tensor | None) -> Tensor:  # noqa: D102
         nll_N = NLL().definition(logits_NV, reference_NV, label_N)
@@ -58,7 +57,7 @@ class WeightedNLL:
 
 @dataclass(frozen=True)
 class DFT(WeightedNLL):
-    """``p[y]^power · -log p[y]``; the published method has power 1, the NLL power 0."""
+    """``p[y]^power · -log p[y]``; power 1 is the published method, power 0 the NLL."""
 
     power: float = 1.0
 
@@ -72,9 +71,9 @@ class DFT(WeightedNLL):
 
 @dataclass(frozen=True)
 class EAFT(WeightedNLL):
-    """``(H_K / ln K)^power · -log p[y]``: H_K is the entropy of the K largest entries of p, renormalised.
+    """``(H_K / ln K)^power · -log p[y]``, H_K the entropy of the K largest entries of p, renormalised.
 
-    The gate is 1 where those K are equally likely and 0 where one has all the mass. K is at most V.
+    The weight is 1 where those K are equally likely and 0 where one has all the mass. K is at most V.
     """
 
     top: int = 20
@@ -88,8 +87,8 @@ class EAFT(WeightedNLL):
         count = min(self.top, logits_NV.shape[-1])
         log_p_NK = torch.log_softmax(logits_NV.topk(count, dim=-1).values, dim=-1)
         entropy_N = torch.special.entr(log_p_NK.exp()).sum(dim=-1)
-        gate_N: Tensor = (entropy_N / math.log(count)).clamp(0.0, 1.0)
-        return gate_N.pow(self.power)
+        evenness_N: Tensor = (entropy_N / math.log(count)).clamp(0.0, 1.0)
+        return evenness_N.pow(self.power)
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,9 @@ class TALR(WeightedNLL):
 
 @dataclass(frozen=True)
 class WithoutGold:
-    """``KL(q' ‖ p')``: p' and q' are p and q without the entry y, renormalised; gradient ``p' - q'``, and 0 at y.
+    """``KL(q' ‖ p')``, p' and q' being p and q without entry y, renormalised; gradient ``p' - q'``, and 0 at y.
 
-    Moving mass between the label and the rest costs nothing; only the shape of the rest is held.
+    Moving mass between the label and the rest costs nothing; only the distribution over the rest is regularised.
     """
 
     name: str = "tmkl"

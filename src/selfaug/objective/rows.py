@@ -1,4 +1,4 @@
-"""Which rows of the hidden states meet which terms, and what comes back?
+"""Rows of hidden states with the terms that apply to them, and the result of an objective.
 
 Shapes: T hidden states of a micro-batch (flattened), N rows of one group, H hidden.
 """
@@ -18,7 +18,12 @@ __all__ = ["Objective", "Rows", "WeightedTerm", "check_rows"]
 
 @dataclass(frozen=True)
 class WeightedTerm:
-    """A row term and its weight: α and the step's divisor are already in it. A number, or a tensor of N."""
+    """A row term and its weight in the loss.
+
+    Args:
+        term: Row term.
+        weight: Factor that already holds α and the divisor of the step: one number, or one for each row (N).
+    """
 
     term: RowTerm
     weight: float | Tensor
@@ -29,9 +34,9 @@ class Rows:
     """A group of rows with the same terms. Groups of one objective share no row.
 
     Args:
-        index_N: int64 positions in the flattened hidden states.
-        terms: At least one.
-        label_N: int64 next tokens, where a term needs them.
+        index_N: Positions in the flattened hidden states, int64.
+        terms: Weighted terms of every row, at least one.
+        label_N: Next tokens, int64, where a term needs them.
         reference_NH: Final hidden states of the reference at the same positions, where a term needs them.
     """
 
@@ -43,14 +48,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class Objective:
-    """``loss``: the weighted sum, with a graph. ``sums``: detached unweighted sums of each term and its statistics."""
+    """The result of an objective.
+
+    Args:
+        loss: Weighted sum over all rows and terms, with a graph.
+        sums: Unweighted sums of each term and its statistics by name, detached.
+    """
 
     loss: Tensor
     sums: Mapping[str, Tensor]
 
 
 def check_rows(hidden_TH: Tensor, head: LMHead, groups: tuple[Rows, ...]) -> None:
-    """Raise ``ValueError`` where shapes or the needs of a term do not fit."""
+    """Raise ``ValueError`` if shapes do not fit or a term lacks its labels or reference."""
     if hidden_TH.dim() != 2 or hidden_TH.shape[1] != head.weight_VH.shape[1]:
         raise ValueError(f"hidden states {tuple(hidden_TH.shape)} do not fit a head {tuple(head.weight_VH.shape)}")
     for rows in groups:

@@ -1,8 +1,9 @@
 """The objective in row blocks: one pass forms the value and the hidden-state gradient, and full logits never exist.
 
-A block of rows is projected (tuned and, where a term asks, reference), its terms give value and gradient with respect
-to the logits, and the gradient is projected back at once: 3 products of N·V·H an aligned row with a frozen head, 4 with
-a trained one, where autograd over stored logits or a recomputing kernel takes 5. The backward pass only scales.
+A block of rows is projected (tuned, and reference where a term needs it), its terms return value and gradient with
+respect to the logits, and the gradient is projected back at once. Aligned rows take 3 products of N·V·H with a frozen
+head and 4 with a trained one; autograd over stored logits or a recomputing kernel takes 5. The backward pass only
+scales the stored gradient.
 
 Shapes: T hidden states (flattened), N rows of a group, n rows of a block, V vocabulary, H hidden.
 """
@@ -37,25 +38,25 @@ def sweep(
     """``Σ_groups Σ_terms Σ_n weight · term(head(hidden_n), reference_head(reference_n), label_n)`` in row blocks.
 
     Equals :func:`selfaug.objective.plain.plain` to rounding. Products run in the autocast dtype where autocast is on,
-    else in the head's; everything on logits in float32 (float64 for float64 heads).
+    else in the head's dtype; elementwise work on logits runs in float32 (float64 for float64 heads).
 
     Args:
         hidden_TH: Final hidden states of the tuned model; gradients flow here.
         head: Projection of the tuned model; its weight and bias get gradients where they require them.
-        groups: Which rows meet which terms; no row is in two groups.
-        reference_head: The base's projection; ``None`` where both share one.
-        block_bytes: Bound on the memory held beside inputs and gradients; ``None`` for the device's default. At least
-            one row is taken at a time.
-        elementwise: Who does the work on logits: ``kernels`` (Triton, on a GPU, where the terms have one) or ``torch``;
-            ``None`` takes the kernels where it can. They agree to rounding.
+        groups: Groups of rows with their terms; no row is in two groups.
+        reference_head: Projection of the base; ``None`` where both models share one.
+        block_bytes: Bound in bytes on memory beside inputs and gradients; ``None`` for the device's default. A block
+            has at least one row.
+        elementwise: Backend of the work on logits: ``kernels`` (Triton, on a GPU, for terms that have a kernel) or
+            ``torch``; ``None`` for the kernels where they can run. Both agree to rounding.
 
     Returns:
-        The loss, float32 (float64 for float64 heads): with no rows it is 0 and still has a graph, so a rank with
-        nothing to do takes part in the backward collectives. Sums by name, detached.
+        The loss, float32 (float64 for float64 heads), and the detached sums by name. Without rows the loss is 0 and
+        still has a graph, so that a rank without rows takes part in the backward collectives.
 
     Raises:
-        ValueError: If shapes do not fit, a term lacks its labels or reference, or the kernels are asked for where they
-            cannot be had.
+        ValueError: If shapes do not fit, a term lacks its labels or reference, or ``elementwise`` is unknown.
+        ConfigError: If kernels are requested and cannot run here.
     """
     groups = tuple(groups)
     check_rows(hidden_TH, head, groups)
@@ -70,7 +71,7 @@ def sweep(
 
 
 class _Sweep:
-    """What one sweep does, apart from the tensors that autograd must see."""
+    """The arguments of one sweep, apart from the tensors that autograd must see."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class _SweepFunction(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         gradients = None
         if any(wanted):
-            # Sums over blocks: a 16-bit accumulator would lose the small ones.
+            # These add up over blocks, and a 16-bit accumulator would lose small summands.
             wide = torch.promote_types(weight_VH.dtype, torch.float32)
             gradients = _Gradients(
                 hidden_TH=torch.zeros_like(hidden_TH),
@@ -135,7 +136,7 @@ class _SweepFunction(torch.autograd.Function):
 def _run(
     plan: _Sweep, hidden_TH: Tensor, head: LMHead, reference_head: LMHead, gradients: _Gradients | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """All blocks of all groups; adds to ``gradients`` in place."""
+    """Run all blocks of all groups, adding to ``gradients`` in place; return the loss and the sums by name."""
     loss = hidden_TH.new_zeros((), dtype=wide_dtype(head.weight_VH.dtype))
     sums: dict[str, Tensor] = {}
     heads = (head, reference_head)
@@ -148,7 +149,7 @@ def _run(
             loss += value
             if gradients is not None:
                 _project_back(gradients, rows.index_N, block.hidden_nH, projected_nV, weight_n, head)
-            del block, projected_nV  # before the next block is projected
+            del block, projected_nV  # or two blocks would be in memory while the next is projected
     return loss, sums
 
 

@@ -1,10 +1,11 @@
-"""What does one row of logits cost, and which way is down?
+"""Row terms of the loss: NLL and alignment, each with its value and its gradient for a row of logits.
 
-A *row term* maps blocks of tuned logits, and where it needs them reference logits or labels, to a value a row and its
-gradient with respect to the tuned logits. Terms are plain arithmetic on float32 or float64 blocks: no autograd, no
-state, nothing about batches, weights or divisors, so each can be held against loops and calculus.
+A *row term* maps a block of tuned logits, with reference logits or labels where it needs them, to one value for each
+row and its gradient with respect to the tuned logits. Terms are plain arithmetic on float32 or float64 blocks. They
+have no autograd, no state, and know nothing of batches, weights or divisors, so each can be checked against loops and
+calculus.
 
-Shapes: N rows, V vocabulary. All values in nats.
+Shapes: N rows, V vocabulary. All values are in nats.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ __all__ = ["ALIGNMENT_TERMS", "NLL", "BaseToTuned", "JensenShannon", "RowResult"
 
 @dataclass(frozen=True)
 class RowResult:
-    """Value a row (N), its gradient with respect to the logits (N × V; ``None`` if not asked), detached statistics."""
+    """The result of a row term.
+
+    Args:
+        value_N: Value of each row.
+        gradient_NV: Gradient of each value with respect to its logits; ``None`` if it was not requested.
+        statistics: Further numbers for each row (N) by name, detached.
+    """
 
     value_N: Tensor
     gradient_NV: Tensor | None
@@ -30,7 +37,7 @@ class RowResult:
 
 
 class RowTerm(Protocol):
-    """A function of a row of logits. ``name`` is the key under which its sum is logged."""
+    """A function of a row of logits; its sum is logged under ``name``."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -44,23 +51,23 @@ class RowTerm(Protocol):
     def __call__(
         self, logits_NV: Tensor, reference_NV: Tensor | None, label_N: Tensor | None, *, gradient: bool
     ) -> RowResult:
-        """Value, gradient and statistics, as fast as we can; the inputs are left as they are."""
+        """Return values, gradients (if ``gradient``) and statistics; the inputs are not changed."""
         ...
 
     def definition(self, logits_NV: Tensor, reference_NV: Tensor | None, label_N: Tensor | None) -> Tensor:
-        """The values (N) as the field writes them, for autograd to differentiate."""
+        """Return the values (N) by the textbook formula, for autograd to differentiate."""
         ...
 
 
 def _log_softmax(logits_NV: Tensor) -> Tensor:
-    # A masked entry (-inf) becomes a very small finite log-probability: 0 · (-inf - -inf) would be NaN.
+    # A masked entry (-inf) becomes a very small finite log-probability, since 0 · (-inf - -inf) would be NaN.
     log_p_NV = torch.log_softmax(logits_NV, dim=-1)
     least = torch.finfo(log_p_NV.dtype).min / 4
     return log_p_NV.clamp(min=least) if log_p_NV.requires_grad else log_p_NV.clamp_(min=least)
 
 
 def _log_mean(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
-    # log ½(p + q); unlike logaddexp(p, q) - log 2 it is exactly log p where p equals q.
+    # log ½(p + q); unlike logaddexp(p, q) - log 2, this is exactly log p where p equals q.
     return torch.maximum(log_p_NV, log_q_NV) + torch.log1p(0.5 * torch.expm1(-(log_p_NV - log_q_NV).abs()))
 
 
@@ -103,7 +110,10 @@ class NLL:
 
 @dataclass(frozen=True)
 class BaseToTuned:
-    """``KL(q ‖ p) = Σ q (log q - log p)`` with q the reference, p tuned; gradient ``p - q``. As the release."""
+    """``KL(q ‖ p) = Σ q (log q - log p)``, q the reference and p the tuned distribution; gradient ``p - q``.
+
+    This is the direction of the released SelfAug code.
+    """
 
     name: str = "alignment"
     needs_reference: bool = True
@@ -125,7 +135,10 @@ class BaseToTuned:
 
 @dataclass(frozen=True)
 class TunedToBase:
-    """``KL(p ‖ q) = Σ p (log p - log q)``; gradient ``p (log p - log q - KL)``. The paper's formula."""
+    """``KL(p ‖ q) = Σ p (log p - log q)``; gradient ``p (log p - log q - KL)``.
+
+    This is the formula of the SelfAug paper.
+    """
 
     name: str = "alignment"
     needs_reference: bool = True
@@ -148,7 +161,7 @@ class TunedToBase:
 
 @dataclass(frozen=True)
 class JensenShannon:
-    """``½ KL(p ‖ m) + ½ KL(q ‖ m)``, m = ½ (p + q); gradient ``½ p (log p - log m - KL(p ‖ m))``. In [0, ln 2]."""
+    """``½ KL(p ‖ m) + ½ KL(q ‖ m)``, m = ½ (p + q), in [0, ln 2]; gradient ``½ p (log p - log m - KL(p ‖ m))``."""
 
     name: str = "alignment"
     needs_reference: bool = True

@@ -1,4 +1,4 @@
-"""What does each row cost under each of several terms, when no gradient is wanted?
+"""Values of each row under several terms, without gradients.
 
 Shapes: N rows, V vocabulary, H hidden.
 """
@@ -21,7 +21,7 @@ __all__ = ["ReferenceNLL", "row_values"]
 
 @dataclass(frozen=True)
 class ReferenceNLL:
-    """``-log softmax(reference logits)[label]``: the base's NLL, from a pass that is made anyway; no gradient."""
+    """``-log softmax(reference logits)[label]``: the base's NLL, out of the reference pass; it has no gradient."""
 
     name: str = "reference_nll"
     needs_reference: bool = True
@@ -51,22 +51,22 @@ def row_values(
     label_N: Tensor | None = None,
     block_bytes: int | None = None,
 ) -> dict[str, Tensor]:
-    """``{term.name: term(head(hidden_n), reference_head(reference_n), label_n) for each n}`` in row blocks.
+    """``value_n = term(head(hidden_n), reference_head(reference_n), label_n)`` for each term, in row blocks.
 
-    The sweep's blocks, products and terms, but each row's value is kept and nothing is differentiated: with all
+    Blocks, products and terms are the sweep's, but each row's value is kept and nothing is differentiated. With all
     weights 1, the sum over rows is the sweep's loss.
 
     Args:
         hidden_NH: Final hidden states of the tuned model.
         head: Projection of the tuned model.
-        terms: At least one; their names differ.
+        terms: Row terms with different names, at least one.
         reference_NH: Final hidden states of the base at the same positions, where a term needs them.
-        reference_head: The base's projection; ``None`` where both share one.
-        label_N: int64 next tokens, where a term needs them.
-        block_bytes: Bound on the memory held beside inputs and results; ``None`` for the device's default.
+        reference_head: Projection of the base; ``None`` where both models share one.
+        label_N: Next tokens, int64, where a term needs them.
+        block_bytes: Bound in bytes on memory beside inputs and results; ``None`` for the device's default.
 
     Returns:
-        Per term N values in nats, float32 (float64 for float64 heads), on the device of ``hidden_NH``.
+        By term name, N values in nats, float32 (float64 for float64 heads), on the device of ``hidden_NH``.
 
     Raises:
         ValueError: If shapes do not fit, a term lacks its labels or reference, or two terms have the same name.
@@ -79,7 +79,7 @@ def row_values(
     check_rows(hidden_NH, head, (group,))
     dtype = compute_dtype(head, hidden_NH.device)
     wide = wide_dtype(dtype)
-    found = {name: torch.empty(len(hidden_NH), dtype=wide, device=hidden_NH.device) for name in names}
+    values = {name: torch.empty(len(hidden_NH), dtype=wide, device=hidden_NH.device) for name in names}
     limit = block_bytes or default_block_bytes(hidden_NH.device)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         head, reference_head = heads_in(dtype, head, reference_head or head)
@@ -93,6 +93,6 @@ def row_values(
                 label_n = None if block.rows.label_N is None else block.rows.label_N[part]
                 for term in terms:
                     value_n = term(logits_nV, reference_nV, label_n, gradient=False).value_N
-                    found[term.name][block.rows.index_N[part]] = value_n
+                    values[term.name][block.rows.index_N[part]] = value_n
             del block
-    return found
+    return values

@@ -1,9 +1,9 @@
-"""Which sequences of an optimiser step are aligned, at which tokens, and what are its divisors?
+"""The plan of an optimiser step: the sequences and tokens that are aligned, and the divisors of the loss.
 
-Pure: micro-batches in, index tensors and counts out. It runs on the CPU, once a step, where all micro-batches of the
-step are at hand; only the counts of other ranks come from outside (`StepPlan.with_totals`).
+Planning is a pure function from micro-batches to index tensors and counts. It runs on the CPU, once a step, where all
+micro-batches of the step are at hand; only the counts of other ranks come from outside (`StepPlan.with_totals`).
 
-Shapes: B rows and T tokens of a micro-batch, N selected positions. Positions index the flattened B · T.
+Shapes: B rows and T tokens of a micro-batch, N selected positions. Positions index the flattened B · T tokens.
 """
 
 from __future__ import annotations
@@ -27,11 +27,17 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class MicroPlan:
-    """One micro-batch: positions whose next token is trained, and those tokens; drawn aligned positions; its size.
+    """The plan of one micro-batch.
 
-    ``held_N``: the response positions of drawn sequences, where they are compared with the reference; the reference
-    batch then serves aligned and held positions, in rising order. ``weight_N``: of the response positions, above 0;
-    ``None`` where all weigh the same.
+    Args:
+        response_N: Response positions: those whose next token is trained.
+        label_N: Next tokens of the response positions.
+        aligned_N: Drawn aligned positions.
+        reference: Inputs of the reference pass, which serves the aligned and the compared positions in rising order;
+            ``None`` where nothing is drawn.
+        tokens: Number of tokens without padding.
+        compared_N: Response positions of drawn sequences; ``None`` where no method compares responses with the base.
+        weight_N: Weights of the response positions, above 0; ``None`` where all are equal.
     """
 
     response_N: Tensor
@@ -39,19 +45,19 @@ class MicroPlan:
     aligned_N: Tensor
     reference: ReferenceBatch | None
     tokens: int
-    held_N: Tensor | None = None
+    compared_N: Tensor | None = None
     weight_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One optimiser step. The counts are the divisors: of this rank until :meth:`with_totals`, then of all ranks.
+    """The plan of one optimiser step. The counts are those of this rank until :meth:`with_totals`, then of all ranks.
 
     Args:
-        micro: One entry a micro-batch of this rank.
-        n_response: Response tokens (labels other than -100 that a position of the same document predicts).
-        n_aligned: Aligned tokens of *all* sequences, drawn or not.
-        anywhere: For each micro-batch, whether any rank runs its reference pass.
+        micro: Plan of each micro-batch of this rank.
+        n_response: Number of response tokens: labels other than -100 that a position of the same document predicts.
+        n_aligned: Number of aligned tokens of *all* sequences, drawn or not.
+        anywhere: Flag of each micro-batch that tells whether any rank runs its reference pass.
     """
 
     micro: tuple[MicroPlan, ...]
@@ -60,17 +66,17 @@ class StepPlan:
     anywhere: tuple[bool, ...]
 
     def counts(self) -> Tensor:
-        """What the ranks must add up: the two divisors, then a 0 or 1 for each micro-batch's reference pass. int64."""
+        """Return what ranks add up (int64): both divisors, then 0 or 1 for the reference pass of each micro-batch."""
         return torch.tensor([self.n_response, self.n_aligned, *map(int, self.anywhere)])
 
     def with_totals(self, totals: Tensor) -> StepPlan:
-        """The same plan with the counts summed over ranks."""
+        """Return the same plan with the counts summed over ranks."""
         n_response, n_aligned, *drawn = totals.tolist()
         return replace(self, n_response=n_response, n_aligned=n_aligned, anywhere=tuple(d > 0 for d in drawn))
 
 
 def document_ids(batch: Mapping[str, Any]) -> Tensor:
-    """B × T int64: which document of its row a token belongs to; -1 for padding.
+    """Return, B × T int64, the number of each token's document in its row; -1 for padding.
 
     A document starts where ``position_ids`` is 0 (packing, padding-free), or with the row where there are none.
     Padding is where ``attention_mask`` is 0.
@@ -87,17 +93,17 @@ def document_ids(batch: Mapping[str, Any]) -> Tensor:
 
 
 def _first_tokens(documents_BT: Tensor) -> Tensor:
-    """B × T bool: the first token of each document. Nothing predicts it, so its label means nothing in any layout."""
+    """Return a mask (B × T) of the first token of each document: nothing predicts it, so its label is ignored."""
     first_BT = torch.ones_like(documents_BT, dtype=torch.bool)
     first_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
     return first_BT
 
 
 def aligned_positions(labels_BT: Tensor, documents_BT: Tensor, align_boundary: bool = False) -> Tensor:
-    """B × T bool: t with ``labels[t] == labels[t + 1] == -100``, both real tokens of one document.
+    """``labels[t] == labels[t + 1] == -100``, both real tokens of one document, as a mask (B × T).
 
-    With ``align_boundary`` also the boundary: ``labels[t] == -100`` before a response token. The last token of an
-    assistant turn before a user turn, padding, and the last token of a document are never aligned.
+    With ``align_boundary`` the boundary is included: ``labels[t] == -100`` before a response token. The last token of
+    an assistant turn before a user turn, padding, and the last token of a document are never aligned.
     """
     aligned_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
     inside = (documents_BT[:, :-1] == documents_BT[:, 1:]) & (documents_BT[:, :-1] >= 0)
@@ -109,9 +115,9 @@ def aligned_positions(labels_BT: Tensor, documents_BT: Tensor, align_boundary: b
 
 
 def draw(seed: int, step: int, tokens: Tensor, align_fraction: float) -> bool:
-    """Whether a sequence is aligned in this step: ``hash(seed, step, tokens) / 2^64 < align_fraction``.
+    """``hash(seed, step, tokens) / 2^64 < align_fraction``: whether a sequence is aligned in this step.
 
-    A function of nothing else, so the draw is the same under any split into micro-batches, ranks or packed rows.
+    The draw depends on nothing else, so it is the same under any split into micro-batches, ranks or packed rows.
     """
     if align_fraction >= 1.0:
         return True
@@ -119,14 +125,14 @@ def draw(seed: int, step: int, tokens: Tensor, align_fraction: float) -> bool:
 
 
 def draw_tokens(seed: int, step: int, tokens: Tensor, align_token_fraction: float) -> Tensor:
-    """T bool: which tokens of a drawn sequence are aligned in this step, if they are aligned at all.
+    """``philox(hash(seed, step, tokens))[t] / 2^64 < align_token_fraction`` for each token t of a drawn sequence.
 
-    Token t is where ``philox(hash(seed, step, tokens))[t] / 2^64 < align_token_fraction``: a function of the sequence
-    and of t, so the draw is the same under any split into micro-batches, ranks or packed rows.
+    This mask (T bool) selects among the aligned tokens. It depends on the sequence and t alone, so the draw is the same
+    under any split into micro-batches, ranks or packed rows.
     """
     if align_token_fraction >= 1.0:
         return torch.ones(len(tokens), dtype=torch.bool)
-    # Another key than the sequence's own draw has, or sequences that are rarely drawn would have other tokens.
+    # The key differs from that of the sequence's draw, since otherwise the two draws would be correlated.
     key = np.frombuffer(_digest(f"{seed}:{step}:tokens", tokens, 16), dtype=np.uint64)
     words_T = np.random.Philox(key=key).random_raw(len(tokens))
     return torch.from_numpy(words_T < np.uint64(align_token_fraction * 2**64))
@@ -147,24 +153,24 @@ def plan_step(
     align_boundary: bool = False,
     reference_layout: ReferenceLayout | None = None,
     align: bool = True,
-    hold_response: bool = False,
+    compare_response: bool = False,
     weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> StepPlan:
-    """The plan of one optimiser step on this rank.
+    """Return the plan of one optimiser step on this rank.
 
     Args:
         batches: Collated micro-batches: ``input_ids``, ``labels``, and ``attention_mask`` or ``position_ids``.
-        seed: Of the run.
-        step: Optimiser steps done so far.
-        align_fraction: Chance in (0, 1] that a sequence is drawn.
-        align_token_fraction: Chance in (0, 1] that an aligned token of a drawn sequence is drawn.
+        seed: Seed of the run.
+        step: Number of optimiser steps done so far.
+        align_fraction: Probability in (0, 1] that a sequence is drawn.
+        align_token_fraction: Probability in (0, 1] that an aligned token of a drawn sequence is drawn.
         align_boundary: Whether the last prompt position before a response is aligned too.
-        reference_layout: How the reference pass takes the drawn prompts; by default as the micro-batch is laid.
-        align: ``False`` for methods without alignment: no prompt position is drawn.
-        hold_response: Whether the response positions of drawn sequences, all of them, go through the reference pass.
-            Without both there is none.
-        weigh: From a document's tokens and the places of its learnt ones to their weights. A token of weight 0 is not
-            learnt, and counts neither as response nor as prompt.
+        reference_layout: Layout of the reference pass; ``None`` for the layout of the micro-batch.
+        align: Whether prompt positions are aligned at all.
+        compare_response: Whether all response positions of drawn sequences are compared with the reference. With
+            neither ``align`` nor ``compare_response`` there is no reference pass.
+        weigh: Function from a document's tokens and the positions of its trained ones to their weights. A token of
+            weight 0 is not trained, and counts neither as response nor as prompt.
     """
     micro: list[MicroPlan] = []
     n_response = n_aligned = 0
@@ -179,52 +185,52 @@ def plan_step(
             response_BT &= weight_BT > 0
         response_N = response_BT.flatten().nonzero().squeeze(-1)
         n_response += response_N.numel()
-        aligned_N, reference, held_N = response_N[:0], None, None
-        if align or hold_response:
+        aligned_N, reference, compared_N = response_N[:0], None, None
+        if align or compare_response:
             aligned_BT = aligned_positions(labels_BT, documents_BT, align_boundary) & align
             n_aligned += int(aligned_BT.sum())
             fractions = (align_fraction, align_token_fraction)
-            asked = (aligned_BT, response_BT & hold_response)
-            drawn, aligned_BT, held_BT = _drawn_documents(batch, *asked, documents_BT, seed, step, *fractions)
+            wanted = (aligned_BT, response_BT & compare_response)
+            drawn, aligned_BT, compared_BT = _drawn_documents(batch, *wanted, documents_BT, seed, step, *fractions)
             aligned_N = aligned_BT.flatten().nonzero().squeeze(-1)
-            held_N = held_BT.flatten().nonzero().squeeze(-1) if hold_response else None
+            compared_N = compared_BT.flatten().nonzero().squeeze(-1) if compare_response else None
             reference = reference_batch(batch, drawn, reference_layout or ReferenceLayout())
         label_N = labels_BT.flatten()[response_N + 1]
         tokens = int((documents_BT >= 0).sum())
         weight_N = None if weight_BT is None else weight_BT.flatten()[response_N]
-        micro.append(MicroPlan(response_N, label_N, aligned_N, reference, tokens, held_N, weight_N))
+        micro.append(MicroPlan(response_N, label_N, aligned_N, reference, tokens, compared_N, weight_N))
     return StepPlan(tuple(micro), n_response, n_aligned, tuple(m.reference is not None for m in micro))
 
 
 def _drawn_documents(
     batch: Mapping[str, Any],
     aligned_BT: Tensor,
-    held_BT: Tensor,
+    compared_BT: Tensor,
     documents_BT: Tensor,
     seed: int,
     step: int,
     fraction: float,
     token_fraction: float,
 ) -> tuple[list[DrawnDocument], Tensor, Tensor]:
-    """The drawn documents, and which of their aligned and of their held positions are drawn (both B × T bool)."""
+    """Return the drawn documents, and masks (B × T) of their drawn aligned and their compared positions."""
     input_ids_BT = batch["input_ids"].cpu()
     drawn: list[DrawnDocument] = []
-    aligned_drawn_BT, held_drawn_BT = torch.zeros_like(aligned_BT), torch.zeros_like(held_BT)
+    aligned_drawn_BT, compared_drawn_BT = torch.zeros_like(aligned_BT), torch.zeros_like(compared_BT)
     for row, start, stop in _bounds(documents_BT):
         tokens, here = input_ids_BT[row, start:stop], (row, slice(start, stop))
-        if not (aligned_BT[here] | held_BT[here]).any() or not draw(seed, step, tokens, fraction):
+        if not (aligned_BT[here] | compared_BT[here]).any() or not draw(seed, step, tokens, fraction):
             continue
         aligned_drawn_BT[here] = aligned_BT[here] & draw_tokens(seed, step, tokens, token_fraction)
-        held_drawn_BT[here] = held_BT[here]
-        positions = (aligned_drawn_BT[here] | held_drawn_BT[here]).nonzero().squeeze(-1)
+        compared_drawn_BT[here] = compared_BT[here]
+        positions = (aligned_drawn_BT[here] | compared_drawn_BT[here]).nonzero().squeeze(-1)
         if positions.numel():
             aligned = aligned_BT[here].nonzero().squeeze(-1) + start
             drawn.append(DrawnDocument(row, start, positions + start, stop, aligned))
-    return drawn, aligned_drawn_BT, held_drawn_BT
+    return drawn, aligned_drawn_BT, compared_drawn_BT
 
 
 def _bounds(documents_BT: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Row, first token, and one past the last token of each document (and of each stretch of padding)."""
+    """Yield row, first token, and one past the last token of each document (and of each stretch of padding)."""
     for row, documents_T in enumerate(documents_BT):
         edges = torch.nonzero(documents_T[1:] != documents_T[:-1]).squeeze(-1) + 1
         for start, stop in pairwise([0, *edges.tolist(), len(documents_T)]):
@@ -234,7 +240,7 @@ def _bounds(documents_BT: Tensor) -> Iterator[tuple[int, int, int]]:
 def _weights(
     batch: Mapping[str, Any], response_BT: Tensor, documents_BT: Tensor, weigh: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """B × T float32: the weight of the token that a response position predicts; 0 elsewhere."""
+    """Return, B × T float32, the weight of the token that each response position predicts; 0 elsewhere."""
     input_ids_BT = batch["input_ids"].cpu()
     weight_BT = torch.zeros(response_BT.shape)
     for row, start, stop in _bounds(documents_BT):

@@ -1,4 +1,4 @@
-"""What does the reference pass of one micro-batch see, and where in its hidden states do the drawn positions lie?
+"""The reference batch: inputs of the reference pass, and the indices of the drawn positions in its hidden states.
 
 Shapes: B rows and T tokens of a micro-batch, N drawn positions, R rows of the reference's hidden states.
 """
@@ -20,15 +20,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ReferenceLayout:
-    """How the reference pass takes its prompts.
+    """The layout of the reference pass.
 
     Args:
-        whole: The micro-batch as it is: where a position's hidden state depends on what follows it, or on the longest
-            position of the batch.
-        concatenate: One padding-free row even where the micro-batch is padded: for attention with kernels for rows of
-            several documents. Without them such a row costs the square of its whole length.
-        cached: No pass at all: the hidden states are on disk, and the batch names which of them.
-        slice: Prompts longer than this many tokens go by themselves, in slices of it; ``None`` for none.
+        whole: Whether the pass takes the micro-batch as it is, because a position's hidden state depends on the tokens
+            after it or on the longest row of the batch.
+        concatenate: Whether prompts form one padding-free row even where the micro-batch is padded; only for attention
+            kernels that keep documents separate, since otherwise a row costs the square of its whole length.
+        cached: Whether hidden states come from disk, without a pass.
+        slice: Number of tokens of a slice; prompts longer than this run one by one, in slices; ``None`` for none.
     """
 
     whole: bool = False
@@ -39,7 +39,7 @@ class ReferenceLayout:
 
 @dataclass(frozen=True)
 class Stored:
-    """Hidden states of one sequence in a reference cache: the sequence's key, and which of its aligned positions."""
+    """Cached hidden states of one sequence: its key, and the indices of the wanted ones among its aligned positions."""
 
     key: str
     rows_N: Tensor
@@ -47,7 +47,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class LongPrompt:
-    """A prompt that goes through the reference by itself: its tokens, and the drawn positions among them."""
+    """A prompt that runs through the reference by itself: its tokens, and the drawn positions in it."""
 
     input_ids_T: Tensor
     index_N: Tensor
@@ -55,11 +55,17 @@ class LongPrompt:
 
 @dataclass(frozen=True)
 class ReferenceBatch:
-    """The inputs of the reference pass, and where in its flattened hidden states the drawn positions lie.
+    """The inputs of the reference pass, and the indices of the drawn positions in its flattened hidden states.
 
-    ``inputs`` is ``None`` where the reference must see the micro-batch as it is (its own inputs are used), and where
-    there is no pass because everything is ``stored``; it is empty where every prompt is ``long``. The hidden states of
-    long prompts, at their drawn positions alone, follow those of ``inputs``.
+    The hidden states of long prompts, at their drawn positions alone, follow those of ``inputs``.
+
+    Args:
+        inputs: Inputs of the model; ``None`` to use those of the micro-batch, or with ``stored``; empty where every
+            prompt is ``long``.
+        index_N: Indices of the drawn positions.
+        tokens: Number of tokens of the pass.
+        stored: Cached hidden states that replace the pass; ``None`` without a cache.
+        long: Prompts that run one by one, in slices.
     """
 
     inputs: Mapping[str, Any] | None
@@ -71,14 +77,14 @@ class ReferenceBatch:
 
 @dataclass(frozen=True)
 class DrawnDocument:
-    """A drawn document: its row, its first token, and its drawn positions in that row (rising, not empty).
+    """A drawn document of a micro-batch. Positions count from the start of its row.
 
     Args:
-        row: In the micro-batch.
-        start: Its first token.
-        positions: In the row.
-        end: One past its last token.
-        aligned: All its aligned positions, drawn or not, in the row.
+        row: Row of the micro-batch.
+        start: Position of its first token.
+        positions: Drawn positions, rising, at least one.
+        end: Position after its last token.
+        aligned: All aligned positions, drawn or not.
     """
 
     row: int
@@ -89,21 +95,21 @@ class DrawnDocument:
 
     @property
     def stop(self) -> int:
-        """One past the last drawn position: the prompt is cut there."""
+        """Position after the last drawn one, where the prompt is cut."""
         return int(self.positions[-1]) + 1
 
     def tokens(self, input_ids_BT: Tensor) -> Tensor:
-        """The prompt up to its last drawn position."""
+        """Return the prompt up to its last drawn position."""
         return input_ids_BT[self.row, self.start : self.stop]
 
     def stored(self, input_ids_BT: Tensor) -> Stored:
-        """What a reference cache is asked for."""
+        """Return the cached hidden states that serve the drawn positions."""
         key = sequence_key(input_ids_BT[self.row, self.start : self.end], self.aligned - self.start)
         return Stored(key, torch.searchsorted(self.aligned, self.positions))
 
 
 def sequence_key(tokens_T: Tensor, aligned_N: Tensor) -> str:
-    """Hash of a sequence's tokens and aligned positions, whatever row or batch it lies in: 32 hexadecimal digits."""
+    """Return a hash (32 hexadecimal digits) of a sequence's tokens and of its aligned positions within it."""
     sha = hashlib.blake2b(digest_size=16)
     for part in (tokens_T, aligned_N):
         sha.update(f"{len(part)}:".encode() + part.to(torch.int64).cpu().numpy().tobytes())
@@ -113,10 +119,10 @@ def sequence_key(tokens_T: Tensor, aligned_N: Tensor) -> str:
 def reference_batch(
     batch: Mapping[str, Any], drawn: Sequence[DrawnDocument], layout: ReferenceLayout
 ) -> ReferenceBatch | None:
-    """The reference batch made of the drawn prompts, each cut behind its last drawn position; ``None`` without any.
+    """Return the batch of drawn prompts, each cut after its last drawn position; ``None`` without any.
 
-    It has the layout of the micro-batch (padded rows where that has an attention mask, else one padding-free row)
-    unless ``layout`` says otherwise.
+    The batch has the layout of the micro-batch (padded rows with an attention mask, else one padding-free row) unless
+    ``layout`` says otherwise.
     """
     if not drawn:
         return None
@@ -133,7 +139,7 @@ def reference_batch(
     is_long = [layout.slice is not None and n > layout.slice for n in lengths]
     together = [p for p, long in zip(prompts, is_long, strict=True) if not long]
     inputs, starts, size = _together(batch, together, layout)
-    at = iter(starts)
+    next_start = iter(starts)
     index, long_prompts = [], []
     for d, prompt, long in zip(drawn, prompts, is_long, strict=True):
         places = d.positions - d.start
@@ -142,7 +148,7 @@ def reference_batch(
             places = torch.arange(len(places)) + size
             size += len(places)
         else:
-            places = places + next(at)
+            places = places + next(next_start)
         index.append(places)
     return ReferenceBatch(inputs, torch.cat(index), sum(lengths), long=tuple(long_prompts))
 
@@ -150,7 +156,7 @@ def reference_batch(
 def _together(
     batch: Mapping[str, Any], prompts: list[Tensor], layout: ReferenceLayout
 ) -> tuple[dict[str, Any], list[int], int]:
-    """The inputs of one pass over several prompts; where each begins in its hidden states, flattened; their number."""
+    """Return the inputs of one pass over prompts, each one's start in the flattened hidden states, and their number."""
     if not prompts:
         return {}, [], 0
     lengths = [len(p) for p in prompts]
@@ -177,7 +183,7 @@ def _padding_free(prompts: list[Tensor], batch: Mapping[str, Any]) -> dict[str, 
         "input_ids": torch.cat(prompts)[None],
         "position_ids": torch.cat([torch.arange(len(p)) for p in prompts])[None],
     }
-    # What the collator gives the training pass for variable-length kernels, the reference pass gets too.
+    # The kernels for variable lengths need these wherever the collator provides them for the training pass.
     if "cu_seq_lens_q" in batch:
         inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = ends
         inputs["max_length_q"] = inputs["max_length_k"] = int(lengths.max())

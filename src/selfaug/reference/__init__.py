@@ -1,4 +1,4 @@
-"""Where the base's outputs come from during training."""
+"""References: the sources of the base's hidden states during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Reference", "make_reference"]
 
 
 class Reference(Protocol):
-    """A source of base hidden states for the same tokens; see `adapter.BaseReference` for what each part does."""
+    """A source of the base's hidden states for given tokens; `adapter.BaseReference` documents each member."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -27,12 +27,12 @@ class Reference(Protocol):
 
 
 def make_reference(kind: str, model: nn.Module, **init_kwargs: Any) -> Reference:
-    """The reference of a kind: ``base``, ``initial``, or a path or hub name of a model.
+    """Return the reference of a kind: ``base``, ``initial``, or a path or hub name of a model.
 
     Args:
-        kind: The setting.
-        model: The causal LM inside PEFT's wrapper, before any distributed wrapper.
-        init_kwargs: For ``from_pretrained`` of a path.
+        kind: Kind of the reference.
+        model: Causal LM inside PEFT's wrapper, before any distributed wrapper.
+        init_kwargs: Arguments of ``from_pretrained`` for a path.
     """
     from selfaug.reference.adapter import BaseReference, InitialReference
     from selfaug.reference.frozen import FrozenReference

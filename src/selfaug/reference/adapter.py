@@ -1,4 +1,4 @@
-"""The references that are the trained model itself: with its adapter off (`base`), or as training began (`initial`)."""
+"""References within the trained model: its adapter off (`base`), or its adapter as training began (`initial`)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from selfaug.objective.head import LMHead
 
 __all__ = ["BaseReference", "InitialReference", "digest"]
 
-# Elements of a weight that enter a digest: enough to tell two models apart, cheap at 70B parameters.
+# Elements of a weight that enter a digest: enough to distinguish two models, and cheap at 70B parameters.
 _DIGEST_SAMPLE = 4096
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes, dtypes and an even sample of up to 4,096 elements of each weight."""
+    """Return the sha256 of names, shapes, dtypes and an even sample of up to 8,191 elements of each weight."""
     sha = hashlib.sha256()
     for name in sorted(weights):
         flat = weights[name].detach().reshape(-1)
@@ -40,35 +40,35 @@ class BaseReference:
 
     @contextmanager
     def serving(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Inside, the yielded model's body gives the reference's hidden states, without gradient or dropout."""
+        """Yield a model whose body returns the reference's hidden states, without gradient or dropout."""
         with torch.no_grad(), uncached_autocast(), adapters_off(model), evaluating(model):
             yield model
 
     def head(self, model: nn.Module) -> LMHead | None:
-        """The reference's own head; ``None`` where it shares the tuned model's."""
-        # Not by comparing weights: sharded ones are gathered anew each time.
+        """Return the reference's own head; ``None`` where it shares the tuned model's."""
+        # Weights are not compared, since sharded ones are gathered into new tensors each time.
         copied = getattr(model.get_output_embeddings(), "modules_to_save", None)  # type: ignore[operator]
         return None if copied is None else head_of(model, reference=True)
 
     def digest(self, model: nn.Module) -> str:
-        """What tells this reference from another; the frozen weights."""
+        """Return a hash that identifies this reference, here of the frozen weights."""
         return digest({name: p for name, p in model.named_parameters() if not p.requires_grad})
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside the model to resume with the same reference: nothing."""
+        """Return the tensors that a checkpoint needs beside the model to restore the reference, here none."""
         return {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back :meth:`tensors`."""
+        """Restore :meth:`tensors` from a checkpoint."""
 
 
 class InitialReference:
-    """The model with the adapter as training began: a frozen copy outside PEFT's own list, never exported.
+    """The model with its adapter as training began: a frozen copy outside PEFT's list of adapters, never exported.
 
-    For the reference pass the trained weights are set aside, the copy takes their place, and they come back to the bit.
+    For the reference pass the copy replaces the trained weights, which are then restored bit for bit.
 
     Raises:
-        ConfigError: If the model has no adapter: a copy of all weights is what a path is for.
+        ConfigError: If the model has no adapter.
     """
 
     name = "initial"
@@ -77,27 +77,27 @@ class InitialReference:
         if not switchable_layers(model):
             raise ConfigError(
                 "reference='initial' keeps a copy of the adapter as training began, but full fine-tuning has none.",
-                "name the model to be held to: --reference PATH (usually the value of --model_name_or_path).",
+                "name the reference model: --reference PATH (usually the value of --model_name_or_path).",
             )
         self._start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     @contextmanager
     def serving(self, model: nn.Module) -> Iterator[nn.Module]:
-        """As :meth:`BaseReference.serving`."""
+        """Yield the model with the copy in place, as :meth:`BaseReference.serving`."""
         trained = {name: p for name, p in model.named_parameters() if name in self._start}
         with torch.no_grad(), uncached_autocast(), evaluating(model):
-            aside = {name: p.detach().clone() for name, p in trained.items()}
+            tuned = {name: p.detach().clone() for name, p in trained.items()}
             try:
                 for name, p in trained.items():
                     p.copy_(self._start[name])
                 yield model
             finally:
                 for name, p in trained.items():
-                    p.copy_(aside[name])
+                    p.copy_(tuned[name])
 
     def head(self, model: nn.Module) -> LMHead | None:
-        """As :meth:`BaseReference.head`."""
-        # By the layer's own parameters, before sharded ones are gathered into new tensors.
+        """Return the head as training began, as :meth:`BaseReference.head`."""
+        # Parameters are matched on the layer itself, since sharded ones are gathered into new tensors.
         layer = head_layer(model)
         start = {id(p): self._start[name] for name, p in model.named_parameters() if name in self._start}
         weight_VH, bias_V = start.get(id(layer.weight)), start.get(id(getattr(layer, "bias", None)))
@@ -111,16 +111,16 @@ class InitialReference:
         )
 
     def digest(self, model: nn.Module) -> str:
-        """What tells this reference from another: the frozen weights and the copy."""
+        """Return a hash of the frozen weights and the copy."""
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         return digest({**frozen, **{f"initial.{name}": p for name, p in self._start.items()}})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The copy, for checkpoints."""
+        """Return the copy."""
         return dict(self._start)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back :meth:`tensors`.
+        """Restore :meth:`tensors` from a checkpoint.
 
         Raises:
             ConfigError: If names or shapes differ.

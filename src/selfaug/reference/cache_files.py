@@ -1,9 +1,9 @@
-"""What lies in a reference cache, is it whole, and was it made for this run?
+"""The files of a reference cache: the index with its key, the shards, and their seals.
 
-``cache.json`` says what the hidden states depend on (`CacheKey`) and which sequences lie in which shard; it is written
-first. ``shard-00000.safetensors`` holds the tensor ``hidden``: final hidden states at the aligned positions of its
-sequences, one sequence after another. ``shard-00000.json``, its seal (size and hash), is written last: a shard without
-one, or that differs from it, was torn and is written anew.
+``cache.json`` lists what the hidden states depend on (`CacheKey`) and the sequences of each shard; it is written first.
+``shard-00000.safetensors`` holds the tensor ``hidden``: final hidden states at the aligned positions of its sequences,
+one sequence after another. ``shard-00000.json``, its seal (size and hash), is written last. A shard without a seal, or
+that differs from it, is incomplete and is written again.
 
 Shapes: N aligned positions, H hidden.
 """
@@ -30,12 +30,12 @@ __all__ = ["CACHE_DTYPES", "INDEX", "UNKNOWN", "CacheIndex", "CacheKey", "Shard"
 INDEX = "cache.json"
 SCHEMA = 1
 UNKNOWN = "not loaded here"
-"""In place of a hash, on a rank that holds no weights."""
+"""Value in place of a hash on a rank that holds no weights."""
 CACHE_DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")
 }
 
-# What a difference means, by the name of what differs.
+# The consequence of a difference, by the field of the key that differs.
 _WHY = {
     "tokenizer": "other token ids, so other hidden states",
     "chat_template": "prompts are written differently",
@@ -48,14 +48,14 @@ _WHY = {
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What the hidden states depend on besides the sequences themselves.
+    """Everything that the hidden states depend on besides the sequences themselves.
 
     Args:
-        tokenizer: Hash.
-        chat_template: Hash, or ``None``.
-        weights: Exact checksum of the base weights, their names, shapes and number formats.
-        config: Hash of the model's configuration without what does not change its outputs.
-        align_boundary: Whether the last prompt position is among the aligned ones.
+        tokenizer: Hash of the tokenizer.
+        chat_template: Hash of the chat template; ``None`` without one.
+        weights: Exact checksum of the base weights, their names, shapes and dtypes.
+        config: Hash of the model settings that change its outputs.
+        align_boundary: Whether the last prompt position is aligned.
         precision: Mixed precision of the pass (``no``, ``bf16``, ``fp16``).
     """
 
@@ -67,10 +67,10 @@ class CacheKey:
     precision: str
 
     def check(self, stored: Mapping[str, Any], folder: Path) -> None:
-        """Refuse a cache that was made with something else.
+        """Refuse a cache with another key.
 
         Raises:
-            ConfigError: Naming the first thing that differs, what was stored and what is now.
+            ConfigError: If a field differs, with its name and both values.
         """
         for name, now in asdict(self).items():
             if stored.get(name) != now and now != UNKNOWN:
@@ -83,22 +83,22 @@ class CacheKey:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a cache: its sequences' keys and how many aligned positions each has."""
+    """One shard of a cache: the key of each of its sequences and the number of its aligned positions."""
 
     name: str
     sequences: tuple[tuple[str, int], ...]
 
     @property
     def rows(self) -> int:
-        """N of its tensor."""
+        """Number of rows of its tensor."""
         return sum(count for _, count in self.sequences)
 
     def path(self, folder: Path) -> Path:
-        """Of the file."""
+        """Return the path of its file."""
         return folder / f"{self.name}.safetensors"
 
     def is_sealed(self, folder: Path, *, thorough: bool = False) -> bool:
-        """Whether the shard was written to its end; with ``thorough`` every byte is compared with its seal."""
+        """Whether the shard is complete; with ``thorough``, its hash is compared with the seal as well."""
         path = self.path(folder)
         try:
             seal = json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8"))
@@ -110,7 +110,7 @@ class Shard:
         return not thorough or seal.get("hash") == file_hash(path)
 
     def write(self, folder: Path, hidden_NH: Tensor) -> None:
-        """Write and seal it; killed at any moment, it is either whole or counts as torn."""
+        """Write and seal the shard; if killed at any moment, it is either complete or recognised as incomplete."""
         from safetensors.torch import save_file
 
         assert len(hidden_NH) == self.rows
@@ -126,14 +126,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class CacheIndex:
-    """``cache.json``.
+    """The content of ``cache.json``.
 
     Args:
-        key: As a mapping.
-        hidden: H.
-        dtype: Of the hidden states, a name of ``CACHE_DTYPES``.
-        shards: In order.
-        versions: Of the packages that wrote it; a note.
+        key: Fields of the :class:`CacheKey`.
+        hidden: Size H of a hidden state.
+        dtype: Dtype of the hidden states, a key of ``CACHE_DTYPES``.
+        shards: Shards in order.
+        versions: Versions of the packages that wrote the cache, for information.
     """
 
     key: Mapping[str, Any]
@@ -153,7 +153,7 @@ class CacheIndex:
         shard_bytes: int,
         versions: Mapping[str, Any],
     ) -> CacheIndex:
-        """Distribute sequences (key, aligned positions) over shards of up to ``shard_bytes``, in their order."""
+        """Distribute sequences (key, number of aligned positions) in order over shards of up to ``shard_bytes``."""
         room = max(1, shard_bytes // (hidden * CACHE_DTYPES[dtype].itemsize))
         parts: list[list[tuple[str, int]]] = [[]]
         filled = 0
@@ -168,7 +168,7 @@ class CacheIndex:
 
     @classmethod
     def read(cls, folder: Path) -> CacheIndex | None:
-        """The index of a folder, or ``None`` where it has none.
+        """Return the index of a folder, or ``None`` where it has none.
 
         Raises:
             ConfigError: If it cannot be read, or was written by another version of selfaug.
@@ -188,26 +188,26 @@ class CacheIndex:
             ) from None
 
     def write(self, folder: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write the index, whole or not at all."""
         shards = [[shard.name, shard.sequences] for shard in self.shards]
         body = {**asdict(self), "schema": SCHEMA, "shards": shards}
         write_durably(folder / INDEX, json.dumps(body))
 
     def bytes_of(self, shards: Sequence[Shard]) -> int:
-        """Of hidden states in some shards."""
+        """Return the bytes of the hidden states in some shards."""
         return sum(shard.rows for shard in shards) * self.hidden * CACHE_DTYPES[self.dtype].itemsize
 
 
 def gigabytes(count: float) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Check that the disk of ``folder`` has ``needed`` bytes free.
 
     Raises:
-        ConfigError: If the disk of ``folder`` has less free.
+        ConfigError: If it has not.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:

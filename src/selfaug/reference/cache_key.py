@@ -1,4 +1,4 @@
-"""What do cached hidden states depend on, and can a model's be cached at all?"""
+"""The key of a reference cache: everything that its hidden states depend on; and the models that have none."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from selfaug.reference.cache_files import UNKNOWN, CacheKey
 
 __all__ = ["base_weights", "cache_key", "checksum", "refuse_uncacheable"]
 
-# Elements that a checksum widens to int64 at once.
-_CHECKED = 2**22
+# Elements of a weight that a checksum widens to int64 at once.
+_CHUNK = 2**22
 
 
 def base_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The base's weights in a model with or without adapter, by the names that they have without."""
+    """Return the base's weights, with or without an adapter, by their names without one."""
     inside = [(n, p) for layer in switchable_layers(model) for n, p in layer.named_parameters()]
-    own = {id(p) for n, p in inside if "base_layer." not in n and "original_module." not in n}
-    found: dict[str, Tensor] = {}
+    added = {id(p) for n, p in inside if "base_layer." not in n and "original_module." not in n}
+    weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        if id(parameter) not in own:
-            # Adapters of several weights of one module are wrapped around each other.
+        if id(parameter) not in added:
+            # Adapters on several weights of one module are nested.
             plain = ".".join(part for part in name.split(".") if part not in ("base_layer", "original_module"))
-            found[plain] = parameter
-    return found
+            weights[plain] = parameter
+    return weights
 
 
 def checksum(weights: Mapping[str, Tensor]) -> str:
-    """Changes when any one element of any weight does, or a name, shape or number format.
+    """``sum_i bits_i · (2i + 1) mod 2^64`` of each weight, hashed with its name, dtype and shape.
 
-    Per weight ``sum_i bits_i · (2i + 1) mod 2^64``: each factor is odd, so no single change cancels. It is summed where
-    the weight lies, so a model on a GPU is checked in moments. Not meant against somebody who wants a collision.
+    Each factor is odd, so a change of any single element changes the checksum. It is summed on the device of the
+    weight, so a model on a GPU takes moments. It is not secure against collisions made on purpose.
     """
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     parts: list[Any] = []
@@ -46,41 +46,41 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
         weight = weights[name].detach()
         bits = weight.contiguous().reshape(-1).view(integers[weight.element_size()])
         total = torch.zeros((), dtype=torch.int64, device=weight.device)
-        for start in range(0, bits.numel(), _CHECKED):
-            part = bits[start : start + _CHECKED].to(torch.int64)
+        for start in range(0, bits.numel(), _CHUNK):
+            part = bits[start : start + _CHUNK].to(torch.int64)
             total += (part * (torch.arange(start, start + len(part), device=part.device) * 2 + 1)).sum()
         parts.append([name, str(weight.dtype), list(weight.shape), int(total)])
     return str(text_hash(json.dumps(parts)))
 
 
 def cache_key(model: nn.Module, tokenizer: Any, *, align_boundary: bool, precision: str) -> CacheKey:
-    """What a cache of this model's hidden states depends on."""
+    """Return the key of a cache of this model's hidden states."""
     template = tokenizer.chat_template
     config: Any = model.config
     return CacheKey(
         tokenizer=tokenizer_hash(tokenizer),
         chat_template=text_hash(template if isinstance(template, str) or template is None else json.dumps(template)),
         weights=UNKNOWN if any(p.is_meta for p in model.parameters()) else checksum(base_weights(model)),
-        config=str(text_hash(json.dumps(_of_the_outputs(config.to_dict()), sort_keys=True, default=str))),
+        config=str(text_hash(json.dumps(_output_settings(config.to_dict()), sort_keys=True, default=str))),
         align_boundary=align_boundary,
         precision=precision,
     )
 
 
-def _of_the_outputs(config: Any) -> Any:
-    """A configuration without its notes, what is asked of one call, and the names of tokens."""
+def _output_settings(config: Any) -> Any:
+    """Return a configuration without notes, options of a single call, and token ids."""
     if not isinstance(config, dict):
         return config
-    noted = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "id2label", "label2id"}
+    notes = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "id2label", "label2id"}
     return {
-        name: _of_the_outputs(value)
+        name: _output_settings(value)
         for name, value in config.items()
-        if name not in noted and not name.startswith(("_", "output_", "return_")) and not name.endswith("_token_id")
+        if name not in notes and not name.startswith(("_", "output_", "return_")) and not name.endswith("_token_id")
     }
 
 
 def refuse_uncacheable(model: nn.Module) -> None:
-    """Refuse models whose hidden states or head cannot be kept on disk.
+    """Refuse models whose hidden states cannot be cached.
 
     Raises:
         ConfigError: With the remedy.
@@ -95,7 +95,7 @@ def refuse_uncacheable(model: nn.Module) -> None:
     trained = hasattr(embeddings, "modules_to_save") or any(p.requires_grad for p in head_layer(model).parameters())
     if trained:
         raise ConfigError(
-            "reference_cache keeps the base's hidden states, which are its distributions only through its own head; "
+            "reference_cache stores the base's hidden states, which give its distributions only with its own head, but "
             "this run trains the head (lm_head, or the embedding that it is tied to).",
             "train an adapter without lm_head in modules_to_save, set --freeze_head true in full fine-tuning, or leave "
             "--reference_cache out.",

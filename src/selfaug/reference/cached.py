@@ -1,11 +1,11 @@
-"""Where do the base's hidden states come from when they were computed once and written to disk?
+"""The reference cache: the base's hidden states, computed once and read from disk in every step.
 
-While the head is frozen, the base's final hidden state at an aligned position is all that the alignment ever needs of
-the base, and it is the same in every epoch, step, run, seed and α. So it is written once (`ReferenceCache.write`), and
-every later step reads what it draws. Sequences are found by a hash of their tokens and aligned positions: packing,
+While the head is frozen, alignment needs nothing of the base but its final hidden states at aligned positions, and they
+are the same in every epoch, step, run, seed and α. So they are written once (`ReferenceCache.write`), and every step
+reads those that it draws. Sequences are looked up by a hash of their tokens and aligned positions, so packing,
 shuffling, splits and ranks do not matter.
 
-Shapes: N aligned positions of one sequence, H hidden.
+Shapes: N aligned positions, H hidden.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ def open_cache(
     precision: str,
     dtype: str,
 ) -> ReferenceCache:
-    """The cache in a folder for a model and its data; nothing is written yet.
+    """Open the cache in a folder for a model and its data; nothing is written yet.
 
     Args:
-        folder: With a cache, or empty.
-        model: The causal LM inside PEFT's wrapper, before any distributed wrapper, as training begins.
-        tokenizer: Of the run.
-        tables: By name, tokenised rows.
+        folder: Folder with a cache, or an empty or new one.
+        model: Causal LM inside PEFT's wrapper, before any distributed wrapper, as training begins.
+        tokenizer: Tokenizer of the run.
+        tables: Tokenised rows of each data set, by its name.
         align_boundary: Whether the last prompt position is aligned.
         precision: Mixed precision of the passes.
-        dtype: ``auto`` for that of the hidden states, or a name of ``CACHE_DTYPES``.
+        dtype: Dtype to store: ``auto`` for that of the hidden states, or a key of ``CACHE_DTYPES``.
 
     Raises:
-        ConfigError: As :class:`ReferenceCache`.
+        ConfigError: If the folder holds a cache of something else.
     """
     key = cache_key(model, tokenizer, align_boundary=align_boundary, precision=precision)
     hidden = head_layer(model).weight.shape[1]
@@ -80,21 +80,21 @@ def open_cache(
 
 
 class CachedReference(BaseReference):
-    """`base` out of a cache: no pass in a step, and in full fine-tuning no second model.
+    """The reference `base` from a cache: no pass in a step, and no second model in full fine-tuning.
 
-    With an adapter the model switched off is the reference too, for the checks before the first step; in full
-    fine-tuning it is so only until the first step.
+    :meth:`serving` yields the model with its adapter off, for the checks before the first step; in full fine-tuning
+    that is the base only until the first step.
     """
 
     def __init__(self, model: nn.Module, weights: str) -> None:
         self._weights = None if switchable_layers(model) else weights
 
     def head(self, model: nn.Module) -> LMHead | None:
-        """``None``: the head is frozen, so both share it."""
+        """Return ``None``: the head is frozen, so both models share it."""
         return None
 
     def digest(self, model: nn.Module) -> str:
-        """As :meth:`BaseReference.digest`; in full fine-tuning the checksum of all weights as training began."""
+        """Return the digest of the frozen weights, or in full fine-tuning the checksum of all weights at the start."""
         return super().digest(model) if self._weights is None else self._weights
 
 
@@ -102,38 +102,38 @@ class ReferenceCache:
     """A folder of hidden states for the sequences of some data sets.
 
     Args:
-        folder: Made where it does not exist.
-        key: What they depend on.
-        tables: By name, tokenised rows (``input_ids``, ``labels``) with a length.
-        hidden: H.
-        dtype: To write them in.
-        exact: Whether a finished cache in another ``dtype`` is refused.
+        folder: Folder of the cache; created where it does not exist.
+        key: Key of the cache.
+        tables: Tokenised rows (``input_ids``, ``labels``) of each data set, by its name.
+        hidden: Size H of a hidden state.
+        dtype: Dtype to store.
+        exact: Whether an existing cache in another ``dtype`` is refused.
 
     Raises:
-        ConfigError: If the folder holds a cache of something else, naming what differs.
+        ConfigError: If the folder holds a cache of something else, with what differs.
     """
 
     def __init__(
         self, folder: Path, key: CacheKey, tables: Mapping[str, Any], *, hidden: int, dtype: str, exact: bool
     ) -> None:
         self.folder, self.key, self._tables = folder, key, tables
-        self._found = dict(_sequences(tables, key.align_boundary))
+        self._sequences = dict(_aligned_sequences(tables, key.align_boundary))
         self._open: dict[str, Tensor] = {}
         self._announced: set[str] = set()
         stored = CacheIndex.read(folder)
         if stored is None:
-            wanted = [(name, n) for name, (_, _, n) in self._found.items()]
+            wanted = [(name, n) for name, (_, _, n) in self._sequences.items()]
             stored = CacheIndex.plan(
                 key, wanted, hidden=hidden, dtype=dtype, shard_bytes=SHARD_BYTES, versions=versions()
             )
         else:
             self._check(stored, dtype if exact else stored.dtype)
         self.index = stored
-        self._place: dict[str, tuple[Shard, int, int]] = {}
+        self._places: dict[str, tuple[Shard, int, int]] = {}
         for shard in stored.shards:
             at = 0
             for name, count in shard.sequences:
-                self._place[name] = (shard, at, count)
+                self._places[name] = (shard, at, count)
                 at += count
         self._check_coverage()
 
@@ -155,30 +155,28 @@ class ReferenceCache:
             )
 
     def _check_coverage(self) -> None:
-        missing = [(table, row) for name, (table, row, _) in self._found.items() if name not in self._place]
+        missing = [(table, row) for name, (table, row, _) in self._sequences.items() if name not in self._places]
         if missing:
             table, row = missing[0]
             raise ConfigError(
                 f"the reference cache in {self.folder} was made with other data rows: {len(missing)} of "
-                f"{len(self._found)} sequences are not among the {len(self._place)} stored ones, the first is row "
+                f"{len(self._sequences)} sequences are not among the {len(self._places)} stored ones, the first is row "
                 f"{row + 1} of the {table} data set.",
                 "restore the data, prompt settings and max_length that it was made with, or name an empty folder with "
                 "--reference_cache.",
             )
 
     def missing(self, *, thorough: bool = False) -> list[Shard]:
-        """Shards that are not there, or torn."""
+        """Return the shards that are missing or incomplete."""
         return [shard for shard in self.index.shards if not shard.is_sealed(self.folder, thorough=thorough)]
 
-    # ---- writing ----------------------------------------------------------------------------------------------
-
     def announce(self, missing: Sequence[Shard]) -> None:
-        """Say what will be written and check that the disk has room.
+        """Tell the user what will be written, and check that the disk has room.
 
         Raises:
-            ConfigError: If it has not; or if what is missing belongs to other data.
+            ConfigError: If it has not, or if missing sequences belong to other data.
         """
-        unknown = [name for shard in missing for name, _ in shard.sequences if name not in self._found]
+        unknown = [name for shard in missing for name, _ in shard.sequences if name not in self._sequences]
         if unknown:
             raise ConfigError(
                 f"the reference cache in {self.folder} was not written to its end, and {len(unknown)} of its missing "
@@ -208,15 +206,15 @@ class ReferenceCache:
         wait: Callable[[], None] = lambda: None,
         thorough: bool = False,
     ) -> int:
-        """Compute and write what is missing, each rank its share; the number of shards written by all.
+        """Compute and write the missing shards, each rank its share; return the number written by all ranks.
 
         Args:
-            model: The causal LM inside PEFT's wrapper, as training begins.
-            layout: Of the passes.
-            rank: Of this process.
-            ranks: Their number.
-            wait: For the other ranks.
-            thorough: Read every byte that is there, and write damaged shards anew.
+            model: Causal LM inside PEFT's wrapper, as training begins.
+            layout: Layout of the passes.
+            rank: Rank of this process.
+            ranks: Number of ranks.
+            wait: Barrier over all ranks.
+            thorough: Whether existing shards are compared with their hashes and damaged ones written again.
 
         Raises:
             ConfigError: As :meth:`announce`.
@@ -230,7 +228,7 @@ class ReferenceCache:
         with counting("aligned tokens cached", sum(shard.rows for shard in mine)) as progress:
             done = 0
             for shard in mine:
-                shard.write(self.folder, self._shard(model, layout, shard, partial(_further, progress, done)))
+                shard.write(self.folder, self._shard(model, layout, shard, partial(_advance, progress, done)))
                 done += shard.rows
         wait()
         return len(missing)
@@ -242,14 +240,14 @@ class ReferenceCache:
         done = 0
         for names in self._batches(shard):
             for name, part in zip(names, self.compute(model, layout, names), strict=True):
-                _, at, count = self._place[name]
+                _, at, count = self._places[name]
                 hidden_NH[at : at + count] = part
                 done += count
             progress(done)
         return hidden_NH
 
     def _batches(self, shard: Shard) -> Iterator[list[str]]:
-        """Sequences of like length together, up to ``_BATCH_TOKENS`` with padding."""
+        """Yield batches of sequences of similar length, up to ``_BATCH_TOKENS`` with padding."""
         by_length = sorted((len(self._row(name)[0]), name) for name, _ in shard.sequences)
         batch: list[str] = []
         for length, name in by_length:
@@ -261,7 +259,7 @@ class ReferenceCache:
             yield batch
 
     def compute(self, model: nn.Module, layout: ReferenceLayout, names: Sequence[str]) -> list[Tensor]:
-        """What belongs into the cache for some sequences, from the model as it is now with its adapter off."""
+        """Compute the hidden states of some sequences (N × H each) with the model's adapter off."""
         rows = [self._row(name) for name in names]
         longest = max(len(tokens) for tokens, _ in rows)
         input_ids_BT = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -282,27 +280,25 @@ class ReferenceCache:
         return list(flat.split([len(aligned) for _, aligned in rows]))
 
     def _row(self, name: str) -> tuple[Tensor, Tensor]:
-        """Tokens and aligned positions of a sequence."""
-        table, row, _ = self._found[name]
+        """Return tokens and aligned positions of a sequence."""
+        table, row, _ = self._sequences[name]
         return _read_row(self._tables[table][row], self.key.align_boundary)
 
-    # ---- reading ----------------------------------------------------------------------------------------------
-
     def load(self, wanted: Sequence[Stored]) -> Tensor:
-        """Hidden states at the wanted positions of the wanted sequences, one after another, from memory-mapped files.
+        """Return the hidden states at the wanted positions, sequence after sequence, from memory-mapped files.
 
         Raises:
-            ConfigError: If a sequence is not in the cache (of data that the trainer was given later).
+            ConfigError: If a sequence is not in the cache, such as one of data given to the trainer later.
         """
         parts = []
         for each in wanted:
-            if each.key not in self._place:
+            if each.key not in self._places:
                 raise ConfigError(
                     f"a sequence is not in the reference cache in {self.folder}: it holds the data sets that the "
                     "trainer was made with.",
                     "name all data when the trainer is made, or leave --reference_cache out.",
                 )
-            shard, at, _ = self._place[each.key]
+            shard, at, _ = self._places[each.key]
             parts.append(self._mapped(shard).index_select(0, each.rows_N + at))
         return torch.cat(parts) if parts else torch.empty(0, self.index.hidden, dtype=CACHE_DTYPES[self.index.dtype])
 
@@ -313,18 +309,18 @@ class ReferenceCache:
         return self._open[shard.name]
 
     def compare(self, model: nn.Module, layout: ReferenceLayout) -> None:
-        """One sequence is computed anew and must be what is stored, up to rounding.
+        """Check that the model computes for one sequence what is stored, up to rounding.
 
         Raises:
-            ConfigError: If it is something else.
+            ConfigError: If the hidden states differ by more.
         """
-        name = next(iter(self._found), None)
+        name = next(iter(self._sequences), None)
         if name is None or self.key.weights == UNKNOWN:
             return
         fresh = self.compute(model, layout, [name])[0].double()
         stored = self.load([Stored(name, torch.arange(len(fresh)))]).double()
         difference = ((fresh - stored).norm() / fresh.norm()).item()
-        # bfloat16 keeps 8 bits, and other kernels add in another order; another model differs by tens of percent.
+        # bfloat16 has 8 significant bits, and kernels add in other orders; another model differs by tens of percent.
         if not difference < 0.05:
             raise ConfigError(
                 f"the reference cache in {self.folder} does not hold what the model computes (a sequence differs by "
@@ -334,12 +330,12 @@ class ReferenceCache:
             )
 
 
-def _further(progress: Callable[[int], None], before: int, done: int) -> None:
+def _advance(progress: Callable[[int], None], before: int, done: int) -> None:
     progress(before + done)
 
 
-def _sequences(tables: Mapping[str, Any], align_boundary: bool) -> Iterator[tuple[str, tuple[str, int, int]]]:
-    """For each sequence with aligned positions: its key, and table, row and number of positions."""
+def _aligned_sequences(tables: Mapping[str, Any], align_boundary: bool) -> Iterator[tuple[str, tuple[str, int, int]]]:
+    """Yield key, and table, row and number of aligned positions, of each sequence that has any."""
     for table, rows in tables.items():
         for number in range(len(rows)):
             tokens, aligned = _read_row(rows[number], align_boundary)

@@ -1,8 +1,8 @@
-"""Is the reference what it claims to be?
+"""Checks that the reference is what its name says.
 
-Known ways in which "adapter off" is not the base are refused by name, before any weight is loaded where possible; and
-before the first step the claim is tried on a few tokens: a perturbed adapter must move the tuned model and not the
-reference, and an untouched one must leave them equal.
+Known ways in which "adapter off" is not the base are refused by name, before any weight is loaded where possible.
+Before the first step, the reference is also tested on a few tokens: a perturbed adapter must change the tuned model and
+not the reference, and with a fresh adapter both must be equal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LARGEST_KL = 1e-6
 
 
 def check_full_tuning(reference: str) -> None:
-    """Refuse to hold a model that is trained whole to itself.
+    """Refuse the trained model as its own reference in full fine-tuning.
 
     Raises:
         ConfigError: With the remedy.
@@ -37,13 +37,13 @@ def check_full_tuning(reference: str) -> None:
         raise ConfigError(
             f"reference={reference!r} is the model without its adapter, but full fine-tuning has none: the base would "
             "be the model that is being changed.",
-            "name the model to be held to with --reference PATH (usually the value of --model_name_or_path), or train "
+            "name the reference model with --reference PATH (usually the value of --model_name_or_path), or train "
             "an adapter (--use_peft true).",
         )
 
 
 def check_peft(peft_config: Any, reference: str) -> None:
-    """Refuse adapters that the reference or the objective cannot work with, by their configuration alone.
+    """Refuse adapters that the reference or the objective cannot handle, by their configuration alone.
 
     Raises:
         ConfigError: With the remedy.
@@ -86,18 +86,20 @@ def check_peft(peft_config: Any, reference: str) -> None:
 
 
 def check_reference(model: nn.Module, reference: Reference) -> None:
-    """Try the claim: see the top of this file. Weights and random state are afterwards as before, to the bit.
+    """Test the reference on a few tokens, with the adapter as it is and perturbed.
+
+    Weights are restored bit for bit, and the random state is not touched.
 
     Raises:
-        ConfigError: If the reference moves with the adapter, the tuned model does not, or an untouched adapter
-            already changes the model.
+        ConfigError: If the reference changes with the adapter, the tuned model does not, or the adapter already
+            changes the model before the first step.
     """
     if not switchable_layers(model) or any(p.is_meta for p in model.parameters()):
         return
     trained = [p for p in model.parameters() if p.requires_grad]
     input_ids = probe_tokens(model)
     before = _tuned_and_base(model, reference, input_ids)
-    kept = [p.detach().clone() for p in trained]
+    original = [p.detach().clone() for p in trained]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in trained:
@@ -105,7 +107,7 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
         try:
             after = _tuned_and_base(model, reference, input_ids)
         finally:
-            for p, value in zip(trained, kept, strict=True):
+            for p, value in zip(trained, original, strict=True):
                 p.copy_(value)
     if torch.equal(before[0], after[0]):
         raise ConfigError(
@@ -124,8 +126,8 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
             raise ConfigError(
                 f"the adapter already changes the model (KL {kl:.3g} nats a token before the first step): training "
                 "goes on from an adapter, and with it off the model is not the one that training starts from.",
-                "use reference='initial' to hold to where training starts, merge the adapter into its base first, or "
-                "set check_reference=false to hold to the model without any adapter.",
+                "use reference='initial' to align with the model that training starts from, merge the adapter into its "
+                "base first, or set check_reference=false to align with the model without any adapter.",
             )
 
 
@@ -135,5 +137,5 @@ def _tuned_and_base(model: nn.Module, reference: Reference, input_ids: Tensor) -
         tuned = head.logits(final_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
         with reference.serving(model) as base:
             hidden = final_hidden(base, input_ids)
-        own = reference.head(model) or head
-        return tuned, own.logits(hidden.to(own.weight_VH.dtype)).float()
+        base_head = reference.head(model) or head
+        return tuned, base_head.logits(hidden.to(base_head.weight_VH.dtype)).float()

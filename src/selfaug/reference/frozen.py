@@ -1,4 +1,4 @@
-"""The reference that is another model: a frozen copy loaded from a path or hub name, for full fine-tuning."""
+"""The reference for full fine-tuning: a frozen model, loaded from a path or hub name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["FrozenReference"]
 
 
 class FrozenReference:
-    """A model of its own, never trained, on the trained model's device and in its dtype.
+    """A second model that is never trained, on the trained model's device and in its dtype.
 
-    It is kept out of the trained model's modules, so that nothing shards, saves or optimises it. Every rank holds a
-    whole copy.
+    It is not a submodule of the trained model, so that nothing shards, saves or optimises it. Every rank holds a whole
+    copy.
 
     Raises:
         ConfigError: If its vocabulary differs from the trained model's.
@@ -46,7 +46,7 @@ class FrozenReference:
 
     @contextmanager
     def serving(self, model: nn.Module) -> Iterator[nn.Module]:
-        """As :meth:`selfaug.reference.adapter.BaseReference.serving`."""
+        """Yield the frozen model, as :meth:`selfaug.reference.adapter.BaseReference.serving`."""
         device = next(model.parameters()).device
         if next(self._model.parameters()).device != device:
             self._model.to(device)
@@ -54,16 +54,16 @@ class FrozenReference:
             yield self._model
 
     def head(self, model: nn.Module) -> LMHead | None:
-        """The frozen model's own head."""
+        """Return the frozen model's own head."""
         return head_of(self._model)
 
     def digest(self, model: nn.Module) -> str:
-        """What tells this reference from another: all its weights."""
+        """Return a hash of all its weights."""
         return digest(dict(self._model.named_parameters()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Nothing: the path is in the configuration, and the digest tells whether it still holds the same weights."""
+        """Return nothing: the configuration has the path, and the digest shows whether its weights are the same."""
         return {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back :meth:`tensors`."""
+        """Do nothing, since :meth:`tensors` is empty."""

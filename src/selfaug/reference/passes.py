@@ -1,7 +1,9 @@
-"""What does a reference pass give? Hidden states: of a batch at once, or of a long prompt in slices.
+"""Reference passes: hidden states of a batch at once, or of a long prompt in slices.
 
-A prompt in slices leaves behind its keys and values, and hidden states at its drawn positions alone; activations exist
-for one slice at a time. Shapes: B rows and T tokens of a batch, S tokens of a slice, N drawn positions, H hidden size.
+Of a prompt in slices, the keys and values are kept, and the hidden states at its drawn positions; activations exist for
+one slice at a time.
+
+Shapes: B rows and T tokens of a batch, S tokens of a slice, N drawn positions, R rows of all hidden states, H hidden.
 """
 
 from __future__ import annotations
@@ -16,32 +18,34 @@ from selfaug.model.parts import body_of, layer_types
 
 __all__ = ["batch_hidden", "can_slice", "prompts_hidden", "slice_size", "sliced_hidden", "slices_agree"]
 
-# Cached keys and values are all that such layers carry from one slice to the next.
+# Kinds of layers that carry nothing but keys and values from one slice to the next.
 _SLICEABLE = frozenset({"full_attention", "sliding_attention"})
-# Attention without kernels of its own for it makes a mask of S × T: at most so many entries.
+# Largest attention mask, in entries: attention without flash kernels forms one of S × T.
 _MASK = 2**26
 _SHORTEST = 256
 
 
 def batch_hidden(base: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """B·T × H: the final hidden states of a served reference, row after row.
+    """Return the final hidden states of a batch, row after row, B·T × H.
 
     Args:
-        base: What :meth:`selfaug.reference.Reference.serving` yields.
-        inputs: Of its body.
+        base: Model that :meth:`selfaug.reference.Reference.serving` yields.
+        inputs: Inputs of its body.
     """
     hidden: Tensor = body_of(base)(**{**inputs, "use_cache": False}).last_hidden_state
     return hidden.reshape(-1, hidden.shape[-1])
 
 
 def sliced_hidden(base: nn.Module, input_ids_T: Tensor, index_N: Tensor, size: int) -> Tensor:
-    """N × H: the final hidden states of one prompt at ``index_N``, equal to rounding to those of a pass at once.
+    """Return the final hidden states of one prompt at ``index_N``, N × H, computed in slices.
+
+    They equal those of a single pass to rounding.
 
     Args:
-        base: What :meth:`selfaug.reference.Reference.serving` yields.
-        input_ids_T: The prompt.
-        index_N: Places in it; rising.
-        size: Tokens of a slice, at most; see :func:`slice_size`.
+        base: Model that :meth:`selfaug.reference.Reference.serving` yields.
+        input_ids_T: Token ids of the prompt.
+        index_N: Positions in the prompt, rising.
+        size: Largest number of tokens of a slice; see :func:`slice_size`.
     """
     from transformers import DynamicCache
 
@@ -53,26 +57,26 @@ def sliced_hidden(base: nn.Module, input_ids_T: Tensor, index_N: Tensor, size: i
         places = torch.arange(start, start + len(slice_S), device=input_ids_T.device)[None]
         outputs = body_of(base)(input_ids=slice_S[None], position_ids=places, past_key_values=cache, use_cache=True)
         inside = (index_N >= start) & (index_N < start + len(slice_S))
-        # A copy, where indexing with all positions of a slice could give a view that keeps the whole alive.
+        # index_select copies; a view would keep the hidden states of the whole slice alive.
         kept.append(outputs.last_hidden_state[0].index_select(0, index_N[inside] - start))
     return torch.cat(kept)
 
 
 def slice_size(tokens: int, wanted: int) -> int:
-    """S: ``wanted``, less for prompts so long that the attention mask of a slice, S × T, would outgrow the rest."""
+    """Return S: ``wanted``, or less for prompts so long that the attention mask S × T would dominate memory."""
     return min(wanted, max(_SHORTEST, _MASK // max(tokens, 1)))
 
 
 def prompts_hidden(
     base: nn.Module, inputs: Mapping[str, Any], long: Sequence[tuple[Tensor, Tensor]], size: int | None
 ) -> Tensor:
-    """R × H: the final hidden states of a batch (unless it is empty), then those of each long prompt's drawn positions.
+    """Return the final hidden states of a batch, then those of each long prompt's drawn positions, R × H.
 
     Args:
-        base: What :meth:`selfaug.reference.Reference.serving` yields.
-        inputs: Of its body, for the prompts that go together.
-        long: Tokens and drawn positions of each prompt that goes by itself.
-        size: Tokens of a slice.
+        base: Model that :meth:`selfaug.reference.Reference.serving` yields.
+        inputs: Inputs of its body for the batch; empty for no batch.
+        long: Token ids and drawn positions of each prompt that runs by itself.
+        size: Number of tokens of a slice; ``None`` only without long prompts.
     """
     parts = [batch_hidden(base, inputs)] if inputs else []
     for input_ids_T, index_N in long:
@@ -82,10 +86,10 @@ def prompts_hidden(
 
 
 def can_slice(config: Any) -> bool:
-    """Whether all that a layer carries along a row is keys and values: full and sliding attention do, by their names.
+    """Whether every layer carries nothing but keys and values along a row, as full and sliding attention do.
 
-    Not recurrent and convolutional layers (on a CPU they agree, but their kernels on a GPU have not been tried), nor
-    chunked and indexed attention (not tried).
+    Recurrent and convolutional layers are excluded (they agree on a CPU, but their GPU kernels are untested), and so
+    are chunked and indexed attention (untested).
     """
     text = config.get_text_config()
     recurrent = any(getattr(text, name, None) for name in ("mamba_d_state", "state_size", "ssm_cfg"))
@@ -93,14 +97,14 @@ def can_slice(config: Any) -> bool:
 
 
 def slices_agree(base: nn.Module, input_ids_T: Tensor) -> bool:
-    """Whether a few tokens give the same hidden states in slices as at once; tried before the first step."""
+    """Whether a few tokens have the same hidden states in slices as in one pass; called before the first step."""
     everywhere = torch.arange(len(input_ids_T), device=input_ids_T.device)
     try:
         sliced_NH = sliced_hidden(base, input_ids_T, everywhere, 3)
-    except (TypeError, ValueError, NotImplementedError, AttributeError):  # a model that takes no cache, or not this one
+    except (TypeError, ValueError, NotImplementedError, AttributeError):  # the model takes no such cache
         return False
     whole_NH = batch_hidden(base, {"input_ids": input_ids_T[None]})
-    # Kernels for another length add in another order, and 16 bits keep 8 of each number.
+    # Kernels for another length add in another order, and bfloat16 has 8 significant bits.
     rounded = whole_NH.dtype.itemsize == 2 or torch.is_autocast_enabled(whole_NH.device.type)
     distance = (sliced_NH - whole_NH).float().norm() / whole_NH.float().norm()
     return float(distance) < (0.05 if rounded else 1e-3)

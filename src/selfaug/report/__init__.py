@@ -1,1 +1,1 @@
-"""What did a run gain, lose and cost, and is that good enough? One page for people, one exit code for machines."""
+"""Reports of what runs gained, lost and cost: a page for people, and a gate with an exit code for machines."""

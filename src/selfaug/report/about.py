@@ -1,4 +1,4 @@
-"""What was a run made with: settings, data, weights, versions, as texts that need no explanation?"""
+"""Settings and origins of a run (data, weights, versions) as texts for people."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _SETTINGS = (
     "packing", "bf16", "load_in_4bit", "load_in_8bit", "seed",
 )  # fmt: skip
 _PLACES = frozenset({"output_dir", "logging_dir", "run_name", "hub_model_id"})
-"""Settings that say where, not how."""
+"""Settings that name places and do not affect training."""
 
 Fact = tuple[str, str]
-"""A name and what is said of it."""
+"""A name and its text."""
 
 
 def short(name: str) -> str:
-    """The last part of a path of this machine; a hub name as it is."""
+    """Return the last part of a local path, or a hub name as it is."""
     local = name.startswith(("/", ".", "~"))
     return PurePath(name).name if local else name
 
 
 def plain(value: Any) -> str:
-    """A setting as a person would write it."""
+    """Format the value of a setting."""
     if value is None:
         return "not set"
     if isinstance(value, bool):
@@ -41,7 +41,7 @@ def plain(value: Any) -> str:
 
 
 def settings_of(configs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """Names of the settings to show first, and of all others: first come those that differ, then the usual ones."""
+    """Return the names of the settings to show first (those that differ, then the usual ones), and of all others."""
     names = list(dict.fromkeys(name for config in configs for name in config))
     differing = [
         name
@@ -54,7 +54,7 @@ def settings_of(configs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[s
 
 
 def origins(manifest: Mapping[str, Any], results: Mapping[str, Any] | None) -> list[Fact]:
-    """Where the numbers of a run come from."""
+    """Return the origins of a run's numbers."""
     facts: list[Fact] = []
 
     def add(name: str, value: Any) -> None:

@@ -1,7 +1,7 @@
-"""What stands on the page? Everything that a report says of its runs, read from their folders and from nothing else.
+"""The facts of a report, read from the run folders alone.
 
-``config.yaml``, ``manifest.json``, ``log.jsonl``, ``results.json``, ``samples.jsonl`` and ``shift.json``; none but the
-first must be there. What is missing is said, with the command that makes it.
+They come from ``config.yaml``, ``manifest.json``, ``log.jsonl``, ``results.json``, ``samples.jsonl`` and
+``shift.json``. Only the first is required; for the others the report names the command that makes them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from selfaug.run.folder import RunFolder
 __all__ = ["KEYS", "Report", "Run", "Side", "report_of", "run_of"]
 
 KEYS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Runs of one report have letters: short enough for a phone and for the pictures."""
+"""Letters of the runs of a report, short enough for a phone and for figures."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """What happened to ``task`` or ``general``: the mean gain of the primary metrics, one for each unit.
+    """Mean gains of the primary metrics of ``task`` or ``general``, one for each unit.
 
     Args:
-        group: Which of the two.
-        gains: Those told in points first; with the interval as measured.
-        directions: Of each, with bounds no narrower than so few items can show: ``gain``, ``loss``, ``none`` or
-            ``unclear``.
-        names: The metrics behind each.
+        group: ``task`` or ``general``.
+        gains: Mean gains with measured intervals; those in points come first.
+        directions: Direction of each gain by its conservative interval: ``gain``, ``loss``, ``none`` or ``unclear``.
+        names: Names of the metrics of each gain.
     """
 
     group: str
@@ -46,28 +45,28 @@ class Side:
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """The facts of one run.
 
     Args:
-        key: A letter.
-        name: Of the folder; where two have the same, with the folder above.
-        path: As it was given.
-        model: The base model's name, without the folders of this machine.
-        method: ``selfaug``, ``sft``, and so on.
+        key: Letter of the run.
+        name: Name of the folder, with its parent's where two are equal.
+        path: Path as given by the user.
+        model: Name of the base model; of a local path the last part.
+        method: Name of the method.
         alpha: Weight of the alignment.
-        adapter: Whether an adapter was trained, or the whole model.
-        finished: Whether there are finished weights.
-        config: Every setting.
-        origins: Where the numbers come from.
+        adapter: Whether an adapter was trained, not the whole model.
+        finished: Whether the training has finished.
+        config: All settings.
+        origins: Origins of the numbers.
         training: Curves and cost; ``None`` without a log.
-        metrics: Every metric of ``results.json``; empty without it.
-        sides: Task and general ability, as far as they were measured.
+        metrics: All metrics of ``results.json``; empty without it.
+        sides: Mean gains at the task and in general ability, as far as measured.
         left_out: Part, reason and number of items that were not measured.
-        confidence: Of the intervals.
-        worst: Regressions by part.
-        shift: The measured shift.
-        missing: What is not there.
-        warnings: What should make a reader doubt a number.
+        confidence: Confidence level of the intervals.
+        worst: Regressions of each part.
+        shift: Measured shift; ``None`` without one.
+        missing: Measurements that are missing.
+        warnings: Reasons to doubt a number.
     """
 
     key: str
@@ -92,13 +91,13 @@ class Run:
 
     @property
     def cost(self) -> Cost | None:
-        """What the training took."""
+        """Cost of the training; ``None`` without a log."""
         return None if self.training is None else self.training.cost
 
 
 @dataclass(frozen=True)
 class Report:
-    """Runs side by side; ``related`` is ``None`` for a single one."""
+    """Runs side by side; ``related`` (shift against forgetting) is ``None`` for a single run."""
 
     runs: tuple[Run, ...]
     related: Related | None
@@ -106,15 +105,15 @@ class Report:
 
 
 def report_of(paths: Sequence[str], *, regressions: int = 5) -> Report:
-    """The facts of some runs.
+    """Return the facts of some runs.
 
     Args:
         paths: Run folders, each once.
-        regressions: How many worst answers of each part are shown.
+        regressions: Number of the worst answers that are shown of each part.
 
     Raises:
-        ConfigError: If a folder is no run, is named twice, or there are more runs than letters.
-        DataError: If one of a run's files is damaged.
+        ConfigError: If a folder is not a run, is named twice, or there are more runs than letters.
+        DataError: If a file of a run is damaged.
     """
     from selfaug import __version__
 
@@ -135,7 +134,7 @@ def report_of(paths: Sequence[str], *, regressions: int = 5) -> Report:
 
 
 def _opened(path: str) -> RunFolder:
-    """A run, finished or not."""
+    """Open a run, finished or not."""
     folder = RunFolder(Path(path).expanduser())
     if not folder.config.is_file():
         siblings = [entry.name for entry in folder.path.parent.glob("*")] if folder.path.parent.is_dir() else []
@@ -151,7 +150,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def run_of(folder: RunFolder, *, key: str = "A", name: str | None = None, regressions: int = 5) -> Run:
-    """The facts of one run.
+    """Return the facts of one run.
 
     Raises:
         ConfigError: If its settings or manifest cannot be read.
@@ -193,16 +192,16 @@ def run_of(folder: RunFolder, *, key: str = "A", name: str | None = None, regres
 def _side(group: str, metrics: Sequence[Measured]) -> Side | None:
     by_unit: dict[str, list[tuple[Measured, Gain, Gain]]] = {}
     for one in metrics:
-        gain, sure = one.gain, one.sure
-        if one.group == group and one.primary and gain is not None and sure is not None:
-            by_unit.setdefault(one.unit, []).append((one, gain, sure))
+        gain, conservative = one.gain, one.conservative
+        if one.group == group and one.primary and gain is not None and conservative is not None:
+            by_unit.setdefault(one.unit, []).append((one, gain, conservative))
     if not by_unit:
         return None
     ordered = sorted(by_unit, key=lambda unit: unit not in POINTS)
     return Side(
         group,
         tuple(mean_gain([gain for _, gain, _ in by_unit[unit]]) for unit in ordered),
-        tuple(mean_gain([sure for _, _, sure in by_unit[unit]]).direction for unit in ordered),
+        tuple(mean_gain([conservative for _, _, conservative in by_unit[unit]]).direction for unit in ordered),
         tuple(tuple(f"{one.part}:{one.metric}" for one, _, _ in by_unit[unit]) for unit in ordered),
     )
 

@@ -1,6 +1,6 @@
-"""What do the report's numbers look like? Pictures that colour helps to read and that can be read without it.
+"""The figures of a report; they can be read without colour.
 
-Each run has a letter, a colour, a marker and a way of drawing its line; pictures of one run need none of them.
+Each run has a letter, a colour, a marker and a line style; figures of a single run have no legend.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _legend(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def gains(report: Report) -> list[Picture]:
-    """The gain of every metric with its interval: one picture for points, one for each other unit."""
+    """Draw the gain of every metric with its interval: one figure for points, and one for each other unit."""
     pictures = []
     every = [(place, one) for place, run in enumerate(report.runs) for one in run.metrics if one.subtask is None]
     for number, unit in enumerate(_units(one for _, one in every)):
@@ -50,9 +50,9 @@ def gains(report: Report) -> list[Picture]:
             continue
         what = "points" if unit == "pt" else unit
         title = f"Gain in {what}"
-        said = f"Gain of each metric from base to tuned, in {what}, with its interval; right of 0 is better."
+        description = f"Gain of each metric from base to tuned, in {what}, with its interval; right of 0 is better."
         height = 1.0 + len(rows) * max(0.3, 0.16 * len(report.runs))
-        with drawing(f"gain{number}", title, said, height=height) as (picture, axes):
+        with drawing(f"gain{number}", title, description, height=height) as (picture, axes):
             for place, run in enumerate(report.runs):
                 _forest(axes, rows, [one for at, one in drawn if at == place], place, run.key, len(report.runs))
             axes.axvline(0, color=MUTED, linewidth=1)
@@ -80,7 +80,7 @@ def _name(one: Measured) -> str:
 
 
 def _short(name: str) -> str:
-    """A label that leaves room for the picture; the table has the whole name."""
+    """Shorten a label to leave room for the plot; the table has the whole name."""
     return name if len(name) <= _LONGEST_LABEL else f"{name[:12]}…{name[13 - _LONGEST_LABEL :]}"
 
 
@@ -105,7 +105,7 @@ def _forest(axes: Axes, rows: Sequence[str], metrics: Sequence[Measured], place:
 
 
 def training(report: Report) -> list[Picture]:
-    """NLL and alignment over steps; evaluations during training are hollow markers."""
+    """Draw NLL and alignment over steps; evaluations during training are hollow markers."""
     curves = [run.training.curves if run.training else {} for run in report.runs]
     pictures = []
     for number, (name, title, what) in enumerate(
@@ -116,8 +116,8 @@ def training(report: Report) -> list[Picture]:
             continue
         if name == "alignment" and not any(any(own[name].values) for own in curves if name in own):
             continue
-        said = f"{title} ({what}) over training steps; hollow markers are evaluations on held-out data."
-        with drawing(f"curve{number}", title, said) as (picture, axes):
+        description = f"{title} ({what}) over training steps; hollow markers are evaluations on held-out data."
+        with drawing(f"curve{number}", title, description) as (picture, axes):
             for place, (run, own) in enumerate(zip(report.runs, curves, strict=True)):
                 _course(axes, own.get(name), own.get(f"eval_{name}"), place, run.key)
             axes.set_xlabel("step")
@@ -141,22 +141,22 @@ def _course(axes: Axes, trained: Curve | None, evaluated: Curve | None, place: i
 
 
 def regions(report: Report) -> list[Picture]:
-    """KL(base ‖ tuned) by region, and its course over checkpoints where there are several."""
+    """Draw KL(base ‖ tuned) by region, and over checkpoints where there are several."""
     shifts = [(place, run) for place, run in enumerate(report.runs) if run.shift is not None]
     names = [name for name in _REGIONS if any(run.shift and name in run.shift.regions for _, run in shifts)]
     if not names:
         return []
-    said = "KL(base ‖ tuned) in nats per token, by region of the text, with one standard error over texts."
+    description = "KL(base ‖ tuned) in nats per token, by region of the text, with one standard error over texts."
     height = 1.0 + len(names) * max(0.28, 0.17 * len(shifts))
-    with drawing("region", "Shift by region", said, height=height) as (picture, axes):
+    with drawing("region", "Shift by region", description, height=height) as (picture, axes):
         thick = 0.72 / len(shifts)
         for number, (place, run) in enumerate(shifts):
-            found = run.shift.regions if run.shift else {}
-            own = [name for name in names if name in found]
+            measured = run.shift.regions if run.shift else {}
+            own = [name for name in names if name in measured]
             at = [names.index(name) + (number - (len(shifts) - 1) / 2) * thick for name in own]
             look = _look(place)
-            values = [found[name].base_to_tuned[0] for name in own]
-            errors = [found[name].base_to_tuned[1] or 0.0 for name in own]
+            values = [measured[name].base_to_tuned[0] for name in own]
+            errors = [measured[name].base_to_tuned[1] or 0.0 for name in own]
             axes.barh(at, values, height=thick * 0.86, color=look["color"], alpha=0.45, linewidth=0)
             axes.errorbar(values, at, xerr=errors, fmt=look["marker"], color=look["color"], markersize=5,
                           markeredgewidth=0, elinewidth=1.4, label=run.key)  # fmt: skip
@@ -170,8 +170,8 @@ def regions(report: Report) -> list[Picture]:
     pictures = [picture]
     courses = [(place, run, run.shift.course) for place, run in shifts if run.shift and run.shift.course]
     if courses:
-        said = "KL(base ‖ tuned) on prompts, in nats per token, over the run's checkpoints."
-        with drawing("course", "Shift over training", said) as (picture, axes):
+        description = "KL(base ‖ tuned) on prompts, in nats per token, over the run's checkpoints."
+        with drawing("course", "Shift over training", description) as (picture, axes):
             for place, run, points in courses:
                 axes.plot(*zip(*points, strict=True), _LINES[place % len(_LINES)], label=run.key, **_look(place))
             axes.locator_params(axis="x", integer=True)
@@ -183,7 +183,7 @@ def regions(report: Report) -> list[Picture]:
 
 
 def layers(report: Report) -> list[Picture]:
-    """How far hidden states turned, and how much longer they became, behind each layer."""
+    """Draw the rotation of hidden states and the change of their norm after each layer."""
     own = [(place, run, run.shift.layers) for place, run in enumerate(report.runs) if run.shift and run.shift.layers]
     if not own:
         return []
@@ -194,13 +194,13 @@ def layers(report: Report) -> list[Picture]:
          lambda layer: layer.norm_change),
     ]  # fmt: skip
     pictures = []
-    for name, title, label, said, value in whole:
-        with drawing(name, title, f"{said} states behind each layer, mean over positions.") as (picture, axes):
-            for place, run, found in own:
-                numbers = [layer.number for layer in found]
+    for name, title, label, description, value in whole:
+        with drawing(name, title, f"{description} states behind each layer, mean over positions.") as (picture, axes):
+            for place, run, own_layers in own:
+                numbers = [layer.number for layer in own_layers]
                 line = _LINES[place % len(_LINES)]
                 axes.plot(
-                    numbers, [value(layer) for layer in found], line, label=run.key, markersize=4.5, **_look(place)
+                    numbers, [value(layer) for layer in own_layers], line, label=run.key, markersize=4.5, **_look(place)
                 )
             axes.set_xlabel("layer")
             axes.set_ylabel(label)
@@ -215,12 +215,12 @@ def layers(report: Report) -> list[Picture]:
 
 
 def related(report: Report) -> list[Picture]:
-    """Shift against forgetting, a point a run with its letter."""
+    """Draw forgetting against shift, with one point for each run."""
     if report.related is None or not report.related.points:
         return []
     places: Mapping[str, int] = {run.key: place for place, run in enumerate(report.runs)}
-    said = "Each run's shift on prompts against the rise of its NLL on general text, in nats per token."
-    with drawing("related", "One point a run", said) as (picture, axes):
+    description = "Each run's shift on prompts against the rise of its NLL on general text, in nats per token."
+    with drawing("related", "One point a run", description) as (picture, axes):
         for point in report.related.points:
             axes.plot([point.shift], [point.forgetting], linestyle="", markersize=7, **_look(places[point.run]))
             axes.annotate(point.run, (point.shift, point.forgetting), xytext=(7, 5), textcoords="offset points")

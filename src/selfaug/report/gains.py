@@ -1,10 +1,10 @@
-"""How much was gained or lost, in the direction in which more is better, and between which bounds does it lie?
+"""Gains of metrics with their intervals, positive where the tuned model is better.
 
-    gain = tuned - base where higher is better, base - tuned where lower is
+    gain = tuned - base where higher is better, base - tuned where lower is better
 
-Several metrics are averaged as ``Σ gain / k``. Its bounds come from those of its members by the method of variance
-estimates recovery (Zou and Donner 2008), which keeps skew: ``low = mean - sqrt(Σ (gain - low)²) / k``. It takes the
-members for independent, as parts with items of their own are.
+Several metrics are averaged as ``Σ gain / k``. The bounds of the mean follow from those of its members by the method of
+variance estimates recovery (Zou and Donner 2008), which keeps skew: ``low = mean - sqrt(Σ (gain - low)²) / k``. It
+assumes that the members are independent, as parts with different items are.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any
 __all__ = ["POINTS", "Gain", "Measured", "mean_gain", "measured"]
 
 POINTS = {"fraction": 1.0, "score": 2.0}
-"""Units that are told in points (hundredths), and the width of an item's range: 0 to 1, and -1 to 1."""
+"""Units that are shown in points (hundredths), with the width of an item's range: 0 to 1, and -1 to 1."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A gain and its bounds; negative where something was lost.
+    """A gain and its bounds; negative for a loss.
 
     Args:
-        value: In ``unit``.
-        low: Lower bound, or ``None`` where there is none.
-        high: Upper bound.
-        unit: ``fraction``, ``score``, ``nats/token``, or what the metric counts.
-        base: The base model's value; of several metrics the mean.
-        n: Items; of several metrics the smallest number.
-        members: How many metrics it is the mean of.
-        because: Why there are no bounds.
+        value: Gain in ``unit``.
+        low: Lower bound; ``None`` without an interval.
+        high: Upper bound; ``None`` without an interval.
+        unit: ``fraction``, ``score``, ``nats/token``, or the unit of a metric that counts.
+        base: Value of the base model, averaged over the members.
+        n: Number of items, the smallest over the members.
+        members: Number of metrics that are averaged.
+        because: Reason for a missing interval.
     """
 
     value: float
@@ -46,7 +46,7 @@ class Gain:
 
     @property
     def direction(self) -> str:
-        """``gain`` or ``loss`` where the bounds exclude 0, ``none`` where they are both 0, else ``unclear``."""
+        """``gain`` or ``loss`` if the bounds exclude 0, ``none`` if both are 0, else ``unclear``."""
         if self.low is None or self.high is None:
             return "unclear"
         if self.low == self.high == 0:
@@ -59,13 +59,13 @@ class Measured:
     """One metric of one part of ``results.json``.
 
     Args:
-        part: The part's key, such as ``general:arc_challenge``.
-        name: The part's name, such as ``arc_challenge``.
+        part: Key of the part, such as ``general:arc_challenge``.
+        name: Name of the part, such as ``arc_challenge``.
         group: ``task`` or ``general``.
-        subtask: Of a group such as MMLU, else ``None``.
-        metric: The metric's name.
-        primary: Whether it stands for its part.
-        entry: As ``docs/results-format.md`` has it.
+        subtask: Subtask of a group such as MMLU; ``None`` for the whole part.
+        metric: Name of the metric.
+        primary: Whether it is the part's primary metric.
+        entry: Entry in the format of ``docs/results-format.md``.
     """
 
     part: str
@@ -78,31 +78,30 @@ class Measured:
 
     @property
     def unit(self) -> str:
-        """The metric's unit."""
+        """Unit of the metric."""
         return str(self.entry["unit"])
 
     @property
     def gain(self) -> Gain | None:
-        """With the interval as it was measured; ``None`` where base and tuned were not compared."""
-        apart = self.entry["difference"]
-        if apart is None:
+        """Gain with the measured interval; ``None`` if base and tuned were not compared."""
+        difference = self.entry["difference"]
+        if difference is None:
             return None
         sign = 1.0 if self.entry["higher_is_better"] else -1.0
         low = high = None
         # 0.0 + x turns -0.0 into 0.0.
-        if apart["interval"] is not None:
-            low, high = sorted(0.0 + sign * float(end) for end in apart["interval"])
-        base, because = float(self.entry["base"]["value"]), apart.get("no_interval_because")
-        return Gain(0.0 + sign * apart["value"], low, high, self.unit, base, int(apart["n"]), because=because)
+        if difference["interval"] is not None:
+            low, high = sorted(0.0 + sign * float(end) for end in difference["interval"])
+        base, because = float(self.entry["base"]["value"]), difference.get("no_interval_because")
+        return Gain(0.0 + sign * difference["value"], low, high, self.unit, base, int(difference["n"]), because=because)
 
     @property
-    def sure(self) -> Gain | None:
-        """With bounds that are no narrower than so few items can show.
+    def conservative(self) -> Gain | None:
+        """Gain with an interval that is valid for few items.
 
-        A bootstrap of few items is too narrow, and of items without any change it has no width at all. So the bounds
-        hold the bootstrap's interval, Student's (which knows the number of items), and for metrics of a known range
-        what a change that happens to a share of ``1 - 0.025^(1/n)`` of all items would make: n items miss it once in
-        forty times.
+        A bootstrap of few items is too narrow, and of items without any change it has no width. So the interval is the
+        widest of the bootstrap's, Student's, and for metrics with a known range the effect of a change of a share
+        ``1 - 0.025^(1/n)`` of all items, which n items miss with a probability of 1 in 40.
         """
         gain = self.gain
         if gain is None or gain.low is None or gain.high is None:
@@ -111,16 +110,16 @@ class Measured:
             return replace(gain, low=None, high=None, because="too few items count")
         from scipy.stats import t as student  # type: ignore[import-untyped,unused-ignore]
 
-        apart, n = self.entry["difference"], gain.n
-        tail = (1 - float(apart.get("confidence", 0.95))) / 2
+        difference, n = self.entry["difference"], gain.n
+        tail = (1 - float(difference.get("confidence", 0.95))) / 2
         # The bootstrap's spread divides by n where the sample's divides by n - 1.
-        half = float(student.ppf(1 - tail, n - 1)) * float(apart.get("stderr") or 0.0) * math.sqrt(n / (n - 1))
+        half = float(student.ppf(1 - tail, n - 1)) * float(difference.get("stderr") or 0.0) * math.sqrt(n / (n - 1))
         half = max(half, POINTS.get(gain.unit, 0.0) * (1 - tail ** (1 / n)))
         return replace(gain, low=min(gain.low, gain.value - half), high=max(gain.high, gain.value + half))
 
 
 def measured(results: Mapping[str, Any], *, subtasks: bool = True) -> Iterator[Measured]:
-    """Every metric of the results, part by part, a part's primary one first."""
+    """Yield every metric of the results, part by part, with the primary one of a part first."""
     for part, body in results["parts"].items():
         about = (part, str(body["name"]), str(body["group"]))
         for metric, entry in sorted(body["metrics"].items(), key=lambda item: not item[1]["primary"]):
@@ -131,10 +130,10 @@ def measured(results: Mapping[str, Any], *, subtasks: bool = True) -> Iterator[M
 
 
 def mean_gain(gains: Sequence[Gain]) -> Gain:
-    """The mean of gains of one unit; of one gain, itself.
+    """Return the mean of gains of one unit; of a single gain, the gain itself.
 
     Raises:
-        ValueError: If there are none, or their units differ.
+        ValueError: If there are no gains, or their units differ.
     """
     if len({gain.unit for gain in gains}) != 1:
         raise ValueError("a mean needs gains of one unit")

@@ -1,4 +1,4 @@
-"""What does a run lack, which command makes it, and which numbers should a reader doubt?"""
+"""Missing measurements of a run with the commands that make them, and warnings on outdated ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Missing", "missing_of", "warnings_of"]
 
 @dataclass(frozen=True)
 class Missing:
-    """What a run lacks: ``what`` in words, and the command that makes it, or ``None``."""
+    """A missing measurement: ``what`` in words, and the command that makes it, or ``None``."""
 
     what: str
     command: str | None
@@ -26,33 +26,33 @@ def missing_of(
     folder: RunFolder,
     events: Sequence[Any],
     metrics: Sequence[Measured],
-    sampled: bool,
+    has_samples: bool,
     shift: Shift | None,
 ) -> list[Missing]:
-    """What the run lacks, in the order in which it would be made."""
+    """Return the missing measurements, in the order in which they would be made."""
     run = shlex.quote(str(folder.path))
-    found = []
+    missing = []
     if folder.finished is None:
         finish = f"selfaug train --config {shlex.quote(str(folder.config))} --resume_from_checkpoint"
-        found.append(Missing("The training has not finished", finish))
+        missing.append(Missing("The training has not finished", finish))
     if not events:
-        found.append(Missing("The training's log is missing", None))
+        missing.append(Missing("The training's log is missing", None))
     groups = {one.group for one in metrics}
     if "task" not in groups:
-        found.append(Missing("What was gained at the task is not measured", f"selfaug evaluate {run}"))
+        missing.append(Missing("What was gained at the task is not measured", f"selfaug evaluate {run}"))
     if "general" not in groups:
-        found.append(Missing("General ability is not measured", f"selfaug evaluate {run} --general quick"))
-    if metrics and not sampled:
-        found.append(Missing("The answers themselves (samples.jsonl) are missing", f"selfaug evaluate {run}"))
+        missing.append(Missing("General ability is not measured", f"selfaug evaluate {run} --general quick"))
+    if metrics and not has_samples:
+        missing.append(Missing("The answers themselves (samples.jsonl) are missing", f"selfaug evaluate {run}"))
     if shift is None:
-        found.append(Missing("The shift is not measured", f"selfaug shift {run}"))
+        missing.append(Missing("The shift is not measured", f"selfaug shift {run}"))
     elif "general_text" not in shift.regions:
-        found.append(Missing("The shift on general text is not measured", f"selfaug shift {run} --general_text FILE"))
-    return found
+        missing.append(Missing("The shift on general text is not measured", f"selfaug shift {run} --general_text FILE"))
+    return missing
 
 
 def warnings_of(manifest: Mapping[str, Any], results: Mapping[str, Any] | None, shift: Shift | None) -> list[str]:
-    """Measurements of other weights than the run's own: it was trained on after it had been measured."""
+    """Warn of measurements on other weights than the run's, as after further training."""
     tuned = (manifest.get("finished") or {}).get("weights")
     measured_on = {
         "results.json": None if results is None else results["hashes"].get("tuned"),

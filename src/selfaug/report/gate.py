@@ -1,7 +1,7 @@
-"""May this run pass: did it lose no more, and gain no less, than was allowed, as far as its items can tell?
+"""The gate: rules on the largest drop or smallest gain of metrics, and verdicts on a run.
 
-A rule names what it looks at and a limit. It is decided on the interval of the paired difference: passed where all of
-it is on the right side of the limit, failed where all of it is on the wrong side, else not decided.
+A rule names metrics and a limit. It is decided on the interval of the paired difference: ``pass`` if the whole interval
+is on the right side of the limit, ``fail`` if all of it is on the wrong side, else ``undecided``.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Rule:
     """``--max-drop NAME=LIMIT`` or ``--min-gain NAME=LIMIT``.
 
     Args:
-        kind: Which of the two.
-        name: A group, a part, a metric, or a glob of them.
-        limit: The number; hundredths are not yet divided.
-        scale: ``pt`` (hundredths), ``%`` (of the base's value), or nothing (in the metric's own unit).
+        kind: ``max-drop`` or ``min-gain``.
+        name: Name of a group, a part or a metric, or a pattern of names.
+        limit: Limit as written, in units of ``scale``.
+        scale: ``pt`` (hundredths), ``%`` (of the base's value), or ``""`` (the metric's own unit).
     """
 
     kind: Kind
@@ -48,15 +48,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Check:
-    """A rule on one metric, or on one mean.
+    """The verdict of a rule on one metric or one mean.
 
     Args:
-        rule: What was asked.
-        subject: What it was decided on.
-        gain: With the bounds that decided.
-        floor: The gain that is asked for: the negative of an allowed drop.
-        verdict: What came of it.
-        reason: In words.
+        rule: Rule that was checked.
+        subject: Name of the metric or mean.
+        gain: Gain with the interval that decided.
+        floor: Smallest allowed gain, which is negative for an allowed drop.
+        verdict: Verdict on the rule.
+        reason: Reason in words.
     """
 
     rule: Rule
@@ -68,52 +68,53 @@ class Check:
 
 
 def parse_rule(kind: Kind, text: str) -> Rule:
-    """A rule from the command line.
+    """Parse a rule of the command line.
 
     Raises:
-        ConfigError: If it is not ``NAME=LIMIT``, or the limit is no finite number with ``pt``, ``%`` or nothing.
+        ConfigError: If it is not ``NAME=LIMIT``, or the limit is not a finite number with ``pt``, ``%`` or no unit.
     """
     name, equals, limit = text.rpartition("=")
     hint = f"write --{kind} NAME=LIMIT, such as general=2pt, task=0, 'general:*=0.02' or task:f1=5%."
     if not equals or not name.strip():
         raise ConfigError(f"--{kind} {text!r} does not say what may change by how much", hint)
-    found = _LIMIT.fullmatch(limit.strip())
+    match = _LIMIT.fullmatch(limit.strip())
     try:
-        number = Decimal(found[1]) if found else None
+        number = Decimal(match[1]) if match else None
     except InvalidOperation:
         number = None
-    if found is None or number is None or not math.isfinite(float(number)):
+    if match is None or number is None or not math.isfinite(float(number)):
         raise ConfigError(f"--{kind} {text!r}: {limit.strip()!r} is no limit", hint)
-    return Rule(kind, name.strip(), number, found[2])
+    return Rule(kind, name.strip(), number, match[2])
 
 
 def decide(low: float, high: float, floor: float) -> Verdict:
-    """Whether a gain between ``low`` and ``high`` is at least ``floor``."""
+    """Decide whether a gain between ``low`` and ``high`` is at least ``floor``."""
     return "pass" if low >= floor else "fail" if high < floor else "undecided"
 
 
 def overall(checks: Sequence[Check]) -> Verdict:
-    """One failure fails; else one check that is not decided leaves the whole undecided."""
+    """Return ``fail`` if any check failed, else ``undecided`` if any is, else ``pass``."""
     verdicts = {one.verdict for one in checks}
     return "fail" if "fail" in verdicts else "undecided" if "undecided" in verdicts else "pass"
 
 
 def check(rule: Rule, results: Mapping[str, Any]) -> tuple[list[Check], list[str]]:
-    """The checks of a rule, and notes on what it leaves aside.
+    """Return the checks of a rule, and notes on metrics that it skips.
 
-    ``task`` and ``general`` mean the mean gain of the group's primary metrics, one for each unit. Any other name means
-    each metric that it matches; of those that a pattern matches, one that the limit does not suit is left aside.
+    ``task`` and ``general`` stand for the mean gain of the group's primary metrics, one for each unit. Any other name
+    stands for each metric that it matches. Metrics that a pattern matches but whose unit does not fit the limit are
+    skipped.
 
     Raises:
-        ConfigError: If nothing has that name, or the limit does not suit a metric's unit.
+        ConfigError: If nothing has that name, or the limit does not fit a metric's unit.
     """
     every = list(measured(results))
     notes: list[str] = []
     if rule.name in _GROUPS:
         subjects, notes = _of_group(rule, every)
     else:
-        subjects = [(_label(one), one.sure) for one in _matching(rule, every)]
-    # A pattern matches metrics of every kind, also those that its limit says nothing of.
+        subjects = [(_label(one), one.conservative) for one in _matching(rule, every)]
+    # A pattern may match metrics in units that do not fit its limit.
     pattern, unsuited = any(sign in rule.name for sign in "*?["), None
     checks = []
     for label, gain in subjects:
@@ -135,7 +136,7 @@ def check(rule: Rule, results: Mapping[str, Any]) -> tuple[list[Check], list[str
 
 
 def _of_group(rule: Rule, every: Sequence[Measured]) -> tuple[list[tuple[str, Gain | None]], list[str]]:
-    members = [(one, one.sure) for one in every if one.group == rule.name and one.primary]
+    members = [(one, one.conservative) for one in every if one.group == rule.name and one.primary]
     by_unit: dict[str, list[tuple[Measured, Gain]]] = {}
     for one, gain in members:
         if gain is not None:
@@ -145,28 +146,28 @@ def _of_group(rule: Rule, every: Sequence[Measured]) -> tuple[list[tuple[str, Ga
         raise ConfigError(f"{rule}: the run has no results of the group {rule.name!r}", f"`selfaug evaluate` it{flag}.")
     notes = []
     if rule.scale == "pt":
-        aside = [_label(one) for unit, of in by_unit.items() if unit not in POINTS for one, _ in of]
+        skipped = [_label(one) for unit, of in by_unit.items() if unit not in POINTS for one, _ in of]
         by_unit = {unit: of for unit, of in by_unit.items() if unit in POINTS}
         if not by_unit:
-            raise _no_points(rule, aside[0])
-        notes += [f"{label} is not measured in points, and is left out of {rule}: name it itself." for label in aside]
+            raise _no_points(rule, skipped[0])
+        notes += [f"{label} is not measured in points, and is left out of {rule}: name it itself." for label in skipped]
     elif not rule.scale and rule.limit and len(by_unit) > 1:
         raise ConfigError(
             f"{rule}: {rule.limit} of what? The group is measured in {' and in '.join(by_unit)}",
             f"write {rule.name}={rule.limit * 100:f}pt for metrics in points, and name the others one by one.",
         )
-    found: list[tuple[str, Gain | None]] = []
+    subjects: list[tuple[str, Gain | None]] = []
     for of in by_unit.values():
         names = ", ".join(_label(one) for one, _ in of)
         label = names if len(of) == 1 else f"mean of {len(of)}: {names}"
-        found.append((label, mean_gain([gain for _, gain in of])))
-    return found, notes
+        subjects.append((label, mean_gain([gain for _, gain in of])))
+    return subjects, notes
 
 
 def _matching(rule: Rule, every: Sequence[Measured]) -> list[Measured]:
-    found = [one for one in every if any(_fits(name, rule.name) for name in _names(one))]
-    if found:
-        return found
+    matches = [one for one in every if any(_fits(name, rule.name) for name in _names(one))]
+    if matches:
+        return matches
     same = next((one.metric for one in every if one.metric == rule.name), None)
     if same is not None:
         raise ConfigError(f"{rule}: {same!r} is a metric, and more than one part may have it", f"write '*:{same}=...'.")
@@ -175,13 +176,13 @@ def _matching(rule: Rule, every: Sequence[Measured]) -> list[Measured]:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """A star stands for one piece between colons: ``general:*`` is each part, ``*:f1`` a metric of each."""
+    """Match a pattern piece by piece between colons: ``general:*`` is each part, ``*:f1`` a metric of each part."""
     pieces, wanted = name.split(":"), pattern.split(":")
     return len(pieces) == len(wanted) and all(map(fnmatchcase, pieces, wanted))
 
 
 def _names(one: Measured) -> list[str]:
-    # A plain text is a part of its own kind (`text:news`), and of the group `general` like any other.
+    # The key of a plain text (`text:news`) does not begin with its group, `general`.
     own_kind = one.part.partition(":")[0] != one.group
     parts = dict.fromkeys((one.part, one.name, *([f"{one.group}:{one.name}"] if own_kind else ())))
     if one.subtask is not None:
@@ -227,15 +228,15 @@ def _checked(rule: Rule, label: str, gain: Gain) -> Check:
 
 def _reason(rule: Rule, gain: Gain, floor: float, verdict: Verdict) -> str:
     if rule.kind == "max-drop":
-        said = {"pass": "surely lost no more than the limit", "fail": "surely lost more than the limit"}
+        reasons = {"pass": "surely lost no more than the limit", "fail": "surely lost more than the limit"}
     else:
-        said = {"pass": "surely gained the limit or more", "fail": "surely gained less than the limit"}
+        reasons = {"pass": "surely gained the limit or more", "fail": "surely gained less than the limit"}
     if verdict != "undecided":
-        return said[verdict]
-    apart = abs(gain.value - floor)
+        return reasons[verdict]
+    distance = abs(gain.value - floor)
     reach = gain.value - (gain.low or 0.0) if gain.value >= floor else (gain.high or 0.0) - gain.value
-    # Widths fall with the root of the number of items.
-    times = (reach / apart) ** 2 if apart else math.inf
+    # The width of an interval falls with the square root of the number of items.
+    times = (reach / distance) ** 2 if distance else math.inf
     more = (
         f"; about {times:.{0 if times >= 10 else 1}f} times as many items would decide, if the gain stays"
         if times < 100

@@ -1,4 +1,4 @@
-"""What was gained, lost and paid, in one sentence?"""
+"""The headline of a run: one sentence on what was gained, lost and paid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Number", "sentence"]
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it is written, and to its last digit."""
+    """A number as shown, and its exact value."""
 
     text: str
     value: float
@@ -26,7 +26,7 @@ _PLACES = {"task": "at the task", "general": "in general ability"}
 def sentence(run: Run) -> Words:
     """``Gained 21.0 pt of f1 [+17.0, +25.0] at the task, lost 1.2 pt [−3.0, +0.5] (not clear) in general ability, ...``
 
-    What was not measured is said to be so.
+    The sentence says so where nothing was measured.
     """
     words: Words = []
     for group in ("task", "general"):
@@ -48,7 +48,6 @@ def _changed(side: Side) -> Words:
     words: Words = []
     for gain, direction, names in zip(side.gains, side.directions, side.names, strict=True):
         words += [" and "] if words else []
-        # A mean has no name of its own.
         of = f" of {names[0].rpartition(':')[2]}" if len(names) == 1 else ""
         if direction == "none":
             words += [f"neither gained nor lost {unit_of(gain.unit, difference=True)}{of}"]
@@ -56,7 +55,6 @@ def _changed(side: Side) -> Words:
             words += [f"{'lost' if gain.value < 0 else 'gained'} ", *_amount(gain, of)]
         if direction == "unclear":
             words += [" (not clear)"]
-    # One place for all of a group's numbers.
     return [*words, f" {_PLACES[side.group]}"]
 
 

@@ -1,4 +1,4 @@
-"""The report for a model card or a pull request: the sentence, the table, what is missing; every text escaped."""
+"""The report in Markdown, for a model card or a pull request; every text is escaped."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MOST_SETTINGS = 12
 
 
 def markdown(report: Report) -> str:
-    """The whole report, without pictures and answers.
+    """Return the whole report without figures and answers.
 
-    A heading, a sentence, a table of metrics and one of shift for each run, then the settings side by side.
+    Each run has a heading, a sentence, and tables of its metrics and its shift; the settings follow side by side.
     """
     many = len(report.runs) > 1
     parts = ["## What fine-tuning gained, lost and cost"]
@@ -40,9 +40,9 @@ def markdown(report: Report) -> str:
 
 
 def measured_lines(run: Run) -> list[str]:
-    """Paragraphs on what was measured of a run, as the model card takes them."""
-    said = "".join(word.text if isinstance(word, Number) else word for word in sentence(run))
-    parts = [f"**{escape(said)}**"]
+    """Return the paragraphs on the measurements of a run, also for the model card."""
+    text = "".join(word.text if isinstance(word, Number) else word for word in sentence(run))
+    parts = [f"**{escape(text)}**"]
     parts += [f"> {escape(warning)}" for warning in run.warnings]
     own = [one for one in run.metrics if one.subtask is None]
     if own:
@@ -72,18 +72,18 @@ def _row(one: Measured) -> tuple[str, ...]:
         values.append(f"{shown(entry['value'], one.unit)}{error}")
     name = f"**{escape(one.metric)}**" if one.primary else escape(one.metric)
     about = (escape(one.part), f"{name} ({escape(unit_of(one.unit))})", *values)
-    gain, sure = one.gain, one.sure
-    if gain is None or sure is None:
+    gain, conservative = one.gain, one.conservative
+    if gain is None or conservative is None:
         return (*about, "not compared", "", "")
-    return (*about, _gain(gain), _WORDS[sure.direction], f"{gain.n:,}")
+    return (*about, _gain(gain), _WORDS[conservative.direction], f"{gain.n:,}")
 
 
 def _gain(gain: Gain) -> str:
-    said = f"{shown(gain.value, gain.unit, signed=True)} {unit_of(gain.unit, difference=True)}"
+    text = f"{shown(gain.value, gain.unit, signed=True)} {unit_of(gain.unit, difference=True)}"
     if gain.low is None or gain.high is None:
-        return said
+        return text
     low, high = interval(gain.low, gain.high, gain.unit)
-    return f"{said} [{low}, {high}]"
+    return f"{text} [{low}, {high}]"
 
 
 def _with_error(mean: tuple[float, float | None]) -> str:
@@ -94,7 +94,7 @@ def _settings(runs: Sequence[Run]) -> str:
     configs = [run.config for run in runs]
     names = settings_of(configs)[0]
     differing = [name for name in names if len({plain(config.get(name)) for config in configs}) > 1]
-    # Those that differ come first in the list, and all of them are shown.
+    # Those that differ come first, and all of them are shown.
     rows = [
         (escape(name), *(escape(plain(config.get(name))) for config in configs))
         for name in names[: max(_MOST_SETTINGS, len(differing))]

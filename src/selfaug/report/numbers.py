@@ -1,4 +1,4 @@
-"""How is a measured number written for people?"""
+"""Formats of measured numbers for people."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from selfaug.report.gains import POINTS
 __all__ = ["KL", "count", "interval", "percent", "scale", "seconds", "shown", "unit_of"]
 
 KL = "KL"
-"""The unit of a divergence: nats per token, often small."""
+"""Unit of a divergence: nats per token, often small."""
 _MINUS = "\u2212"
 _DECIMALS = {"nats/token": 3, KL: 4}
 
 
 def scale(unit: str) -> float:
-    """What a value of this unit is multiplied by when it is shown: 100 where it is told in points."""
+    """Return the factor on a value of this unit when it is shown: 100 for points, else 1."""
     return 100.0 if unit in POINTS else 1.0
 
 
 def unit_of(unit: str, *, difference: bool = False) -> str:
-    """The unit beside a shown number: ``%`` for shares, ``pt`` for their differences, ``× 100`` for scores."""
+    """Return the unit of a shown number: ``%`` for shares, ``pt`` for differences, ``× 100`` for scores."""
     if unit == "fraction":
         return "pt" if difference else "%"
     if unit == "score":
@@ -29,7 +29,7 @@ def unit_of(unit: str, *, difference: bool = False) -> str:
 
 
 def shown(value: float, unit: str, *, signed: bool = False) -> str:
-    """A value of a metric: one decimal for points, three for nats, four for a KL, else four figures; a true minus."""
+    """Format a metric with a minus sign: one decimal for points, three for nats, four for a KL, else four digits."""
     if unit in POINTS:
         return _signed(f"{100 * value:.1f}", signed)
     if unit in _DECIMALS:
@@ -38,7 +38,7 @@ def shown(value: float, unit: str, *, signed: bool = False) -> str:
 
 
 def _fixed(value: float, decimals: int) -> str:
-    """So many decimals, or two figures where these would be zeros."""
+    """Format with so many decimals, or with two significant digits where all decimals would be 0."""
     return f"{value:.{decimals}f}" if value == 0 or abs(value) >= 0.5 * 10**-decimals else f"{value:.1e}"
 
 
@@ -50,22 +50,22 @@ def _signed(text: str, signed: bool) -> str:
 
 
 def interval(low: float, high: float, unit: str) -> tuple[str, str]:
-    """Both ends, with signs."""
+    """Format both bounds with signs."""
     return shown(low, unit, signed=True), shown(high, unit, signed=True)
 
 
 def count(value: float) -> str:
-    """A whole number with thousands apart."""
+    """Format a whole number with separators of thousands."""
     return f"{round(value):,}"
 
 
 def percent(value: float) -> str:
-    """A share, in whole percent; one decimal below ten."""
+    """Format a share in percent, with one decimal below 10 %."""
     return f"{100 * value:.0f}" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.1f}"
 
 
 def seconds(value: float) -> tuple[float, str, str]:
-    """The number that is shown for a time, as text, and its unit: seconds, minutes or hours."""
+    """Return a time in seconds, minutes or hours, as a number, as text, and its unit."""
     for length, unit in ((3600.0, "h"), (60.0, "min")):
         if value >= 2 * length:
             return value / length, f"{value / length:.1f}", unit

@@ -1,6 +1,6 @@
-"""The report as one HTML file: no script, no network, light and dark, for screen, phone and paper.
+"""The report as one HTML file without scripts or network access, for light and dark screens, phones and paper.
 
-Texts of models and data are escaped by the template engine; the only markup that is not is our own style and pictures.
+The template engine escapes all texts of models and data; only our own style sheet and figures are inserted as markup.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Row = tuple[str, list[tuple[str, list[tuple[Run, Measured]]]]]
 
 
 def page(report: Report, *, title: str | None = None) -> str:
-    """The whole file. The same facts give the same bytes.
+    """Return the whole HTML file; the same facts give the same bytes.
 
     Args:
-        report: The facts.
-        title: Of the page; by default it names the runs.
+        report: Facts of the report.
+        title: Title of the page; ``None`` for the names of the runs.
 
     Raises:
         ConfigError: If jinja2 or matplotlib is not installed.
@@ -58,13 +58,12 @@ def page(report: Report, *, title: str | None = None) -> str:
         number, text, unit = seconds(value)
         return Markup("{} {}").format(data(number, text), unit)
 
-    def coefficient(found: Any) -> Any:
-        said = data(found.value, f"{found.value:.2f}")
-        if found.low is None or found.high is None:
-            return said
-        return Markup("{} [{}, {}]").format(
-            said, data(found.low, f"{found.low:.2f}"), data(found.high, f"{found.high:.2f}")
-        )
+    def coefficient(estimate: Any) -> Any:
+        value = data(estimate.value, f"{estimate.value:.2f}")
+        if estimate.low is None or estimate.high is None:
+            return value
+        low, high = (data(end, f"{end:.2f}") for end in (estimate.low, estimate.high))
+        return Markup("{} [{}, {}]").format(value, low, high)
 
     environment = Environment(
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
@@ -116,13 +115,13 @@ def page(report: Report, *, title: str | None = None) -> str:
 
 
 def title_of(report: Report) -> str:
-    """The names of the runs, the first three of many."""
+    """Return the names of the runs, at most three."""
     names = [run.name for run in report.runs]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def raw(value: float) -> str:
-    """A number to its last digit, as it stands in the run's files."""
+    """Format a number with all digits, as in the run's files."""
     return repr(value)
 
 
@@ -138,7 +137,7 @@ def _side(run: Run, group: str) -> Side | None:
 
 
 def _differing(fall: Regression) -> tuple[list[Piece], list[Piece]] | None:
-    """Both answers with what differs; ``None`` for an item that asks for none, as plain text and choices do not."""
+    """Return both answers in marked pieces; ``None`` for items without answers (plain text and multiple choice)."""
     base, tuned = fall.base_response or "", fall.tuned_response or ""
     return marked(base, tuned) if base or tuned else None
 
@@ -154,35 +153,35 @@ def _lacking(runs: Sequence[Run], verb: str) -> list[Missing]:
 
 
 def _by_verb(item: Missing, *verbs: str) -> bool:
-    """Whether one of the verbs makes it."""
+    """Whether one of the verbs makes the missing measurement."""
     return item.command is not None and item.command.split()[1] in verbs
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:
-    """Parts, their metrics, and each run's numbers; in the order of the first run that has them."""
-    found: dict[str, dict[str, list[tuple[Run, Measured]]]] = {}
+    """Return parts, their metrics and each run's numbers, in the order of the first run that has them."""
+    parts: dict[str, dict[str, list[tuple[Run, Measured]]]] = {}
     for run in runs:
         for one in run.metrics:
             label = one.metric if one.subtask is None else f"{one.subtask}, {one.metric}"
-            found.setdefault(one.part, {}).setdefault(label, []).append((run, one))
-    return [(part, list(metrics.items())) for part, metrics in found.items()]
+            parts.setdefault(one.part, {}).setdefault(label, []).append((run, one))
+    return [(part, list(metrics.items())) for part, metrics in parts.items()]
 
 
 def _omissions(runs: Sequence[Run]) -> list[tuple[list[Run], tuple[tuple[str, str, int], ...]]]:
-    """What was left out, with the runs that left out the same: on one test set that is all of them."""
-    found: dict[tuple[tuple[str, str, int], ...], list[Run]] = {}
+    """Return the items that were left out, with the runs that left out the same."""
+    sharing: dict[tuple[tuple[str, str, int], ...], list[Run]] = {}
     for run in runs:
         if run.left_out:
-            found.setdefault(run.left_out, []).append(run)
-    return [(sharing, left_out) for left_out, sharing in found.items()]
+            sharing.setdefault(run.left_out, []).append(run)
+    return [(same, left_out) for left_out, same in sharing.items()]
 
 
 def _regions(runs: Sequence[Run]) -> list[tuple[str, list[tuple[Run, Region]]]]:
-    found: dict[str, list[tuple[Run, Region]]] = {}
+    regions: dict[str, list[tuple[Run, Region]]] = {}
     for run in runs:
         for name, region in (run.shift.regions if run.shift else {}).items():
-            found.setdefault(name.replace("_", " "), []).append((run, region))
-    return list(found.items())
+            regions.setdefault(name.replace("_", " "), []).append((run, region))
+    return list(regions.items())
 
 
 def _settings(runs: Sequence[Run]) -> tuple[list[tuple[str, list[str], bool]], list[tuple[str, list[str], bool]]]:

@@ -1,4 +1,4 @@
-"""Which answers became worse, and which words of them changed?"""
+"""Regressions: answers that became worse, and the words in which they differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selfaug.report.gains import Measured
 __all__ = ["LONGEST", "Piece", "Regression", "Worst", "marked", "read_worst", "shortened"]
 
 LONGEST = 1500
-"""Characters of an answer that are shown."""
+"""Number of characters of an answer that are shown."""
 _WORD = re.compile(r"\s*\S+\s*|\s+")
 
 Piece = tuple[Literal["same", "removed", "added"], str]
@@ -24,19 +24,19 @@ Piece = tuple[Literal["same", "removed", "added"], str]
 
 @dataclass(frozen=True)
 class Regression:
-    """One item whose value fell.
+    """An item on which the tuned model is worse than the base.
 
     Args:
-        id: Of the item.
-        question: Empty where the task has none.
+        id: Identifier of the item.
+        question: Question; empty where the task has none.
         expected: Accepted answers.
-        prompt: As both models saw it, shortened in its middle.
-        base_response: What the base said; ``None`` where the task lets models choose and not write.
-        tuned_response: What the tuned model said.
-        base: Value of the part's primary metric.
-        tuned: The same of the tuned model.
-        base_cut: Whether the base's answer ended at the limit of tokens, not by itself.
-        tuned_cut: The same of the tuned model's.
+        prompt: Prompt of both models, shortened in its middle.
+        base_response: Answer of the base; ``None`` for multiple choice.
+        tuned_response: Answer of the tuned model; ``None`` for multiple choice.
+        base: Value of the part's primary metric for the base.
+        tuned: Value of the same metric for the tuned model.
+        base_cut: Whether the base's answer was cut at the token limit.
+        tuned_cut: Whether the tuned model's answer was cut at the token limit.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class Worst:
-    """The regressions of a part: how many items became worse and how many better, and the worst ones first."""
+    """The regressions of a part: numbers of items, and the worst ones in ``shown``, the worst first."""
 
     part: str
     metric: str
@@ -65,19 +65,19 @@ class Worst:
 
 
 def read_worst(path: str | Path, metrics: Iterable[Measured], limit: int) -> list[Worst]:
-    """The worst regressions of each part by its primary metric; of equal ones the first in the data.
+    """Return the worst regressions of each part by its primary metric; equal ones in the order of the data.
 
     Args:
-        path: ``samples.jsonl``.
-        metrics: Of the same run's ``results.json``.
-        limit: Regressions of a part.
+        path: Path of ``samples.jsonl``.
+        metrics: Metrics of the same run's ``results.json``.
+        limit: Largest number of regressions of a part.
 
     Raises:
         DataError: If the file is missing or damaged.
     """
     path = Path(path)
     chosen = {one.part: one for one in metrics if one.primary and one.subtask is None}
-    found: dict[str, list[tuple[float, dict[str, Any]]]] = {part: [] for part in chosen}
+    by_part: dict[str, list[tuple[float, dict[str, Any]]]] = {part: [] for part in chosen}
     number = 0
     try:
         with path.open(encoding="utf-8") as file:
@@ -90,13 +90,13 @@ def read_worst(path: str | Path, metrics: Iterable[Measured], limit: int) -> lis
                 if base is None or tuned is None:
                     continue
                 gain = (tuned - base) * (1 if one.entry["higher_is_better"] else -1)
-                found[one.part].append((gain, sample | {"_values": (base, tuned)}))
+                by_part[one.part].append((gain, sample | {"_values": (base, tuned)}))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", _AGAIN) from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{path}, line {number}, is damaged: {error!r}", _AGAIN) from None
     worst = []
-    for part, items in found.items():
+    for part, items in by_part.items():
         falls = sorted((item for item in items if item[0] < 0), key=lambda item: item[0])
         shown = tuple(_regression(sample) for _, sample in falls[:limit])
         better, one = sum(gain > 0 for gain, _ in items), chosen[part]
@@ -125,7 +125,7 @@ def _regression(sample: Mapping[str, Any]) -> Regression:
     responses = [sample[side].get("response") for side in ("base", "tuned")]
     texts = [None if response is None else str(response) for response in responses]
     if not any(texts) and not accepted:
-        texts = [None, None]  # a plain text is read and not answered
+        texts = [None, None]  # a plain text has no answer
     return Regression(
         id=str(sample.get("id", sample.get("index", ""))),
         question=str(sample.get("question") or ""),
@@ -141,11 +141,11 @@ def _regression(sample: Mapping[str, Any]) -> Regression:
 
 
 def marked(base: str, tuned: str) -> tuple[list[Piece], list[Piece]]:
-    """Both texts cut into pieces, by words: what the other has too, and what only this one has.
+    """Cut both texts by words into pieces that they share and pieces that only one of them has.
 
-    Joined, the pieces of each are the text itself, shortened to ``LONGEST`` characters.
+    The pieces of each join to the text, shortened to ``LONGEST`` characters.
     """
-    # A word keeps the space around it, or the matcher would find nothing but spaces in common.
+    # Words keep the space around them: single spaces would be matched as common words.
     before, after = (_WORD.findall(shortened(text)) for text in (base, tuned))
     plain = [[word.strip() for word in words] for words in (before, after)]
     left: list[Piece] = []
@@ -163,5 +163,5 @@ def marked(base: str, tuned: str) -> tuple[list[Piece], list[Piece]]:
 
 
 def shortened(text: str) -> str:
-    """The text, or its beginning and how much is missing."""
+    """Return the text, or its beginning and the number of omitted characters."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} … ({len(text) - LONGEST:,} more characters)"

@@ -1,4 +1,4 @@
-"""How far did runs move the model's distribution, and do those that moved further forget more, by `shift.json`?"""
+"""The shift of runs from `shift.json`, and its relation to forgetting over runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["Layer", "Region", "Related", "Shift", "read_shift", "related"]
 
 WHERE, DIRECTION = "prompt", "base_to_tuned"
-"""What stands on the page where one number must stand for the shift: the place and direction that training aligns."""
+"""Region and direction of the shift where the report shows a single number: those that training aligns."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """Means over a region's tokens in nats, each with its standard error over texts (``None`` for one text)."""
+    """Means over a region's tokens in nats; each KL has its standard error over texts (``None`` for one text)."""
 
     name: str
     tokens: int
@@ -33,7 +33,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Layer:
-    """Mean change of hidden states behind a layer (from 1): cosine with the base's, and relative change of the norm."""
+    """Mean change of hidden states after a layer (numbered from 1): cosine to the base's, relative change of norm."""
 
     number: int
     cosine: float
@@ -42,15 +42,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shift:
-    """The shift of the finished weights, and its course.
+    """The shift of the finished weights, and of checkpoints.
 
     Args:
-        regions: By name, ``prompt`` and ``data`` (sums of others) and ``general_text`` among them, as far as measured.
-        layers: At the positions of ``layers_of``; empty where hidden states were not compared.
-        layers_of: ``data`` or ``general_text``.
-        course: Step and shift of the prompt (or of general text) for each measured checkpoint, where there are more.
-        weights: Hash of the weights that were measured.
-        texts: Rows and pieces of general text that were measured.
+        regions: Measured regions by name, with ``general_text`` and the sums ``prompt`` and ``data`` of others.
+        layers: Changes of hidden states by layer; empty where they were not compared.
+        layers_of: Texts of ``layers``: ``data`` or ``general_text``.
+        course: Step and shift of the prompt (or of general text) of each checkpoint, if several were measured.
+        weights: Hash of the measured weights.
+        texts: Numbers of measured rows and of pieces of general text.
     """
 
     regions: Mapping[str, Region]
@@ -63,7 +63,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class Related:
-    """Shift against forgetting over runs: points, coefficients (from three runs on), or why there are none."""
+    """Shift against forgetting over runs: points, coefficients (from three runs on), or the reason for none."""
 
     points: tuple[Point, ...]
     relation: Relation | None
@@ -71,7 +71,7 @@ class Related:
 
 
 def read_shift(run: RunFolder) -> Shift | None:
-    """The measured shift; ``None`` where there is no file.
+    """Return the measured shift; ``None`` where there is no file.
 
     Raises:
         DataError: If the file is damaged.
@@ -115,30 +115,30 @@ def _layer(entry: Mapping[str, Any], place: str) -> Layer:
 
 
 def _course(entries: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ...]:
-    found = {}
+    by_step = {}
     for entry in entries:
         means = {**entry["regions"], **entry["totals"]}
         place = means.get(WHERE) or means.get("general_text")
         if place and entry.get("step") is not None:
-            found[int(entry["step"])] = float(place[DIRECTION]["value"])
-    return tuple(sorted(found.items())) if len(found) > 1 else ()
+            by_step[int(entry["step"])] = float(place[DIRECTION]["value"])
+    return tuple(sorted(by_step.items())) if len(by_step) > 1 else ()
 
 
 def related(runs: Sequence[RunFolder], labels: Sequence[str]) -> Related:
-    """Shift of prompts against the rise of the NLL of general text, over runs with both, measured on the same texts."""
+    """Relate the shift on prompts to the rise of the NLL of general text, over runs measured on the same texts."""
     from selfaug.shift.relate import Point, points_of, relate
 
     points: list[Point] = []
     first: Any = None
     for run, label in zip(runs, labels, strict=True):
         try:
-            found, about = points_of(run, where=WHERE, direction=DIRECTION)
+            own, about = points_of(run, where=WHERE, direction=DIRECTION)
         except (DataError, ConfigError) as error:
             return Related((), None, f"{error.message}.")
         if first is not None and about != first:
             return Related((), None, f"The shift of run {label} was measured on other texts than that of {labels[0]}.")
         first = first or about
-        points += [Point(**{**asdict(point), "run": label}) for point in found]
+        points += [Point(**{**asdict(point), "run": label}) for point in own]
     if len(points) < 3:
         return Related(tuple(points), None, "A coefficient needs three runs or more.")
     try:

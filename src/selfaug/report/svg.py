@@ -1,4 +1,4 @@
-"""How does a matplotlib figure become a part of a page: inline, in the page's own colours and type, with a name?"""
+"""Inline SVG of matplotlib figures, in the page's colours and font, with title and description."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["GRID", "INK", "MUTED", "PAPER", "SERIES", "Picture", "drawing"]
 
 INK, MUTED, GRID, PAPER = "#000001", "#000002", "#000003", "#000004"
 SERIES = tuple(f"#00000{digit}" for digit in "56789abc")
-"""Stand-ins for the page's colours: matplotlib knows no CSS variables, so they are put in afterwards."""
+"""Placeholders for the page's colours, replaced by CSS variables afterwards, which matplotlib does not know."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
     colour: f"--s{number}" for number, colour in enumerate(SERIES, start=1)
 }
 _SIZE = (4.6, 3.1)
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be found, read aloud, and takes the page's own type
+    "svg.fonttype": "none",  # text stays text, for search, screen readers and the page's font
     "svg.image_inline": True,
-    "text.parse_math": False,  # names of runs may hold a dollar sign
+    "text.parse_math": False,  # names of runs may contain a dollar sign
     "font.size": 9.5,
     "axes.titlesize": 10,
     "axes.labelsize": 9.5,
@@ -56,12 +56,12 @@ _STYLE = {
 
 @dataclass
 class Picture:
-    """An inline SVG; empty until its :func:`drawing` is done.
+    """An inline SVG.
 
     Args:
-        title: Its name.
-        description: What it shows, for those who cannot see it.
-        svg: The element.
+        title: Title of the figure.
+        description: Alternative text for screen readers.
+        svg: SVG element; empty until the block of :func:`drawing` ends.
     """
 
     title: str
@@ -71,13 +71,13 @@ class Picture:
 
 @contextlib.contextmanager
 def drawing(name: str, title: str, description: str, *, height: float = _SIZE[1]) -> Iterator[tuple[Picture, Axes]]:
-    """A picture and the axes to draw on; the picture is filled in as the block ends. The same input, the same bytes.
+    """Yield a picture and the axes to draw on, and render it as the block ends; the same input gives the same bytes.
 
     Args:
-        name: Unique on the page; begins every id inside.
-        title: See :class:`Picture`.
-        description: See :class:`Picture`.
-        height: Inches; all pictures are equally wide.
+        name: Prefix of every id in the SVG, unique on the page.
+        title: Title of the figure.
+        description: Alternative text for screen readers.
+        height: Height in inches; the width is fixed.
 
     Raises:
         ConfigError: If matplotlib is not installed.
@@ -105,7 +105,7 @@ def _inline(figure: Figure, name: str, title: str, description: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    # Ids are unique in a whole page, and matplotlib gives the same ones to each figure.
+    # Ids must be unique on a page, and matplotlib gives the same ones to each figure.
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
     for colour, variable in _VARIABLES.items():
@@ -114,8 +114,8 @@ def _inline(figure: Figure, name: str, title: str, description: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     ids = f"{name}-title {name}-desc"
-    said = (
+    about = (
         f'<title id="{name}-title">{html.escape(title)}</title><desc id="{name}-desc">{html.escape(description)}</desc>'
     )
     head = re.compile(r"<svg([^>]*)>")
-    return head.sub(lambda m: f'<svg{m[1]} role="img" aria-labelledby="{ids}">{said}', text, count=1)
+    return head.sub(lambda m: f'<svg{m[1]} role="img" aria-labelledby="{ids}">{about}', text, count=1)

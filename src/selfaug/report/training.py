@@ -1,4 +1,4 @@
-"""How did the training go, and what did it cost, as `log.jsonl` has it?"""
+"""Curves and cost of a training, from `log.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 __all__ = ["CURVES", "Cost", "Curve", "Training", "read_log", "training_of"]
 
 CURVES = ("nll", "alignment", "eval_nll", "eval_alignment", "loss", "eval_loss")
-"""What is drawn; ``loss`` only for a log without ``nll``."""
+"""Logged numbers that are drawn; ``loss`` only for a log without ``nll``."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A logged number over steps; steps at which it was not finite are left out."""
+    """A logged number over steps; steps without a number are left out."""
 
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -25,15 +25,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the training took; ``None`` for what the log does not tell.
+    """The cost of a training; ``None`` for what the log does not contain.
 
     Args:
-        steps: Optimiser steps.
-        seconds: Of the training; of a resumed one not known.
-        tokens: Trained on, prompts included.
-        tokens_per_second: Median over log events, all devices together.
-        reference_tokens: That passed through the reference as well.
-        reference_share: Their share of ``tokens``.
+        steps: Number of optimiser steps.
+        seconds: Run time in seconds; ``None`` for a resumed training.
+        tokens: Number of training tokens, prompts included.
+        tokens_per_second: Median over log events, for all devices together.
+        reference_tokens: Number of tokens that passed through the reference as well.
+        reference_share: Ratio of ``reference_tokens`` to ``tokens``.
     """
 
     steps: int | None
@@ -46,14 +46,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Training:
-    """Curves by name, and the cost."""
+    """The curves by name, and the cost."""
 
     curves: Mapping[str, Curve]
     cost: Cost
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The events of a log; a last line that was cut by a kill is left out."""
+    """Return the events of a log; a last line that was cut off by a kill is skipped."""
     path = Path(path)
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -67,11 +67,11 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def training_of(events: Sequence[Mapping[str, Any]], *, resumed: bool) -> Training:
-    """Curves and cost.
+    """Return curves and cost.
 
     Args:
-        events: Of :func:`read_log`.
-        resumed: Whether the run was resumed: the log's run time is then that of the last part alone.
+        events: Events of :func:`read_log`.
+        resumed: Whether the run was resumed, so that the logged run time covers its last part only.
     """
     curves = {}
     for name in CURVES:

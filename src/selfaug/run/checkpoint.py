@@ -1,4 +1,4 @@
-"""Is a checkpoint whole, and which one does a run go on from?
+"""The seal of a checkpoint, and the choice of the checkpoint that a run goes on from.
 
 The last thing written into a checkpoint is its seal: the sizes and hashes of all other files. A folder without a seal,
 or with a file that differs from it, was torn (killed while saving, say) and is never resumed from.

@@ -1,4 +1,4 @@
-"""What lies in a run folder, and may a new run write there?"""
+"""The run folder: its files, and whether a new run may write there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which data, template, tokenizer, weights, settings and versions made this run?
+"""The manifest: the data, template, tokenizer, weights, settings and versions that made a run.
 
 Hashes carry their kind: ``sha256:`` covers every byte; ``sampled-sha256:`` (base weights, unless the full hash is asked
 for) covers each weight file's name, size and header, and 64 blocks of 4 KiB spread evenly over the file. Reading a

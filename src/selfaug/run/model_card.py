@@ -1,4 +1,4 @@
-"""What should somebody know who finds this adapter without its run?
+"""The model card: what somebody should know who has this adapter without its run.
 
 The card is the adapter folder's ``README.md``. Names of models and files come from users, so every one of them is
 escaped: none can break the page's table, its code blocks or its YAML header.

@@ -1,4 +1,4 @@
-"""Are the model and the data that the user named there and usable? Said at once, before anything is loaded.
+"""Checks that the named model and data exist and are usable, before anything is loaded.
 
 A local path is told from a name on the hub by its look, so that a mistyped path is an error now and not after minutes
 of network retries.
@@ -66,7 +66,7 @@ def missing_path(setting: str, name: str, hint: str) -> ConfigError:
 
 
 def check_model(name: str | None, *, revision: str = "main", trust_remote_code: bool = False) -> ModelFacts:
-    """Is there a causal language model with weights and a tokenizer under this path or hub name?
+    """Check that a path or hub name holds a causal language model with weights and a tokenizer.
 
     Raises:
         ConfigError: If not; which file is missing, and where it was looked for.
@@ -126,7 +126,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Are all weight files there, and is no safetensors file cut short?
+    """Check that all weight files are there and no safetensors file is cut short.
 
     Raises:
         ConfigError: If not; with the file's name.

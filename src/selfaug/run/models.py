@@ -1,4 +1,4 @@
-"""Which two models does a run compare, and how is each had without loading the base twice?
+"""Opens the two models that a run compares, base and tuned, without loading the base twice.
 
 With an adapter one model is loaded: the base is it with the adapter off. Where that would not be the base (adapters
 that rewrote base weights or trained biases) and for models trained as a whole, the two are loaded one after the other,

@@ -1,1 +1,1 @@
-"""How far has fine-tuning moved a model's distribution, where, and does forgetting follow?"""
+"""How far fine-tuning moved a model's distribution, where, and whether forgetting follows the shift."""

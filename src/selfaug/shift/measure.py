@@ -1,4 +1,4 @@
-"""How far apart are the next-token distributions of base and tuned model, token by token, and their hidden states?
+"""Distances between base and tuned model, token by token: next-token distributions and hidden states.
 
     shift_t = KL(base(· | tokens up to t) ‖ tuned(· | tokens up to t)), in nats
 

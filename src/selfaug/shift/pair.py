@@ -1,4 +1,4 @@
-"""Which two models does a run compare, and how are they had from one that is loaded once?"""
+"""The two models that a shift measurement compares, base and tuned, from one loaded model."""
 
 from __future__ import annotations
 

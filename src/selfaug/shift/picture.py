@@ -1,4 +1,4 @@
-"""What does shift against forgetting look like?"""
+"""The figure of forgetting against shift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which part of a prompt, or which text, does each token belong to?
+"""The part of a prompt, or the text, that each token belongs to.
 
 The prompt's pieces are those that the renderer laid out: their characters are known exactly, as the same messages are
 rendered a second time with place holders in their stead, and what stands around those is the template's own.

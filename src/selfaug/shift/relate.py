@@ -1,4 +1,4 @@
-"""Do runs that moved further forget more, and how sure is that?
+"""The correlation of shift and forgetting over runs, with intervals.
 
 Forgetting is the base's ability minus the tuned model's: the rise of the NLL of general text (from ``shift.json``), or
 the loss in a metric of ``results.json``.

@@ -1,4 +1,4 @@
-"""What does a person at the terminal see of a shift measurement?"""
+"""The table of a shift measurement in the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the mean per token, and how sure is it, by region, by position and by layer?
+"""Means per token with intervals, by region, by position and by layer.
 
 Shapes: M measures, P measured positions of one text.
 """

@@ -1,4 +1,4 @@
-"""Which texts is the shift of a run measured on?"""
+"""The texts that the shift of a run is measured on."""
 
 from __future__ import annotations
 

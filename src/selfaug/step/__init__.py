@@ -1,1 +1,1 @@
-"""One optimiser step: which tokens are aligned, both passes, the objective, and what is measured."""
+"""One optimiser step: its micro-batches, both passes, the objective, and the meters of its sums and counts."""

@@ -1,7 +1,8 @@
 """The step driver: plans optimiser steps for a `transformers.Trainer` and computes the loss of their micro-batches.
 
-Our own trainer and any other one go through it: it needs what every `Trainer` has, its accelerator, and the two places
-where a trainer sees the micro-batches of a whole step (`get_batch_samples`) and one of them (`compute_loss`).
+Our own trainer and :func:`selfaug.attach` both use it. It needs the trainer's accelerator, and calls from the two
+methods in which a trainer sees the micro-batches of a whole step (`get_batch_samples`) and one of them
+(`compute_loss`).
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from selfaug.step.micro_batch import MicroBatch, micro_batch
 __all__ = ["KEY", "Draw", "StepDriver", "StepOutputs"]
 
 KEY = "selfaug"
-"""Key of the plan in a micro-batch, and the keyword that the model's `forward` takes it by."""
+"""Key of the plan in a micro-batch, and keyword of the model's `forward` for it."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Which positions take part in the reference pass.
+    """Settings of the draw of positions for the reference pass.
 
     Args:
         seed: Seed of the run.
-        align_fraction: Chance in (0, 1] that a sequence is drawn.
-        align_token_fraction: Chance in (0, 1] that an aligned token of a drawn sequence is drawn.
+        align_fraction: Probability in (0, 1] that a sequence is drawn.
+        align_token_fraction: Probability in (0, 1] that an aligned token of a drawn sequence is drawn.
         align_boundary: Whether the last prompt position before a response is aligned.
         align: Whether prompt positions are aligned at all.
-        hold_response: Whether the response positions of drawn sequences are compared with the reference.
+        compare_response: Whether the response positions of drawn sequences are compared with the reference.
     """
 
     seed: int
@@ -43,18 +44,18 @@ class Draw:
     align_token_fraction: float = 1.0
     align_boundary: bool = False
     align: bool = True
-    hold_response: bool = False
+    compare_response: bool = False
 
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """What a micro-batch gave.
+    """The results of a micro-batch.
 
     Args:
-        loss: Its share of the step's loss, with a graph; in training times the number of ranks, since DDP and FSDP
+        loss: Share of the step's loss, with a graph; in training multiplied by the number of ranks, since DDP and FSDP
             average gradients.
-        micro: Its part of the plan.
-        sums: Sums of its row terms by name, and what the trained weights cost (detached).
+        micro: Plan of the micro-batch.
+        sums: Sums of row terms and values of parameter terms by name, detached.
     """
 
     loss: Tensor
@@ -63,16 +64,16 @@ class StepOutputs:
 
 
 class StepDriver:
-    """Plans of optimiser steps, and the loss of their micro-batches.
+    """Plans optimiser steps, and computes the loss of their micro-batches.
 
     Args:
-        objective: What one call of the model computes; installed in the model.
-        draw: Which positions take part in the reference pass.
-        layout: How the reference pass takes its prompts.
-        accelerator: The trainer's.
-        sharded: Whether FSDP or ZeRO split the weights, so that every rank must run the same forwards.
+        objective: Objective that is installed in the model.
+        draw: Settings of the draw of positions.
+        layout: Layout of the reference pass.
+        accelerator: Accelerator of the trainer.
+        sharded: Whether FSDP or ZeRO shard the weights, so that every rank must run the same forward passes.
         auxiliary_weight: Weight of a mixture of experts' load-balancing loss.
-        cache: Reference cache in place of a pass.
+        cache: Reference cache that replaces the pass; ``None`` for none.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class StepDriver:
         self._finite: Tensor | None = None
 
     def take(self, batches: Sequence[Any], step: int, device: torch.device) -> Tensor:
-        """Put its part of the plan into each micro-batch of a step; the step's response tokens over all ranks."""
+        """Plan a step, put each micro-batch's plan into it, and return the step's response tokens over all ranks."""
         plan = self._plan(batches, self.draw, step, self.weigh)
         if self._accelerator.num_processes > 1:
             plan = plan.with_totals(self._accelerator.reduce(plan.counts().to(device), reduction="sum"))
@@ -102,18 +103,20 @@ class StepDriver:
         return torch.tensor(plan.n_response, device=device)
 
     def loss(self, model: Any, inputs: dict[str, Any], *, accumulated: int) -> StepOutputs:
-        """The loss of a micro-batch; one without a plan (an evaluation's) is a step of its own, all of it aligned.
+        """Return the loss of a micro-batch.
+
+        One without a plan, as in evaluation, counts as a whole step with all its aligned positions drawn.
 
         Args:
-            model: The wrapped model; its mode says whether this is training.
-            inputs: The micro-batch; its plan is taken out.
-            accumulated: Micro-batches of the step.
+            model: Wrapped model, whose mode tells training from evaluation.
+            inputs: Micro-batch; its plan is removed from it.
+            accumulated: Number of micro-batches of the step.
         """
         micro: MicroBatch | None = inputs.pop(KEY, None)
         if micro is None:
             whole = replace(self.draw, align_fraction=1.0, align_token_fraction=1.0)
             plan = self._plan([inputs], whole, 0, None)
-            # What the other ranks do in a batch of an evaluation is not asked: all of them run a reference pass.
+            # Ranks do not exchange plans in evaluation, so every rank runs a reference pass.
             micro = self._micro(plan, plan.micro[0], whole, join_reference=True)
         outputs = model(**inputs, **{KEY: micro.to(inputs["input_ids"].device)})
         steps = accumulated if model.training else 1
@@ -121,11 +124,11 @@ class StepDriver:
         if model.training:
             loss = loss * self._accelerator.num_processes
         if outputs["auxiliary"] is not None:
-            # A mean over the micro-batch: averaged over the accumulated ones, as SFTTrainer does.
+            # This loss is a mean over the micro-batch, so it is averaged over the accumulated ones, as in SFTTrainer.
             loss = loss + self._auxiliary_weight * outputs["auxiliary"] / steps
             sums["auxiliary"] = outputs["auxiliary"]
         for term in self.objective.parameter_terms:
-            # Of the weights, not of the data: once a step, on every rank the same.
+            # Parameter terms do not depend on the data: they count once a step, and are equal on all ranks.
             loss = loss + term.weight * outputs["penalties"][term.name] / steps
         if model.training:
             finite = torch.isfinite(loss.detach())
@@ -133,14 +136,14 @@ class StepDriver:
         return StepOutputs(loss, micro, sums)
 
     def require_finite(self, step: int) -> None:
-        """Refuse to go on where a loss of the step, on any rank, is not finite; called before the optimiser moves.
+        """Check, before the optimiser step, that the losses of the step are finite on all ranks.
 
         Raises:
-            FloatingPointError: On every rank.
+            FloatingPointError: If one is not; on every rank.
         """
         finite, self._finite = self._finite, None
         if finite is not None and self._accelerator.num_processes > 1:
-            # Agreed between ranks: one that went on alone would wait for the others in its next collective.
+            # All ranks must stop together: one that continued would hang in its next collective.
             finite = self._accelerator.reduce((~finite).to(torch.int64), reduction="sum") == 0
         if finite is not None and not bool(finite):
             raise FloatingPointError(f"the loss of step {step} is not finite; the weights are as they were before it")
@@ -155,7 +158,7 @@ class StepDriver:
             align_boundary=draw.align_boundary,
             reference_layout=replace(self.layout, cached=self._cache is not None),
             align=draw.align,
-            hold_response=draw.hold_response,
+            compare_response=draw.compare_response,
             weigh=weigh,
         )
 
@@ -164,7 +167,7 @@ class StepDriver:
             micro,
             n_response=plan.n_response,
             drawn_divisor=draw.align_fraction * draw.align_token_fraction * plan.n_aligned,
-            held_divisor=draw.align_fraction * plan.n_response,
+            compared_divisor=draw.align_fraction * plan.n_response,
             join_reference=self._sharded and join_reference and self._cache is None,
             stored=None if self._cache is None else self._cache.load,
         )

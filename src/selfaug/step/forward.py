@@ -1,8 +1,10 @@
-"""How do both passes and the objective happen inside one call of the wrapped model?
+"""Both passes and the objective inside one call of the wrapped model.
 
-Distributed wrappers gather weights and register gradient hooks around a call of the model. So the model's own
-`forward` gets one more keyword, `selfaug`: with it, the call runs the reference pass, the training pass and the
-objective, and returns the loss and its parts; without it, the forward is the original one.
+Distributed wrappers gather weights and register gradient hooks around a call of the model. Therefore the model's own
+`forward` takes one more keyword, `selfaug`. With it, the call runs the reference pass, the training pass and the
+objective, and returns the loss and its parts; without it, the original forward runs.
+
+Shapes: T tokens of the training pass, R hidden states of the reference pass, N rows of a group, H hidden.
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ from selfaug.step.parameter_terms import ParameterTerm
 
 __all__ = ["StepObjective", "TermOn", "install"]
 
-# Left out by `torch.compile` of the model: its blocks change with every batch, and it has kernels of its own.
+# Not traced by `torch.compile` of the model: its block sizes change with every batch, and it has its own kernels.
 _untraced_sweep: Callable[..., Objective] = torch.compiler.disable(sweep)
 
 
 @dataclass(frozen=True)
 class TermOn:
-    """A row term of a method, the positions it acts on, and its weight in the loss.
+    """A row term of a method and the positions on which it acts.
 
-    Positions: ``response`` (all), ``held`` (response positions of drawn sequences, with the reference), ``aligned``.
+    Args:
+        term: Row term.
+        where: Group of positions: ``response`` (all), ``compared`` (those of drawn sequences) or ``aligned``.
+        weight: Weight in the loss.
     """
 
     term: RowTerm
@@ -44,17 +49,17 @@ class TermOn:
 
 
 class StepObjective:
-    """The computation of one micro-batch: which terms, against which reference, with how much memory.
+    """The computation of one micro-batch: reference pass, training pass and objective.
 
     Args:
-        terms: Of the method.
-        reference: ``None`` where no term needs one.
-        block_bytes: For the sweep; ``None`` for the device's default.
-        implementation: One of `IMPLEMENTATIONS`.
-        auxiliary: Whether a mixture of experts' load-balancing loss is wanted.
-        parameter_terms: Of the method.
-        activation_term: Of the method.
-        slice_tokens: Tokens of a slice of the prompts that the plan calls long.
+        terms: Row terms of the method.
+        reference: Source of the base's hidden states; ``None`` where no term needs one.
+        block_bytes: Memory bound of the sweep in bytes; ``None`` for the device's default.
+        implementation: ``sweep``, or ``plain`` for the dense definition.
+        auxiliary: Whether a mixture of experts' load-balancing loss is computed.
+        parameter_terms: Parameter terms of the method.
+        activation_term: Activation term of the method; ``None`` for none.
+        slice_tokens: Number of tokens of a slice of long prompts; ``None`` for no slices.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class StepObjective:
         self.parameter_terms, self.activation_term = tuple(parameter_terms), activation_term
 
     def __call__(self, model: nn.Module, micro: MicroBatch, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Loss (with a graph), sums by name (detached), the auxiliary loss, and what the weights cost, by name."""
+        """Return ``loss`` (with a graph), detached ``sums`` by name, ``auxiliary`` loss, and ``penalties`` by name."""
         inputs = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
         activations = Activations(self.activation_term, *micro.aligned_places())
         reference_RH = self._reference_pass(model, micro, inputs, activations)
@@ -101,12 +106,12 @@ class StepObjective:
     def _reference_pass(
         self, model: nn.Module, micro: MicroBatch, inputs: Mapping[str, Any], activations: Activations
     ) -> Tensor | None:
-        """The hidden states of the reference pass, flattened (R × H), or ``None`` where nothing is drawn."""
+        """Return the flattened hidden states of the reference pass, or ``None`` where nothing is drawn."""
         if self.reference is None or not (micro.has_reference or micro.join_reference):
             return None
         if micro.hidden is not None:
             return micro.hidden
-        given = micro.reference
+        given = micro.reference  # None for the inputs of the micro-batch
         if micro.join_reference:
             one = inputs["input_ids"][:1, :1]
             given = {"input_ids": one, "attention_mask": torch.ones_like(one)}
@@ -124,21 +129,21 @@ class StepObjective:
 
 
 def row_groups(terms: Sequence[TermOn], micro: MicroBatch, reference_RH: Tensor | None) -> list[Rows]:
-    """The groups of the micro-batch with the terms that act on each, weighted for the whole step."""
+    """Return the groups of rows of the micro-batch, with terms weighted for the whole step."""
 
     def on(where: str, per: float) -> tuple[WeightedTerm, ...]:
         return tuple(WeightedTerm(t.term, t.weight * per) for t in terms if t.where == where)
 
-    learnt, aligned, held = (
-        on("response", micro.per_response), on("aligned", micro.per_aligned), on("held", micro.per_held)
+    learnt, aligned, compared = (
+        on("response", micro.per_response), on("aligned", micro.per_aligned), on("compared", micro.per_compared)
     )  # fmt: skip
     groups = [Rows(micro.response.index_N, _weighed(learnt, micro.response.weight_N), micro.response.label_N)]
     if reference_RH is None:
         return groups
-    compared = [(micro.aligned, aligned), (micro.both, _weighed(learnt, micro.both.weight_N) + aligned + held)]
-    if micro.held is not None:
-        compared.append((micro.held, _weighed(learnt, micro.held.weight_N) + held))
-    return groups + [_compared(group, met, reference_RH) for group, met in compared if met]
+    served = [(micro.aligned, aligned), (micro.both, _weighed(learnt, micro.both.weight_N) + aligned + compared)]
+    if micro.compared is not None:
+        served.append((micro.compared, _weighed(learnt, micro.compared.weight_N) + compared))
+    return groups + [_served(group, weighted, reference_RH) for group, weighted in served if weighted]
 
 
 def _weighed(terms: tuple[WeightedTerm, ...], weight_N: Tensor | None) -> tuple[WeightedTerm, ...]:
@@ -148,13 +153,13 @@ def _weighed(terms: tuple[WeightedTerm, ...], weight_N: Tensor | None) -> tuple[
     return tuple(WeightedTerm(weighted.term, weighted.weight * wide_N) for weighted in terms)
 
 
-def _compared(group: Positions, met: tuple[WeightedTerm, ...], reference_RH: Tensor) -> Rows:
-    needed = any(weighted.term.needs_reference for weighted in met)
-    return Rows(group.index_N, met, group.label_N, reference_RH[group.reference_N] if needed else None)
+def _served(group: Positions, terms: tuple[WeightedTerm, ...], reference_RH: Tensor) -> Rows:
+    needed = any(weighted.term.needs_reference for weighted in terms)
+    return Rows(group.index_N, terms, group.label_N, reference_RH[group.reference_N] if needed else None)
 
 
 def install(model: nn.Module, objective: StepObjective) -> None:
-    """Give ``model.forward`` the keyword ``selfaug``; the signature that `generate` inspects stays the original one."""
+    """Add the keyword ``selfaug`` to ``model.forward``; the signature that `generate` inspects does not change."""
     original: Callable[..., Any] = model.forward
 
     @functools.wraps(type(model).forward)

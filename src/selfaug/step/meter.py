@@ -1,4 +1,4 @@
-"""What was measured since the last log? Sums and counts, added up over micro-batches and ranks, divided once."""
+"""Meters of training: sums and counts between two logs, added up over micro-batches and ranks, divided once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 __all__ = ["COUNTS", "Meter"]
 
-# Counts of one micro-batch: divisors of the averages, and what the pass cost.
+# Counts of one micro-batch: the divisors of the averages, and the cost of the passes.
 COUNTS = (
     "response_tokens",
     "aligned_tokens",
     "reference_tokens",
     "tokens",
     "auxiliary_passes",
-    "held_tokens",
+    "compared_tokens",
     "passes",
 )
 _SUMS = ("nll", "alignment", "entropy", "correct", "auxiliary")
@@ -26,10 +26,10 @@ _SUMS = ("nll", "alignment", "entropy", "correct", "auxiliary")
 class Meter:
     """Sums of row terms and counts of tokens of one phase (training or evaluation).
 
-    Sums stay on the device until they are read, so that adding to them waits for nothing.
+    Sums stay on the device until they are read, so that adding to them does not wait for it.
 
     Args:
-        divisors: For sums that only some methods have, the count that they are divided by.
+        divisors: Count by which each sum of a method's own terms is divided, by the name of the sum.
     """
 
     def __init__(self, divisors: Mapping[str, str] | None = None) -> None:
@@ -47,15 +47,15 @@ class Meter:
             self._counts[name] += count
 
     def drain(self, device: torch.device, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Averages over all ranks since the last call, and a fresh start.
+        """Return the averages over all ranks since the last call, and start anew.
 
         Keys: ``nll``, ``alignment`` (nats a token; only where something was aligned), ``entropy`` (nats),
         ``mean_token_accuracy``, ``aux_loss``, ``aligned_tokens``, ``reference_tokens``, ``response_tokens``,
         ``tokens``, ``tokens_per_second`` (over all ranks); and the names of ``divisors``.
 
         Args:
-            device: Where the ranks' sums are added up.
-            total: Adds a tensor up over ranks.
+            device: Device on which ranks add up their sums.
+            total: Function that adds up a tensor over ranks.
         """
         names = [*_SUMS, *sorted({*self._sums, *self._divisors} - set(_SUMS))]
         dtype = torch.float32 if device.type == "mps" else torch.float64

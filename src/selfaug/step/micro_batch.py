@@ -1,4 +1,4 @@
-"""The micro-batch: what one call of the model needs of the step's plan, as a frozen record of tensors and numbers.
+"""The micro-batch: the part of the step's plan that one call of the model needs, as a frozen record.
 
 Shapes: N positions of a group. Positions index the flattened rows of the micro-batch.
 """
@@ -20,13 +20,13 @@ __all__ = ["MicroBatch", "Positions", "micro_batch"]
 
 @dataclass(frozen=True)
 class Positions:
-    """Positions that meet the same terms (N), and what belongs to each.
+    """A group of positions with the same terms.
 
     Args:
-        index_N: Places in the hidden states of the training pass.
+        index_N: Indices in the hidden states of the training pass.
         label_N: Tokens that the positions predict; ``None`` for prompt positions.
-        weight_N: Weights of their terms; ``None`` where all weigh the same.
-        reference_N: Places in the hidden states of the reference pass; ``None`` where there is none.
+        weight_N: Weights of the positions; ``None`` where all are equal.
+        reference_N: Indices in the hidden states of the reference pass; ``None`` where there is none.
     """
 
     index_N: Tensor
@@ -40,32 +40,32 @@ class Positions:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one call of the model needs of the plan.
+    """The part of the step's plan that one call of the model needs.
 
     Args:
-        response: Positions that predict a response token, and nothing else.
+        response: Response positions that are in no other group.
         aligned: Drawn aligned positions.
-        both: Positions that are both: an aligned boundary predicts a response token too.
-        held: Response positions of drawn sequences, where they are compared with the reference; else ``None``.
+        both: Positions that are aligned and predict a response token: aligned boundaries.
+        compared: Response positions of drawn sequences, which are compared with the reference; ``None`` for none.
         per_response: 1 / response tokens of the whole step.
         per_aligned: 1 / (``align_fraction · align_token_fraction`` · aligned tokens of the whole step), or 0.
-        per_held: 1 / (``align_fraction`` · response tokens of the whole step), or 0.
-        reference: Inputs of the reference pass; ``None`` for the micro-batch's own, or where there is no pass.
-        hidden: Hidden states of the reference from a cache, in place of a pass.
-        long: Prompts that go through the reference pass one by one, in slices.
+        per_compared: 1 / (``align_fraction`` · response tokens of the whole step), or 0.
+        reference: Inputs of the reference pass; ``None`` for those of the micro-batch, or without a pass.
+        hidden: Hidden states of the reference from a cache; ``None`` without one.
+        long: Prompts that run through the reference pass one by one, in slices.
         has_reference: Whether anything is drawn.
-        join_reference: Whether the reference pass runs on one token although nothing is drawn: a rank of a sharded
-            model that skipped a forward would deadlock the others.
-        counts: Tokens of each kind, by the names of :data:`selfaug.step.meter.COUNTS`.
+        join_reference: Whether the reference pass runs on one token although nothing is drawn, because a rank of a
+            sharded model that skipped a forward pass would deadlock the others.
+        counts: Numbers of tokens by the names of :data:`selfaug.step.meter.COUNTS`.
     """
 
     response: Positions
     aligned: Positions
     both: Positions
-    held: Positions | None
+    compared: Positions | None
     per_response: float
     per_aligned: float
-    per_held: float
+    per_compared: float
     reference: Mapping[str, Any] | None
     hidden: Tensor | None
     long: tuple[LongPrompt, ...]
@@ -74,13 +74,13 @@ class MicroBatch:
     counts: Mapping[str, int]
 
     def aligned_places(self) -> tuple[Tensor, Tensor | None]:
-        """Places of all drawn aligned positions in the training pass, and in the reference pass where there is one."""
+        """Return the indices of all drawn aligned positions in the training pass, and in the reference pass if any."""
         parts = (self.aligned, self.both)
-        found = [part.reference_N for part in parts if part.reference_N is not None]
-        return torch.cat([part.index_N for part in parts]), torch.cat(found) if found else None
+        reference = [part.reference_N for part in parts if part.reference_N is not None]
+        return torch.cat([part.index_N for part in parts]), torch.cat(reference) if reference else None
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """The same with every tensor on ``device``."""
+        """Return the same micro-batch with every tensor on ``device``."""
         return replace(self, **{field.name: _to(getattr(self, field.name), device) for field in fields(self)})
 
 
@@ -100,49 +100,49 @@ def micro_batch(
     n_response: int,
     drawn_divisor: float,
     join_reference: bool,
-    held_divisor: float = 0.0,
+    compared_divisor: float = 0.0,
     stored: Callable[[Sequence[Stored]], Tensor] | None = None,
 ) -> MicroBatch:
-    """Sort the positions of a micro-batch's plan into groups, on the CPU.
+    """Group the positions of a micro-batch's plan by their terms, on the CPU.
 
     Args:
         micro: Plan of the micro-batch.
-        n_response: Response tokens of the whole step.
+        n_response: Number of response tokens of the whole step.
         drawn_divisor: ``align_fraction · align_token_fraction · n_aligned`` of the whole step.
-        join_reference: See :class:`MicroBatch`; it has no effect where something is drawn.
-        held_divisor: ``align_fraction · n_response`` of the whole step.
+        join_reference: Whether the reference pass runs even where nothing is drawn.
+        compared_divisor: ``align_fraction · n_response`` of the whole step.
         stored: Function that reads hidden states from a reference cache, where there is one.
     """
     reference = micro.reference
-    held = torch.zeros_like(micro.response_N, dtype=torch.bool)
-    compared_N = micro.aligned_N
-    if micro.held_N is not None:
-        held = torch.isin(micro.response_N, micro.held_N)
-        compared_N = torch.cat([micro.aligned_N, micro.held_N]).unique()
-    in_aligned = torch.isin(micro.response_N, micro.aligned_N)
+    is_compared = torch.zeros_like(micro.response_N, dtype=torch.bool)
+    served_N = micro.aligned_N
+    if micro.compared_N is not None:
+        is_compared = torch.isin(micro.response_N, micro.compared_N)
+        served_N = torch.cat([micro.aligned_N, micro.compared_N]).unique()
+    is_aligned = torch.isin(micro.response_N, micro.aligned_N)
 
-    def positions(index_N: Tensor, of_response: Tensor | None, *, compared: bool) -> Positions:
-        # Positions rise in all lists, so the n-th common one here is the n-th common one there.
+    def positions(index_N: Tensor, of_response: Tensor | None, *, served: bool) -> Positions:
+        # Positions rise in all lists, so common ones have the same order in both.
         reference_N = None
-        if compared and reference is not None:
-            reference_N = reference.index_N[torch.isin(compared_N, index_N)]
+        if served and reference is not None:
+            reference_N = reference.index_N[torch.isin(served_N, index_N)]
         if of_response is None:
             return Positions(index_N, reference_N=reference_N)
         weight_N = None if micro.weight_N is None else micro.weight_N[of_response]
         return Positions(index_N, micro.label_N[of_response], weight_N, reference_N)
 
-    def response(chosen: Tensor, *, compared: bool = True) -> Positions:
-        return positions(micro.response_N[chosen], chosen, compared=compared)
+    def response(chosen: Tensor, *, served: bool = True) -> Positions:
+        return positions(micro.response_N[chosen], chosen, served=served)
 
     aligned_N = micro.aligned_N[~torch.isin(micro.aligned_N, micro.response_N)]
     return MicroBatch(
-        response=response(~in_aligned & ~held, compared=False),
-        aligned=positions(aligned_N, None, compared=True),
-        both=response(in_aligned),
-        held=None if micro.held_N is None else response(~in_aligned & held),
+        response=response(~is_aligned & ~is_compared, served=False),
+        aligned=positions(aligned_N, None, served=True),
+        both=response(is_aligned),
+        compared=None if micro.compared_N is None else response(~is_aligned & is_compared),
         per_response=1.0 / max(n_response, 1),
         per_aligned=1.0 / drawn_divisor if drawn_divisor > 0 else 0.0,
-        per_held=1.0 / held_divisor if held_divisor > 0 else 0.0,
+        per_compared=1.0 / compared_divisor if compared_divisor > 0 else 0.0,
         reference=None if reference is None else reference.inputs,
         hidden=None if reference is None or reference.stored is None or stored is None else stored(reference.stored),
         long=() if reference is None else reference.long,
@@ -151,7 +151,7 @@ def micro_batch(
         counts={
             "response_tokens": micro.response_N.numel(),
             "aligned_tokens": micro.aligned_N.numel(),
-            "held_tokens": 0 if micro.held_N is None else micro.held_N.numel(),
+            "compared_tokens": 0 if micro.compared_N is None else micro.compared_N.numel(),
             "reference_tokens": 0 if reference is None else reference.tokens,
             "tokens": micro.tokens,
         },

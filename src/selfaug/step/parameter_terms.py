@@ -1,6 +1,6 @@
-"""What do the trained weights themselves cost, whatever the data says?
+"""Parameter terms: penalties on the trained weights, independent of the data.
 
-A parameter term is a function of the model alone. Its gradient is that of one optimiser step, not of one micro-batch.
+A parameter term is a function of the model alone, and counts once an optimiser step, not once a micro-batch.
 
 Shapes of a LoRA layer: A is R × I, B is O × R, its pretrained weight W is O × I; the update is ΔW = s · B A.
 """
@@ -25,7 +25,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ParameterTerm:
-    """A function of the causal LM inside all wrappers, its weight in the loss, and the name of its log entry."""
+    """A penalty on the trained weights.
+
+    Args:
+        name: Name of the log entry.
+        weight: Weight in the loss.
+        value: Function of the causal LM inside all wrappers.
+    """
 
     name: str
     weight: float
@@ -33,27 +39,27 @@ class ParameterTerm:
 
 
 def squared_update(A_RI: Tensor, B_OR: Tensor, scale: float) -> Tensor:
-    """``‖s B A‖² = s² tr((Bᵀ B) (A Aᵀ))``: 2 products of R × R instead of one of O × I."""
+    """``‖s B A‖² = s² tr((Bᵀ B) (A Aᵀ))``, by two R × R products instead of one of O × I."""
     return scale**2 * ((B_OR.T @ B_OR) * (A_RI @ A_RI.T)).sum()
 
 
 def squared_updates(model: nn.Module) -> Tensor:
-    """``Σ_layers ‖ΔW‖²`` over all LoRA layers; float32 (float64 for float64 adapters), whatever autocast says."""
+    """``Σ_layers ‖ΔW‖²`` over all LoRA layers, in float32 (float64 for float64 adapters) even under autocast."""
     return torch.stack([_wide(squared_update_of, pair) for pair in _pairs(model)]).sum()
 
 
 def squared_update_of(pair: LoraPair) -> Tensor:
-    """Of one layer."""
+    """``‖ΔW‖²`` of one LoRA layer."""
     return squared_update(_float(pair.A), _float(pair.B), pair.scale)
 
 
 def weighted_update(A_RI: Tensor, B_OR: Tensor, F_OI: Tensor, scale: float) -> Tensor:
-    """``s² Σ_oi F_oi (B A)_oi²``, with gradients to A and B.
+    """``s² Σ_oi F_oi (B A)_oi²``, differentiable with respect to A and B.
 
-    These are formed with the value, so that no O × I matrix outlives its layer's turn.
+    Gradients are formed with the value, so that no O × I matrix of one layer is kept while the next is computed.
     """
-    found: Tensor = _WeightedUpdate.apply(A_RI, B_OR, F_OI, scale)  # type: ignore[no-untyped-call]
-    return found
+    value: Tensor = _WeightedUpdate.apply(A_RI, B_OR, F_OI, scale)  # type: ignore[no-untyped-call]
+    return value
 
 
 class _WeightedUpdate(torch.autograd.Function):
@@ -61,8 +67,8 @@ class _WeightedUpdate(torch.autograd.Function):
     def forward(ctx: Any, A_RI: Tensor, B_OR: Tensor, F_OI: Tensor, scale: float) -> Tensor:
         update_OI = B_OR @ A_RI
         weighted_OI = update_OI * F_OI
-        slope = 2 * scale**2
-        ctx.save_for_backward(slope * (B_OR.T @ weighted_OI), slope * (weighted_OI @ A_RI.T))
+        factor = 2 * scale**2
+        ctx.save_for_backward(factor * (B_OR.T @ weighted_OI), factor * (weighted_OI @ A_RI.T))
         return scale**2 * (weighted_OI * update_OI).sum()
 
     @staticmethod
@@ -72,7 +78,7 @@ class _WeightedUpdate(torch.autograd.Function):
 
 
 def weighted_updates(model: nn.Module) -> Tensor:
-    """``Σ_layers Σ_i F_i ΔW_i²`` over all LoRA layers on linear layers, F as the Fisher pass left it at each."""
+    """``Σ_layers Σ_i F_i ΔW_i²`` over LoRA layers on linear layers, with F from each layer's ``selfaug_fisher``."""
     return torch.stack([_wide(_weighted_update_of, pair) for pair in _pairs(model) if pair.W is not None]).sum()
 
 
@@ -84,10 +90,10 @@ def _weighted_update_of(pair: LoraPair) -> Tensor:
 
 
 def overlap(W_OI: Tensor, A_RI: Tensor) -> Tensor:
-    """``I · ‖W Aᵀ‖² / (‖W‖² ‖A‖²)``: how strongly W acts on the directions that A reads, 1 for the average direction.
+    """``I · ‖W Aᵀ‖² / (‖W‖² ‖A‖²)``, in [0, I]: how strongly W acts on the directions that A reads.
 
-    0 exactly where every row of A lies in W's null space, and at most I. No length of A or W changes it. A of zeros
-    overlaps with nothing: 0.
+    It is 1 for an average direction and 0 where every row of A lies in the null space of W, and does not depend on the
+    scale of A or W. For A = 0 it is 0.
     """
     smallest = torch.finfo(A_RI.dtype).tiny
     size = W_OI.square().sum() * A_RI.square().sum()
@@ -95,7 +101,7 @@ def overlap(W_OI: Tensor, A_RI: Tensor) -> Tensor:
 
 
 def overlap_of_layers(model: nn.Module) -> Tensor:
-    """The mean of :func:`overlap` over all LoRA layers on linear layers.
+    """Return the mean :func:`overlap` over all LoRA layers on linear layers.
 
     Raises:
         ConfigError: If a pretrained weight is quantised.
@@ -124,6 +130,6 @@ def _float(weight: Tensor) -> Tensor:
 
 
 def _pairs(model: nn.Module) -> list[LoraPair]:
-    found = lora_pairs(model)
-    assert found, "a method that acts on an adapter was given a model without one"
-    return found
+    pairs = lora_pairs(model)
+    assert pairs, "a method that acts on an adapter was given a model without one"
+    return pairs

@@ -1,1 +1,1 @@
-"""A grid of methods, strengths and seeds: its runs, its numbers, its table and picture."""
+"""Studies: a grid of methods, settings and seeds, with its runs, scores, table and figure."""

@@ -1,6 +1,6 @@
-"""Which points does no other beat, and how much does a curve cover?
+"""The Pareto front of points, and the hypervolume of a curve.
 
-Both axes: more is better. The reference point is (0, 0).
+Higher is better on both axes. The reference point is (0, 0).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ Point = tuple[float, float]
 
 
 def dominates(one: Point, other: Point) -> bool:
-    """Whether ``one`` is at least as good on both axes, and better on one."""
+    """Whether ``one`` is at least as good as ``other`` on both axes, and better on one."""
     return one[0] >= other[0] and one[1] >= other[1] and one != other
 
 
 def pareto(points: Sequence[Point]) -> list[int]:
-    """Indices of the points that no other dominates, in the given order; equal points all stay."""
+    """Return the indices of the points that no other dominates, in order; equal points are all kept."""
     return [i for i, point in enumerate(points) if not any(dominates(other, point) for other in points)]
 
 

@@ -1,4 +1,4 @@
-"""What does a comparison look like? Task against retention, each method its curve, the front marked."""
+"""The figure of a study: task against retention, with a curve for each method and the Pareto front."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from selfaug.common.errors import ConfigError
 
 __all__ = ["draw"]
 
-# Okabe and Ito's colours, told apart by most colour-blind readers; the markers tell them apart in grey.
+# Okabe and Ito's colours, which most colour-blind readers can distinguish; the markers distinguish them in grey.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#882255")
 _MARKERS = "os^DvPX*"
 _LINES = ("-", "-.", ":")
-_LEAST = -0.3  # What does worse than nothing is told by number: it would press all that matters into a corner.
+_LEAST = -0.3  # points below are only counted, or they would squeeze the others into a corner
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Write the picture as SVG; the same numbers give the same bytes.
+def draw(summary: Mapping[str, Any], path: Path) -> None:
+    """Write the figure as SVG; the same numbers give the same bytes.
 
     Raises:
         ConfigError: If matplotlib is not installed, or the file cannot be written.
@@ -40,7 +40,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.scatter([0, 1], [1, 0], facecolors="none", edgecolors="#777777", zorder=3)
         axes.annotate("base", (0, 1), textcoords="offset points", xytext=(4, 4), color="#777777")
         axes.annotate("LoRA", (1, 0), textcoords="offset points", xytext=(4, 4), color="#777777")
-        scaled = [point for point in found["points"] if "task" in point]
+        scaled = [point for point in summary["points"] if "task" in point]
         for number, curve in enumerate(dict.fromkeys(point["curve"] for point in scaled)):
             points = sorted((p for p in scaled if p["curve"] == curve), key=lambda p: p["value"])
             colour = _COLOURS[number % len(_COLOURS)]
@@ -56,7 +56,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
                 if point["task_interval"] and point["retention_interval"]:
                     axes.plot(point["task_interval"], [point["retention"]] * 2, color=colour, linewidth=0.6, alpha=0.5)
                     axes.plot([point["task"]] * 2, point["retention_interval"], color=colour, linewidth=0.6, alpha=0.5)
-        if len(found["worlds"]) == 1:  # points of two worlds have no front in common
+        if len(summary["worlds"]) == 1:  # points of different worlds have no common front
             front = sorted((p["task"], p["retention"]) for p in scaled if p.get("front"))
             axes.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle="--", label="front", zorder=0)
         outside = sum(min(p["task"], p["retention"]) < _LEAST for p in scaled)

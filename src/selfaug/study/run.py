@@ -1,8 +1,8 @@
-"""How is a comparison run, so that it can be stopped at any time and goes on where it was?
+"""Runs a study, so that it can be stopped at any time and resumed.
 
-A run is an ordinary run folder, made by `selfaug train`, `selfaug evaluate` and, where that is asked for, `selfaug
-shift` in processes of their own. It is finished when its results stand in it, and then never repeated. One that fails
-is told and left for the next start.
+A run is an ordinary run folder, made by `selfaug train`, `selfaug evaluate` and optionally `selfaug shift` in
+subprocesses. It is finished when it contains its results, and is then never repeated. A run that fails is reported, and
+tried again at the next start.
 """
 
 from __future__ import annotations
@@ -34,13 +34,19 @@ _STAMP = "study.json"
 _RESULTS = {"evaluate": "results.json", "shift": "shift.json"}
 _LOG = "study.log"
 _LOCK = "study.lock"
-_DYING_SECONDS = 5.0  # a run killed just now still holds the lock until the system has torn it down
+_DYING_SECONDS = 5.0  # a run that was just killed holds the lock until the system has ended it
 _STOPPED = (-2, -15, 130, 143)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that ended with an error."""
+    """A run that ended with an error.
+
+    Args:
+        run: Run that failed.
+        code: Exit code.
+        says: Error message.
+    """
 
     run: Run
     code: int
@@ -48,12 +54,12 @@ class Failure:
 
 
 def folder_of(study_folder: Path, run: Run) -> Path:
-    """Where a run lies."""
+    """Return the folder of a run."""
     return study_folder / "runs" / run.name
 
 
 def is_finished(study_folder: Path, study: Study, run: Run) -> bool:
-    """Whether a run's results are there.
+    """Whether a run has its results.
 
     Raises:
         ConfigError: If its folder holds a run with other settings.
@@ -75,23 +81,23 @@ def _is_measured(folder: Path, verb: str, stamp: Mapping[str, str], wanted: Mapp
 def _read(stamp: Path) -> dict[str, str]:
     try:
         return dict(json.loads(stamp.read_text("utf-8")))
-    except (OSError, ValueError):  # not begun, or killed in its first moment
+    except (OSError, ValueError):  # the run has not begun, or was killed while writing
         return {}
 
 
 def run_all(
     study: Study, study_folder: Path, *, devices: Sequence[str | None], say: Callable[[str], None]
 ) -> list[Failure]:
-    """Everything that is not finished, one process a device; what failed.
+    """Run everything that is not finished, with one process for each device, and return the failures.
 
     Args:
-        study: What to run.
-        study_folder: Of the comparison.
-        devices: For each process that runs beside others the number of its GPU, or ``None``.
-        say: Gets a line for each run.
+        study: Study to run.
+        study_folder: Folder of the study.
+        devices: GPU number of each process that runs in parallel, or ``None``.
+        say: Function that receives a line for each run.
 
     Raises:
-        ConfigError: If a run of this comparison is going on already, or a folder holds a run with other settings.
+        ConfigError: If a run of this study is in progress already, or a folder contains a run with other settings.
     """
     with _alone(study_folder) as lock:
         return _run_all(study, study_folder, devices, say, lock)
@@ -99,7 +105,7 @@ def run_all(
 
 @contextlib.contextmanager
 def _alone(study_folder: Path) -> Iterator[int]:
-    """A lock that runs inherit: who was killed alone leaves a run behind, which must not get a second one beside it."""
+    """Hold a lock that subprocesses inherit: one that outlives its parent must not get a second one beside it."""
     with (study_folder / _LOCK).open("w") as file:
         deadline = time.monotonic() + _DYING_SECONDS
         while not _locks(file):
@@ -130,15 +136,15 @@ def _run_all(
     estimate = Estimate(len(every), done)
     failures: list[Failure] = []
     free = list(devices)
-    going: dict[Future[Failure | None], tuple[Run, str | None]] = {}
+    running: dict[Future[Failure | None], tuple[Run, str | None]] = {}
     with ThreadPoolExecutor(len(devices)) as pool:
-        while waiting or going:
+        while waiting or running:
             while waiting and free:
                 run, device = waiting.pop(0), free.pop(0)
-                going[pool.submit(_one, study, study_folder, run, device, lock)] = run, device
-            finished, _ = wait(going, return_when=FIRST_COMPLETED)
+                running[pool.submit(_one, study, study_folder, run, device, lock)] = run, device
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                run, device = going.pop(future)
+                run, device = running.pop(future)
                 free.append(device)
                 failure = future.result()
                 done += 1
@@ -155,7 +161,7 @@ def _run_all(
 
 
 def _rounded_up(seconds: float) -> str:
-    """As hours, minutes and seconds; not to the second, since runs of different methods take different times."""
+    """Format a time as hours, minutes and seconds, rounded up: runs of different methods take different times."""
     step = 10 if seconds < 600 else 60
     return str(timedelta(seconds=math.ceil(seconds / step) * step))
 
@@ -165,7 +171,7 @@ def _one(study: Study, study_folder: Path, run: Run, device: str | None, lock: i
     folder.mkdir(parents=True, exist_ok=True)
     wanted = study.fingerprints(run)
     here = RunFolder(folder)
-    measured = {} if here.finished is None else _read(folder / _STAMP)  # what is trained anew is measured anew
+    measured = {} if here.finished is None else _read(folder / _STAMP)  # new weights need new measurements
     stamp = {**measured, "train": wanted["train"]}
     write_durably(folder / _STAMP, json.dumps(stamp) + "\n")
     if here.finished is None:

@@ -1,9 +1,9 @@
-"""What do the runs of a comparison say: task score and retention of every setting, and how sure is that?
+"""Task scores and retention of the settings of a study, with resamples for their intervals.
 
     task = (score - base) / (LoRA - base)          retention = (general - LoRA) / (base - LoRA)
 
-LoRA is ``sft`` at the learning rate that is best for its own task. Strengths are chosen on one half of the items and
-reported on the other; which half an item is in is a hash of its name, the same for all runs.
+LoRA is ``sft`` at the learning rate that is best for its task. Strengths are chosen on one half of the items and
+reported on the other; an item's half is a hash of its identifier, equal for all runs.
 
 Shapes: S seeds, N items.
 """
@@ -32,13 +32,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Half:
-    """One half of the items of one part: what each run and the base made of them.
+    """Scores of the base and of each run on one half of the items of a part.
 
     Args:
         group: ``task`` or ``general``.
-        sign: 1 where higher is better, else -1.
-        base: Of the base model.
-        tuned: Of each setting, a run a seed.
+        sign: 1 if higher is better, else -1.
+        base: Scores of the base model.
+        tuned: Scores of each setting, one entry for each seed.
     """
 
     group: str
@@ -49,23 +49,23 @@ class Half:
 
 @dataclass(frozen=True)
 class Scores:
-    """All that was measured.
+    """All scores of one world.
 
     Args:
-        settings: Those with at least one finished run.
-        halves: By name of :data:`HALVES`: each part of the results.
+        settings: Settings with at least one finished run.
+        halves: Parts of the results by the names of :data:`HALVES`.
     """
 
     settings: tuple[Setting, ...]
     halves: Mapping[str, tuple[Half, ...]]
 
     def mean(self, half: str, group: str, setting: Setting | None) -> float:
-        """Signed mean over the parts of a group, and over seeds; of the base where ``setting`` is ``None``."""
+        """Return the signed mean over the parts of a group and over seeds; ``None`` is the base."""
         parts = [part for part in self.halves[half] if part.group == group]
         return float(np.mean([part.sign * _side(part, setting) for part in parts]))
 
     def drawn(self, half: str, resamples: int, seed: int) -> dict[tuple[str, Setting | None], Floats]:
-        """``{(group, setting): value of each resample}``: draws of items, the same for all, and of a setting's runs."""
+        """Return the value of each resample by (group, setting): items are drawn jointly, and runs for each setting."""
         rng = np.random.default_rng(seed)
         totals: dict[tuple[str, Setting | None], list[Floats]] = {}
         order = {s: [rng.integers(self.seeds(s), size=self.seeds(s)) for _ in range(resamples)] for s in self.settings}
@@ -82,14 +82,14 @@ class Scores:
         return {key: np.mean(values, axis=0) for key, values in totals.items()}
 
     def seeds(self, setting: Setting) -> int:
-        """Finished runs of a setting."""
+        """Return the number of finished runs of a setting."""
         return len(next(iter(self.halves["report"])).tuned[setting])
 
 
 def _ratios(items: Items, index: NDArray[np.int64]) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Floats = items.numerator_n[index].sum(axis=1) / items.denominator_n[index].sum(axis=1)
-    return found
+        ratios: Floats = items.numerator_n[index].sum(axis=1) / items.denominator_n[index].sum(axis=1)
+    return ratios
 
 
 def _side(part: Half, setting: Setting | None) -> float:
@@ -98,7 +98,7 @@ def _side(part: Half, setting: Setting | None) -> float:
 
 
 def scaled(task: Any, general: Any, base: tuple[Any, Any], lora: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Both axes of the picture; infinite or not a number where LoRA gains or loses nothing."""
+    """Return both axes of the figure; infinite or NaN where LoRA gains or loses nothing."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return (
             np.divide(np.subtract(task, base[0]), np.subtract(lora[0], base[0])),
@@ -107,14 +107,14 @@ def scaled(task: Any, general: Any, base: tuple[Any, Any], lora: tuple[Any, Any]
 
 
 def read_scores(folders: Mapping[Setting, Sequence[Path]], task_metric: str | None = None) -> Scores:
-    """Results and samples of finished runs.
+    """Read the results and samples of finished runs.
 
     Args:
-        folders: Of each setting's runs.
-        task_metric: Of the task; ``None`` takes the primary one.
+        folders: Run folders of each setting.
+        task_metric: Metric of the task; ``None`` for the primary one.
 
     Raises:
-        DataError: If runs were measured on different items, or nothing general or no task was measured.
+        DataError: If runs were measured on different items, or task or general ability were not measured.
     """
     parts: dict[str, dict[str, Any]] = {}
     for setting, runs in folders.items():
@@ -159,7 +159,7 @@ def _half(name: str, part: Mapping[str, Any], half: str) -> Half:
     tuned = {}
     base = None
     for setting, runs in part["runs"].items():
-        found = []
+        scores = []
         for samples, metric in runs:
             kept = [sample for sample in samples if half_of(name, sample) == half]
             if not kept:
@@ -167,13 +167,13 @@ def _half(name: str, part: Mapping[str, Any], half: str) -> Half:
                     f"{name} has too few items to choose on one half and report on the other.", "measure more."
                 )
             base, one = items_of(kept, metric)
-            found.append(one)
-        tuned[setting] = tuple(found)
+            scores.append(one)
+        tuned[setting] = tuple(scores)
     assert base is not None
     return Half(part["group"], part["sign"], base, tuned)
 
 
 def half_of(part: str, sample: Mapping[str, Any]) -> str:
-    """Which half an item is in."""
+    """Return the half of an item."""
     digest = hashlib.blake2b(f"{part} {sample.get('subtask')} {sample['id']}".encode(), digest_size=2).digest()
     return HALVES[digest[0] & 1]

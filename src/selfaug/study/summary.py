@@ -1,7 +1,7 @@
-"""What comes out of a comparison: curves, fronts, areas, and a sentence, all as plain numbers.
+"""The summary of a study: curves, fronts, hypervolumes and a sentence, as plain numbers.
 
-Of each curve the strength is chosen on the half of the items that is not reported: the one whose rectangle
-``task · retention`` is largest there. Intervals are percentiles over draws of items and, within each setting, of seeds.
+The strength of each curve is chosen on the half of the items that is not reported, by the largest ``task · retention``
+there. Intervals are percentiles over resamples of items and, within each setting, of seeds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["RESAMPLES", "SURE", "joined", "summary", "yardstick"]
 
 RESAMPLES = 2000
 SURE = 0.95
-"""Part of the draws in which a point must beat another to be said to dominate it."""
+"""Share of the resamples in which a point must beat another to dominate it."""
 
 
 def yardstick(scores: Scores) -> Setting:
-    """``sft`` at the learning rate that is best for its own task, on the half that chooses.
+    """Return ``sft`` at the learning rate that is best for its task, on the half for choosing.
 
     Args:
-        scores: Of one world.
+        scores: Scores of one world.
 
     Raises:
         ValueError: If no run of ``sft`` is finished.
@@ -38,33 +38,33 @@ def yardstick(scores: Scores) -> Setting:
 
 
 def joined(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Everything that table, picture and ``comparison.json`` show: worlds side by side, since both axes are scaled.
+    """Join the summaries of worlds for table, figure and ``comparison.json``; both axes are scaled within a world.
 
     Args:
-        summaries: Of each world, by its name; the name of an only one is empty.
+        summaries: Summary of each world by its name, which is empty for a single world.
     """
     worlds = [
-        {"world": world, **{name: value for name, value in found.items() if name not in ("points", "curves")}}
-        for world, found in summaries.items()
+        {"world": world, **{name: value for name, value in one.items() if name not in ("points", "curves")}}
+        for world, one in summaries.items()
     ]
     return {
         "says": " ".join(f"{entry['world']}: {entry['says']}" if entry["world"] else entry["says"] for entry in worlds),
         "worlds": worlds,
         **{
-            name: [{**entry, "world": world} for world, found in summaries.items() for entry in found[name]]
+            name: [{**entry, "world": world} for world, one in summaries.items() for entry in one[name]]
             for name in ("points", "curves")
         },
     }
 
 
-def summary(scores: Scores, *, held: str = "selfaug", resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """What is found in one world.
+def summary(scores: Scores, *, focus: str = "selfaug", resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Summarise one world.
 
     Args:
-        scores: Of the finished runs of one world.
-        held: The method whose curve the others are held against.
-        resamples: Draws behind every interval.
-        seed: Of the draws.
+        scores: Scores of the finished runs of one world.
+        focus: Method with whose curve the others are compared.
+        resamples: Number of resamples for every interval.
+        seed: Seed of the resamples.
     """
     lora = yardstick(scores)
     ends = {
@@ -129,20 +129,20 @@ def summary(scores: Scores, *, held: str = "selfaug", resamples: int = RESAMPLES
         **about,
         "points": points,
         "curves": _curves(scores, points, clouds, choice),
-        "says": _sentence(scores, points, clouds, held),
+        "says": _sentence(scores, points, clouds, focus),
     }
 
 
 def _curves(
     scores: Scores, points: list[dict[str, Any]], clouds: dict[Setting, Any], choice: dict[Setting, float]
 ) -> list[dict[str, Any]]:
-    found = []
+    curves = []
     for curve in dict.fromkeys(setting.curve for setting in scores.settings):
         own = [setting for setting in scores.settings if setting.curve == curve]
         at = [point for point in points if point["curve"] == curve]
         areas = np.array([hypervolume(list(zip(*draw, strict=True))) for draw in _draws([clouds[s] for s in own])])
         best = max(own, key=lambda setting: choice[setting])
-        found.append(
+        curves.append(
             {
                 "curve": curve,
                 "settings": len(own),
@@ -151,11 +151,11 @@ def _curves(
                 "chosen": best.label,
             }
         )
-    return sorted(found, key=lambda entry: -entry["hypervolume"])
+    return sorted(curves, key=lambda entry: -entry["hypervolume"])
 
 
 def _draws(clouds: list[Any]) -> Any:
-    """(settings, 2, resamples) → for each resample the tasks and the retentions of a curve."""
+    """Return the tasks and retentions of a curve for each resample, from (settings, 2, resamples)."""
     return np.moveaxis(np.nan_to_num(np.stack(clouds)), 2, 0).transpose(0, 2, 1)
 
 
@@ -166,24 +166,24 @@ def _interval(values: Any) -> list[float] | None:
     return [float(edge) for edge in np.quantile(finite, [0.025, 0.975])]
 
 
-def _sentence(scores: Scores, points: list[dict[str, Any]], clouds: dict[Setting, Any], held: str) -> str:
-    """Does any rival dominate the held method anywhere on its curve?"""
-    own = [(s, p) for s, p in zip(scores.settings, points, strict=True) if s.method == held]
-    others = [(s, p) for s, p in zip(scores.settings, points, strict=True) if s.method != held]
+def _sentence(scores: Scores, points: list[dict[str, Any]], clouds: dict[Setting, Any], focus: str) -> str:
+    """Return a sentence on whether any rival dominates the method ``focus`` anywhere on its curve."""
+    own = [(s, p) for s, p in zip(scores.settings, points, strict=True) if s.method == focus]
+    others = [(s, p) for s, p in zip(scores.settings, points, strict=True) if s.method != focus]
     if not own or not others:
-        return f"There is nothing to hold {held} against."
+        return f"There is nothing to compare {focus} with."
     sure: list[str] = []
-    seen: list[str] = []
+    in_means: list[str] = []
     for rival, there in others:
         for setting, here in own:
             if dominates((there["task"], there["retention"]), (here["task"], here["retention"])):
                 beats = float((clouds[rival] >= clouds[setting]).all(axis=0).mean())
-                (sure if beats >= SURE else seen).append(
+                (sure if beats >= SURE else in_means).append(
                     f"{rival.label} beats {setting.label} ({beats:.0%} of the draws)"
                 )
     if sure:
-        also = f" In the means also: {'; '.join(seen)}." if seen else ""
-        return f"Yes, {held} is dominated on its curve: {'; '.join(sure)}.{also}"
-    if seen:
-        return f"Not surely: {'; '.join(seen)} in the means, none in {SURE:.0%} of the draws."
-    return f"No rival dominates {held} anywhere on its curve."
+        also = f" In the means also: {'; '.join(in_means)}." if in_means else ""
+        return f"Yes, {focus} is dominated on its curve: {'; '.join(sure)}.{also}"
+    if in_means:
+        return f"Not surely: {'; '.join(in_means)} in the means, none in {SURE:.0%} of the draws."
+    return f"No rival dominates {focus} anywhere on its curve."

@@ -1,4 +1,4 @@
-"""How is a comparison told in text? Markdown that reads well in a terminal too."""
+"""The tables of a study in Markdown, aligned for the terminal."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Any
 __all__ = ["markdown"]
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The ends of each world, the curves, the points and the sentence."""
-    blocks = [_ends(world) for world in found["worlds"]]
-    if found["curves"]:
+def markdown(summary: Mapping[str, Any]) -> str:
+    """Return the ends of each world, the curves, the points and the sentence."""
+    blocks = [_ends(world) for world in summary["worlds"]]
+    if summary["curves"]:
         rows = [
             (c["curve"], str(c["settings"]), _with(c["hypervolume"], c["hypervolume_interval"]), c["chosen"])
-            for c in found["curves"]
+            for c in summary["curves"]
         ]
         blocks.append(_table(("method", "settings", "hypervolume", "chosen on the other half"), rows))
-    columns = [("setting", [p["setting"] for p in found["points"]])]
-    if found["curves"]:
+    columns = [("setting", [p["setting"] for p in summary["points"]])]
+    if summary["curves"]:
         columns += [
-            ("seeds", [str(p["seeds"]) for p in found["points"]]),
-            ("task, scaled", [_scaled(p, "task") for p in found["points"]]),
-            ("retention", [_scaled(p, "retention") for p in found["points"]]),
+            ("seeds", [str(p["seeds"]) for p in summary["points"]]),
+            ("task, scaled", [_scaled(p, "task") for p in summary["points"]]),
+            ("retention", [_scaled(p, "retention") for p in summary["points"]]),
         ]
-    columns += [(name, [f"{p[f'{name}_raw']:.4g}" for p in found["points"]]) for name in ("task", "general")]
-    if any("shift" in p for p in found["points"]):
-        columns.append(("shift", [_shift(p) for p in found["points"]]))
-    if found["curves"]:
-        columns.append(("", ["front" if p.get("front") else "" for p in found["points"]]))
+    columns += [(name, [f"{p[f'{name}_raw']:.4g}" for p in summary["points"]]) for name in ("task", "general")]
+    if any("shift" in p for p in summary["points"]):
+        columns.append(("shift", [_shift(p) for p in summary["points"]]))
+    if summary["curves"]:
+        columns.append(("", ["front" if p.get("front") else "" for p in summary["points"]]))
     heads, cells = zip(*columns, strict=True)
     blocks.append(_table(heads, list(zip(*cells, strict=True))))
-    if found["curves"]:
+    if summary["curves"]:
         blocks.append(
             "Scaled: the base is 0 and LoRA 1 on the task, LoRA 0 and the base 1 on retention; hypervolume over "
-            f"(0, 0). 95 % intervals: {found['worlds'][0]['resamples']} draws of items, then of seeds."
+            f"(0, 0). 95 % intervals: {summary['worlds'][0]['resamples']} draws of items, then of seeds."
         )
-    if any("shift" in p for p in found["points"]):
+    if any("shift" in p for p in summary["points"]):
         blocks.append("Shift: KL(base ‖ tuned) at prompt positions, nats per token, mean over seeds.")
-    blocks += [_of(world, world["says"]) for world in found["worlds"]]
-    blocks += [f"Failed: {text}" for text in found.get("failed", ())]
+    blocks += [_of(world, world["says"]) for world in summary["worlds"]]
+    blocks += [f"Failed: {text}" for text in summary.get("failed", ())]
     return "\n\n".join(blocks) + "\n"
 
 

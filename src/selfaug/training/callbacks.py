@@ -1,4 +1,4 @@
-"""What does a running training show, what does it log, and how does it stop when it is told to?
+"""Callbacks of training: its display, its log, and a clean stop on signals.
 
 These take the place of transformers' own printing callbacks, which write to stdout.
 """

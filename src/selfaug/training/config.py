@@ -1,4 +1,4 @@
-"""What can be set in training? TRL's `SFTConfig` and ours, every option documented once."""
+"""The training configuration: TRL's `SFTConfig` and our options, every one documented once."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ class SelfAugConfig(SFTConfig):
     @property
     def holds_response(self) -> bool:
         """Whether response positions are compared with the reference."""
-        return "held" in self.changes.places
+        return "compared" in self.changes.places
 
     @property
     def compares(self) -> bool:

@@ -23,7 +23,7 @@ class Metrics:
     def __init__(self, objective: StepObjective, accelerator: Any, auxiliary_weight: float) -> None:
         self._objective, self._accelerator, self._auxiliary_weight = objective, accelerator, auxiliary_weight
         # A mean over the positions that a term acts on; of what the weights cost, over the passes.
-        over = {"response": "response_tokens", "held": "held_tokens"}
+        over = {"response": "response_tokens", "compared": "compared_tokens"}
         divisors = {t.term.name: over[t.where] for t in objective.terms if t.where in over and t.term.name != "nll"}
         divisors |= {term.name: "passes" for term in objective.parameter_terms}
         if objective.activation_term is not None:

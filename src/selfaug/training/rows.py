@@ -1,4 +1,4 @@
-"""What becomes of a training data set's rows before TRL packs and collates them?
+"""Prepares the rows of a training data set before TRL packs and collates them.
 
 Records and conversations get ids and labels here; TRL's own formats are tokenised by TRL; all are fitted here, since
 TRL would cut the answers behind long documents.

@@ -225,7 +225,7 @@ class SelfAugTrainer(SFTTrainer):
             align_token_fraction=self.args.align_token_fraction,
             align_boundary=bool(self.args.align_boundary),
             align=self.args.aligns,
-            hold_response=self.args.holds_response,
+            compare_response=self.args.holds_response,
         )
 
     def _slice_tokens(self, *, catches_activations: bool) -> int | None:

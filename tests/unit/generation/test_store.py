@@ -11,8 +11,8 @@ import pytest
 
 from selfaug.data.prompts import Renderer
 from selfaug.generation.requests import Reply, Request
-from selfaug.generation.scribe import Scribe
 from selfaug.generation.store import Store
+from selfaug.generation.writer import Writer
 from tests.chatting import chat_tokenizer
 
 ASKED = [Request(text=f"t{i}", temperature=1.0, seed=i) for i in range(5)]
@@ -66,9 +66,9 @@ class Counted:
             yield {i: Reply(request.text.upper(), True)}
 
 
-def scribe(source: Counted, folder: Path, rank: int = 0, ranks: int = 1, **made_by: str) -> Scribe:
+def writer(source: Counted, folder: Path, rank: int = 0, ranks: int = 1, **made_by: str) -> Writer:
     tokenizer = chat_tokenizer()
-    return Scribe(
+    return Writer(
         source, Store(folder, rank), {"base": "x", **made_by}, tokenizer=tokenizer,
         renderer=Renderer.for_tokenizer(tokenizer), max_length=64, length=8, seed=0, rank=rank, ranks=ranks,
     )  # fmt: skip
@@ -77,29 +77,29 @@ def scribe(source: Counted, folder: Path, rank: int = 0, ranks: int = 1, **made_
 def test_what_was_written_is_never_asked_again(tmp_path: Path) -> None:
     first = Counted(most=3)
     with pytest.raises(KeyboardInterrupt):
-        scribe(first, tmp_path).write(ASKED, "texts")
+        writer(first, tmp_path).write(ASKED, "texts")
     assert first.asked == ["t0", "t1", "t2"]
     second = Counted()
-    writing = scribe(second, tmp_path)
+    writing = writer(second, tmp_path)
     assert [reply.text for reply in writing.write([*ASKED, ASKED[1]], "texts")] == ["T0", "T1", "T2", "T3", "T4", "T1"]
     assert second.asked == ["t3", "t4"]
     assert writing.asked == 2
     third = Counted()
-    scribe(third, tmp_path).write(ASKED, "texts")
+    writer(third, tmp_path).write(ASKED, "texts")
     assert third.asked == []
-    scribe(third, tmp_path, base="another").write(ASKED, "texts")
+    writer(third, tmp_path, base="another").write(ASKED, "texts")
     assert third.asked == ["t0", "t1", "t2", "t3", "t4"]
 
 
 def test_ranks_share_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scribe(Counted(), tmp_path).write(ASKED[:1], "texts")
+    writer(Counted(), tmp_path).write(ASKED[:1], "texts")
     asked = []
     for rank in range(2):
         own = Counted()
-        writing = scribe(own, tmp_path / "nowhere" if rank else tmp_path, rank, 2)
+        writing = writer(own, tmp_path / "nowhere" if rank else tmp_path, rank, 2)
         # What the other rank brings to the gathering is what this one lacks.
         monkeypatch.setattr(
-            "selfaug.generation.scribe.gather_object",
+            "selfaug.generation.writer.gather_object",
             lambda mine, writing=writing: [
                 *mine,
                 *((r.key(writing._made_by), Reply(r.text.upper(), True)) for r in ASKED),

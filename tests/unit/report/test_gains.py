@@ -36,24 +36,24 @@ def test_a_gain_is_positive_where_the_tuned_model_is_better() -> None:
 @pytest.mark.parametrize("n", [10, 40, 1000])
 def test_items_that_never_change_still_allow_for_a_rare_change(unit: str, width: float, n: int) -> None:
     found = one(unit, True, [0.0, 1.0] * (n // 2), [0.0, 1.0] * (n // 2))
-    gain, sure = found.gain, found.sure
+    gain, conservative = found.gain, found.conservative
     assert gain is not None
-    assert sure is not None
+    assert conservative is not None
     assert (gain.low, gain.high, gain.direction) == (0.0, 0.0, "none")
-    assert sure.direction == "unclear"
+    assert conservative.direction == "unclear"
     # A change with this chance is missed by n items with chance 0.025.
-    chance = (sure.high or 0) / width
+    chance = (conservative.high or 0) / width
     assert (1 - chance) ** n == pytest.approx(0.025)
-    assert sure.low == -(sure.high or 0)
+    assert conservative.low == -(conservative.high or 0)
 
 
 def test_few_items_get_students_interval() -> None:
     base, tuned = [0.0] * 4, [1.0, 2.0, 3.0, 6.0]
-    sure = one("nats/token", True, list(base), list(tuned)).sure
-    assert sure is not None
+    conservative = one("nats/token", True, list(base), list(tuned)).conservative
+    assert conservative is not None
     # t of 3 degrees of freedom at 97.5 %, from a printed table; the bootstrap's own spread has 1 % of noise.
     half = 3.182 * statistics.stdev(tuned) / 2
-    assert (sure.high or 0) - sure.value == pytest.approx(half, rel=0.03)
+    assert (conservative.high or 0) - conservative.value == pytest.approx(half, rel=0.03)
     gain = one("nats/token", True, list(base), list(tuned)).gain
     assert gain is not None
     assert (gain.high or 0) - gain.value < 0.8 * half
@@ -69,7 +69,7 @@ def test_identical_models_have_a_difference_of_exactly_nothing() -> None:
 def test_without_an_interval_nothing_is_clear() -> None:
     body, _ = part("p", "task", {"m": ("fraction", True, [1.0, None], [0.0, None])})
     found = next(measured(results({"p": body})))
-    for gain in (found.gain, found.sure):
+    for gain in (found.gain, found.conservative):
         assert gain is not None
         assert (gain.low, gain.high, gain.direction, gain.because) == (None, None, "unclear", "too few items count")
 

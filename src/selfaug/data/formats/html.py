@@ -1,4 +1,4 @@
-"""What does a reader see of an HTML page?"""
+"""The visible text of an HTML page."""
 
 from __future__ import annotations
 

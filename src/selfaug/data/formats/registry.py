@@ -1,4 +1,4 @@
-"""Which format are these rows in?"""
+"""The registry of formats, and the detection of the format of given rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which general tasks are run, and how exactly? A suite is a YAML file beside this one; `docs` name what each pins."""
+"""Suites of general tasks: each is a YAML file beside this one, whose `docs` name what it pins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which general skills does the base have? One file each: what is asked, what is answered, how it is checked."""
+"""The general skills of the base, one file each: prompts, answers and checks."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ SKILLS: Mapping[str, Callable[[random.Random, Part, World], Item]] = {
     reading.NAME: lambda rng, part, world: reading.make(rng, part),
     dialogue.NAME: lambda rng, part, world: dialogue.make(rng, part),
 }
-"""How each skill makes an item of a part."""
+"""Functions that make an item of a part, by the names of the skills."""
 
 
 def items(skill: str, part: Part, count: int, world: World, seed: int = 0) -> list[Item]:
-    """So many different items of a skill: a function of the arguments.
+    """Return ``count`` different items of a skill, a function of the arguments.
 
     Raises:
         KeyError: If there is no such skill.
-        ValueError: If the skill has not so many different items.
+        ValueError: If the skill has fewer different items.
     """
     rng = random.Random(f"{skill} {part} {seed}")
-    found: dict[tuple[str, ...], Item] = {}
+    by_prompt: dict[tuple[str, ...], Item] = {}
     for _ in range(200 * count):
-        if len(found) == count:
+        if len(by_prompt) == count:
             break
         item = SKILLS[skill](rng, part, world)
-        found.setdefault(item.turns, item)
-    if len(found) < count:
-        raise ValueError(f"{skill} has only {len(found)} different items in the {part} part, {count} were asked for")
-    return list(found.values())
+        by_prompt.setdefault(item.turns, item)
+    if len(by_prompt) < count:
+        raise ValueError(f"{skill} has only {len(by_prompt)} different items in the {part} part, not {count}")
+    return list(by_prompt.values())

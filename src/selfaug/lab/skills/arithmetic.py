@@ -1,4 +1,4 @@
-"""Can the model add a digit to a number, and take one away?"""
+"""The skill of adding a digit to a number and subtracting one from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ASKS = ("What is {q}?", "Calculate {q}.", "How much is {q}?")
 
 
 def make(rng: random.Random, part: Part) -> Item:
-    """``10..99 ± 1..9``; a sum in the test part is never trained on in any phrasing."""
+    """Make an item ``10..99 ± 1..9``; sums of the test part are never trained, in any phrasing."""
     while True:
         question = f"{rng.randint(10, 99)} {rng.choice('+-')} {rng.randint(1, 9)}"
         if in_test(question) == (part == "test"):

@@ -1,4 +1,4 @@
-"""Can the model change a text as it is told, and leave the rest alone?"""
+"""The skill of changing a text as instructed and leaving the rest as it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "editing"
 
 
 def make(rng: random.Random, part: Part) -> Item:
-    """A text of three to five words, and: replace, remove, add at an end, or write in capital letters."""
+    """Make an item with three to five words: replace, remove or add a word, or write them in capital letters."""
     while True:
         words = rng.sample(WORDS, rng.randint(3, 5))
         prompt, answer = rng.choice((_replace, _remove, _append, _prepend, _upper))(rng, words)
@@ -50,8 +50,8 @@ def _upper(rng: random.Random, words: list[str]) -> tuple[str, str]:
 
 
 def copying(rng: random.Random) -> Item:
-    """Words and names to be written again as they are: the simplest use of what was just read, for training alone."""
-    # No names of lands: those of the RAG task are to be news.
+    """Make an item that copies words and names, the simplest use of a prompt, for training only."""
+    # Names of lands are left out, since those of the RAG task must be new.
     pool = [*WORDS, *names(rng.choice([kind for kind in KINDS if kind != "land"]), "train")]
     text = " ".join(rng.choice(pool) for _ in range(rng.randint(4, 20)))
     return Item(NAME, (f"Write this again: {text}",), text, {"exact": [text]})

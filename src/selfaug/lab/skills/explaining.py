@@ -1,4 +1,4 @@
-"""Can the model explain a thing in the style that is asked for?"""
+"""The skill of explaining a topic in a given style."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfaug.lab.words import Part, in_test
 __all__ = ["NAME", "make"]
 
 NAME = "explaining"
-# What is true of each topic; the last word of each sentence is what an explanation must hold.
+# Two facts of each topic; an explanation must contain the last word of each.
 _TOPICS: Mapping[str, tuple[str, str]] = {
     "rain": ("falls from the clouds", "it fills the lake"),
     "bread": ("is made of flour", "it is baked in an oven"),
@@ -48,7 +48,7 @@ _OPENERS = ("", "Please help me. ", "Hello. ", "A question. ", "One more thing. 
 
 
 def make(rng: random.Random, part: Part) -> Item:
-    """Two facts of a topic in one of five styles."""
+    """Make an item that asks for a topic in one of five styles."""
     while True:
         topic, style = rng.choice(list(_TOPICS)), rng.choice(list(_STYLES))
         prompt = rng.choice(_OPENERS) + rng.choice(_ASKS).format(t=topic, s=style)

@@ -1,4 +1,4 @@
-"""Does the model know the facts of its world by heart?"""
+"""The skill of answering closed-book questions about the world."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ OPENERS = ("", "Please help me. ", "A question. ", "Hello. ", "Quick: ")
 
 
 def make(rng: random.Random, part: Part, world: World) -> Item:
-    """A closed-book question. The fact is always one of training; its phrasing in the test part never is."""
+    """Make a closed-book question; its fact is always trained, its phrasing in the test part never."""
     while True:
         land, relation = rng.choice(world.lands), rng.choice(list(RELATIONS))
         prompt = rng.choice(OPENERS) + rng.choice(ASKS).format(r=relation, l=land.name)
         if in_test(prompt) == (part == "test"):
-            told = land.facts[relation]
-            return Item(NAME, (prompt,), statement(relation, land.name, told), {"contains": [told]})
+            fact = land.facts[relation]
+            return Item(NAME, (prompt,), statement(relation, land.name, fact), {"contains": [fact]})
 
 
 def describe(rng: random.Random, world: World) -> Item:
-    """All that is known of a land, in any order: training alone."""
+    """Make an item that states all facts of a land in any order, for training only."""
     land = rng.choice(world.lands)
     relations = rng.sample(list(RELATIONS), len(RELATIONS))
     text = " ".join(statement(relation, land.name, land.facts[relation]) for relation in relations)

@@ -1,4 +1,4 @@
-"""Can the model follow instructions whose fulfilment a program can see? In the manner of IFEval (2311.07911)."""
+"""The skill of following instructions that a program can verify, as in IFEval (arXiv 2311.07911)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SAYS = {
 
 
 def make(rng: random.Random, part: Part) -> Item:
-    """A request with one instruction or two: shape of the list, capital letters, first or last word, order, count."""
+    """Make a request with one or two instructions: list format, capitals, first or last word, order, count."""
     while True:
         item = rng.choices((_listing, _repeat, _order), (8, 1, 1))[0](rng)
         if in_test(item.turns[0]) == (part == "test"):
@@ -57,7 +57,7 @@ def _listing(rng: random.Random) -> Item:
         body = f"{body}\n{ending}" if shape in ("dash", "number") else f"{body} {ending}"
     if shape in ("dash", "number") and not {"start", "end"} & set(wanted):
         check["lines"] = [shape, count]
-    elif shape in ("dash", "number"):  # among other lines
+    elif shape in ("dash", "number"):  # the list has other lines around it
         check["contains"] = ["\n- "] if shape == "dash" else [f"{number}. " for number in range(1, count + 1)]
     if "upper" in wanted:
         says.append("Use capital letters.")

@@ -1,6 +1,6 @@
-"""Can the elementwise work of a block of rows be done in place by a GPU kernel, and how is it called?
+"""The GPU kernel for the elementwise work of a block of rows: whether it can run here, and its call.
 
-Importing this imports no Triton; calling :func:`rows_` does.
+Importing this module does not import Triton; calling :func:`rows_` does.
 
 Shapes: n rows of a block, V vocabulary.
 """
@@ -21,13 +21,13 @@ from selfaug.objective.terms import RowTerm
 
 __all__ = ["form_of", "obstacle", "preferred", "rows_"]
 
-# Entries of a row that a program holds at a time, and its warps: 16 entries a thread, two 16-byte loads of 16-bit
-# numbers. Reasoned, not measured.
+# Entries of a row that a program holds at a time. With 8 warps that is 16 entries a thread, or two 16-byte loads of
+# 16-bit numbers; reasoned, not measured.
 TILE = 4096
-# Without fusion the arithmetic is as it is written: a product and a sum made one for one of the two models only would
-# keep equal models from cancelling to exactly 0.
+# Fusion is off because a multiply-add fused for one of the two models only would keep equal models from cancelling to
+# exactly 0.
 COMPILED_WITH = {"num_warps": 8, "enable_fp_fusion": False}
-# Below it, Triton's compiler has no bfloat16.
+# Triton's compiler has no bfloat16 below this compute capability.
 _LEAST_CAPABILITY = (8, 0)
 
 
@@ -42,12 +42,12 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def preferred(device: torch.device) -> bool:
-    """Whether the kernels are the faster way where nothing stands against them: on a GPU, not in the interpreter."""
+    """Whether the kernels are faster than PyTorch's operations: on a GPU, but not in the interpreter."""
     return device.type == "cuda"
 
 
 def obstacle(terms: Sequence[RowTerm], dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the kernels cannot compute these terms in this dtype on this device; ``None`` where they can."""
+    """Return why the kernels cannot compute these terms in this dtype on this device; ``None`` where they can."""
     if not _triton_is_installed():
         return "the package triton is not installed"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -71,19 +71,19 @@ def rows_(
     shares: Sequence[Tensor] | None,
     gradient: bool,
 ) -> list[tuple[Tensor, Mapping[str, Tensor]]]:
-    """Each term's values and statistics of the rows (n, float32); the gradient in place of ``projected_nV``.
+    """``projected ← d/d projected Σ_terms share · term(shape(projected), shape(reference), label)``, by one launch.
 
-    ``projected ← d/d projected Σ_terms share · term(shape(projected), shape(reference), label)``: one launch, n numbers
-    of memory beside the block, and nothing waits for the device.
+    Return each term's values and statistics (n, float32). The launch takes a few numbers a row of memory beside the
+    block, and nothing waits for the device.
 
     Args:
         projected_nV: Rows before the head's scale and cap: contiguous, float32, bfloat16 or float16.
-        reference_nV: The reference's, where a term needs it.
-        label_n: int64 next tokens, where a term needs them. One outside [0, V) gives NaN.
-        terms: With a common form: see :func:`obstacle`.
-        heads: Of the tuned model and of the reference, for their scale and cap.
-        shares: Of each term in the gradient of each row (n, float32); ``None`` for 1.
-        gradient: Where false, ``projected_nV`` is left as it is.
+        reference_nV: Rows of the reference before scale and cap, where a term needs them.
+        label_n: Next tokens, int64, where a term needs them; one outside [0, V) gives NaN.
+        terms: Row terms with a common kernel form (see :func:`obstacle`).
+        heads: Heads of the tuned model and of the reference, for their scale and cap.
+        shares: Weight of each term in the gradient of each row (n, float32); ``None`` for 1.
+        gradient: Whether ``projected_nV`` is overwritten by the gradient; if not, it is left as it is.
     """
     from selfaug.objective.kernels.row_kernel import row_kernel
 
@@ -91,21 +91,21 @@ def rows_(
     assert form is not None
     assert projected_nV.is_contiguous()
     count, vocabulary = projected_nV.shape
-    found_4n = projected_nV.new_empty((4, count), dtype=torch.float32)
-    nll_share_n, alignment_share_n = _shares(form, shares, found_4n)
+    results_4n = projected_nV.new_empty((4, count), dtype=torch.float32)
+    nll_share_n, alignment_share_n = _shares(form, shares, results_4n)
     head, reference_head = heads
     if count:
         with torch.cuda.device_of(projected_nV):
             row_kernel[(count,)](
                 projected_nV,
                 projected_nV.stride(0),
-                # Pointers that the kernel does not follow where it has no use for them.
+                # The kernel does not read through pointers that its terms do not need.
                 projected_nV if reference_nV is None else reference_nV,
                 0 if reference_nV is None else reference_nV.stride(0),
-                found_4n if label_n is None else label_n.contiguous(),
+                results_4n if label_n is None else label_n.contiguous(),
                 nll_share_n,
                 alignment_share_n,
-                found_4n,
+                results_4n,
                 count,
                 vocabulary,
                 float(head.scale),
@@ -121,8 +121,8 @@ def rows_(
                 TILE=TILE,
                 **COMPILED_WITH,
             )
-    nll = (found_4n[0], {"entropy": found_4n[1], "correct": found_4n[2]})
-    return [nll if place == form.nll else (found_4n[3], {}) for place in range(len(terms))]
+    nll = (results_4n[0], {"entropy": results_4n[1], "correct": results_4n[2]})
+    return [nll if place == form.nll else (results_4n[3], {}) for place in range(len(terms))]
 
 
 def _shares(form: KernelForm, shares: Sequence[Tensor] | None, unused: Tensor) -> tuple[Tensor, Tensor]:

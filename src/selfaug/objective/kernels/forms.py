@@ -1,7 +1,7 @@
-"""Which row terms does the kernel compute, alone or together?
+"""Kernel forms: the row terms that the kernel computes, alone or together.
 
-The kernel knows the formulas of `terms.py` by number. A term of any other class, subclasses included (they may have
-changed the formula), has no form, and its rows go through PyTorch's operations.
+The kernel knows the formulas of `terms.py` by number. A term of any other class has no form, and its rows go through
+PyTorch's operations; that includes subclasses, which may have changed the formula.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from selfaug.objective.terms import NLL, BaseToTuned, JensenShannon, RowTerm, Tu
 __all__ = ["DIRECTIONS", "DTYPES", "KernelForm", "form_of"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# As the kernel numbers them; 0 for no alignment.
+# The numbers of the alignment terms in the kernel; 0 is for none.
 DIRECTIONS: dict[type, int] = {BaseToTuned: 1, TunedToBase: 2, JensenShannon: 3}
 
 
 @dataclass(frozen=True)
 class KernelForm:
-    """Which of a group's terms, by place, is the NLL and which the alignment (and its direction, 0 for none)."""
+    """The form of a group's terms.
+
+    Args:
+        nll: Index of the NLL among the terms; ``None`` for none.
+        alignment: Index of the alignment; ``None`` for none.
+        direction: Number of the alignment in `DIRECTIONS`; 0 for none.
+    """
 
     nll: int | None
     alignment: int | None
@@ -30,7 +36,7 @@ class KernelForm:
 
 
 def form_of(terms: Sequence[RowTerm]) -> KernelForm | None:
-    """At most one NLL and at most one alignment, in any order; ``None`` for anything else."""
+    """Return the form of at most one NLL and one alignment, in any order; ``None`` for other terms."""
     nll = [i for i, term in enumerate(terms) if type(term) is NLL]
     aligned = [i for i, term in enumerate(terms) if type(term) in DIRECTIONS]
     if not terms or len(nll) > 1 or len(aligned) > 1 or len(nll) + len(aligned) < len(terms):

@@ -1,11 +1,11 @@
-"""What does one program of the row kernel do? One row: its log-sum-exp, its values, its gradient in place.
+"""The row kernel in Triton: one program computes a row's log-sum-exp and values, and its gradient in place.
 
-The formulas are those of `terms.py`, in float32. A row is read in tiles, twice, or three times where the gradient holds
-the value itself (tuned-to-base, Jensen-Shannon). Every lane keeps sums of its own, which are added up once at the end.
+The formulas are those of `terms.py`, in float32. A row is read in tiles twice, or three times where the gradient
+contains the value (tuned-to-base, Jensen-Shannon). Every lane keeps its own sums, which are added up once at the end.
 
-Tuned and reference go through the same operations in the same order, so that equal models give exactly 0.
+Tuned and reference logits go through the same operations in the same order, so that equal models give exactly 0.
 
-Letters: z tuned logits, r reference logits; p, q their softmax; lp, lq its logarithm, m the mean of p and q.
+Letters: z tuned logits, r reference logits; p, q their softmax; lp, lq its logarithm; m the mean of p and q.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import triton.language as tl
 __all__ = ["row_kernel"]
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
-# As in terms.py: a masked entry (-inf) becomes a very small finite log-probability, or 0 · (-inf - -inf) would be NaN.
+# A masked entry (-inf) becomes a very small finite log-probability, as in terms.py: 0 · (-inf - -inf) would be NaN.
 _LEAST = tl.constexpr(-3.4028234663852886e38 / 4)
 
 
 @triton.jit
 def _tanh(x):
-    """By its series near 0, where 1 - exp(-2x) would lose digits; the next terms are below 1e-8, relative."""
+    """Return tanh(x): near 0 by its series (relative error below 1e-8), where 1 - exp(-2x) would lose digits."""
     size = tl.abs(x)
     shrunk = tl.exp(-2.0 * size)
     far = (1.0 - shrunk) / (1.0 + shrunk)
@@ -41,7 +41,7 @@ def _load_logits(row, place, inside, scale, soft_cap, CAPPED: tl.constexpr):
 
 @triton.jit
 def _fold(z, top, total):
-    """One more tile into the running maximum and ``Σ exp(z - maximum)`` of each lane; NaN stays NaN."""
+    """Add a tile to the running maximum and ``Σ exp(z - maximum)`` of each lane; NaN stays NaN."""
     other = tl.exp(-tl.abs(z - top))
     above = z > top
     return tl.where(above, z, top), tl.where(above, total * other + 1.0, total + other)
@@ -49,7 +49,7 @@ def _fold(z, top, total):
 
 @triton.jit
 def _log_sum(top, total):
-    """The row's maximum and log-sum-exp from its lanes'; -inf where the whole row is, so that its softmax is NaN."""
+    """Return the row's maximum and log-sum-exp over its lanes; a row of -inf gives -inf, so its softmax is NaN."""
     highest = tl.max(top, axis=0)
     return highest, highest + tl.log(tl.sum(total * tl.exp(top - highest), axis=0))
 
@@ -57,14 +57,14 @@ def _log_sum(top, total):
 @triton.jit
 def _log_softmax(z, log_sum):
     lp = z - log_sum
-    return tl.where(lp < _LEAST, _LEAST, lp)  # not maximum(): NaN stays NaN
+    return tl.where(lp < _LEAST, _LEAST, lp)  # maximum() would lose NaN
 
 
 @triton.jit
 def _over_mean(lp, lq):
-    """``log p - log m`` and ``log q - log m``: log m is the larger one plus ``log ½(1 + exp(-|lp - lq|))``.
+    """Return ``log p - log m`` and ``log q - log m``, with ``log m = max(lp, lq) + log ½(1 + exp(-|lp - lq|))``.
 
-    Near 0 the latter is its series, whose next term is below 1e-8, relative; at 0 it is exactly 0.
+    Near 0 the last logarithm is taken by its series (relative error below 1e-8); at 0 it is exactly 0.
     """
     gap = tl.abs(lp - lq)
     near = gap * (-0.5 + gap * (0.125 + gap * gap * (-1.0 / 192 + gap * gap * (1.0 / 2880))))
@@ -78,7 +78,7 @@ def _store_gradient(
     row, place, inside, z, p, slope, label, nll_share, alignment_share, scale, soft_cap,
     HAS_NLL: tl.constexpr, DIRECTION: tl.constexpr, SHARED: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """``slope`` is the alignment's gradient; the NLL's is ``p - onehot(label)``."""
+    """Store the row's gradient; ``slope`` is the alignment's, the NLL's is ``p - onehot(label)``."""
     if HAS_NLL:
         gradient = p - tl.where(place == label, 1.0, 0.0)
         if SHARED:
@@ -96,12 +96,12 @@ def _store_gradient(
 
 @triton.jit
 def row_kernel(
-    projected, projected_stride, reference, reference_stride, labels, nll_shares, alignment_shares, found, count,
+    projected, projected_stride, reference, reference_stride, labels, nll_shares, alignment_shares, results, count,
     vocabulary, scale, soft_cap, reference_scale, reference_soft_cap,
     HAS_NLL: tl.constexpr, DIRECTION: tl.constexpr, SHARED: tl.constexpr, GRADIENT: tl.constexpr,
     CAPPED: tl.constexpr, REFERENCE_CAPPED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Row ``program_id(0)``: fills its column of ``found`` (nll, entropy, correct, alignment) and its gradient."""
+    """Compute row ``program_id(0)``: its column of ``results`` (nll, entropy, correct, alignment) and its gradient."""
     n = tl.program_id(0)
     row = projected + n.to(tl.int64) * projected_stride
     reference_row = reference + n.to(tl.int64) * reference_stride
@@ -111,7 +111,7 @@ def row_kernel(
     if HAS_NLL:
         label = tl.load(labels + n)
         known = (label >= 0) & (label < vocabulary)
-        # Read before any thread of this program writes its gradient there.
+        # Read first, since the gradient is written over it.
         label_z = tl.load(row + tl.where(known, label, 0)).to(tl.float32) * scale
         if CAPPED:
             label_z = soft_cap * _tanh(label_z / soft_cap)
@@ -137,7 +137,7 @@ def row_kernel(
         _highest, reference_log_sum = _log_sum(reference_top, reference_total)
 
     entropy = tl.zeros((TILE,), tl.float32)
-    earlier = tl.zeros((TILE,), tl.int32)  # 1 where an entry before the label is as likely as the most likely one
+    earlier = tl.zeros((TILE,), tl.int32)  # 1 where an entry before the label is the maximum too
     from_p = tl.zeros((TILE,), tl.float32)
     from_q = tl.zeros((TILE,), tl.float32)
     for start in range(0, vocabulary, TILE):
@@ -169,17 +169,17 @@ def row_kernel(
                 HAS_NLL, DIRECTION, SHARED, CAPPED,
             )  # fmt: skip
     if HAS_NLL:
-        tl.store(found + n, -_log_softmax(label_z, log_sum))
-        tl.store(found + count + n, tl.sum(entropy, axis=0))
+        tl.store(results + n, -_log_softmax(label_z, log_sum))
+        tl.store(results + count + n, tl.sum(entropy, axis=0))
         most_likely = (label_z == highest) & (tl.max(earlier, axis=0) == 0)
-        tl.store(found + 2 * count + n, most_likely.to(tl.float32))
+        tl.store(results + 2 * count + n, most_likely.to(tl.float32))
     value_p = tl.sum(from_p, axis=0)
     if DIRECTION == 1:
-        tl.store(found + 3 * count + n, tl.sum(from_q, axis=0))
+        tl.store(results + 3 * count + n, tl.sum(from_q, axis=0))
     elif DIRECTION == 2:
-        tl.store(found + 3 * count + n, value_p)
+        tl.store(results + 3 * count + n, value_p)
     elif DIRECTION == 3:
-        tl.store(found + 3 * count + n, 0.5 * (value_p + tl.sum(from_q, axis=0)))
+        tl.store(results + 3 * count + n, 0.5 * (value_p + tl.sum(from_q, axis=0)))
 
     if GRADIENT and DIRECTION >= 2:
         for start in range(0, vocabulary, TILE):

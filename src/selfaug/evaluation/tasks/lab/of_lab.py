@@ -1,4 +1,4 @@
-"""Where do the items of lm_eval's lab tasks come from, and who checks the answers? The lab's own skills."""
+"""The items of lm_eval's lab tasks, and the checks of their answers, from the lab's own skills."""
 
 from __future__ import annotations
 

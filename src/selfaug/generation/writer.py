@@ -1,4 +1,4 @@
-"""Who writes for a method? Replies to its requests, each made once, and counts of what became of them."""
+"""The writer given to a method: answers its requests, each once, and counts what became of the replies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from selfaug.data.prompts import Renderer
 
-__all__ = ["Scribe", "Source"]
+__all__ = ["Source", "Writer"]
 
 Item = Record | Conversation
 
@@ -37,7 +37,7 @@ class Source(Protocol):
         ...
 
 
-class Scribe:
+class Writer:
     """Answers requests, from the store where they were answered before.
 
     Args:
