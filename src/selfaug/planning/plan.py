@@ -31,12 +31,13 @@ class MicroPlan:
 
     ``held_N``: the response positions of drawn sequences, where they are compared with the reference; the reference
     batch then serves aligned and held positions, in rising order. ``weight_N``: of the response positions, above 0;
-    ``None`` where all weigh the same.
+    ``None`` where all weigh the same. ``prompt_N``: the tokens that the aligned positions predict.
     """
 
     response_N: Tensor
     label_N: Tensor
     aligned_N: Tensor
+    prompt_N: Tensor
     reference: ReferenceBatch | None
     tokens: int
     held_N: Tensor | None = None
@@ -148,6 +149,7 @@ def plan_step(
     reference_layout: ReferenceLayout | None = None,
     align: bool = True,
     hold_response: bool = False,
+    compare: bool = True,
     weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> StepPlan:
     """The plan of one optimiser step on this rank.
@@ -163,6 +165,7 @@ def plan_step(
         align: ``False`` for methods without alignment: no prompt position is drawn.
         hold_response: Whether the response positions of drawn sequences, all of them, go through the reference pass.
             Without both there is none.
+        compare: ``False`` where no term needs the reference: prompt positions are drawn, and there is no pass.
         weigh: From a document's tokens and the places of its learnt ones to their weights. A token of weight 0 is not
             learnt, and counts neither as response nor as prompt.
     """
@@ -188,11 +191,13 @@ def plan_step(
             drawn, aligned_BT, held_BT = _drawn_documents(batch, *asked, documents_BT, seed, step, *fractions)
             aligned_N = aligned_BT.flatten().nonzero().squeeze(-1)
             held_N = held_BT.flatten().nonzero().squeeze(-1) if hold_response else None
-            reference = reference_batch(batch, drawn, reference_layout or ReferenceLayout())
+            if compare:
+                reference = reference_batch(batch, drawn, reference_layout or ReferenceLayout())
         label_N = labels_BT.flatten()[response_N + 1]
         tokens = int((documents_BT >= 0).sum())
         weight_N = None if weight_BT is None else weight_BT.flatten()[response_N]
-        micro.append(MicroPlan(response_N, label_N, aligned_N, reference, tokens, held_N, weight_N))
+        prompt_N = batch["input_ids"].cpu().flatten()[aligned_N + 1]  # a document's last token is never aligned
+        micro.append(MicroPlan(response_N, label_N, aligned_N, prompt_N, reference, tokens, held_N, weight_N))
     return StepPlan(tuple(micro), n_response, n_aligned, tuple(m.reference is not None for m in micro))
 
 

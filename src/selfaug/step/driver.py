@@ -36,6 +36,7 @@ class Draw:
         align_boundary: Whether the last prompt position before a response is aligned.
         align: Whether prompt positions are aligned at all.
         hold_response: Whether the response positions of drawn sequences are compared with the reference.
+        compare: Whether any term needs the reference; without one there is no reference pass.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class Draw:
     align_boundary: bool = False
     align: bool = True
     hold_response: bool = False
+    compare: bool = True
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class StepDriver:
             reference_layout=replace(self.layout, cached=self._cache is not None),
             align=draw.align,
             hold_response=draw.hold_response,
+            compare=draw.compare,
             weigh=weigh,
         )
 

@@ -133,12 +133,12 @@ def row_groups(terms: Sequence[TermOn], micro: MicroBatch, reference_RH: Tensor 
         on("response", micro.per_response), on("aligned", micro.per_aligned), on("held", micro.per_held)
     )  # fmt: skip
     groups = [Rows(micro.response.index_N, _weighed(learnt, micro.response.weight_N), micro.response.label_N)]
-    if reference_RH is None:
-        return groups
-    compared = [(micro.aligned, aligned), (micro.both, _weighed(learnt, micro.both.weight_N) + aligned + held)]
+    others = [(micro.aligned, aligned), (micro.both, _weighed(learnt, micro.both.weight_N) + aligned + held)]
     if micro.held is not None:
-        compared.append((micro.held, _weighed(learnt, micro.held.weight_N) + held))
-    return groups + [_compared(group, met, reference_RH) for group, met in compared if met]
+        others.append((micro.held, _weighed(learnt, micro.held.weight_N) + held))
+    if reference_RH is None:  # nothing is drawn, or no term needs the reference
+        others = [(group, met) for group, met in others if len(group)]
+    return groups + [_rows(group, met, reference_RH) for group, met in others if met]
 
 
 def _weighed(terms: tuple[WeightedTerm, ...], weight_N: Tensor | None) -> tuple[WeightedTerm, ...]:
@@ -148,9 +148,10 @@ def _weighed(terms: tuple[WeightedTerm, ...], weight_N: Tensor | None) -> tuple[
     return tuple(WeightedTerm(weighted.term, weighted.weight * wide_N) for weighted in terms)
 
 
-def _compared(group: Positions, met: tuple[WeightedTerm, ...], reference_RH: Tensor) -> Rows:
+def _rows(group: Positions, met: tuple[WeightedTerm, ...], reference_RH: Tensor | None) -> Rows:
     needed = any(weighted.term.needs_reference for weighted in met)
-    return Rows(group.index_N, met, group.label_N, reference_RH[group.reference_N] if needed else None)
+    reference_NH = reference_RH[group.reference_N] if needed and reference_RH is not None else None
+    return Rows(group.index_N, met, group.label_N, reference_NH)
 
 
 def install(model: nn.Module, objective: StepObjective) -> None:

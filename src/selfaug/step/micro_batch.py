@@ -24,7 +24,7 @@ class Positions:
 
     Args:
         index_N: Places in the hidden states of the training pass.
-        label_N: Tokens that the positions predict; ``None`` for prompt positions.
+        label_N: Tokens that the positions predict.
         weight_N: Weights of their terms; ``None`` where all weigh the same.
         reference_N: Places in the hidden states of the reference pass; ``None`` where there is none.
     """
@@ -121,23 +121,20 @@ def micro_batch(
         compared_N = torch.cat([micro.aligned_N, micro.held_N]).unique()
     in_aligned = torch.isin(micro.response_N, micro.aligned_N)
 
-    def positions(index_N: Tensor, of_response: Tensor | None, *, compared: bool) -> Positions:
+    def in_reference(index_N: Tensor) -> Tensor | None:
         # Positions rise in all lists, so the n-th common one here is the n-th common one there.
-        reference_N = None
-        if compared and reference is not None:
-            reference_N = reference.index_N[torch.isin(compared_N, index_N)]
-        if of_response is None:
-            return Positions(index_N, reference_N=reference_N)
-        weight_N = None if micro.weight_N is None else micro.weight_N[of_response]
-        return Positions(index_N, micro.label_N[of_response], weight_N, reference_N)
+        return None if reference is None else reference.index_N[torch.isin(compared_N, index_N)]
 
     def response(chosen: Tensor, *, compared: bool = True) -> Positions:
-        return positions(micro.response_N[chosen], chosen, compared=compared)
+        index_N = micro.response_N[chosen]
+        weight_N = None if micro.weight_N is None else micro.weight_N[chosen]
+        return Positions(index_N, micro.label_N[chosen], weight_N, in_reference(index_N) if compared else None)
 
-    aligned_N = micro.aligned_N[~torch.isin(micro.aligned_N, micro.response_N)]
+    prompt = ~torch.isin(micro.aligned_N, micro.response_N)
+    aligned_N = micro.aligned_N[prompt]
     return MicroBatch(
         response=response(~in_aligned & ~held, compared=False),
-        aligned=positions(aligned_N, None, compared=True),
+        aligned=Positions(aligned_N, micro.prompt_N[prompt], reference_N=in_reference(aligned_N)),
         both=response(in_aligned),
         held=None if micro.held_N is None else response(~in_aligned & held),
         per_response=1.0 / max(n_response, 1),
