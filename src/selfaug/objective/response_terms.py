@@ -16,10 +16,23 @@ from torch import Tensor
 
 from selfaug.objective.terms import NLL, BaseToTuned, RowResult
 
-__all__ = ["DFT", "EAFT", "KL_RESPONSE", "TALR", "WeightedNLL", "WithoutGold"]
+__all__ = ["DFT", "EAFT", "KL_RESPONSE", "TALR", "PromptNLL", "WeightedNLL", "WithoutGold"]
 
 KL_RESPONSE = BaseToTuned(name="kl_response")
 """``KL(q ‖ p)`` on response tokens, logged under its own name."""
+
+
+@dataclass(frozen=True)
+class PromptNLL(NLL):
+    """``-log p[y]`` of a prompt token y; its statistics would count among the response's, so there are none."""
+
+    name: str = "prompt_nll"
+
+    def __call__(  # noqa: D102
+        self, logits_NV: Tensor, reference_NV: Tensor | None, label_N: Tensor | None, *, gradient: bool
+    ) -> RowResult:
+        found = NLL()(logits_NV, reference_NV, label_N, gradient=gradient)
+        return RowResult(found.value_N, found.gradient_NV)
 
 
 class WeightedNLL:

@@ -33,6 +33,7 @@ class MicroPlan:
         response_N: Response positions: those whose next token is trained.
         label_N: Next tokens of the response positions.
         aligned_N: Drawn aligned positions.
+        prompt_N: Next tokens of the aligned positions.
         reference: Inputs of the reference pass, which serves the aligned and the compared positions in rising order;
             ``None`` where nothing is drawn.
         tokens: Number of tokens without padding.
@@ -43,6 +44,7 @@ class MicroPlan:
     response_N: Tensor
     label_N: Tensor
     aligned_N: Tensor
+    prompt_N: Tensor
     reference: ReferenceBatch | None
     tokens: int
     compared_N: Tensor | None = None
@@ -154,6 +156,7 @@ def plan_step(
     reference_layout: ReferenceLayout | None = None,
     align: bool = True,
     compare_response: bool = False,
+    use_reference: bool = True,
     weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> StepPlan:
     """Return the plan of one optimiser step on this rank.
@@ -169,6 +172,7 @@ def plan_step(
         align: Whether prompt positions are aligned at all.
         compare_response: Whether all response positions of drawn sequences are compared with the reference. With
             neither ``align`` nor ``compare_response`` there is no reference pass.
+        use_reference: ``False`` where no term needs the reference: positions are drawn, and there is no pass.
         weigh: Function from a document's tokens and the positions of its trained ones to their weights. A token of
             weight 0 is not trained, and counts neither as response nor as prompt.
     """
@@ -194,11 +198,13 @@ def plan_step(
             drawn, aligned_BT, compared_BT = _drawn_documents(batch, *wanted, documents_BT, seed, step, *fractions)
             aligned_N = aligned_BT.flatten().nonzero().squeeze(-1)
             compared_N = compared_BT.flatten().nonzero().squeeze(-1) if compare_response else None
-            reference = reference_batch(batch, drawn, reference_layout or ReferenceLayout())
+            if use_reference:
+                reference = reference_batch(batch, drawn, reference_layout or ReferenceLayout())
         label_N = labels_BT.flatten()[response_N + 1]
         tokens = int((documents_BT >= 0).sum())
         weight_N = None if weight_BT is None else weight_BT.flatten()[response_N]
-        micro.append(MicroPlan(response_N, label_N, aligned_N, reference, tokens, compared_N, weight_N))
+        prompt_N = batch["input_ids"].cpu().flatten()[aligned_N + 1]  # a document's last token is never aligned
+        micro.append(MicroPlan(response_N, label_N, aligned_N, prompt_N, reference, tokens, compared_N, weight_N))
     return StepPlan(tuple(micro), n_response, n_aligned, tuple(m.reference is not None for m in micro))
 
 

@@ -37,6 +37,7 @@ class Draw:
         align_boundary: Whether the last prompt position before a response is aligned.
         align: Whether prompt positions are aligned at all.
         compare_response: Whether the response positions of drawn sequences are compared with the reference.
+        use_reference: Whether any term needs the reference; without one there is no reference pass.
     """
 
     seed: int
@@ -45,6 +46,7 @@ class Draw:
     align_boundary: bool = False
     align: bool = True
     compare_response: bool = False
+    use_reference: bool = True
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class StepDriver:
             reference_layout=replace(self.layout, cached=self._cache is not None),
             align=draw.align,
             compare_response=draw.compare_response,
+            use_reference=draw.use_reference,
             weigh=weigh,
         )
 

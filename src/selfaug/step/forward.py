@@ -138,12 +138,12 @@ def row_groups(terms: Sequence[TermOn], micro: MicroBatch, reference_RH: Tensor 
         on("response", micro.per_response), on("aligned", micro.per_aligned), on("compared", micro.per_compared)
     )  # fmt: skip
     groups = [Rows(micro.response.index_N, _weighed(learnt, micro.response.weight_N), micro.response.label_N)]
-    if reference_RH is None:
-        return groups
-    served = [(micro.aligned, aligned), (micro.both, _weighed(learnt, micro.both.weight_N) + aligned + compared)]
+    others = [(micro.aligned, aligned), (micro.both, _weighed(learnt, micro.both.weight_N) + aligned + compared)]
     if micro.compared is not None:
-        served.append((micro.compared, _weighed(learnt, micro.compared.weight_N) + compared))
-    return groups + [_served(group, weighted, reference_RH) for group, weighted in served if weighted]
+        others.append((micro.compared, _weighed(learnt, micro.compared.weight_N) + compared))
+    if reference_RH is None:  # nothing is drawn, or no term needs the reference
+        others = [(group, weighted) for group, weighted in others if len(group)]
+    return groups + [_rows(group, weighted, reference_RH) for group, weighted in others if weighted]
 
 
 def _weighed(terms: tuple[WeightedTerm, ...], weight_N: Tensor | None) -> tuple[WeightedTerm, ...]:
@@ -153,9 +153,10 @@ def _weighed(terms: tuple[WeightedTerm, ...], weight_N: Tensor | None) -> tuple[
     return tuple(WeightedTerm(weighted.term, weighted.weight * wide_N) for weighted in terms)
 
 
-def _served(group: Positions, terms: tuple[WeightedTerm, ...], reference_RH: Tensor) -> Rows:
+def _rows(group: Positions, terms: tuple[WeightedTerm, ...], reference_RH: Tensor | None) -> Rows:
     needed = any(weighted.term.needs_reference for weighted in terms)
-    return Rows(group.index_N, terms, group.label_N, reference_RH[group.reference_N] if needed else None)
+    reference_NH = reference_RH[group.reference_N] if needed and reference_RH is not None else None
+    return Rows(group.index_N, terms, group.label_N, reference_NH)
 
 
 def install(model: nn.Module, objective: StepObjective) -> None:

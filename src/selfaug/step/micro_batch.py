@@ -24,7 +24,7 @@ class Positions:
 
     Args:
         index_N: Indices in the hidden states of the training pass.
-        label_N: Tokens that the positions predict; ``None`` for prompt positions.
+        label_N: Tokens that the positions predict.
         weight_N: Weights of the positions; ``None`` where all are equal.
         reference_N: Indices in the hidden states of the reference pass; ``None`` where there is none.
     """
@@ -121,23 +121,20 @@ def micro_batch(
         served_N = torch.cat([micro.aligned_N, micro.compared_N]).unique()
     is_aligned = torch.isin(micro.response_N, micro.aligned_N)
 
-    def positions(index_N: Tensor, of_response: Tensor | None, *, served: bool) -> Positions:
+    def in_reference(index_N: Tensor) -> Tensor | None:
         # Positions rise in all lists, so common ones have the same order in both.
-        reference_N = None
-        if served and reference is not None:
-            reference_N = reference.index_N[torch.isin(served_N, index_N)]
-        if of_response is None:
-            return Positions(index_N, reference_N=reference_N)
-        weight_N = None if micro.weight_N is None else micro.weight_N[of_response]
-        return Positions(index_N, micro.label_N[of_response], weight_N, reference_N)
+        return None if reference is None else reference.index_N[torch.isin(served_N, index_N)]
 
     def response(chosen: Tensor, *, served: bool = True) -> Positions:
-        return positions(micro.response_N[chosen], chosen, served=served)
+        index_N = micro.response_N[chosen]
+        weight_N = None if micro.weight_N is None else micro.weight_N[chosen]
+        return Positions(index_N, micro.label_N[chosen], weight_N, in_reference(index_N) if served else None)
 
-    aligned_N = micro.aligned_N[~torch.isin(micro.aligned_N, micro.response_N)]
+    in_prompt = ~torch.isin(micro.aligned_N, micro.response_N)
+    aligned_N = micro.aligned_N[in_prompt]
     return MicroBatch(
         response=response(~is_aligned & ~is_compared, served=False),
-        aligned=positions(aligned_N, None, served=True),
+        aligned=Positions(aligned_N, micro.prompt_N[in_prompt], reference_N=in_reference(aligned_N)),
         both=response(is_aligned),
         compared=None if micro.compared_N is None else response(~is_aligned & is_compared),
         per_response=1.0 / max(n_response, 1),

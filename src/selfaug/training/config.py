@@ -231,7 +231,7 @@ class SelfAugConfig(SFTConfig):
 
     @property
     def aligns(self) -> bool:
-        """Whether prompt positions are compared with the reference."""
+        """Whether a term acts on prompt positions."""
         return "aligned" in self.changes.places
 
     @property
@@ -242,7 +242,8 @@ class SelfAugConfig(SFTConfig):
     @property
     def compares(self) -> bool:
         """Whether any term needs the reference."""
-        return self.aligns or self.holds_response
+        changes = self.changes
+        return changes.activation_term is not None or any(term.term.needs_reference for term in changes.terms)
 
     @property
     def served_by_cache(self) -> bool:

@@ -23,8 +23,9 @@ class Metrics:
     def __init__(self, objective: StepObjective, accelerator: Any, auxiliary_weight: float) -> None:
         self._objective, self._accelerator, self._auxiliary_weight = objective, accelerator, auxiliary_weight
         # A mean over the positions that a term acts on; of what the weights cost, over the passes.
-        over = {"response": "response_tokens", "compared": "compared_tokens"}
-        divisors = {t.term.name: over[t.where] for t in objective.terms if t.where in over and t.term.name != "nll"}
+        over = {"response": "response_tokens", "compared": "compared_tokens", "aligned": "aligned_tokens"}
+        divisors = {t.term.name: over[t.where] for t in objective.terms if t.term.name != "nll"}
+        self._aligns = "alignment" in divisors
         divisors |= {term.name: "passes" for term in objective.parameter_terms}
         if objective.activation_term is not None:
             divisors[objective.activation_term.name] = "aligned_tokens"
@@ -37,9 +38,12 @@ class Metrics:
 
     def take(self) -> dict[str, float]:
         """The means over all ranks (keys of :meth:`selfaug.step.meter.Meter.drain`), and a fresh start."""
-        return self._meter.drain(
+        measured = self._meter.drain(
             self._accelerator.device, lambda values: self._accelerator.reduce(values, reduction="sum")
         )
+        if not self._aligns:
+            measured.pop("alignment", None)
+        return measured
 
     def take_evaluation(self, prefix: str) -> dict[str, float]:
         """Metrics of an evaluation: ``nll``, ``alignment``, own terms of the method, and ``loss``, the weighted sum."""

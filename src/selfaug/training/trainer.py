@@ -226,6 +226,7 @@ class SelfAugTrainer(SFTTrainer):
             align_boundary=bool(self.args.align_boundary),
             align=self.args.aligns,
             compare_response=self.args.holds_response,
+            use_reference=self.args.compares,
         )
 
     def _slice_tokens(self, *, catches_activations: bool) -> int | None:
