@@ -82,13 +82,14 @@ def rows_with_generated(before: BeforeTraining, prepare: Callable[[Any], Dataset
 
 
 def composed(rows: Dataset, compose: Compose, scribe: Scribe) -> Dataset:
-    """``rows`` and behind them exactly ``round(ratio · rows)`` conversations that the base wrote."""
+    """``rows`` and behind them exactly ``round(ratio · rows)`` rows that the base wrote."""
     count = round(compose.ratio * len(rows))
-    conversations = compose.write(scribe, count) if count else []
-    encoded = encode(conversations, scribe.tokenizer, scribe.renderer, max_length=scribe.max_length)
-    assert len(encoded.rows) == count, "each conversation was seen to fit"
     kept = rows.select_columns(["input_ids", "labels"])
-    return concatenate_datasets([kept, Dataset.from_list(encoded.rows, features=kept.features)]) if count else kept
+    written: Any = compose.write(scribe, count) if count else []
+    if written and not isinstance(written[0], dict):
+        written = encode(written, scribe.tokenizer, scribe.renderer, max_length=scribe.max_length).rows
+    assert len(written) == count, "each row was seen to fit"
+    return concatenate_datasets([kept, Dataset.from_list(written, features=kept.features)]) if count else kept
 
 
 def scribe_of(before: BeforeTraining) -> Scribe:

@@ -52,7 +52,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Compose:
-    """Conversations that the base writes itself: ``ratio`` for each training row, and what writes so many."""
+    """Rows that the base writes itself: ``ratio`` for each training row, and what writes so many.
+
+    They are conversations, or rows of ``input_ids`` and ``labels`` that need no template.
+    """
 
     ratio: float
-    write: Callable[[Scribe, int], list[Conversation]]
+    write: Callable[[Scribe, int], list[Conversation] | list[dict[str, list[int]]]]
