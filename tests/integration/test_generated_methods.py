@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ def server() -> Iterator[Server]:
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("magpie", {"magpie_ratio": 0.25}), ("sa-sft", {"dialogue_ratio": 0.25, "dialogue_turns": 1}), ("sdft", None)],
+    [
+        ("magpie", {"magpie_ratio": 0.25}),
+        ("sa-sft", {"dialogue_ratio": 0.25, "dialogue_turns": 1}),
+        ("cfs", {"cfs_ratio": 0.25}),
+        ("sdft", None),
+    ],
 )
 def test_a_run_of_each(method: str, options: Any, tmp_path: Path) -> None:
     """The loaded model writes; 18 rows at 0.25 get round(4.5) = 4."""
@@ -77,6 +83,35 @@ def test_what_is_trained_is_what_the_untuned_model_wrote(tmp_path: Path) -> None
             said.append(int(model(input_ids=torch.tensor([ids + said])).logits[0, -1].argmax()))
         assert tokenizer.decode(said, skip_special_tokens=True).strip() == answer["content"]
         assert f"{text}{answer['content']}<|im_end|>" in texts(trainer)
+
+
+def test_context_free_texts_are_drawn_from_the_untuned_model_after_its_start_token_alone(tmp_path: Path) -> None:
+    """Each token of a text is the draw that its own seed gives from the dense model's whole distribution."""
+    trainer = make_trainer(tmp_path, method="cfs", method_options={"cfs_ratio": 0.25})
+    trainer.train()
+    model, tokenizer = chat_model(), chat_tokenizer()
+    start = tokenizer.convert_tokens_to_ids(tokenizer.bos_token or tokenizer.eos_token)
+    rows = [row for row in trainer._rows if row["labels"][0] == -100 and row["labels"][1] != -100]
+    assert len(rows) == 4
+    scribe_seeds = [random.Random(f"{trainer.args.seed}\0{('cfs', n)}").getrandbits(62) for n in range(8)]
+    drawn = {tuple(draw_text(model, [start], seed, 24)) for seed in scribe_seeds}
+    for row in rows:
+        assert row["input_ids"][0] == start
+        assert row["labels"][1:] == row["input_ids"][1:]
+        text = tokenizer.decode(row["input_ids"][1:], skip_special_tokens=True)
+        assert any(text == tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in drawn), text
+
+
+def draw_text(model: Any, ids: list[int], seed: int, length: int) -> list[int]:
+    """Gumbel-max draws, one token after the other, up to a control token."""
+    generator = torch.Generator().manual_seed(seed)
+    controls = {number for number, token in chat_tokenizer().added_tokens_decoder.items() if token.special}
+    found: list[int] = []
+    while len(found) < length and not controls & set(found):
+        scores = model(input_ids=torch.tensor([ids + found])).logits[0, -1].float()
+        noise = torch.empty_like(scores).exponential_(generator=generator).log()
+        found.append(int((scores - noise).argmax()))
+    return found
 
 
 def test_killed_while_it_writes_a_run_goes_on_and_makes_nothing_twice(tmp_path: Path) -> None:

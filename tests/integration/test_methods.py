@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfaug.common.errors import ConfigError
+from selfaug.training.config import SelfAugConfig
 from tests.integration.steps import SEQUENCES, TOLERANCE, Ran, run
-from tests.models import tiny, with_lora
+from tests.models import adapter_name, tiny, with_lora
 from tests.oracles import dense
 from tests.oracles.method_step import Compare, Own, method_gradient
-from tests.oracles.step import relative_distance
+from tests.oracles.step import positions, relative_distance
 
 CHOSEN = SEQUENCES["single-turn"][:3] + SEQUENCES["multi-turn"][:1]
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -81,11 +83,71 @@ def test_a_step_has_the_methods_gradient(method: str, layout: str, plain_run: Ra
     assert ran.losses == pytest.approx([loss], rel=1e-5)
 
 
+def prompt_nll_gradient(weight: float, fraction: float = 1.0, drawn: tuple[int, ...] = (0, 1, 2, 3)) -> Any:
+    """One unpadded sequence at a time: every next token of the prompt is learnt, as the response is."""
+    tuned = with_lora(tiny("llama"))
+    found = [positions(labels, False) for _, labels in CHOSEN]
+    n_response, n_prompt = sum(len(p.targets) for p in found), sum(len(p.aligned) for p in found)
+    total = 0.0
+    for index, ((ids, _), each) in enumerate(zip(CHOSEN, found, strict=True)):
+        log_p = tuned(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+        loss = -sum(log_p[t, ids[t + 1]] for t in each.targets) / n_response
+        if index in drawn:
+            loss = loss - weight * sum(log_p[t, ids[t + 1]] for t in each.aligned) / (fraction * n_prompt)
+        loss.backward()
+        total += loss.item()
+    return total, {adapter_name(n): p.grad.clone() for n, p in tuned.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_prompts_own_tokens_are_learnt_without_a_reference(layout: str, plain_run: Ran, tmp_path: Path) -> None:
+    options = {"prompt_weight": 0.4}
+    ran = run(CHOSEN, tmp_path, method="prompt-nll", method_options=options, **LAYOUTS[layout])
+    loss, expected = prompt_nll_gradient(0.4)
+    assert relative_distance(plain_run.gradient, expected) > 0.05
+    assert relative_distance(ran.gradient, expected) < TOLERANCE[torch.float64]
+    assert ran.losses == pytest.approx([loss], rel=1e-5)
+    assert ran.trainer is not None
+    assert ran.trainer.reference is None
+    logged = next(event for event in ran.trainer.state.log_history if "nll" in event)
+    assert logged["loss"] == pytest.approx(logged["nll"] + 0.4 * logged["prompt_nll"], rel=1e-5)
+    assert logged["reference_tokens"] == 0
+    assert "alignment" not in logged
+
+
+def test_prompt_tokens_of_drawn_sequences_are_learnt_with_their_share_taken_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {tuple(CHOSEN[i][0]) for i in (1, 3)}
+    monkeypatch.setattr(
+        "selfaug.planning.plan.draw", lambda seed, step, tokens, fraction: tuple(tokens.tolist()) in wanted
+    )
+    ran = run(CHOSEN, tmp_path, method="prompt-nll", method_options={"prompt_weight": 0.4}, align_fraction=0.5)
+    expected = prompt_nll_gradient(0.4, 0.5, (1, 3))[1]
+    assert relative_distance(ran.gradient, expected) < TOLERANCE[torch.float64]
+    assert relative_distance(ran.gradient, prompt_nll_gradient(0.4)[1]) > 0.01
+
+
+def test_the_prompt_is_held_and_learnt_at_once(tmp_path: Path) -> None:
+    """The gradient is linear in its parts, with one reference pass for the part that needs it."""
+    both = run(CHOSEN, tmp_path / "both", method="selfaug+prompt-nll", method_options={"prompt_weight": 0.4}, alpha=1.5)
+    held = run(CHOSEN, tmp_path / "held", method="selfaug", alpha=1.5).gradient
+    learnt = run(CHOSEN, tmp_path / "learnt", method="prompt-nll", method_options={"prompt_weight": 0.4}).gradient
+    plain = run(CHOSEN, tmp_path / "plain", method="sft").gradient
+    expected = {name: held[name] + learnt[name] - plain[name] for name in plain}
+    assert relative_distance(both.gradient, expected) < 10 * TOLERANCE[torch.float64]
+
+
+def test_the_responses_first_token_is_not_learnt_twice() -> None:
+    with pytest.raises(ConfigError, match="learn the response's first token twice"):
+        SelfAugConfig(output_dir="unused", bf16=False, method="prompt-nll", align_boundary=True)
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("kl-response", {"beta": 0}), ("dft", {"power": 0}), ("eaft", {"gate_power": 0}),
-        ("tmkl", {"mask_weight": 0}), ("talr", {"floor": 1}), ("selfaug", None),
+        ("prompt-nll", {"prompt_weight": 0}), ("kl-response", {"beta": 0}), ("dft", {"power": 0}),
+        ("eaft", {"gate_power": 0}), ("tmkl", {"mask_weight": 0}), ("talr", {"floor": 1}), ("selfaug", None),
     ],
 )  # fmt: skip
 def test_without_strength_a_step_is_the_base_lines(

@@ -82,13 +82,14 @@ def rows_with_generated(before: BeforeTraining, prepare: Callable[[Any], Dataset
 
 
 def composed(rows: Dataset, compose: Compose, writer: Writer) -> Dataset:
-    """``rows`` and behind them exactly ``round(ratio · rows)`` conversations that the base wrote."""
+    """Return ``rows`` and behind them exactly ``round(ratio · rows)`` rows that the base wrote."""
     count = round(compose.ratio * len(rows))
-    conversations = compose.write(writer, count) if count else []
-    encoded = encode(conversations, writer.tokenizer, writer.renderer, max_length=writer.max_length)
-    assert len(encoded.rows) == count, "each conversation was seen to fit"
     kept = rows.select_columns(["input_ids", "labels"])
-    return concatenate_datasets([kept, Dataset.from_list(encoded.rows, features=kept.features)]) if count else kept
+    written: Any = compose.write(writer, count) if count else []
+    if written and not isinstance(written[0], dict):
+        written = encode(written, writer.tokenizer, writer.renderer, max_length=writer.max_length).rows
+    assert len(written) == count, "the writer saw that each row fits"
+    return concatenate_datasets([kept, Dataset.from_list(written, features=kept.features)]) if count else kept
 
 
 def writer_of(before: BeforeTraining) -> Writer:

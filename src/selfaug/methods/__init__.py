@@ -6,6 +6,7 @@ from selfaug.common.errors import ConfigError, nearest
 from selfaug.methods.activations import ALIGNED_MODULES, AlignActivations
 from selfaug.methods.asft import ASFT
 from selfaug.methods.base import Method
+from selfaug.methods.cfs import CFS
 from selfaug.methods.combined import Combined
 from selfaug.methods.dft import DFT
 from selfaug.methods.eaft import EAFT
@@ -17,6 +18,7 @@ from selfaug.methods.l2 import L2
 from selfaug.methods.low_lr import LowLR
 from selfaug.methods.magpie import Magpie
 from selfaug.methods.orthogonal import Orthogonal
+from selfaug.methods.prompt_nll import PromptNLL
 from selfaug.methods.replay import Replay
 from selfaug.methods.sa_sft import SASFT
 from selfaug.methods.sdft import SDFT
@@ -32,9 +34,9 @@ __all__ = ["METHODS", "Method", "available", "get_method"]
 
 _ALL: tuple[Method, ...] = (
     *(SelfAug(), SFT(), Full(), LowLR()),
-    *(KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
+    *(PromptNLL(), KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
     *(STM(), FLOW()),
-    *(Replay(), Magpie(), SASFT(), SDFT()),
+    *(Replay(), CFS(), Magpie(), SASFT(), SDFT()),
     *(L2(), EWC(), Orthogonal(), WiseFT()),
     *(CorDA(), PiSSA()),
     AlignActivations(),

@@ -62,12 +62,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Compose:
-    """Conversations that the base writes, to mix into the training rows.
+    """Rows that the base writes, to mix into the training rows.
 
     Args:
         ratio: Number of them for each training row.
-        write: Function that writes a given number of them.
+        write: Function that writes a given number of them: conversations, or rows of ``input_ids`` and ``labels``.
     """
 
     ratio: float
-    write: Callable[[Writer, int], list[Conversation]]
+    write: Callable[[Writer, int], list[Conversation] | list[dict[str, list[int]]]]
