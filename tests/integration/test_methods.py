@@ -83,6 +83,31 @@ def test_a_step_has_the_methods_gradient(method: str, layout: str, plain_run: Ra
     assert ran.losses == pytest.approx([loss], rel=1e-5)
 
 
+def talr_by_median(z: Tensor, y: Tensor, all_nll: Tensor) -> Tensor:
+    nll = dense.nll_N(z, y)
+    tau = all_nll.sort().values
+    tau = (tau[(len(tau) - 1) // 2] + tau[len(tau) // 2]) / 2
+    return nll * torch.maximum((-nll / tau).exp(), torch.tensor(0.01)).detach()
+
+
+def test_the_published_temperature_is_the_median_loss_of_the_batch(plain_run: Ran, tmp_path: Path) -> None:
+    """All sequences in one micro-batch, as the published rule has it; another median is another gradient."""
+    tuned = with_lora(tiny("llama"))
+    losses = []
+    for ids, labels in CHOSEN:
+        targets = positions(labels, False).targets
+        logits = tuned(input_ids=torch.tensor([ids]), use_cache=False).logits[0][targets]
+        losses.append(dense.nll_N(logits, torch.tensor([labels[t + 1] for t in targets])).detach())
+    whole = torch.cat(losses)
+    ran = run(CHOSEN, tmp_path, method="talr", per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    loss, expected = oracle(lambda z, y: talr_by_median(z, y, whole), None, 0.0)
+    assert relative_distance(plain_run.gradient, expected) > 0.05
+    assert relative_distance(ran.gradient, expected) < TOLERANCE[torch.float64]
+    assert ran.losses == pytest.approx([loss], rel=1e-5)
+    other = oracle(lambda z, y: talr_by_median(z, y, whole + 0.5), None, 0.0)[1]
+    assert relative_distance(other, expected) > 0.01
+
+
 def prompt_nll_gradient(weight: float, fraction: float = 1.0, drawn: tuple[int, ...] = (0, 1, 2, 3)) -> Any:
     """One unpadded sequence at a time: every next token of the prompt is learnt, as the response is."""
     tuned = with_lora(tiny("llama"))

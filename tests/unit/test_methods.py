@@ -89,7 +89,7 @@ def test_an_unknown_method_names_the_near_one(given: str, near: str) -> None:
         ("kl-response", {"beta": True}, "not of type float"),
         ("eaft", {"top": 2.5}, "not of type int"),
         ("eaft", {"top": 1}, "out of range"),
-        ("talr", {"tau": 0}, "out of range"),
+        ("talr", {"tau": -1}, "out of range"),
         ("talr", {"floor": 1.5}, "out of range"),
         ("dft", "power", "not of the form name=value"),
         ("dft", "{power: 1", "no JSON object"),
@@ -158,6 +158,7 @@ def _changes(which: int) -> Changes:
     value = {
         "response_term": (NLL(), None), "activation_term": ("a", None), "mix": ("m", None), "rewrite": ("r", None),
         "compose": ("c", None), "fisher": ("f", None), "start": ("s", None), "learning_rate_factor": (0.5, 0.1),
+        "reweigh": (lambda nll_N: 2 * nll_N, lambda nll_N: nll_N + 1),
         "weigh": (lambda samples: lambda nll_N: 2 * nll_N, lambda samples: lambda nll_N: nll_N + 1),
         **{n: ((f"{n} 1",), (f"{n} 2",)) for n in ("added_terms", "parameter_terms", "check_prompts", "finish")},
     }  # fmt: skip
@@ -173,6 +174,8 @@ def test_no_field_of_the_changes_is_dropped(name: str, order: tuple[int, int]) -
     alone = [getattr(part, name) for part in parts]
     if name == "weigh":
         assert found([])(torch.tensor([3.0])).item() == 6.0 * 4.0
+    elif name == "reweigh":
+        assert found(torch.tensor([3.0])).item() == 6.0 * 4.0
     elif name == "learning_rate_factor":
         assert found == pytest.approx(0.05)
     elif isinstance(alone[0], tuple):

@@ -59,8 +59,17 @@ def _product_of_weights(values: Sequence[Fit | None]) -> Fit | None:
     return fit_all
 
 
+def _product_of_functions(values: Sequence[Weigh | None]) -> Weigh | None:
+    weighs = [weigh for weigh in values if weigh is not None]
+    if len(weighs) < 2:
+        return weighs[0] if weighs else None
+    return lambda nll_N: math.prod((weigh(nll_N) for weigh in weighs), start=nll_N.new_ones(()))
+
+
 # How the values of a field of several methods are merged.
-_ONE, _ALL, _WEIGHTS, _PRODUCT = ({"merge": merge} for merge in (_only, _concatenation, _product_of_weights, math.prod))
+_ONE, _ALL, _FITS, _WEIGHTS, _PRODUCT = (
+    {"merge": merge} for merge in (_only, _concatenation, _product_of_weights, _product_of_functions, math.prod)
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ class Changes:
         check_prompts: Functions of tokenizer and renderer that raise where the model's prompts do not fit the method.
         weigh: Function from the base's NLL (nats) of the response tokens of each training row (N each) to a function
             from one row's NLL (N) to their weights in the loss (N, 0 or more; a token of weight 0 is not trained).
+        reweigh: Function from the tuned model's NLL (nats) of the response tokens of a micro-batch (N) to their weights
+            in the loss (N, 0 or more), in training alone; it costs one more projection of these tokens.
         fisher: Texts for the estimate of the base's Fisher information of each adapted weight before the first step.
         start: Start of the adapter as a part of the pretrained weights; ``None`` for PEFT's own.
         learning_rate_factor: Factor on the learning rate.
@@ -92,7 +103,8 @@ class Changes:
     rewrite: Rewrite | None = field(default=None, metadata=_ONE)
     compose: Compose | None = field(default=None, metadata=_ONE)
     check_prompts: tuple[Callable[[PreTrainedTokenizerBase, Renderer], object], ...] = field(default=(), metadata=_ALL)
-    weigh: Fit | None = field(default=None, metadata=_WEIGHTS)
+    weigh: Fit | None = field(default=None, metadata=_FITS)
+    reweigh: Weigh | None = field(default=None, metadata=_WEIGHTS)
     fisher: Texts | None = field(default=None, metadata=_ONE)
     start: Start | None = field(default=None, metadata=_ONE)
     learning_rate_factor: float = field(default=1.0, metadata=_PRODUCT)

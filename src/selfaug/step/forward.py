@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from selfaug.model.libraries import gathered_head
 from selfaug.model.parts import auxiliary_loss, body_of, head_of
-from selfaug.objective import LMHead, Objective, Rows, RowTerm, WeightedTerm, plain, sweep
+from selfaug.objective import NLL, LMHead, Objective, Rows, RowTerm, WeightedTerm, plain, sweep
 from selfaug.objective.activation_terms import Activations, ActivationTerm
+from selfaug.objective.values import row_values
 from selfaug.reference import Reference
 from selfaug.reference.passes import prompts_hidden
 from selfaug.step.micro_batch import MicroBatch, Positions
@@ -60,6 +61,8 @@ class StepObjective:
         parameter_terms: Parameter terms of the method.
         activation_term: Activation term of the method; ``None`` for none.
         slice_tokens: Number of tokens of a slice of long prompts; ``None`` for no slices.
+        reweigh: Function from the NLL of a micro-batch's response tokens to their weights in training; ``None`` for
+            equal weights.
     """
 
     def __init__(
@@ -73,7 +76,9 @@ class StepObjective:
         parameter_terms: Sequence[ParameterTerm] = (),
         activation_term: ActivationTerm | None = None,
         slice_tokens: int | None = None,
+        reweigh: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        self.reweigh = reweigh
         self.terms, self.reference, self.block_bytes = tuple(terms), reference, block_bytes
         self.implementation, self.auxiliary, self.slice_tokens = implementation, auxiliary, slice_tokens
         self.parameter_terms, self.activation_term = tuple(parameter_terms), activation_term
@@ -92,8 +97,11 @@ class StepObjective:
         head = head_of(model)
         reference_head = None if self.reference is None else self.reference.head(model)
         with gathered_head(head.weight_VH, head.bias_V):
+            hidden_TH = hidden_TH.to(head.weight_VH.device)
+            if self.reweigh is not None and model.training:
+                micro = _reweighed(micro, hidden_TH, head, self.reweigh)
             groups = row_groups(self.terms, micro, reference_RH)
-            objective = self._objective(hidden_TH.to(head.weight_VH.device), head, groups, reference_head)
+            objective = self._objective(hidden_TH, head, groups, reference_head)
         auxiliary = auxiliary_loss(model, outputs, inputs.get("attention_mask")) if self.auxiliary else None
         loss, sums = objective.loss, dict(objective.sums)
         difference = activations.value()
@@ -126,6 +134,25 @@ class StepObjective:
         if self.implementation == "plain":
             return plain(hidden_TH, head, groups, reference_head)
         return _untraced_sweep(hidden_TH, head, groups, reference_head, block_bytes=self.block_bytes)
+
+
+def _reweighed(micro: MicroBatch, hidden_TH: Tensor, head: LMHead, reweigh: Callable[[Tensor], Tensor]) -> MicroBatch:
+    """Return the micro-batch with the weights of its response tokens multiplied by a function of their NLL."""
+    groups = {name: getattr(micro, name) for name in ("response", "both", "compared")}
+    present = {name: group for name, group in groups.items() if group is not None and len(group)}
+    if not present:
+        return micro
+    index_N = torch.cat([group.index_N for group in present.values()])
+    label_N = torch.cat([group.label_N for group in present.values()])
+    nll_N = row_values(hidden_TH.detach()[index_N], head, [NLL()], label_N=label_N)[NLL().name]
+    weights = reweigh(nll_N).split([len(group) for group in present.values()])
+    return replace(
+        micro,
+        **{
+            name: replace(group, weight_N=weight_N if group.weight_N is None else weight_N * group.weight_N)
+            for (name, group), weight_N in zip(present.items(), weights, strict=True)
+        },
+    )
 
 
 def row_groups(terms: Sequence[TermOn], micro: MicroBatch, reference_RH: Tensor | None) -> list[Rows]:

@@ -151,6 +151,7 @@ class SelfAugTrainer(SFTTrainer):
             parameter_terms=self.args.changes.parameter_terms,
             activation_term=activation_term,
             slice_tokens=slice_tokens,
+            reweigh=self.args.changes.reweigh,
         )
         install(self.base_model, objective)
         self.driver = StepDriver(
