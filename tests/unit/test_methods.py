@@ -104,7 +104,7 @@ def test_options_are_read_from_pairs_json_and_mappings() -> None:
     expected = {"tau": 1e-3, "floor": 0.5}
     for given in ("tau=1e-3, floor=0.5", '{"tau": 0.001, "floor": 0.5}', expected):
         assert config(method="talr", method_options=given).method_options == expected
-    assert config(method="talr").method_options == {"tau": 1.0, "floor": 0.01}
+    assert config(method="talr").method_options == {"tau": 0.0, "floor": 0.01}
     assert config(method="talr+selfaug", method_options="tau=2").method_options == {"tau": 2.0, "floor": 0.01}
     assert config(method="sft").method_options is None
     assert read_options("a=1,b=text") == {"a": 1, "b": "text"}
