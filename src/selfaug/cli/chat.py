@@ -19,33 +19,25 @@ __all__ = ["COMMAND", "run"]
 _COMMANDS = "/documents shows what was retrieved, /reset forgets the conversation, /quit ends (so does Ctrl-D)"
 
 
-_RUN, _QUESTION, _WHO, _ANSWER = "Run", "Question and documents", "Who answers", "Answers"
-
-
 @dataclass
 class Settings:
     """What `selfaug chat` was asked to do."""
 
-    run: str = option(
-        REQUIRED, "The --output_dir of a finished `selfaug train`.", group=_RUN, metavar="RUN", positional=True
-    )
-    question: str | None = option(None, "Answer this one question on stdout, and end.", group=_QUESTION)
-    documents: str | None = option(
-        None, "File of passages, or folder of .txt, .md and such files.", group=_QUESTION, metavar="PATH"
-    )
-    top_k: int = option(5, "Documents for each question.", group=_QUESTION, metavar="K")
-    untuned: bool = option(False, "The base model answers instead: the adapter is off.", group=_WHO)
-    compare: bool = option(False, "The base model's answer, then the tuned one's.", group=_WHO)
+    run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
+    question: str | None = option(None, "Answer this one question on stdout, and end.", group="Question and documents")
+    documents: str | None = option(None, "File of passages, or folder of .txt, .md and such files.", metavar="PATH")
+    top_k: int = option(5, "Documents for each question.", metavar="K")
+    untuned: bool = option(False, "The base model answers instead: the adapter is off.", group="Who answers")
+    compare: bool = option(False, "The base model's answer, then the tuned one's.")
     base: str | None = option(
         None,
         "Where the base model lies now, if not where the run found it; without a value, the same as --untuned.",
-        group=_WHO,
         metavar="MODEL",
         const="",
     )
-    max_new_tokens: int = option(256, "Longest answer in tokens.", group=_ANSWER)
-    temperature: float = option(0.0, "Temperature of the draws; 0 takes the likeliest token.", group=_ANSWER)
-    seed: int = option(0, "Seed of the draws at a temperature above 0.", group=_ANSWER)
+    max_new_tokens: int = option(256, "Longest answer in tokens.", group="Answers")
+    temperature: float = option(0.0, "Temperature of the draws; 0 takes the likeliest token.")
+    seed: int = option(0, "Seed of the draws at a temperature above 0.")
 
 
 COMMAND = Command(

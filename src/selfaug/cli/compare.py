@@ -24,53 +24,39 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "Settings", "run", "train_words"]
 
-_WHAT, _STRENGTHS, _AXES, _MEASURING = (
-    "Comparison", "Strengths and options", "Axes", "Measuring (as for `selfaug evaluate`)"
-)  # fmt: skip
-
 
 @dataclass
 class Settings:
     """What `selfaug compare` was asked to do."""
 
-    output_dir: str = option(REQUIRED, "Folder of the comparison.", group=_WHAT, metavar="FOLDER")
-    methods: list[str] = option(
-        REQUIRED, "Names, or combinations a+b; sft is always among them.", group=_WHAT, metavar="NAME"
-    )
+    output_dir: str = option(REQUIRED, "Folder of the comparison.", group="Comparison", metavar="FOLDER")
+    methods: list[str] = option(REQUIRED, "Names, or combinations a+b; sft is always among them.", metavar="NAME")
     name: str = option(
-        "comparison",
-        "Name of the table and picture, where comparisons share a folder and runs.",
-        group=_WHAT,
-        metavar="NAME",
+        "comparison", "Name of the table and picture, where comparisons share a folder and runs.", metavar="NAME"
     )
-    seeds: int = option(3, "How many seeds, from 0.", group=_WHAT)
-    processes: int | None = option(None, "Runs at a time; on GPUs each has one.", group=_WHAT, shown="one a GPU, or 1")
-    settings: int = option(3, "Strengths of each method.", group=_STRENGTHS)
+    seeds: int = option(3, "How many seeds, from 0.")
+    processes: int | None = option(None, "Runs at a time; on GPUs each has one.", shown="one a GPU, or 1")
+    settings: int = option(3, "Strengths of each method.", group="Strengths and options")
     strengths: list[str] | dict[str, Any] | None = option(
-        None, "Strengths that are chosen by hand: selfaug=0.5,2,8.", group=_STRENGTHS, metavar="METHOD=VALUES"
+        None, "Strengths that are chosen by hand: selfaug=0.5,2,8.", metavar="METHOD=VALUES"
     )
     options: list[str] | dict[str, Any] | None = option(
-        None,
-        "Further options of a method: replay.replay_data=texts.jsonl.",
-        group=_STRENGTHS,
-        metavar="METHOD.NAME=VALUE",
+        None, "Further options of a method: replay.replay_data=texts.jsonl.", metavar="METHOD.NAME=VALUE"
     )
     grid: list[str] | dict[str, Any] | None = option(
-        None, "A train option and its values: align_fraction=1,0.125.", group=_STRENGTHS, metavar="NAME=VALUES"
+        None, "A train option and its values: align_fraction=1,0.125.", metavar="NAME=VALUES"
     )
     task_metric: str | None = option(
-        None, "Metric of the task's axis, such as answer_nll.", group=_AXES, metavar="NAME", shown="the primary one"
+        None, "Metric of the task's axis, such as answer_nll.", group="Axes", metavar="NAME", shown="the primary one"
     )
-    shift: bool = option(
-        False, "Measure, too, how far each run moved the model on the prompts of the data.", group=_AXES
-    )
-    data: list[str] = option([], "Records to answer.", group=_MEASURING, metavar="PATH")
-    general: list[str] = option([], "General tasks.", group=_MEASURING, metavar="NAME")
-    general_data: list[str] = option([], "Texts for nats per token.", group=_MEASURING, metavar="FILE")
-    general_limit: int | None = option(None, "Items of each general task.", group=_MEASURING)
-    max_new_tokens: int | None = option(None, "Longest answer in tokens.", group=_MEASURING)
-    batch_size: int | None = option(None, "Prompts at a time when measuring.", group=_MEASURING)
-    limit: int | None = option(None, "First records of the data.", group=_MEASURING)
+    shift: bool = option(False, "Measure, too, how far each run moved the model on the prompts of the data.")
+    data: list[str] = option([], "Records to answer.", group="Measuring (as for `selfaug evaluate`)", metavar="PATH")
+    general: list[str] = option([], "General tasks.", metavar="NAME")
+    general_data: list[str] = option([], "Texts for nats per token.", metavar="FILE")
+    general_limit: int | None = option(None, "Items of each general task.")
+    max_new_tokens: int | None = option(None, "Longest answer in tokens.")
+    batch_size: int | None = option(None, "Prompts at a time when measuring.")
+    limit: int | None = option(None, "First records of the data.")
 
 
 COMMAND = Command(

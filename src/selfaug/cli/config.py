@@ -12,9 +12,9 @@ import functools
 import shutil
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, EnumMeta
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Generic, NoReturn, TypeVar
@@ -30,7 +30,8 @@ __all__ = [
 ]  # fmt: skip
 
 Options = TypeVar("Options")
-_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+_TRUTH = {"true": True, "t": True, "yes": True, "y": True, "1": True,
+          "false": False, "f": False, "no": False, "n": False, "0": False}  # fmt: skip
 _WIDEST = 110
 ALL = "--help-all"
 VERBOSE = "Show all that other libraries print and warn of, and not only what matters (docs/train.md says what does)."
@@ -75,6 +76,11 @@ class Command(Generic[Options]):
         """The command as it is typed."""
         return f"selfaug {self.name}"
 
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """The data classes of its options."""
+        return self.options if isinstance(self.options, tuple) else (self.options,)
+
 
 @dataclass(frozen=True)
 class Call(Generic[Options]):
@@ -102,10 +108,10 @@ class Option:
     """One option, as a flag and as a key of a file.
 
     Args:
-        name: Its name; the flag is ``--name``.
-        hint: The type of its field.
-        default: Its default, or :data:`REQUIRED`.
-        about: The metadata of its field.
+        name: The name of the field; the flag is ``--name``.
+        hint: The type of the field.
+        default: The default, or :data:`REQUIRED`.
+        about: The metadata of the field.
         group: The title of its group in the help.
     """
 
@@ -117,26 +123,19 @@ class Option:
 
     @functools.cached_property
     def kinds(self) -> tuple[Any, ...]:
-        """What it may hold besides nothing; a literal type is the type of its values."""
+        """The types that it may hold besides none; of a literal that of its values."""
         union = typing.get_origin(self.hint) in (typing.Union, types.UnionType)
         found = [kind for kind in (typing.get_args(self.hint) if union else (self.hint,)) if kind is not types.NoneType]
         literal = [kind for kind in found if typing.get_origin(kind) is typing.Literal]
         return tuple([kind for kind in found if kind not in literal] or [type(typing.get_args(literal[0])[0])])
 
-    @property
-    def optional(self) -> bool:
-        """Whether it may hold nothing."""
-        return types.NoneType in typing.get_args(self.hint) or self.default is None
-
     @functools.cached_property
-    def choices(self) -> tuple[Any, ...] | None:
-        """The values taken, where there are few."""
-        if self.about.get("choices") is not None:
-            return tuple(self.about["choices"])
+    def choices(self) -> tuple[Any, ...]:
+        """The values taken, where there are few; else nothing."""
         if typing.get_origin(self.hint) is typing.Literal:
             return typing.get_args(self.hint)
-        enums = [kind for kind in self.kinds if isinstance(kind, type) and issubclass(kind, Enum)]
-        return tuple(member.value for member in enums[0]) if enums else None
+        enums = [member.value for kind in self.kinds if isinstance(kind, EnumMeta) for member in kind]
+        return tuple(self.about.get("choices") or enums)
 
     @functools.cached_property
     def elements(self) -> Any:
@@ -144,62 +143,71 @@ class Option:
 
         A text is one word also where a list of texts may stand in its place.
         """
-        lists = [kind for kind in self.kinds if typing.get_origin(kind) is list]
-        inner = typing.get_args(lists[0])[0] if lists else None
-        return None if inner is str and str in self.kinds else inner
+        inner = [typing.get_args(kind)[0] for kind in self.kinds if typing.get_origin(kind) is list]
+        return None if not inner or (inner == [str] and str in self.kinds) else inner[0]
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may hold none."""
+        return types.NoneType in typing.get_args(self.hint) or self.default is None
 
     @property
     def is_switch(self) -> bool:
         """Whether it is true or false."""
         return bool in self.kinds
 
-    def convert(self, text: str) -> Any:
-        """A typed word as a value.
+    @property
+    def metavar(self) -> str:
+        """The placeholder of its value."""
+        if "metavar" in self.about or self.about.get("positional"):
+            return str(self.about.get("metavar", self.name.upper()))
+        words = {bool: "true|false", int: "N", float: "NUMBER", str: "TEXT"}
+        return next((word for kind, word in words.items() if kind in (*self.kinds, self.elements)), "VALUE")
 
-        Raises:
-            ValueError: Or another error of the type's own, if it cannot be one.
-        """
-        if "type" in self.about:
-            return self.about["type"](text)
-        if self.choices is not None:
-            return next((choice for choice in self.choices if str(choice) == text), text)
-        if self.elements is not None:
-            return self.elements(text)
-        if self.is_switch:
-            return _truth(text)
-        if str in self.kinds:
-            return text
-        if self.optional and text.lower() in ("none", "null"):
-            return None
-        kind = self.kinds[0]
-        return (typing.get_origin(kind) or kind)(text)
+    @property
+    def help(self) -> str:
+        """What it means, with the default."""
+        text, shown = str(self.about.get("help", "")), self.about.get("shown")
+        if shown is None and self.default not in (None, REQUIRED, "", []) and "default:" not in text.lower():
+            shown = _as_typed(self.default).replace("%", "%%")
+        return text if shown is None else f"{text} (default: {shown})"
 
     def arguments(self) -> dict[str, Any]:
         """What ``add_argument`` is told besides the flag; what is not typed leaves no trace in its result."""
-        told: dict[str, Any] = {"default": argparse.SUPPRESS, "type": _named(self), "help": self.described()}
+        told: dict[str, Any] = {"default": argparse.SUPPRESS, "type": self.convert, "help": self.help}
         if self.about.get("repeated"):
             told["action"] = "append"
         elif self.elements is not None:
             told["nargs"] = "+"
-        elif self.is_switch:
-            told |= {"nargs": "?", "const": True}
-        elif "const" in self.about or self.about.get("positional"):
-            told |= {"nargs": "?", "const": self.about.get("const")}
-        return told | ({"metavar": self.metavar} if self.choices is None else {"choices": self.choices})
+        elif self.is_switch or "const" in self.about or self.about.get("positional"):
+            told |= {"nargs": "?", "const": True if self.is_switch else self.about.get("const")}
+        return told | ({"choices": self.choices} if self.choices else {"metavar": self.metavar})
 
-    @property
-    def metavar(self) -> str:
-        """The placeholder of its value."""
-        words = {bool: "true|false", int: "N", float: "NUMBER", str: "TEXT"}
-        kind = self.elements or (bool if self.is_switch else str if str in self.kinds else self.kinds[0])
-        return str(self.about.get("metavar") or words.get(kind, "VALUE"))
+    def convert(self, text: str) -> Any:
+        """A typed word as a value.
 
-    def described(self) -> str:
-        """The help with the default."""
-        text, shown = str(self.about.get("help") or ""), self.about.get("shown")
-        if shown is None and self.default not in (None, REQUIRED, "", []) and "default:" not in text.lower():
-            shown = shown_default(self.default).replace("%", "%%")
-        return text if shown is None else f"{text} (default: {shown})".strip()
+        Raises:
+            ArgumentTypeError: If it cannot be one.
+        """
+        try:
+            return self._convert(text)
+        except (ValueError, TypeError, KeyError):
+            raise argparse.ArgumentTypeError(f"expected {self._expected}, received {text!r}") from None
+
+    def _convert(self, text: str) -> Any:
+        if "type" in self.about:
+            return self.about["type"](text)
+        if self.choices:
+            return next((choice for choice in self.choices if str(choice) == text), text)
+        if self.elements is not None:
+            return self.elements(text)
+        if self.is_switch:
+            return _TRUTH[text.lower()]
+        if str in self.kinds:
+            return text
+        if self.optional and text.lower() in ("none", "null"):
+            return None
+        return (typing.get_origin(self.kinds[0]) or self.kinds[0])(text)
 
     def read(self, value: Any, where: str) -> Any:
         """A value that YAML read, as the flag would have it.
@@ -212,68 +220,48 @@ class Option:
             ConfigError: If the flag could not hold it.
         """
         origins = {typing.get_origin(kind) or kind for kind in self.kinds}
-        if value is None and self.optional:
-            return None
-        if isinstance(value, dict) and dict in origins:
+        if (value is None and self.optional) or (isinstance(value, dict) and dict in origins):
             return value
         if isinstance(value, dict) and self.elements is str:  # `map: {question: query}` is `--map question=query`
             value = [f"{key}={inner}" for key, inner in value.items()]
         if isinstance(value, list) and list in origins:
-            if self.elements is None or all(isinstance(one, dict) for one in value):
-                return value
-            return [self._read_one(one, where) for one in value]
-        if isinstance(value, (str, int, float, bool)):
-            one = self._read_one(value, where)
-            return one if self.elements is None else [one]
-        raise self._wrong(value, where)
+            plain = self.elements is None or all(isinstance(one, dict) for one in value)
+            return value if plain else [self._read_one(one, where) for one in value]
+        if not isinstance(value, (str, int, float, bool)):
+            raise self._wrong(value, where)
+        return self._read_one(value, where) if self.elements is None else [self._read_one(value, where)]
 
     def _read_one(self, value: Any, where: str) -> Any:
+        text = str(value)
         if isinstance(value, bool) and not self.is_switch:
             # YAML 1.1 reads `eval_strategy: no` as false.
             words = ("yes", "on", "true") if value else ("no", "off", "false")
-            found = next((word for word in words if word in (self.choices or ())), None)
-            if found is None and str not in self.kinds:
-                raise self._wrong(value, where)
-            value = found if found is not None else str(value).lower()
+            text = next((word for word in words if word in self.choices), text.lower() if str in self.kinds else "")
         try:
-            read_ = self.convert(str(value))
-        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            found = self.convert(text)
+        except argparse.ArgumentTypeError:
             raise self._wrong(value, where) from None
-        if self.choices is not None and read_ not in self.choices:
-            raise self._wrong(value, where, nearest(str(value), map(str, self.choices)))
-        return read_
+        if self.choices and found not in self.choices:
+            raise self._wrong(value, where, nearest(text, map(str, self.choices)))
+        return found
 
-    def _wrong(self, value: Any, where: str, close: str = "") -> ConfigError:
+    @property
+    def _expected(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
         words = {bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping", str: "a text"}
         inner = {typing.get_origin(kind) or kind for kind in (*self.kinds, self.elements)}
-        known = [word for kind, word in words.items() if kind in inner]
-        expected = ("a list of " if self.elements is not None else "") + (" or ".join(known) or "another type")
-        if self.choices is not None:
-            expected = "one of " + ", ".join(map(str, self.choices))
-        return ConfigError(f"{where} is {value!r}; expected {expected}{close}", "correct the value in the file.")
+        known = " or ".join(word for kind, word in words.items() if kind in inner) or "another type"
+        return known if self.elements is None else f"a list of {known}"
+
+    def _wrong(self, value: Any, where: str, close: str = "") -> ConfigError:
+        return ConfigError(f"{where} is {value!r}; expected {self._expected}{close}", "correct the value in the file.")
 
 
-def _named(one: Option) -> Callable[[str], Any]:
-    """The option's conversion under the name that argparse says of a word that cannot be converted."""
-
-    def convert(text: str) -> Any:
-        return one.convert(text)
-
-    kind = one.elements or one.kinds[0]
-    convert.__name__ = getattr(kind, "__name__", str(kind))
-    return convert
-
-
-def _truth(text: str) -> bool:
-    if text.lower() in _TRUE + _FALSE:
-        return text.lower() in _TRUE
-    raise argparse.ArgumentTypeError(f"expected true or false, received {text!r}")
-
-
-def shown_default(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     """A default as it would be typed."""
     if isinstance(value, (list, tuple)):
-        return " ".join(map(shown_default, value))
+        return " ".join(map(_as_typed, value))
     if isinstance(value, bool):
         return str(value).lower()
     return str(value.value if isinstance(value, Enum) else value)
@@ -284,24 +272,17 @@ def options_of(*kinds: type) -> dict[str, Option]:
     found: dict[str, Option] = {}
     for kind in kinds:
         hints = typing.get_type_hints(kind)
-        title = getattr(kind, "GROUP", f"Options of {kind.__name__}")
+        title = vars(kind).get("GROUP", f"More settings ({kind.__name__})")
         for one in dataclasses.fields(kind):
+            title = one.metadata.get("group", title)
             if one.init and one.name not in found:
                 made = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
-                group = one.metadata.get("group") or title
-                found[one.name] = Option(one.name, hints[one.name], made, one.metadata, group)
+                found[one.name] = Option(one.name, hints[one.name], made, one.metadata, title)
     return found
 
 
-def build_parser(command: Command[Any], options: Mapping[str, Option] | None = None) -> Parser:
-    """The parser of a verb, whose help is a page with groups and examples.
-
-    Args:
-        command: The verb.
-        options: Its options, where they are others than those of its data class.
-    """
-    if options is None:
-        options = options_of(*_kinds(command))
+def build_parser(command: Command[Any], options: Mapping[str, Option]) -> Parser:
+    """The parser of a verb with its options, whose help is a page with groups and examples."""
     width = min(_WIDEST, shutil.get_terminal_size().columns - 2)
     lines = [f"  {example}" for example in command.examples]
     parser = Parser(
@@ -323,7 +304,7 @@ def build_parser(command: Command[Any], options: Mapping[str, Option] | None = N
         if one.about.get("positional"):
             group.add_argument(one.name, **one.arguments()).required = False  # it may stand in the file
             continue
-        group.add_argument(f"--{one.name}", *_list(one.about.get("aliases")), **one.arguments())
+        group.add_argument(f"--{one.name}", **one.arguments())
         if one.is_switch and one.default is True:
             group.add_argument(f"--no_{one.name}", dest=one.name, action="store_false", default=argparse.SUPPRESS,
                                help=argparse.SUPPRESS)  # fmt: skip
@@ -332,20 +313,13 @@ def build_parser(command: Command[Any], options: Mapping[str, Option] | None = N
         for part in command.parts:
             group.add_argument(part.name.split()[-1], nargs="?", help=part.about.split("\n\n")[0])
     every = parser.add_argument_group("Every command")
-    every.add_argument("--config", metavar="FILE", help="YAML file of any of these options; what is typed goes first.")
+    if not command.parts:
+        every.add_argument("--config", metavar="FILE", help="YAML file of these options; what is typed goes before it.")
     every.add_argument(FLAG, action="store_true", default=argparse.SUPPRESS, help=VERBOSE)
     every.add_argument("-h", "--help", action="help", help="Show this page.")
     if command.reads_itself:
         every.add_argument(ALL, action="store_true", help="Show every flag, those of other libraries too.")
     return parser
-
-
-def _kinds(command: Command[Any]) -> tuple[type, ...]:
-    return command.options if isinstance(command.options, tuple) else (command.options,)
-
-
-def _list(aliases: Any) -> list[str]:
-    return [aliases] if isinstance(aliases, str) else list(aliases or ())
 
 
 def _usage(command: Command[Any], options: Mapping[str, Option]) -> str:
@@ -396,7 +370,7 @@ def read_words(parser: Parser, options: Mapping[str, Option], words: Sequence[st
             continue
         one = options.get(known[2:])
         after = words[place + 1].lower() if place + 1 < len(words) else ""
-        if bare and one is not None and one.is_switch and not equals and after not in _TRUE + _FALSE:
+        if bare and one is not None and one.is_switch and not equals and after not in _TRUTH:
             equals, value = "=", "true"
         said.append(f"{known}{equals}{value}")
     found, rest = parser.parse_known_args(said)
@@ -417,24 +391,28 @@ def read(command: Command[Options], argv: Sequence[str]) -> Call[Options]:
     """
     if command.parts:
         return read(_part(command, argv), list(argv)[1:])
-    options = options_of(*_kinds(command))
-    parser = build_parser(command, options)
     if command.reads_itself:
         if {"-h", "--help"} & set(argv):
-            parser.parse_args(["--help"])
+            build_parser(command, options_of(*command.kinds)).parse_args(["--help"])
         return Call(command, typing.cast(Options, command.options), list(argv))
+    options = options_of(*command.kinds)
     words, path = take_config(argv)
-    typed, rest = read_words(parser, options, words)
+    typed, rest = read_words(build_parser(command, options), options, words)
     file = {} if path is None else read_settings(path)
     others = {key: value for key, value in file.items() if key not in options}
-    if not command.takes_others:
-        _refuse_unknown(command, options, rest, [f"{path}: {key!r}" for key in others], list(others))
+    if rest and not command.takes_others:
+        _refuse_word(command, options, rest[0])
+    for key in () if command.takes_others else others:
+        raise ConfigError(
+            f"{path}: {key!r} is no option of `{command.prog}`.{nearest(key, options)}",
+            f"`{command.prog} --help` lists every option.",
+        )
     known = {key: options[key].read(value, f"{path}: {key}") for key, value in file.items() if key in options}
     values = resolved(options, typed, known)
     for name, value in values.items():
         if value is REQUIRED:
             raise ConfigError(f"{name} is not given", f"write `{_usage(command, options)}`, or `{name}:` in the file.")
-    (kind,) = _kinds(command)
+    (kind,) = command.kinds
     return Call(command, kind(**values), list(argv), frozenset(typed) | frozenset(known), rest, others)
 
 
@@ -449,20 +427,8 @@ def _part(command: Command[Any], argv: Sequence[str]) -> Command[Any]:
     return parts[word]
 
 
-def _refuse_unknown(
-    command: Command[Any],
-    options: Mapping[str, Option],
-    words: Sequence[str],
-    places: Sequence[str],
-    keys: Sequence[str],
-) -> None:
-    if words:
-        flag = words[0].partition("=")[0]
-        close = nearest(flag, [f"--{name}" for name in options])
-        what = f"does not know {flag!r}.{close}" if flag.startswith("-") else f"has no place for {words[0]!r}"
-        raise ConfigError(f"`{command.prog}` {what}", f"`{command.prog} --help` lists its options.")
-    if keys:
-        raise ConfigError(
-            f"{places[0]} is no option of `{command.prog}`.{nearest(keys[0], options)}",
-            f"`{command.prog} --help` lists every option.",
-        )
+def _refuse_word(command: Command[Any], options: Mapping[str, Option], word: str) -> NoReturn:
+    flag = word.partition("=")[0]
+    close = nearest(flag, [f"--{name}" for name in options])
+    what = f"does not know {flag!r}.{close}" if flag.startswith("-") else f"has no place for {word!r}"
+    raise ConfigError(f"`{command.prog}` {what}", f"`{command.prog} --help` lists its options.")

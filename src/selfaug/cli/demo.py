@@ -41,23 +41,20 @@ SETTINGS: dict[str, object] = {
 """What both trainings share: of one epoch's learning rates the best for LoRA's own task score (docs/lab.md)."""
 
 
-_TASK, _OUTPUT = "Model and task", "Output"
-
-
 @dataclass
 class Settings:
     """What `selfaug demo` was asked to do."""
 
     model_name_or_path: str = option(
-        "lab", "'lab', or the folder of a model that `selfaug lab make` made.", group=_TASK, metavar="MODEL"
+        "lab", "'lab', or the folder of a model that `selfaug lab make` made.", group="Model and task", metavar="MODEL"
     )
-    documents: int = option(Distance.documents, "Documents of each question, 1 to 20.", group=_TASK)
-    alpha: float | None = option(None, "Weight of the alignment.", group=_TASK, shown="that of `selfaug train`")
-    seed: int = option(0, "Seed of rows, order and adapters.", group=_TASK)
+    documents: int = option(Distance.documents, "Documents of each question, 1 to 20.")
+    alpha: float | None = option(None, "Weight of the alignment.", shown="that of `selfaug train`")
+    seed: int = option(0, "Seed of rows, order and adapters.")
     output_dir: str = option(
-        "selfaug-demo", "Folder of both runs, the table's data and the page.", group=_OUTPUT, metavar="FOLDER"
+        "selfaug-demo", "Folder of both runs, the table's data and the page.", group="Output", metavar="FOLDER"
     )
-    overwrite_output_dir: bool = option(False, "Remove the demo that FOLDER holds.", group=_OUTPUT)
+    overwrite_output_dir: bool = option(False, "Remove the demo that FOLDER holds.")
 
 
 COMMAND = Command(

@@ -31,72 +31,53 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND", "Settings", "results_table", "run"]
 
 
-_RUN, _TASK, _JUDGE, _GENERAL, _MODEL, _OUTPUT = (
-    "Run", "The task", "Judge of the answers (without it, rules)", "General ability", "Model", "Results"
-)  # fmt: skip
-
-
 @dataclass
 class Settings:
     """What `selfaug evaluate` was asked to do."""
 
-    run: str = option(REQUIRED, "The --output_dir of a finished training.", group=_RUN, metavar="RUN", positional=True)
+    run: str = option(REQUIRED, "The --output_dir of a finished training.", group="Run", positional=True)
     data: list[str] = option(
-        [], "Records to answer.", group=_TASK, metavar="PATH", shown="what the run held out or evaluated on"
+        [], "Records to answer.", group="The task", metavar="PATH", shown="what the run held out or evaluated on"
     )
-    format: str = data_format(_TASK)
-    map: list[str] | None = field_map(_TASK)
-    on_bad_row: OnBadRow = bad_rows(_TASK)
-    limit: int | None = option(None, "Only the first N records of each data set.", group=_TASK)
-    no_task: bool = option(False, "Measure general ability alone.", group=_TASK)
-    max_new_tokens: int = option(128, "Longest answer in tokens.", group=_TASK)
-    max_length: int | None = option(None, "Tokens of prompt and accepted answer.", group=_TASK, shown="as in training")
-    abstentions: str | None = option(
-        None, "YAML file of further ways to say that there is no answer.", group=_TASK, metavar="FILE"
-    )
+    format: str = data_format()
+    map: list[str] | None = field_map()
+    on_bad_row: OnBadRow = bad_rows()
+    limit: int | None = option(None, "Only the first N records of each data set.")
+    no_task: bool = option(False, "Measure general ability alone.")
+    max_new_tokens: int = option(128, "Longest answer in tokens.")
+    max_length: int | None = option(None, "Tokens of prompt and accepted answer.", shown="as in training")
+    abstentions: str | None = option(None, "YAML file of further ways to say that there is no answer.", metavar="FILE")
     judge_url: str | None = option(
-        None, "OpenAI-compatible endpoint that gives the CRAG verdicts, instead of rules.", group=_JUDGE, metavar="URL"
+        None,
+        "OpenAI-compatible endpoint that gives the CRAG verdicts, instead of rules.",
+        group="Judge of the answers (without it, rules)",
+        metavar="URL",
     )
-    judge_model: str | None = option(None, "The judge's name there.", group=_JUDGE, metavar="NAME")
-    judge_key_env: str = option(
-        "OPENAI_API_KEY", "Environment variable with its API key.", group=_JUDGE, metavar="NAME"
-    )
-    judge_timeout: float = option(60.0, "Seconds for one verdict.", group=_JUDGE, metavar="SECONDS")
-    judge_retries: int = option(4, "Further tries of one verdict.", group=_JUDGE)
+    judge_model: str | None = option(None, "The judge's name there.", metavar="NAME")
+    judge_key_env: str = option("OPENAI_API_KEY", "Environment variable with its API key.", metavar="NAME")
+    judge_timeout: float = option(60.0, "Seconds for one verdict.", metavar="SECONDS")
+    judge_retries: int = option(4, "Further tries of one verdict.")
     general: list[str] = option(
-        [], "'paper', 'quick', or any task of lm_eval; NAME=FILE takes its data from a file.", group=_GENERAL,
+        [],
+        "'paper', 'quick', or any task of lm_eval; NAME=FILE takes its data from a file.",
+        group="General ability",
         metavar="NAME",
-    )  # fmt: skip
-    general_data: list[str] = option(
-        [], "Plain texts (.txt, .json, .jsonl) for nats per token.", group=_GENERAL, metavar="FILE"
     )
-    general_limit: int | None = option(
-        None, "Only the first N items of each general task, instead of its own limit.", group=_GENERAL
-    )
-    max_gen_toks: int | None = option(
-        None, "Longest generated answer of general tasks, instead of their own.", group=_GENERAL
-    )
-    include_path: str | None = option(
-        None, "Folder with further task YAMLs of lm_eval.", group=_GENERAL, metavar="FOLDER"
-    )
-    allow_code_execution: bool = option(
-        False, "Let tasks run code that the model writes; only in a sandbox.", group=_GENERAL
-    )
-    backend: Literal["hf", "vllm"] = option(
-        "hf", "What runs general tasks; 'hf' is the model that is loaded anyway.", group=_GENERAL
-    )
-    batch_size: int = option(8, "Prompts at a time.", group=_MODEL)
-    dtype: str = option("auto", "Number format of the weights; 'auto' is the base's own.", group=_MODEL, choices=DTYPES)
-    base: str | None = option(
-        None, "Where the base model lies now, if not where the run found it.", group=_MODEL, metavar="MODEL"
-    )
-    seed: int = option(0, "Seed of the bootstrap.", group=_OUTPUT)
+    general_data: list[str] = option([], "Plain texts (.txt, .json, .jsonl) for nats per token.", metavar="FILE")
+    general_limit: int | None = option(None, "Only the first N items of each general task, instead of its own limit.")
+    max_gen_toks: int | None = option(None, "Longest generated answer of general tasks, instead of their own.")
+    include_path: str | None = option(None, "Folder with further task YAMLs of lm_eval.", metavar="FOLDER")
+    allow_code_execution: bool = option(False, "Let tasks run code that the model writes; only in a sandbox.")
+    backend: Literal["hf", "vllm"] = option("hf", "What runs general tasks; 'hf' is the model that is loaded anyway.")
+    batch_size: int = option(8, "Prompts at a time.", group="Model")
+    dtype: str = option("auto", "Number format of the weights; 'auto' is the base's own.", choices=DTYPES)
+    base: str | None = option(None, "Where the base model lies now, if not where the run found it.", metavar="MODEL")
+    seed: int = option(0, "Seed of the bootstrap.", group="Results")
     store: str | None = option(
-        None, "Folder of finished parts; runs with one base can share it.", group=_OUTPUT, metavar="FOLDER",
-        shown="RUN/evaluation",
-    )  # fmt: skip
-    fresh: bool = option(False, "Repeat parts that are finished.", group=_OUTPUT)
-    json: bool = option(False, "Print the results as JSON instead of a table.", group=_OUTPUT)
+        None, "Folder of finished parts; runs with one base can share it.", metavar="FOLDER", shown="RUN/evaluation"
+    )
+    fresh: bool = option(False, "Repeat parts that are finished.")
+    json: bool = option(False, "Print the results as JSON instead of a table.")
 
 
 COMMAND = Command(

@@ -29,33 +29,22 @@ _SAID = {
 }
 
 
-_RUN, _LIMITS, _OUTPUT = "Run", "Limits (each may be given several times)", "Output"
-
-
 @dataclass
 class Settings:
     """What `selfaug gate` was asked to do."""
 
-    run: str = option(
-        REQUIRED,
-        "Folder of an evaluated run; its results.json is read.",
-        group=_RUN,
-        metavar="RUN",
-        positional=True,
-    )
+    run: str = option(REQUIRED, "Folder of an evaluated run; its results.json is read.", group="Run", positional=True)
     max_drop: list[str] = option(
         [],
         "How much may be lost, such as general=2pt. NAME is task or general (the mean of its parts), a part, "
         "PART:METRIC, or a glob ('general:*', '*:f1'). LIMIT is in points (2pt), of the base's value (5%%), or in the "
         "metric's own unit (0.02).",
-        group=_LIMITS,
+        group="Limits (each may be given several times)",
         metavar="NAME=LIMIT",
         repeated=True,
     )
-    min_gain: list[str] = option(
-        [], "How much must be gained, such as task=0.", group=_LIMITS, metavar="NAME=LIMIT", repeated=True
-    )
-    json: bool = option(False, "Print JSON instead of the table.", group=_OUTPUT)
+    min_gain: list[str] = option([], "How much must be gained, such as task=0.", metavar="NAME=LIMIT", repeated=True)
+    json: bool = option(False, "Print JSON instead of the table.", group="Output")
 
 
 COMMAND = Command(

@@ -24,30 +24,26 @@ from selfaug.lab.task import Distance
 __all__ = ["COMMAND", "run"]
 
 
-_MODEL, _MACHINE, _ROWS, _DISTANCE, _OUTPUT = (
-    "Model and training", "Machine and talk", "Rows", "How far the task lies from what the model knows", "Output"
-)  # fmt: skip
-
-
 @dataclass
 class MakeSettings:
     """What `selfaug lab make` was asked to do."""
 
-    output_dir: str = option(REQUIRED, "Folder of the model.", group=_OUTPUT, metavar="FOLDER")
-    size: str = option(Making.size, f"Size of the model: {', '.join(SIZES)}.", group=_MODEL, metavar="NAME")
-    steps: int = option(Making.steps, "Optimiser steps.", group=_MODEL)
-    tokens: int = option(Making.tokens, "Tokens of a step, about.", group=_MODEL)
-    learning_rate: float = option(Making.learning_rate, "Highest learning rate.", group=_MODEL)
-    seed: int = option(Making.seed, "Seed of weights, order and mixture.", group=_MODEL)
-    threads: int = option(Making.threads, "Threads of the products; their number decides the last bits.", group=_MODEL)
+    output_dir: str = option(REQUIRED, "Folder of the model.", group="Output", metavar="FOLDER")
+    size: str = option(
+        Making.size, f"Size of the model: {', '.join(SIZES)}.", group="Model and training", metavar="NAME"
+    )
+    steps: int = option(Making.steps, "Optimiser steps.")
+    tokens: int = option(Making.tokens, "Tokens of a step, about.")
+    learning_rate: float = option(Making.learning_rate, "Highest learning rate.")
+    seed: int = option(Making.seed, "Seed of weights, order and mixture.")
+    threads: int = option(Making.threads, "Threads of the products; their number decides the last bits.")
     precision: str = option(
-        Making.precision, f"Number format of the products: {' or '.join(PRECISIONS)} (for a GPU).", group=_MODEL,
-        metavar="NAME",
-    )  # fmt: skip
-    workers: int = option(0, "Processes that make batches; they change nothing.", group=_MACHINE)
-    device: str = option("cpu", "Device: cpu, cuda, ...", group=_MACHINE, metavar="NAME")
-    checkpoint_every: int = option(200, "Steps between checkpoints.", group=_MACHINE, metavar="STEPS")
-    probe_every: int = option(0, "Steps between tests of all skills; 0 for none.", group=_MACHINE, metavar="STEPS")
+        Making.precision, f"Number format of the products: {' or '.join(PRECISIONS)} (for a GPU).", metavar="NAME"
+    )
+    workers: int = option(0, "Processes that make batches; they change nothing.", group="Machine and talk")
+    device: str = option("cpu", "Device: cpu, cuda, ...", metavar="NAME")
+    checkpoint_every: int = option(200, "Steps between checkpoints.", metavar="STEPS")
+    probe_every: int = option(0, "Steps between tests of all skills; 0 for none.", metavar="STEPS")
 
 
 @dataclass
@@ -55,30 +51,24 @@ class TaskSettings:
     """What `selfaug lab task` was asked to do."""
 
     part_of: Literal["train", "test"] = option(
-        "train", "Which rows; the two share no land, town, river or person.", group=_ROWS
+        "train", "Which rows; the two share no land, town, river or person.", group="Rows"
     )
-    count: int = option(1000, "Rows.", group=_ROWS)
-    seed: int = option(0, "Seed of the rows.", group=_ROWS)
-    documents: int = option(Distance.documents, "Documents of a question, 1 to 20.", group=_DISTANCE)
-    sentences: int = option(Distance.sentences, "Sentences of filling in each document.", group=_DISTANCE)
-    told: int = option(Distance.told, "Facts that a document tells, 1 to 5.", group=_DISTANCE)
+    count: int = option(1000, "Rows.")
+    seed: int = option(0, "Seed of the rows.")
+    documents: int = option(
+        Distance.documents, "Documents of a question, 1 to 20.", group="How far the task lies from what the model knows"
+    )
+    sentences: int = option(Distance.sentences, "Sentences of filling in each document.")
+    told: int = option(Distance.told, "Facts that a document tells, 1 to 5.")
     known: float = option(
-        Distance.known,
-        "Share of distracting documents about lands that the base knows.",
-        group=_DISTANCE,
-        metavar="SHARE",
+        Distance.known, "Share of distracting documents about lands that the base knows.", metavar="SHARE"
     )
-    unanswerable: float = option(
-        Distance.unanswerable, "Share of questions that no document answers.", group=_DISTANCE, metavar="SHARE"
-    )
+    unanswerable: float = option(Distance.unanswerable, "Share of questions that no document answers.", metavar="SHARE")
     outdated: float = option(
-        Distance.outdated,
-        "Share of questions with an old document that contradicts the new one.",
-        group=_DISTANCE,
-        metavar="SHARE",
+        Distance.outdated, "Share of questions with an old document that contradicts the new one.", metavar="SHARE"
     )
-    sentence_answers: bool = option(not Distance.terse, "Answer in sentences.", group=_DISTANCE)
-    output: str | None = option(None, "JSONL file of the rows.", group=_OUTPUT, metavar="FILE", shown="stdout")
+    sentence_answers: bool = option(not Distance.terse, "Answer in sentences.")
+    output: str | None = option(None, "JSONL file of the rows.", group="Output", metavar="FILE", shown="stdout")
 
 
 MAKE = Command(

@@ -32,29 +32,25 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "run", "run_prompts"]
 
-_RUN, _OUTPUT, _CHECK = "Run", "Merged model", "What is measured"
-
 
 @dataclass
 class Settings:
     """What `selfaug merge` was asked to do."""
 
-    run: str = option(
-        REQUIRED, "The --output_dir of a finished `selfaug train`.", group=_RUN, metavar="RUN", positional=True
-    )
-    output_dir: str = option(REQUIRED, "Folder of the merged model.", group=_OUTPUT, metavar="OUT")
+    run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
+    output_dir: str = option(REQUIRED, "Folder of the merged model.", group="Merged model", metavar="OUT")
     base: str | None = option(
-        None, "Where the base model lies now, if not where the run found it.", group=_RUN, metavar="MODEL"
+        None, "Where the base model lies now, if not where the run found it.", group="Run", metavar="MODEL"
     )
     dtype: str = option(
         "auto",
         "Number format of the merged weights; 'auto' is the base's own, or float32 where that loses the tuning.",
-        group=_OUTPUT,
+        group="Merged model",
         choices=DTYPES,
     )
-    overwrite_output_dir: bool = option(False, "Replace the merged model in OUT.", group=_OUTPUT)
+    overwrite_output_dir: bool = option(False, "Replace the merged model in OUT.")
     prompts: int = option(
-        50, "Prompts of the run whose answers are compared; 0 compares the weights alone.", group=_CHECK
+        50, "Prompts of the run whose answers are compared; 0 compares the weights alone.", group="What is measured"
     )
 
 

@@ -23,29 +23,27 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 OnBadRow = Literal["error", "skip"]
 
 
-def data_format(group: str) -> Any:
+def data_format() -> Any:
     """The option ``format`` of a verb that reads rows."""
-    return option("auto", "Format of the data (docs/data.md); 'auto' looks at the first rows.", group=group,
+    return option("auto", "Format of the data (docs/data.md); 'auto' looks at the first rows.",
                   metavar="NAME")  # fmt: skip
 
 
-def field_map(group: str) -> Any:
+def field_map() -> Any:
     """The option ``map`` of a verb that reads rows."""
     return option(
         None,
         "Where the fields of a record stand in the rows, such as question=query documents=ctxs[].text answer=response "
         "(in YAML a mapping).",
-        group=group,
         metavar="FIELD=PATH",
     )
 
 
-def bad_rows(group: str) -> Any:
+def bad_rows() -> Any:
     """The option ``on_bad_row`` of a verb that reads rows."""
     return option(
         "error",
         "What a row that cannot be used does: 'error' stops, 'skip' leaves it out, counted and listed.",
-        group=group,
     )
 
 
@@ -148,9 +146,6 @@ class Devices:
     )
 
 
-_DATA, _PROMPT, _RUN = WhatIsTrained.GROUP, "Prompt", "Run folder"
-
-
 @dataclass
 class RunArguments:
     """What `selfaug train` takes besides `trl sft`'s flags and the method's: data, and the run folder."""
@@ -158,38 +153,32 @@ class RunArguments:
     eval_dataset: str | None = option(
         None,
         "File or folder to evaluate on during training; any format of dataset_name.",
-        group=_DATA,
+        group=WhatIsTrained.GROUP,
         metavar="DATA",
     )
     held_out: float | None = option(
         None,
         "Part of the records, between 0 and 1, kept out of training and evaluated on. Records that share a document "
         "stay together.",
-        group=_DATA,
         metavar="FRACTION",
     )
-    format: str = data_format(_DATA)
-    map: list[str] | None = field_map(_DATA)
-    on_bad_row: OnBadRow = bad_rows(_DATA)
+    format: str = data_format()
+    map: list[str] | None = field_map()
+    on_bad_row: OnBadRow = bad_rows()
     prompt: dict[str, Any] | str | None = option(
         None,
         "Settings of the prompt as a mapping (in YAML) or a JSON object: system, order, question_position, abstention "
         "and the other arguments of selfaug.Renderer.",
-        group=_PROMPT,
+        group="Prompt",
         metavar="JSON",
     )
     renderer: str | None = option(
-        None,
-        "File or folder with the renderer settings (selfaug_renderer.json) of an earlier run.",
-        group=_PROMPT,
-        metavar="FOLDER",
+        None, "File or folder with the renderer settings (selfaug_renderer.json) of an earlier run.", metavar="FOLDER"
     )
     overwrite_output_dir: bool = option(
-        False, "Remove the run that output_dir holds; other files in it stay.", group=_RUN
+        False, "Remove the run that output_dir holds; other files in it stay.", group="Run folder"
     )
-    full_weight_hash: bool = option(
-        False, "Hash every byte of the base weights for the manifest, not a sample.", group=_RUN
-    )
+    full_weight_hash: bool = option(False, "Hash every byte of the base weights for the manifest, not a sample.")
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str):

@@ -39,11 +39,6 @@ __all__ = ["COMMAND", "run"]
 FILES = ("train.jsonl", "held_out.jsonl", "report.json")
 
 
-_DATA, _ROWS, _SPLIT, _CORPUS, _OUTPUT = (
-    "Data", "Bad rows and lengths", "Held-out split", "Documents from a corpus", "Output"
-)  # fmt: skip
-
-
 @dataclass
 class Settings:
     """What `selfaug prepare` was asked to do."""
@@ -51,60 +46,54 @@ class Settings:
     input: str = option(
         REQUIRED,
         "A data file, a folder of such, or a data set name of the hub (org/name).",
-        group=_DATA,
-        metavar="INPUT",
+        group="Data",
         positional=True,
     )
-    format: str = data_format(_DATA)
-    map: list[str] | None = field_map(_DATA)
-    split: str = option(
-        "train",
-        "Split of a folder, a saved data set or a data set of the hub.",
-        group=_DATA,
-        metavar="NAME",
+    format: str = data_format()
+    map: list[str] | None = field_map()
+    split: str = option("train", "Split of a folder, a saved data set or a data set of the hub.", metavar="NAME")
+    check: bool = option(
+        False, "Only check the data: write nothing, exit with 2 where rows are bad.", group="Bad rows and lengths"
     )
-    on_bad_row: OnBadRow = bad_rows(_ROWS)
-    check: bool = option(False, "Only check the data: write nothing, exit with 2 where rows are bad.", group=_ROWS)
-    model_name_or_path: str | None = option(
-        None, "Model whose tokenizer measures the rows' lengths.", group=_ROWS, metavar="MODEL"
-    )
-    max_length: int | None = option(None, "Tokens that prompt and response may have together.", group=_ROWS)
+    on_bad_row: OnBadRow = bad_rows()
+    model_name_or_path: str | None = option(None, "Model whose tokenizer measures the rows' lengths.", metavar="MODEL")
+    max_length: int | None = option(None, "Tokens that prompt and response may have together.")
     held_out: float = option(
         0.1,
         "Part of the examples to hold out, by document; 0 for none, and with --check.",
-        group=_SPLIT,
+        group="Held-out split",
         metavar="FRACTION",
     )
     group_by: list[str] = option(
         [],
         "Keep examples with an equal value of these on one side of the split, besides those that share a document: "
         "'title' for the titles of documents, or a field of the rows (a.b for a field inside another).",
-        group=_SPLIT,
         metavar="FIELD",
     )
     against: str | None = option(
         None,
         "Other data, such as a test set: count the rows, documents and questions that INPUT shares with it.",
-        group=_SPLIT,
         metavar="DATA",
     )
     on_shared_row: Literal["keep", "skip"] = option(
         "keep",
         "What a row of INPUT that shares a document or question with --against does: 'keep' only counts it, 'skip' "
         "leaves it out.",
-        group=_SPLIT,
     )
-    seed: int = option(0, "Seed of the split and of the order of documents.", group=_SPLIT)
+    seed: int = option(0, "Seed of the split and of the order of documents.")
     corpus: str | None = option(
-        None, "File or folder of passages to retrieve documents from (BM25).", group=_CORPUS, metavar="CORPUS"
+        None,
+        "File or folder of passages to retrieve documents from (BM25).",
+        group="Documents from a corpus",
+        metavar="CORPUS",
     )
-    top_k: int = option(5, "Passages for a record without documents.", group=_CORPUS, metavar="K")
-    distractors: int = option(0, "Passages without an accepted answer to add to each record.", group=_CORPUS)
+    top_k: int = option(5, "Passages for a record without documents.", metavar="K")
+    distractors: int = option(0, "Passages without an accepted answer to add to each record.")
     output_dir: str | None = option(
-        None, "Folder for train.jsonl, held_out.jsonl and report.json.", group=_OUTPUT, metavar="OUT"
+        None, "Folder for train.jsonl, held_out.jsonl and report.json.", group="Output", metavar="OUT"
     )
-    overwrite_output_dir: bool = option(False, "Replace the files that an earlier call wrote to OUT.", group=_OUTPUT)
-    json: bool = option(False, "Print the report as JSON.", group=_OUTPUT)
+    overwrite_output_dir: bool = option(False, "Replace the files that an earlier call wrote to OUT.")
+    json: bool = option(False, "Print the report as JSON.")
 
 
 COMMAND = Command(

@@ -33,36 +33,30 @@ _PLACES = {
 }
 
 
-_RUNS, _AXES, _OUTPUT = "Runs", "What is related", "Interval and output"
-
-
 @dataclass
 class Settings:
     """What `selfaug relate` was asked to do."""
 
     runs: list[str] = option(
-        REQUIRED, "Folders of runs whose shift is measured.", group=_RUNS, metavar="RUN", positional=True
+        REQUIRED, "Folders of runs whose shift is measured.", group="Runs", metavar="RUN", positional=True
     )
     points: Literal["runs", "checkpoints"] = option(
-        "runs", "'runs' for finished weights, 'checkpoints' for every measured one.", group=_RUNS
+        "runs", "'runs' for finished weights, 'checkpoints' for every measured one."
     )
     where: str = option(
-        "prompt", "Where the shift is taken: a region, or 'prompt' or 'data'.", group=_AXES, metavar="PLACE"
+        "prompt", "Where the shift is taken: a region, or 'prompt' or 'data'.", group="What is related", metavar="PLACE"
     )
-    direction: str = option(
-        "base_to_tuned", "Direction of the KL: 'base_to_tuned' or 'tuned_to_base'.", group=_AXES, metavar="NAME"
-    )
+    direction: str = option("base_to_tuned", "Direction of the KL: 'base_to_tuned' or 'tuned_to_base'.", metavar="NAME")
     forgetting: str = option(
         "nll",
         "'nll', the rise of the NLL of general text; or of results.json 'general', the mean loss of all general parts, "
         "or PART or PART:METRIC.",
-        group=_AXES,
         metavar="WHAT",
     )
-    output: str | None = option(None, "File of the picture, .svg or .png.", group=_OUTPUT, metavar="FILE")
-    resamples: int = option(10_000, "Resamples of the bootstrap over runs.", group=_OUTPUT)
-    seed: int = option(0, "Seed of the bootstrap.", group=_OUTPUT)
-    json: bool = option(False, "Print JSON instead of the table.", group=_OUTPUT)
+    output: str | None = option(None, "File of the picture, .svg or .png.", group="Interval and output", metavar="FILE")
+    resamples: int = option(10_000, "Resamples of the bootstrap over runs.")
+    seed: int = option(0, "Seed of the bootstrap.")
+    json: bool = option(False, "Print JSON instead of the table.")
 
 
 COMMAND = Command(

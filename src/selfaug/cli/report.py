@@ -15,24 +15,24 @@ from selfaug.common.terminal import emit, say
 __all__ = ["COMMAND", "run"]
 
 
-_RUNS, _PAGE = "Runs", "The page"
-
-
 @dataclass
 class Settings:
     """What `selfaug report` was asked to do."""
 
-    runs: list[str] = option(REQUIRED, "Folders of runs, measured or not.", group=_RUNS, metavar="RUN", positional=True)
-    format: Literal["html", "md"] = option("html", "'html', or 'md' for model cards and pull requests.", group=_PAGE)
+    runs: list[str] = option(
+        REQUIRED, "Folders of runs, measured or not.", group="Runs", metavar="RUN", positional=True
+    )
+    format: Literal["html", "md"] = option(
+        "html", "'html', or 'md' for model cards and pull requests.", group="The page"
+    )
     output: str | None = option(
         None,
         "The file; - for stdout.",
-        group=_PAGE,
         metavar="FILE",
         shown="RUN/report.html for one run, report.html for several, stdout for md",
     )
-    title: str | None = option(None, "Title of the page.", group=_PAGE, shown="the runs' names")
-    regressions: int = option(5, "How many worst answers of each part are shown.", group=_PAGE)
+    title: str | None = option(None, "Title of the page.", shown="the runs' names")
+    regressions: int = option(5, "How many worst answers of each part are shown.")
 
 
 COMMAND = Command(

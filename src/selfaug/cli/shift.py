@@ -24,41 +24,39 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "run"]
 
-_RUN, _DATA, _TEXT, _PASS, _OUTPUT = "Run", "Data of the task", "General text", "Model and passes", "Output"
-
 
 @dataclass
 class Settings:
     """What `selfaug shift` was asked to do."""
 
-    run: str = option(
-        REQUIRED, "The --output_dir of a finished `selfaug train`.", group=_RUN, metavar="RUN", positional=True
-    )
+    run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
     checkpoints: Literal["last", "all"] = option(
-        "last", "'last' for the finished weights alone, 'all' for every checkpoint too.", group=_RUN
+        "last", "'last' for the finished weights alone, 'all' for every checkpoint too."
     )
     dataset_name: str | None = option(
         None,
         "File of records or messages.",
-        group=_DATA,
+        group="Data of the task",
         metavar="DATA",
         shown="what the run evaluated on or held out, else its training data",
     )
-    map: list[str] | None = field_map(_DATA)
-    on_bad_row: OnBadRow = bad_rows(_DATA)
-    limit: int = option(200, "Rows of it, drawn by the seed; 0 for all.", group=_DATA)
-    max_length: int | None = option(None, "Tokens of a row or a piece of text.", group=_DATA, shown="the run's")
+    map: list[str] | None = field_map()
+    on_bad_row: OnBadRow = bad_rows()
+    limit: int = option(200, "Rows of it, drawn by the seed; 0 for all.")
+    max_length: int | None = option(None, "Tokens of a row or a piece of text.", shown="the run's")
     general_text: str | None = option(
-        None, "Text that is no part of the task: a .txt file, or .json with a list of texts.", group=_TEXT,
+        None,
+        "Text that is no part of the task: a .txt file, or .json with a list of texts.",
+        group="General text",
         metavar="FILE",
-    )  # fmt: skip
-    general_limit: int = option(200, "Pieces of it, drawn by the seed; 0 for all.", group=_TEXT)
-    layers: bool = option(True, "Whether hidden states are compared too.", group=_PASS)
-    seed: int = option(0, "Seed of the draws.", group=_PASS)
-    dtype: str = option("auto", "Number format of the model; 'auto' is the base's own.", group=_PASS, choices=DTYPES)
-    batch_tokens: int = option(4096, "Tokens of one pass.", group=_PASS)
-    memory_mb: int | None = option(None, "Memory for logits in MiB.", group=_PASS, shown="96 on a CPU, 512 elsewhere")
-    json: bool = option(False, "Print shift.json instead of the table.", group=_OUTPUT)
+    )
+    general_limit: int = option(200, "Pieces of it, drawn by the seed; 0 for all.")
+    layers: bool = option(True, "Whether hidden states are compared too.", group="Model and passes")
+    seed: int = option(0, "Seed of the draws.")
+    dtype: str = option("auto", "Number format of the model; 'auto' is the base's own.", choices=DTYPES)
+    batch_tokens: int = option(4096, "Tokens of one pass.")
+    memory_mb: int | None = option(None, "Memory for logits in MiB.", shown="96 on a CPU, 512 elsewhere")
+    json: bool = option(False, "Print shift.json instead of the table.", group="Output")
 
 
 COMMAND = Command(

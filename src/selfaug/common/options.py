@@ -31,7 +31,8 @@ def option(
     Args:
         default: The default, or :data:`REQUIRED`. It is added to the help, and so not written there.
         help: What the option means, as argparse formats it: a percent sign is written twice.
-        group: Title of the group in which the help shows it; ``None`` for the one that ``GROUP`` of the class names.
+        group: Title of a group of the help that begins here; ``None`` for that of the field above, or ``GROUP`` of the
+            class.
         metavar: Placeholder of the value in the help.
         choices: The values taken.
         shown: What the help says instead of the default, such as what an option that is not given follows.
