@@ -55,6 +55,24 @@ def test_every_flag_of_trl_sft_is_here_and_holds_the_same(capsys: pytest.Capture
     capsys.readouterr()
 
 
+def test_every_setting_of_a_file_is_that_of_its_flag() -> None:
+    known = options()
+    parser = build_parser(TRAIN, known)
+    taken = 0
+    for name, option in known.items():
+        lists = [["a"], [2, 3]] if option.elements else []
+        for value in (3, 0.5, "a", "true", "underflow_overflow", *lists, *option.choices):
+            words = [str(one) for one in (value if isinstance(value, list) else [value])]
+            try:
+                typed, _ = read_words(parser, known, [f"--{name}", *words])
+                read = option.read(value, "settings.yaml")
+            except ConfigError:
+                continue
+            assert read == typed[name], (name, value)
+            taken += 1
+    assert taken > 2 * len(known)
+
+
 def test_defaults_are_those_of_trl_but_for_the_table() -> None:
     from trl.scripts.sft import make_parser
 
