@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, EnumMeta
+from enum import Enum
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Generic, NoReturn, TypeVar
@@ -134,8 +134,8 @@ class Option:
         """The values taken, where there are few; else nothing."""
         if typing.get_origin(self.hint) is typing.Literal:
             return typing.get_args(self.hint)
-        enums = [member.value for kind in self.kinds if isinstance(kind, EnumMeta) for member in kind]
-        return tuple(self.about.get("choices") or enums)
+        enums = [kind for kind in self.kinds if isinstance(kind, type) and issubclass(kind, Enum)]
+        return tuple(self.about.get("choices") or (member.value for kind in enums for member in kind))
 
     @functools.cached_property
     def elements(self) -> Any:
@@ -314,7 +314,7 @@ def build_parser(command: Command[Any], options: Mapping[str, Option]) -> Parser
             group.add_argument(part.name.split()[-1], nargs="?", help=part.about.split("\n\n")[0])
     every = parser.add_argument_group("Every command")
     if not command.parts:
-        every.add_argument("--config", metavar="FILE", help="YAML file of these options; what is typed goes before it.")
+        every.add_argument("--config", metavar="FILE", help="YAML file of these options; what is typed wins over it.")
     every.add_argument(FLAG, action="store_true", default=argparse.SUPPRESS, help=VERBOSE)
     every.add_argument("-h", "--help", action="help", help="Show this page.")
     if command.reads_itself:
