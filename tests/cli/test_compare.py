@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from selfaug.cli import compare
 from selfaug.cli.compare_study import shared_options, study_of
+from selfaug.cli.config import read
 from selfaug.cli.main import main
 from tests.cli.conftest import ENVIRONMENT, Cli
 from tests.models import save_tiny, tiny
@@ -161,14 +163,14 @@ def test_every_recipe_names_runs_that_can_be_trained(
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)
     place = words.index("--task_metric")  # before it stand the methods, which the recipe names
-    settings, train = compare._settings(["--config", str(recipe), *words[place:]])
-    study = study_of(settings, train)
+    call = read(compare.COMMAND, ["--config", str(recipe), "--output_dir", "mine", *words[place:]])
+    study = study_of(call.settings, compare.train_words(call))
     compare._check(study)
     assert len(study.points()) > 2
     runs = {run.name: run.train for run in study.runs()}
     assert len(set(runs.values())) == len(runs)  # a name is one training
     assert all(runs[run.name] == run.train for run in study.runs())
-    assert settings["name"] == recipe.stem
+    assert call.settings.name == recipe.stem
 
 
 def test_comparisons_in_one_folder_share_their_runs(
@@ -236,8 +238,9 @@ def test_nothing_general_is_refused(words: list[str], tmp_path: Path, capsys: py
 
 def test_a_shipped_model_is_the_same_run_under_its_short_name(words: list[str]) -> None:
     place = words.index("--model_name_or_path")
-    settings, train = compare._settings([*words[: place + 1], "lab", *words[place + 2 :]])
-    runs = study_of({**settings, "grid": {"model_name_or_path": ["lab:small", "lab"]}}, train).runs()
+    call = read(compare.COMMAND, [*words[: place + 1], "lab", *words[place + 2 :], "--output_dir", "mine"])
+    settings = dataclasses.replace(call.settings, grid={"model_name_or_path": ["lab:small", "lab"]})
+    runs = study_of(settings, compare.train_words(call)).runs()
     assert [run.name for run in runs if run.setting.method == "sft"] == [
         "sft_model_name_or_path=lab-small_learning_rate=0.02_seed=0", "sft_learning_rate=0.02_seed=0"
     ]  # fmt: skip

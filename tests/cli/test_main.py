@@ -4,11 +4,13 @@ import importlib.util
 import subprocess
 import sys
 import types
+from dataclasses import dataclass
 
 import pytest
 
 from selfaug import __version__
 from selfaug.cli import main as entry
+from selfaug.cli.config import Command
 from selfaug.common.errors import ConfigError
 
 from .conftest import ENVIRONMENT, Cli
@@ -60,12 +62,17 @@ def test_help_of_every_verb_goes_to_stdout(cli: Cli) -> None:
         assert f"usage: selfaug {verb}" in result.out
 
 
+@dataclass
+class NoOptions:
+    """Of a verb for a test."""
+
+
 def fake_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def run(_: object) -> int:
         raise error
 
     module = types.ModuleType("fake_verb")
-    module.add_parser = lambda subparsers: subparsers.add_parser("fake")  # type: ignore[attr-defined]
+    module.COMMAND = Command("fake", NoOptions, "For a test.", ())  # type: ignore[attr-defined]
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fake_verb", module)
     monkeypatch.setitem(entry.VERBS, "fake", entry.Verb("fake_verb", "for a test"))
@@ -107,8 +114,9 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reader_that_goes_away_hears_nothing_more() -> None:
     code = (
         "import sys, types\nfrom selfaug.cli import main as entry\nfrom selfaug.common.terminal import emit\n"
+        "from selfaug.cli.config import Command\n"
         "module = types.ModuleType('fake_verb')\n"
-        "module.add_parser = lambda subparsers: subparsers.add_parser('fake')\n"
+        "module.COMMAND = Command('fake', (), '', (), reads_itself=True)\n"
         "module.run = lambda args: [emit('x' * 999) for _ in range(999)] and 0\n"
         "sys.modules['fake_verb'] = module\nentry.VERBS['fake'] = entry.Verb('fake_verb', '')\n"
         "sys.exit(entry.main(['fake']))"

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from selfaug.cli import merge
+from selfaug.cli.config import read
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Document, Record
@@ -75,13 +76,9 @@ def test_a_merge_that_changes_the_logits_saves_nothing(
 
     # The planted error: the adapter is dropped and not folded.
     monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **_: self.unload())
-    from selfaug.cli.main import Parser
-
-    parser = Parser()
-    merge.add_parser(parser.add_subparsers())
     out = tmp_path / "merged"
     with pytest.raises(ConfigError, match="nothing was saved"):
-        merge.run(parser.parse_args(["merge", str(trained[0]), "--output_dir", str(out)]))
+        merge.run(read(merge.COMMAND, [str(trained[0]), "--output_dir", str(out)]))
     assert list(tmp_path.iterdir()) == []
 
 

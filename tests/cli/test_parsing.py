@@ -9,8 +9,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfaug.cli.options import AUTO, DIFFERENT_DEFAULTS
-from selfaug.cli.parsing import build, build_parser, parse
+from selfaug.cli.config import build_parser, read_words, resolved
+from selfaug.cli.options import AUTO, DIFFERENT_DEFAULTS, TRAIN
+from selfaug.cli.parsing import build, options, parse
 from selfaug.common.errors import ConfigError
 
 
@@ -19,19 +20,78 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_every_flag_of_trl_sft_is_here_with_its_default_but_for_the_table() -> None:
+def test_every_flag_of_trl_sft_is_here_and_holds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     from trl.scripts.sft import make_parser
 
-    theirs = {action.dest: action for action in make_parser()._actions if action.dest != "help"}
-    ours = {action.dest: action for action in build_parser()._actions}
-    assert len(theirs) > 150
+    theirs, known = make_parser(), options()
+    ours = build_parser(TRAIN, known)
+    actions = [action for action in theirs._actions if action.dest != "help"]
+    assert len({action.dest for action in actions}) > 150
+    taken = 0
+    for action in actions:
+        words = [
+            [],
+            ["3"],
+            ["0.5"],
+            ["true"],
+            ["no"],
+            ["none"],
+            ["all"],
+            ["underflow_overflow"],
+            ["a", "b"],
+            ["2", "3"],
+        ]
+        words += [[str(choice)] for choice in action.choices or ()]
+        for flag in action.option_strings:
+            for typed in words:
+                try:
+                    expected = getattr(theirs.parse_args([flag, *typed]), action.dest)
+                except SystemExit:
+                    continue
+                found, rest = read_words(ours, known, [flag, *typed])
+                assert (found, rest) == ({action.dest: expected}, []), (flag, typed)
+                taken += 1
+    assert taken > 2 * len(actions)
+    capsys.readouterr()
+
+
+def test_every_setting_of_a_file_is_that_of_its_flag() -> None:
+    known = options()
+    parser = build_parser(TRAIN, known)
+    taken = 0
+    for name, option in known.items():
+        lists = [["a"], [2, 3]] if option.elements else []
+        for value in (3, 0.5, "a", "true", "underflow_overflow", *lists, *option.choices):
+            words = [str(one) for one in (value if isinstance(value, list) else [value])]
+            try:
+                typed, _ = read_words(parser, known, [f"--{name}", *words])
+                read = option.read(value, "settings.yaml")
+            except ConfigError:
+                continue
+            assert read == typed[name], (name, value)
+            taken += 1
+    assert taken > 2 * len(known)
+
+
+def test_defaults_are_those_of_trl_but_for_the_table() -> None:
+    from trl.scripts.sft import make_parser
+
+    theirs, ours = vars(make_parser().parse_args([])), resolved(options(), {}, {})
     assert set(theirs) <= set(ours)
-    for name, action in theirs.items():
-        assert set(action.option_strings) <= set(ours[name].option_strings), name
-        if name in DIFFERENT_DEFAULTS:
-            assert action.default == DIFFERENT_DEFAULTS[name].trl
-        else:
-            assert ours[name].default == action.default, name
+    assert {name for name in theirs if theirs[name] != ours[name]} == {*DIFFERENT_DEFAULTS} - {"bf16"}
+    for name, different in DIFFERENT_DEFAULTS.items():
+        assert theirs[name] == different.trl, name
+
+
+def test_a_script_reads_our_settings_with_trls_own_parser() -> None:
+    from trl import TrlParser
+
+    from selfaug.training.config import SelfAugConfig
+
+    parser = TrlParser((SelfAugConfig,))
+    (read,) = parser.parse_args_and_config(["--align_fraction", "0.5", "--objective", "plain", "--bf16", "false"])
+    assert (read.align_fraction, read.objective, read.align_direction) == (0.5, "plain", "base_to_tuned")
+    assert "Weight of the alignment" in parser.format_help()
 
 
 def test_defaults_of_ours() -> None:

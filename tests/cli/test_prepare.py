@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from selfaug.cli.config import read
 from selfaug.data.read import read_rows
 from selfaug.data.record import Record
 
@@ -178,7 +178,7 @@ def test_a_file_of_settings_is_overridden_by_flags(data: Path, tmp_path: Path) -
     [
         (["nothing.jsonl", "--check"], ["nothing.jsonl: no such file", "Did you mean 'nothings.jsonl'"]),
         (["nothings.jsonl", "--check"], ["is empty"]),
-        ([], ["no data is given"]),
+        ([], ["input is not given", "selfaug prepare INPUT"]),
         (["data.jsonl"], ["no output_dir"]),
         (["data.jsonl", "--output_dir", "data.jsonl"], ["is a file"]),
         (["data.jsonl", "--output_dir", "."], ["holds other files", "data.jsonl"]),
@@ -251,16 +251,17 @@ def test_a_run_stopped_while_it_writes_leaves_no_half_written_folder(
 
     monkeypatch.setattr(prepare, "_write_rows", stopped)
     out = tmp_path / "out"
+    words = [str(data), "--output_dir", str(out)]
     with pytest.raises(stop):
-        prepare.run(argparse.Namespace(input=str(data), output_dir=str(out)))
+        prepare.run(read(prepare.COMMAND, words))
     assert [path.name for path in written] == ["train.jsonl"]  # It was stopped in the middle.
     assert list(tmp_path.iterdir()) == [data]
     monkeypatch.undo()
-    assert prepare.run(argparse.Namespace(input=str(data), output_dir=str(out))) == 0
+    assert prepare.run(read(prepare.COMMAND, words)) == 0
     before = (out / "train.jsonl").read_bytes()
     monkeypatch.setattr(prepare, "_write_rows", stopped)
     with pytest.raises(stop):
-        prepare.run(argparse.Namespace(input=str(data), output_dir=str(out), seed=9, overwrite_output_dir=True))
+        prepare.run(read(prepare.COMMAND, [*words, "--seed", "9", "--overwrite_output_dir"]))
     assert (out / "train.jsonl").read_bytes() == before
     assert sorted(tmp_path.iterdir()) == [data, out]
 

@@ -17,13 +17,13 @@ from selfaug.cli.main import VERBS
 from .conftest import ENVIRONMENT, TRAIN, Cli, write_rows
 
 WORDS = {
-    "train": [["train"], ["train", "--help"], ["train", "--model_name_or_path", "none/such"]],
+    "train": [["train"], ["train", "--help-all"], ["train", "--model_name_or_path", "none/such"]],
     "prepare": [["prepare", "rows.jsonl"]],
-    "cache": [["cache"], ["cache", "--help"]],
+    "cache": [["cache"], ["cache", "--help-all"]],
     "evaluate": [["evaluate", "run"]],
     "shift": [["shift", "run"]],
     "relate": [["relate", "run"]],
-    "compare": [["compare"]],
+    "compare": [["compare", "--output_dir", "out", "--methods", "sft"]],
     "report": [["report", "run"]],
     "gate": [["gate", "run"]],
     "demo": [["demo"]],
@@ -53,9 +53,10 @@ def test_every_verb_speaks_before_anything_heavy_is_imported() -> None:
 
 
 def test_a_help_that_is_there_at_once_says_nothing_else(cli: Cli) -> None:
-    result = cli("gate", "--help")
-    assert (result.code, result.err) == (0, "")
-    assert "--verbose" in result.out
+    for verb in ("gate", "train", "cache"):
+        result = cli(verb, "--help")
+        assert (result.code, result.err) == (0, "")
+        assert "--verbose" in result.out
 
 
 def words_of(model: Path, data: Path, run: Path, *more: object) -> list[str]:

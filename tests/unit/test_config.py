@@ -117,6 +117,9 @@ def test_every_value_inside_the_ranges_is_taken(alpha: float, fraction: float) -
 
 
 def test_the_names_that_are_offered_are_taken() -> None:
+    offered = {field.name: field.metadata.get("choices") for field in dataclasses.fields(SelfAugConfig)}
+    assert offered["align_direction"] == list(ALIGNMENT_TERMS)
+    assert offered["preset"] == list(PRESETS)
     for direction in ALIGNMENT_TERMS:
         assert config(align_direction=direction).align_direction == direction
     for preset in PRESETS:

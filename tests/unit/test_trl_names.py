@@ -37,7 +37,6 @@ NAMES = {
     "trl.data_utils:get_dataset_column_names": "training_rows.py",
     "trl.data_utils:maybe_convert_to_chatml": "training_rows.py",
     "trl.scripts.utils:DatasetConfig": "cli/parsing.py",
-    "trl:TrlParser": "cli/parsing.py",
     "trl:get_dataset": "cli/data.py",
     "trl:get_peft_config": "cli/train.py",
     "trl:get_quantization_config": "cli/train.py, cli/session.py, evaluation/models.py, shift/pair.py",

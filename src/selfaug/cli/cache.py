@@ -6,40 +6,42 @@ folder of the cache.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from selfaug.cli.config import ALL, Call
+from selfaug.cli.options import TRAIN
 from selfaug.common.errors import ConfigError
 from selfaug.common.terminal import emit, say
 
-__all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run"]
+__all__ = ["COMMAND", "run"]
 
-READS_ITS_OWN_ARGUMENTS = True
+COMMAND = replace(
+    TRAIN,
+    name="cache",
+    about=__doc__ or "",
+    examples=(
+        "selfaug cache --config settings.yaml --dataset_name train.jsonl --reference_cache cache/mine",
+        "selfaug cache --model_name_or_path lab --dataset_name train.jsonl --reference_cache cache/lab",
+    ),
+)
 
 
-def add_parser(subparsers: Any) -> None:
-    """The verb's place in the help; its flags are those of `selfaug train`."""
-    subparsers.add_parser("cache", add_help=False)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(call: Call[Any]) -> int:
     """Write what is missing of the cache, in this process; the exit code."""
     from selfaug.cli.data import read_sources
     from selfaug.cli.encoding import check_embeddings, encode_sources, tokenizer_and_renderer
     from selfaug.cli.outputs import check_writable
-    from selfaug.cli.parsing import build_parser, parse
+    from selfaug.cli.parsing import parse, print_all_help
     from selfaug.cli.rehearsal import rehearse
     from selfaug.cli.train import check_reference, make_trainer, settle
     from selfaug.run.model_source import check_model
 
-    argv: list[str] = args.argv
-    if {"-h", "--help"} & set(argv):
-        parser = build_parser()
-        parser.prog = "selfaug cache"
-        parser.description = "Write the folder that --reference_cache names. Takes every flag of `selfaug train`."
-        parser.print_help()
+    argv = call.argv
+    if ALL in argv:
+        print_all_help(COMMAND)
         return 0
     arguments = parse(argv)
     values = arguments.values

@@ -2,74 +2,88 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from selfaug.cli.config import Call, Command
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.cli.session import Session
 
-__all__ = ["add_parser", "run"]
+__all__ = ["COMMAND", "run"]
 
 _COMMANDS = "/documents shows what was retrieved, /reset forgets the conversation, /quit ends (so does Ctrl-D)"
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    parser = subparsers.add_parser("chat", help="talk to a run's model", description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="the --output_dir of a finished `selfaug train`")
-    parser.add_argument("--documents", metavar="PATH", help="file of passages, or folder of .txt, .md and such files")
-    parser.add_argument("--top_k", "--top-k", type=int, default=5, help="documents for each question (%(default)s)")
-    parser.add_argument("--question", metavar="TEXT", help="answer this one question on stdout, and end")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--untuned", action="store_true", help="the base model answers instead: the adapter is off")
-    which.add_argument("--compare", action="store_true", help="the base model's answer, then the tuned one's")
-    parser.add_argument(
-        "--base",
-        nargs="?",
-        const="",
+@dataclass
+class Settings:
+    """What `selfaug chat` was asked to do."""
+
+    run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
+    question: str | None = option(None, "Answer this one question on stdout, and end.", group="Question and documents")
+    documents: str | None = option(None, "File of passages, or folder of .txt, .md and such files.", metavar="PATH")
+    top_k: int = option(5, "Documents for each question.", metavar="K")
+    untuned: bool = option(False, "The base model answers instead: the adapter is off.", group="Who answers")
+    compare: bool = option(False, "The base model's answer, then the tuned one's.")
+    base: str | None = option(
+        None,
+        "Where the base model lies now, if not where the run found it; without a value, the same as --untuned.",
         metavar="MODEL",
-        help="where the base model lies now, if not where the run found it; without a value, the same as --untuned",
+        const="",
     )
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=256, help="(%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws at a temperature above 0 (%(default)s)")
+    max_new_tokens: int = option(256, "Longest answer in tokens.", group="Answers")
+    temperature: float = option(0.0, "Temperature of the draws; 0 takes the likeliest token.")
+    seed: int = option(0, "Seed of the draws at a temperature above 0.")
 
 
-def run(args: argparse.Namespace) -> int:
+COMMAND = Command(
+    "chat",
+    Settings,
+    __doc__ or "",
+    (
+        "selfaug chat runs/mine --documents handbook/ --compare",
+        "selfaug chat runs/mine --documents handbook/ --question 'Who may take leave?' --untuned",
+    ),
+)
+
+
+def run(call: Call[Settings]) -> int:
     """Answer one question, or as many as are asked; the exit code."""
     from selfaug.run.folder import RunFolder
 
-    if args.top_k < 1 or args.max_new_tokens < 1:
+    settings = call.settings
+    if settings.top_k < 1 or settings.max_new_tokens < 1:
         raise ConfigError("--top_k and --max_new_tokens count documents and tokens", "give 1 or more.")
-    if not 0 <= args.temperature < float("inf"):
-        raise ConfigError(f"--temperature is {args.temperature}: it divides the logits", "give 0 or more.")
-    if args.question is not None and not args.question.strip():
+    if not 0 <= settings.temperature < float("inf"):
+        raise ConfigError(f"--temperature is {settings.temperature}: it divides the logits", "give 0 or more.")
+    if settings.question is not None and not settings.question.strip():
         raise ConfigError("--question is empty", "ask something.")
-    untuned = args.untuned or args.base == ""
-    if untuned and args.compare:
-        raise ConfigError("--base without a model asks for the base alone, and --compare for both", "pass one of them.")
-    folder = RunFolder.open(args.run)
+    untuned = settings.untuned or settings.base == ""
+    if untuned and settings.compare:
+        alone = "--untuned" if settings.untuned else "--base without a model"
+        raise ConfigError(f"{alone} asks for the base alone, and --compare for both", "pass one of them.")
+    folder = RunFolder.open(settings.run)
     from selfaug.cli.session import Session
     from selfaug.lab import shipped
 
     say("loading the model ...")
     session = Session.load(
         folder,
-        documents=args.documents,
-        top_k=args.top_k,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-        needs_base=untuned or args.compare,
-        base=shipped.resolve(args.base) if args.base else None,
+        documents=settings.documents,
+        top_k=settings.top_k,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        needs_base=untuned or settings.compare,
+        base=shipped.resolve(settings.base) if settings.base else None,
     )
-    models = ("base", "tuned") if args.compare else ("base",) if untuned else ("tuned",)
-    if args.question is not None:
-        _answer(session, args.question, models)
+    models = ("base", "tuned") if settings.compare else ("base",) if untuned else ("tuned",)
+    if settings.question is not None:
+        _answer(session, settings.question, models)
         return 0
     return _converse(session, models)
 

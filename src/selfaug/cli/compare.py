@@ -7,71 +7,79 @@ table, a picture and a sentence. Stopped at any time, it goes on where it was; f
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.cli.compare_study import MEASURING, study_of
+from selfaug.cli.compare_study import study_of
+from selfaug.cli.config import Call, Command
 from selfaug.cli.outputs import check_writable
-from selfaug.cli.verb_options import Add, adder, switch
 from selfaug.common.errors import ConfigError
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.terminal import say
 
 if TYPE_CHECKING:
     from selfaug.study.grid import Study
 
-__all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "run"]
-
-READS_ITS_OWN_ARGUMENTS = True
-_OWN = (
-    "output_dir", "name", "methods", "seeds", "settings", "strengths", "options", "grid", "processes", "task_metric",
-    "shift",
-)  # fmt: skip
-_NAME = "comparison"
+__all__ = ["COMMAND", "Settings", "run", "train_words"]
 
 
-def _flags(parser: argparse.ArgumentParser) -> None:
-    add: Add = adder(parser)
-    add("output_dir", "folder of the comparison", metavar="FOLDER")
-    add("name", f"of the table and picture, where comparisons share a folder and runs (default: {_NAME})",
-        metavar="NAME")  # fmt: skip
-    add("methods", "names, or combinations a+b; sft is always among them", nargs="+", metavar="NAME")
-    add("seeds", "how many, from 0 (default: 3)", type=int, metavar="N")
-    add("settings", "strengths of each method (default: 3)", type=int, metavar="N")
-    add("strengths", "chosen by hand: selfaug=0.5,2,8", nargs="+", metavar="METHOD=VALUES")
-    add(
-        "options", "further options of a method: replay.replay_data=texts.jsonl", nargs="+", metavar="METHOD.NAME=VALUE"
+@dataclass
+class Settings:
+    """What `selfaug compare` was asked to do."""
+
+    output_dir: str = option(REQUIRED, "Folder of the comparison.", group="Comparison", metavar="FOLDER")
+    methods: list[str] = option(REQUIRED, "Names, or combinations a+b; sft is always among them.", metavar="NAME")
+    name: str = option(
+        "comparison", "Name of the table and picture, where comparisons share a folder and runs.", metavar="NAME"
     )
-    add("grid", "a train option and its values: align_fraction=1,0.125", nargs="+", metavar="NAME=VALUES")
-    add("processes", "runs at a time; on GPUs each has one (default: one a GPU, or 1)", type=int, metavar="N")
-    add("task_metric", "of the task's axis, such as answer_nll (default: the primary one)", metavar="NAME")
-    add("shift", "measure, too, how far each run moved the model on the prompts of the data (default: false)",
-        type=switch, nargs="?", const=True, metavar="true|false")  # fmt: skip
-    add("data", "records to answer, as for evaluate", nargs="+", metavar="PATH")
-    add("general", "general tasks, as for evaluate", nargs="+", metavar="NAME")
-    add("general_data", "texts for nats per token, as for evaluate", nargs="+", metavar="FILE")
-    add("general_limit", "items of each general task", type=int, metavar="N")
-    add("max_new_tokens", "longest answer", type=int, metavar="N")
-    add("batch_size", "prompts at a time when measuring", type=int, metavar="N")
-    add("limit", "first records of the data", type=int, metavar="N")
+    seeds: int = option(3, "How many seeds, from 0.")
+    processes: int | None = option(None, "Runs at a time; on GPUs each has one.", shown="one a GPU, or 1")
+    settings: int = option(3, "Strengths of each method.", group="Strengths and options")
+    strengths: list[str] | dict[str, Any] | None = option(
+        None, "Strengths that are chosen by hand: selfaug=0.5,2,8.", metavar="METHOD=VALUES"
+    )
+    options: list[str] | dict[str, Any] | None = option(
+        None, "Further options of a method: replay.replay_data=texts.jsonl.", metavar="METHOD.NAME=VALUE"
+    )
+    grid: list[str] | dict[str, Any] | None = option(
+        None, "A train option and its values: align_fraction=1,0.125.", metavar="NAME=VALUES"
+    )
+    task_metric: str | None = option(
+        None, "Metric of the task's axis, such as answer_nll.", group="Axes", metavar="NAME", shown="the primary one"
+    )
+    shift: bool = option(False, "Measure, too, how far each run moved the model on the prompts of the data.")
+    data: list[str] = option([], "Records to answer.", group="Measuring (as for `selfaug evaluate`)", metavar="PATH")
+    general: list[str] = option([], "General tasks.", metavar="NAME")
+    general_data: list[str] = option([], "Texts for nats per token.", metavar="FILE")
+    general_limit: int | None = option(None, "Items of each general task.")
+    max_new_tokens: int | None = option(None, "Longest answer in tokens.")
+    batch_size: int | None = option(None, "Prompts at a time when measuring.")
+    limit: int | None = option(None, "First records of the data.")
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    _flags(subparsers.add_parser("compare", help="methods side by side on your data", description=__doc__))
+COMMAND = Command(
+    "compare",
+    Settings,
+    __doc__ or "",
+    (
+        "selfaug compare --output_dir studies/mine --methods selfaug wise-ft --general quick --data held_out.jsonl "
+        "--model_name_or_path lab --dataset_name train.jsonl",
+        "selfaug compare --config configs/studies/alpha.yaml --output_dir studies/alpha --methods selfaug "
+        "--model_name_or_path lab --dataset_name train.jsonl --general_data news.txt",
+    ),
+    takes_others=True,
+)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(call: Call[Settings]) -> int:
     """Check every run, run what is missing, show; the exit code (1 where a run failed)."""
-    settings, train = _settings(args.argv)
-    if not settings.get("output_dir"):
-        raise ConfigError("no output_dir is given", "name the comparison's folder: --output_dir FOLDER.")
-    folder, name = Path(settings["output_dir"]).expanduser().resolve(), str(settings.get("name", _NAME))
+    settings = call.settings
+    folder, name = Path(settings.output_dir).expanduser().resolve(), settings.name
     if not name or name.startswith(".") or "/" in name or (folder / name).is_dir():
         raise ConfigError(f"name={name!r} is no name for files in {folder}", "give a plain one, such as alpha.")
-    study = study_of(settings, train)
+    study = study_of(settings, train_words(call))
     check_writable(folder)
     _check(study)
     from selfaug.cli.compare_shown import show
@@ -80,30 +88,18 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     say(f"{len(study.points())} settings with {len(study.seeds)} seeds each in {folder}")
     say("how far a run is stands in its runs/*/study.log")
-    failures = run_all(study, folder, devices=_devices(settings.get("processes")), say=say)
+    failures = run_all(study, folder, devices=_devices(settings.processes), say=say)
     show(study, folder, name, failures)
     return 1 if failures else 0
 
 
-def _settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The verb's own settings (flags, then the file), and the words that are for `train`."""
-    from selfaug.cli.main import Parser
-    from selfaug.cli.yaml_file import read_settings
-
-    parser = Parser(prog="selfaug compare")
-    _flags(parser)
-    known, words = parser.parse_known_args(list(argv))
-    given = vars(known)
-    own: dict[str, Any] = {}
-    if "config" in given:
-        for name, value in read_settings(Path(given.pop("config")).expanduser()).items():
-            if name in (*_OWN, *MEASURING):
-                own[name] = value
-            else:
-                # Flags of `train` that are typed come later, and so go before the file.
-                values = value if isinstance(value, list) else [value]
-                words = [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values), *words]
-    return {**own, **given}, list(words)
+def train_words(call: Call[Settings]) -> list[str]:
+    """What is for `selfaug train`: keys of the file as flags, then the flags that were typed, which go before them."""
+    words = []
+    for name, value in call.keys.items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(one if isinstance(one, str) else json.dumps(one) for one in values)]
+    return [*words, *call.words]
 
 
 def _check(study: Study) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from selfaug.common.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from selfaug.cli.compare import Settings
     from selfaug.study.grid import Study
 
 __all__ = ["MEASURING", "shared_options", "study_of"]
@@ -17,7 +18,7 @@ MEASURING = ("data", "general", "general_data", "general_limit", "max_new_tokens
 """Settings that are `selfaug evaluate`'s."""
 
 
-def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
+def study_of(settings: Settings, train: Sequence[str]) -> Study:
     """The comparison that settings describe.
 
     Raises:
@@ -26,25 +27,22 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
     from selfaug.cli.parsing import parse
     from selfaug.study.grid import Study, swept
 
-    if not settings.get("methods"):
-        raise ConfigError("no methods are given", "name them: --methods selfaug kl-response wise-ft.")
-    seeds = settings.get("seeds", 3)
-    if not isinstance(seeds, int) or seeds < 1:
-        raise ConfigError(f"seeds={seeds!r} is no number of trainings.", "give 1 or more.")
-    if not any(settings.get(name) for name in ("general", "general_data")):
+    if settings.seeds < 1:
+        raise ConfigError(f"seeds={settings.seeds} is no number of trainings.", "give 1 or more.")
+    if not settings.general and not settings.general_data:
         raise ConfigError("nothing general is measured, and retention is an axis", "pass --general or --general_data.")
-    grid = _pairs(settings.get("grid"), "grid")
+    grid = _pairs(settings.grid, "grid")
     for owned in ("--method", "--seed", "--output_dir", "--alpha", "--method_options"):
         if owned[2:] in grid or any(word == owned or word.startswith(f"{owned}=") for word in train):
             raise ConfigError(f"{owned} is what a comparison varies itself", "use --methods, --seeds or --strengths.")
-    for method in settings["methods"]:
+    for method in settings.methods:
         if swept(method) in grid:
             raise ConfigError(
                 f"grid: {swept(method)} is what the curve of {method} runs over, and has one value in each run.",
                 f"choose its values by --strengths {method}=..., and leave it out of --grid.",
             )
-    strengths, options = _pairs(settings.get("strengths"), "strengths"), _options(settings.get("options"))
-    compared = ["sft", *settings["methods"]]
+    strengths, options = _pairs(settings.strengths, "strengths"), _options(settings.options)
+    compared = ["sft", *settings.methods]
     for name, given in (("strengths", strengths), ("options", options)):
         for method in given:
             if method not in compared:
@@ -54,7 +52,7 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
                 )
     train = [*_worlds(grid, train), *train]
     values = parse([*train, "--output_dir", "unused"]).values
-    if values["held_out"] is not None and not settings.get("data") and seeds > 1:
+    if values["held_out"] is not None and not settings.data and settings.seeds > 1:
         raise ConfigError(
             "held_out draws other rows with each seed, and runs are compared on the same",
             "split once by `selfaug prepare`, and pass --data held_out.jsonl.",
@@ -64,16 +62,17 @@ def study_of(settings: Mapping[str, Any], train: Sequence[str]) -> Study:
             "grid: max_length is varied, and runs that are trained without a limit are measured without one",
             "pass --max_length N, at which all of them are measured on the same rows.",
         )
-    evaluate = [word for name in MEASURING if settings.get(name) is not None for word in _words(name, settings[name])]
+    measuring = {name: getattr(settings, name) for name in MEASURING}
+    evaluate = [word for name, value in measuring.items() if value not in (None, []) for word in _words(name, value)]
     study = Study(
-        methods=tuple(settings["methods"]),
-        seeds=tuple(range(seeds)),
-        settings=settings.get("settings", 3),
+        methods=tuple(settings.methods),
+        seeds=tuple(range(settings.seeds)),
+        settings=settings.settings,
         train=tuple(_absolute(train)),
         evaluate=tuple(_absolute(evaluate)),
         learning_rate=float(values["learning_rate"]),
         shift=_shift(settings),
-        task_metric=settings.get("task_metric"),
+        task_metric=settings.task_metric,
         strengths={method: [_number(method, value) for value in values] for method, values in strengths.items()},
         options=options,
         grid=grid,
@@ -119,17 +118,15 @@ def _as_the_grid_says(shared: dict[str, Any], grid: Mapping[str, Sequence[Any]])
     return {**shared, name: same[0]} if same else shared
 
 
-def _shift(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _shift(settings: Settings) -> tuple[str, ...] | None:
     """Words of `selfaug shift`, or nothing where it is not asked for."""
-    if not settings.get("shift"):
+    if not settings.shift:
         return None
-    data = settings.get("data") or []
-    files = data if isinstance(data, list) else [data]
-    if len(files) > 1:
+    if len(settings.data) > 1:
         raise ConfigError(
-            f"shift is measured on one file, and data names {len(files)}", "name one, or leave --shift out."
+            f"shift is measured on one file, and data names {len(settings.data)}", "name one, or leave --shift out."
         )
-    return ("--layers", "false", *(f"--dataset_name={path}" for path in _absolute(map(str, files))))
+    return ("--layers", "false", *(f"--dataset_name={path}" for path in _absolute(settings.data)))
 
 
 def _words(name: str, value: Any) -> list[str]:

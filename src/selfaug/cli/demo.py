@@ -6,7 +6,6 @@ rate. Both are measured on the task and on everything that the model could do be
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -14,14 +13,17 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from selfaug.cli.config import Call, Command, read
 from selfaug.cli.outputs import check_writable
 from selfaug.common.errors import ConfigError
+from selfaug.common.options import option
 from selfaug.common.terminal import emit, say
+from selfaug.lab.task import Distance
 
-__all__ = ["METHODS", "add_parser", "run", "train_words"]
+__all__ = ["COMMAND", "METHODS", "run", "train_words"]
 
 METHODS = {"lora": "sft", "selfaug": "selfaug"}
 """Folder of each run, and its method."""
@@ -39,36 +41,47 @@ SETTINGS: dict[str, object] = {
 """What both trainings share: of one epoch's learning rates the best for LoRA's own task score (docs/lab.md)."""
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    parser = subparsers.add_parser("demo", help="see it: forgetting with LoRA and with SelfAug", description=__doc__)
-    parser.add_argument("--output_dir", "--output-dir", default="selfaug-demo", metavar="FOLDER", help="(%(default)s)")
-    parser.add_argument("--model_name_or_path", "--model-name-or-path", default="lab", metavar="NAME",
-                        help="lab, or the folder of a model that `selfaug lab make` made (%(default)s)")  # fmt: skip
-    parser.add_argument("--documents", type=int, default=4, help="of each question, 1 to 20 (%(default)s)")
-    parser.add_argument("--alpha", type=float, help="weight of the alignment (default: that of `selfaug train`)")
-    parser.add_argument("--seed", type=int, default=0, help="of rows, order and adapters (%(default)s)")
-    parser.add_argument("--overwrite_output_dir", "--overwrite-output-dir", action="store_true",
-                        help="remove the demo that FOLDER holds")  # fmt: skip
+@dataclass
+class Settings:
+    """What `selfaug demo` was asked to do."""
+
+    model_name_or_path: str = option(
+        "lab", "'lab', or the folder of a model that `selfaug lab make` made.", group="Model and task", metavar="MODEL"
+    )
+    documents: int = option(Distance.documents, "Documents of each question, 1 to 20.")
+    alpha: float | None = option(None, "Weight of the alignment.", shown="that of `selfaug train`")
+    seed: int = option(0, "Seed of rows, order and adapters.")
+    output_dir: str = option(
+        "selfaug-demo", "Folder of both runs, the table's data and the page.", group="Output", metavar="FOLDER"
+    )
+    overwrite_output_dir: bool = option(False, "Remove the demo that FOLDER holds.")
 
 
-def run(args: argparse.Namespace) -> int:
+COMMAND = Command(
+    "demo",
+    Settings,
+    __doc__ or "",
+    ("selfaug demo", "selfaug demo --documents 8 --alpha 4 --output_dir demo-of-mine"),
+)
+
+
+def run(call: Call[Settings]) -> int:
     """Make rows, train twice, measure, show; the exit code."""
     from selfaug.lab.shipped import resolve
-    from selfaug.lab.task import Distance
 
-    model = resolve(args.model_name_or_path)
+    settings = call.settings
+    model = resolve(settings.model_name_or_path)
     if not (Path(model).expanduser() / "making.json").exists():
         raise ConfigError(
             f"{model!r} is no model of the lab, and the demo's questions are about the lab's world.",
             "give the folder of `selfaug lab make`; for your own model there is `selfaug train`.",
         )
-    distance = Distance(documents=args.documents)  # refuses numbers out of range
-    if args.alpha is not None and not args.alpha > 0:
-        raise ConfigError(f"alpha={args.alpha} holds nothing to the base.", "give more than 0.")
-    folder = Path(args.output_dir).expanduser()
+    distance = Distance(documents=settings.documents)  # refuses numbers out of range
+    if settings.alpha is not None and not settings.alpha > 0:
+        raise ConfigError(f"alpha={settings.alpha} holds nothing to the base.", "give more than 0.")
+    folder = Path(settings.output_dir).expanduser()
     runs = {name: folder / name for name in METHODS}
-    if any((path / "config.yaml").exists() for path in runs.values()) and not args.overwrite_output_dir:
+    if any((path / "config.yaml").exists() for path in runs.values()) and not settings.overwrite_output_dir:
         raise ConfigError(
             f"output_dir {str(folder)!r} holds a demo already.", "name another folder, or pass --overwrite_output_dir."
         )
@@ -77,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     # As the caches of pytest and ruff do: a demo in a checkout leaves git's status clean.
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-    train, test = _rows(folder, distance, args.seed)
+    train, test = _rows(folder, distance, settings.seed)
     for name, method in METHODS.items():
-        words = train_words(method, model, train, runs[name], args.seed, args.alpha)
+        words = train_words(method, model, train, runs[name], settings.seed, settings.alpha)
         _verb("train", words)
     for path in runs.values():
         _verb("evaluate", [
@@ -91,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from selfaug.cli.demo_picture import draw
     from selfaug.cli.demo_shown import answers_text, lines, table_text
 
-    found = lines(runs, args.documents)
+    found = lines(runs, settings.documents)
     draw(found, folder / "demo.svg")
     emit(table_text(found))
     emit("")
@@ -113,7 +126,7 @@ def train_words(method: str, model: str, train: Path, output: Path, seed: int, a
     return words + [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
 
 
-def _rows(folder: Path, distance: Any, seed: int) -> tuple[Path, Path]:
+def _rows(folder: Path, distance: Distance, seed: int) -> tuple[Path, Path]:
     from selfaug.lab.task import rows
     from selfaug.lab.world import World
 
@@ -128,16 +141,10 @@ def _rows(folder: Path, distance: Any, seed: int) -> tuple[Path, Path]:
 
 def _verb(name: str, words: Sequence[object]) -> None:
     """Run a verb as a user would, in this process: what it prints as data is shown at the end, and not here."""
-    from selfaug.cli.main import Parser
-
     text = [str(word) for word in words]
     say(f"\n$ {shlex.join(['selfaug', name, *text])}")
     module = importlib.import_module(f"selfaug.cli.{name}")
-    parser = Parser(prog="selfaug")
-    module.add_parser(parser.add_subparsers(dest="verb"))
-    known, _ = parser.parse_known_args([name, *text])
-    known.argv = text
     with contextlib.redirect_stdout(io.StringIO()):
-        code = module.run(known)
+        code = module.run(read(module.COMMAND, text))
     if code:
         raise SystemExit(code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.progress import counting
@@ -180,7 +180,7 @@ def encode_source(
             max_length=training.max_length,
             cut_prompt_left=training.cut_prompt_left,
             on_lost_answer=cast("OnLostAnswer", training.on_lost_answer),
-            on_bad_row=cast('Literal["error", "skip"]', settings.run.on_bad_row),
+            on_bad_row=settings.run.on_bad_row,
             progress=progress,
         )
     say(f"{split}: {source.name}")

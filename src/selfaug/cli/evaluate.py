@@ -6,41 +6,104 @@ The table (or with `--json` the results) goes to stdout; everything else to stde
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import importlib.util
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from selfaug.cli.evaluate_options import Settings, add_flags, resolve
+from selfaug.cli.config import Call, Command
+from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, data_format, field_map
 from selfaug.cli.outputs import check_writable
+from selfaug.common.errors import ConfigError
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say
+from selfaug.lab import shipped
 
 if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
     from selfaug.run.models import Origin
 
-__all__ = ["add_parser", "results_table", "run"]
+__all__ = ["COMMAND", "Settings", "results_table", "run"]
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    add_flags(subparsers.add_parser("evaluate", help="measure what a run gained and lost", description=__doc__))
+@dataclass
+class Settings:
+    """What `selfaug evaluate` was asked to do."""
+
+    run: str = option(REQUIRED, "The --output_dir of a finished training.", group="Run", positional=True)
+    data: list[str] = option(
+        [], "Records to answer.", group="The task", metavar="PATH", shown="what the run held out or evaluated on"
+    )
+    format: str = data_format()
+    map: list[str] | None = field_map()
+    on_bad_row: OnBadRow = bad_rows()
+    limit: int | None = option(None, "Only the first N records of each data set.")
+    no_task: bool = option(False, "Measure general ability alone.")
+    max_new_tokens: int = option(128, "Longest answer in tokens.")
+    max_length: int | None = option(None, "Tokens of prompt and accepted answer.", shown="as in training")
+    abstentions: str | None = option(None, "YAML file of further ways to say that there is no answer.", metavar="FILE")
+    judge_url: str | None = option(
+        None,
+        "OpenAI-compatible endpoint that gives the CRAG verdicts, instead of rules.",
+        group="Judge of the answers (without it, rules)",
+        metavar="URL",
+    )
+    judge_model: str | None = option(None, "The judge's name there.", metavar="NAME")
+    judge_key_env: str = option("OPENAI_API_KEY", "Environment variable with its API key.", metavar="NAME")
+    judge_timeout: float = option(60.0, "Seconds for one verdict.", metavar="SECONDS")
+    judge_retries: int = option(4, "Further tries of one verdict.")
+    general: list[str] = option(
+        [],
+        "'paper', 'quick', or any task of lm_eval; NAME=FILE takes its data from a file.",
+        group="General ability",
+        metavar="NAME",
+    )
+    general_data: list[str] = option([], "Plain texts (.txt, .json, .jsonl) for nats per token.", metavar="FILE")
+    general_limit: int | None = option(None, "Only the first N items of each general task, instead of its own limit.")
+    max_gen_toks: int | None = option(None, "Longest generated answer of general tasks, instead of their own.")
+    include_path: str | None = option(None, "Folder with further task YAMLs of lm_eval.", metavar="FOLDER")
+    allow_code_execution: bool = option(False, "Let tasks run code that the model writes; only in a sandbox.")
+    backend: Literal["hf", "vllm"] = option("hf", "What runs general tasks; 'hf' is the model that is loaded anyway.")
+    batch_size: int = option(8, "Prompts at a time.", group="Model")
+    dtype: str = option("auto", "Number format of the weights; 'auto' is the base's own.", choices=DTYPES)
+    base: str | None = option(None, "Where the base model lies now, if not where the run found it.", metavar="MODEL")
+    seed: int = option(0, "Seed of the bootstrap.", group="Results")
+    store: str | None = option(
+        None, "Folder of finished parts; runs with one base can share it.", metavar="FOLDER", shown="RUN/evaluation"
+    )
+    fresh: bool = option(False, "Repeat parts that are finished.")
+    json: bool = option(False, "Print the results as JSON instead of a table.")
 
 
-def run(args: argparse.Namespace) -> int:
+COMMAND = Command(
+    "evaluate",
+    Settings,
+    __doc__ or "",
+    (
+        "selfaug evaluate runs/mine --data held_out.jsonl --general quick",
+        "selfaug evaluate runs/mine --no_task --general arc_challenge --general_data news.txt --general_limit 200",
+    ),
+)
+
+
+def run(call: Call[Settings]) -> int:
     """Check everything, measure what is not measured yet, write results; the exit code."""
-    settings = resolve(args)
+    settings = call.settings
+    if settings.base is not None:
+        settings.base = shipped.resolve(settings.base)
+    _check(settings)
     from selfaug.cli.evaluate_parts import all_parts
     from selfaug.common.store import Store
     from selfaug.evaluation.run import evaluate, kept_parts, write
     from selfaug.run.folder import RunFolder
     from selfaug.run.models import Sides, check_origin
 
-    folder = RunFolder.open(str(settings.run))
+    folder = RunFolder.open(settings.run)
     check_writable(folder.path, "the run folder")
     if settings.store is not None:
         check_writable(Path(settings.store).expanduser(), "store")
@@ -48,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     say("reading what is to be measured ...")
     parts = all_parts(settings, folder, origin)
     store = Store(Path(settings.store).expanduser() if settings.store else folder.path / "evaluation")
-    results = _head(settings, folder, origin, args.argv)
+    results = _head(settings, folder, origin, call.argv)
     old, samples = kept_parts(
         folder.path / "results.json", folder.path / "samples.jsonl", results["hashes"], [part.name for part in parts]
     )
@@ -85,6 +148,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(settings: Settings) -> None:
+    """Refuse options that are out of range or contradict each other."""
+    for name in ("max_new_tokens", "max_length", "limit", "general_limit", "max_gen_toks", "batch_size"):
+        number = getattr(settings, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is {number}, and it counts something", "give 1 or more.")
+    if settings.seed < 0:
+        raise ConfigError(f"seed is {settings.seed}, and the bootstrap takes none below 0", "give 0 or more.")
+    if not settings.judge_timeout > 0 or settings.judge_retries < 0:
+        raise ConfigError("judge_timeout and judge_retries count seconds and tries", "give more than 0, and 0 or more.")
+    if (settings.judge_url is None) != (settings.judge_model is None):
+        raise ConfigError(
+            "judge_url and judge_model belong together: where the judge is, and which model gives the verdicts there",
+            "pass both, or neither for verdicts by rules.",
+        )
+    if settings.no_task and not settings.general and not settings.general_data:
+        raise ConfigError("no_task leaves nothing to measure", "name --general tasks or --general_data, or drop it.")
+    if settings.no_task and settings.data:
+        raise ConfigError("no_task and data contradict each other", "pass one of them.")
+    if settings.backend != "hf" and not settings.general:
+        raise ConfigError(f"backend {settings.backend} runs general tasks, and none is named", "name --general tasks.")
+    if settings.backend != "hf" and importlib.util.find_spec(settings.backend) is None:
+        raise ConfigError(
+            f"backend {settings.backend} needs the package {settings.backend}, which is not installed",
+            f"install it (`pip install {settings.backend}`), or leave --backend out.",
+        )
+
+
 def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[str]) -> dict[str, Any]:
     """Everything of the results but the parts."""
     from selfaug.common.fingerprint import versions
@@ -104,7 +195,7 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
             "kind": "adapter" if origin.adapter else "model",
             "model": config.get("model_name_or_path"),
         },
-        "config": redacted({**dataclasses.asdict(settings), "run": str(settings.run)}),
+        "config": redacted(dataclasses.asdict(settings)),
         "seeds": {"bootstrap": settings.seed, **{f"train_{k}": v for k, v in manifest.get("seeds", {}).items()}},
         "versions": {**versions(), "lm_eval": _version("lm_eval")},
         "hashes": {

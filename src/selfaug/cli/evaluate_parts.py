@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfaug.cli.evaluate_options import Settings
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.progress import counting
 from selfaug.common.terminal import say, warn
@@ -15,6 +14,7 @@ from selfaug.data.vocabulary import check_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from selfaug.cli.evaluate import Settings
     from selfaug.data.forms import Forms
     from selfaug.data.prompts import Renderer
     from selfaug.evaluation.judge import Judge

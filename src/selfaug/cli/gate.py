@@ -5,21 +5,21 @@ It decides on the interval of the paired difference of base and tuned, not on th
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.cli.verb_options import adder, resolve, switch
+from selfaug.cli.config import Call, Command
 from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.report.gate import Check
 
-__all__ = ["EXIT_CODES", "add_parser", "run"]
+__all__ = ["COMMAND", "EXIT_CODES", "run"]
 
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 _SAID = {
@@ -31,46 +31,46 @@ _SAID = {
 
 @dataclass
 class Settings:
-    """What `selfaug gate` was asked to do; the flags' help says what each means."""
+    """What `selfaug gate` was asked to do."""
 
-    run: str | None = None
-    max_drop: list[str] = field(default_factory=list)
-    min_gain: list[str] = field(default_factory=list)
-    json: bool = False
-
-
-def _flags(parser: argparse.ArgumentParser) -> None:
-    add = adder(parser)
-    names = "NAME is task or general (the mean of its parts), a part, PART:METRIC, or a glob ('general:*', '*:f1')"
-    limits = "LIMIT is in points (2pt), of the base's value (5%%), or in the metric's own unit (0.02)"
-    add("max_drop", f"how much may be lost, such as general=2pt; {names}; {limits}", action="append",
-        metavar="NAME=LIMIT")  # fmt: skip
-    add("min_gain", "how much must be gained, such as task=0", action="append", metavar="NAME=LIMIT")
-    add("json", "print JSON instead of the table", type=switch, nargs="?", const=True, metavar="true|false")
+    run: str = option(REQUIRED, "Folder of an evaluated run; its results.json is read.", group="Run", positional=True)
+    max_drop: list[str] = option(
+        [],
+        "How much may be lost, such as general=2pt. NAME is task or general (the mean of its parts), a part, "
+        "PART:METRIC, or a glob ('general:*', '*:f1'). LIMIT is in points (2pt), of the base's value (5%%), or in the "
+        "metric's own unit (0.02).",
+        group="Limits (each may be given several times)",
+        metavar="NAME=LIMIT",
+        repeated=True,
+    )
+    min_gain: list[str] = option([], "How much must be gained, such as task=0.", metavar="NAME=LIMIT", repeated=True)
+    json: bool = option(False, "Print JSON instead of the table.", group="Output")
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    parser = subparsers.add_parser("gate", help="pass or fail a run by what it gained and lost", description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="folder of an evaluated run; its results.json is read")
-    _flags(parser)
+COMMAND = Command(
+    "gate",
+    Settings,
+    __doc__ or "",
+    (
+        "selfaug gate runs/mine --max_drop general=2pt --min_gain task=0",
+        "selfaug gate runs/mine --max_drop 'general:*=5%' --json",
+    ),
+)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(call: Call[Settings]) -> int:
     """Decide every rule, print the table; the exit code."""
     from selfaug.evaluation.results import read_results
     from selfaug.report.gate import check, overall, parse_rule
 
-    flags = argparse.ArgumentParser()
-    _flags(flags)
-    settings = resolve(Settings, "gate", flags, args)
+    settings = call.settings
     rules = [
         *(parse_rule("max-drop", text) for text in settings.max_drop),
         *(parse_rule("min-gain", text) for text in settings.min_gain),
     ]
     if not rules:
         raise ConfigError("there is nothing to decide", "pass --max-drop general=2pt, --min-gain task=0, or both.")
-    folder = _folder(str(settings.run))
+    folder = _folder(settings.run)
     results = read_results(folder / "results.json")
     _check_weights(folder, results)
     checks: list[Check] = []

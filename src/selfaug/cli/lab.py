@@ -6,73 +6,113 @@ writes canonical rows that `selfaug train` and `selfaug prepare` read. Data on s
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from selfaug.cli.config import Call, Command
 from selfaug.cli.outputs import check_writable
 from selfaug.common.errors import ConfigError
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say
+from selfaug.lab.making import PRECISIONS, SIZES, Making
+from selfaug.lab.task import Distance
 
-__all__ = ["add_parser", "run"]
-
-
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb's two parts."""
-    parser = subparsers.add_parser("lab", help="make the lab's model, or rows of its RAG task", description=__doc__)
-    parts = parser.add_subparsers(title="parts", dest="part", metavar="PART", required=True)
-    making = parts.add_parser("make", help="train the lab's model from nothing")
-    making.add_argument("--output_dir", "--output-dir", required=True, metavar="FOLDER", help="of the model")
-    making.add_argument("--size", default="base", help="small, base or large")
-    making.add_argument("--steps", type=int, help="optimiser steps")
-    making.add_argument("--learning_rate", "--learning-rate", type=float, help="highest learning rate")
-    making.add_argument("--seed", type=int, help="of weights, order and mixture")
-    making.add_argument("--threads", type=int, help="of the products; their number decides the last bits")
-    making.add_argument("--tokens", type=int, help="of a step, about")
-    making.add_argument("--precision", help="float32, or bfloat16 for a GPU")
-    making.add_argument("--workers", type=int, default=0, help="processes that make batches; they change nothing")
-    making.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    making.add_argument("--checkpoint_every", "--checkpoint-every", type=int, default=200, metavar="STEPS")
-    making.add_argument("--probe_every", "--probe-every", type=int, default=0, metavar="STEPS", help="test all skills")
-    task = parts.add_parser("task", help="write rows of the RAG task to stdout or a file")
-    task.add_argument("--part_of", "--part-of", choices=("train", "test"), default="train", dest="rows_part")
-    task.add_argument("--count", type=int, default=1000, help="rows")
-    task.add_argument("--seed", type=int, default=0, help="of the rows")
-    task.add_argument("--output", metavar="FILE", help="a JSONL file; stdout without it")
-    for name, default in (("documents", 4), ("sentences", 1), ("told", 3)):
-        task.add_argument(f"--{name}", type=int, default=default, help=_HELP[name])
-    for name, share in (("known", 0.25), ("unanswerable", 0.15), ("outdated", 0.1)):
-        task.add_argument(f"--{name}", type=float, default=share, help=_HELP[name])
-    task.add_argument("--sentence_answers", "--sentence-answers", action="store_true", help="answer in sentences")
+__all__ = ["COMMAND", "run"]
 
 
-_HELP = {
-    "documents": "documents of a question, 1 to 20",
-    "sentences": "sentences of filling in each document",
-    "told": "facts that a document tells, 1 to 5",
-    "known": "share of distracting documents about lands that the base knows",
-    "unanswerable": "share of questions that no document answers",
-    "outdated": "share of questions with an old document that contradicts the new one",
-}
+@dataclass
+class MakeSettings:
+    """What `selfaug lab make` was asked to do."""
+
+    output_dir: str = option(REQUIRED, "Folder of the model.", group="Output", metavar="FOLDER")
+    size: str = option(
+        Making.size, f"Size of the model: {', '.join(SIZES)}.", group="Model and training", metavar="NAME"
+    )
+    steps: int = option(Making.steps, "Optimiser steps.")
+    tokens: int = option(Making.tokens, "Tokens of a step, about.")
+    learning_rate: float = option(Making.learning_rate, "Highest learning rate.")
+    seed: int = option(Making.seed, "Seed of weights, order and mixture.")
+    threads: int = option(Making.threads, "Threads of the products; their number decides the last bits.")
+    precision: str = option(
+        Making.precision, f"Number format of the products: {' or '.join(PRECISIONS)} (for a GPU).", metavar="NAME"
+    )
+    workers: int = option(0, "Processes that make batches; they change nothing.", group="Machine and talk")
+    device: str = option("cpu", "Device: cpu, cuda, ...", metavar="NAME")
+    checkpoint_every: int = option(200, "Steps between checkpoints.", metavar="STEPS")
+    probe_every: int = option(0, "Steps between tests of all skills; 0 for none.", metavar="STEPS")
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclass
+class TaskSettings:
+    """What `selfaug lab task` was asked to do."""
+
+    part_of: Literal["train", "test"] = option(
+        "train", "Which rows; the two share no land, town, river or person.", group="Rows"
+    )
+    count: int = option(1000, "Rows.")
+    seed: int = option(0, "Seed of the rows.")
+    documents: int = option(
+        Distance.documents, "Documents of a question, 1 to 20.", group="How far the task lies from what the model knows"
+    )
+    sentences: int = option(Distance.sentences, "Sentences of filling in each document.")
+    told: int = option(Distance.told, "Facts that a document tells, 1 to 5.")
+    known: float = option(
+        Distance.known, "Share of distracting documents about lands that the base knows.", metavar="SHARE"
+    )
+    unanswerable: float = option(Distance.unanswerable, "Share of questions that no document answers.", metavar="SHARE")
+    outdated: float = option(
+        Distance.outdated, "Share of questions with an old document that contradicts the new one.", metavar="SHARE"
+    )
+    sentence_answers: bool = option(not Distance.terse, "Answer in sentences.")
+    output: str | None = option(None, "JSONL file of the rows.", group="Output", metavar="FILE", shown="stdout")
+
+
+MAKE = Command(
+    "lab make",
+    MakeSettings,
+    "Train the lab's model from nothing, and print the hash of its weights. Killed, it goes on from its last "
+    "checkpoint.",
+    (
+        "selfaug lab make --output_dir lab-model --size base",
+        "selfaug lab make --output_dir lab-small --size small --steps 6000 --threads 2",
+    ),
+)
+TASK = Command(
+    "lab task",
+    TaskSettings,
+    "Write canonical rows of the lab's RAG task, which `selfaug train` and `selfaug prepare` read.",
+    (
+        "selfaug lab task --part_of train --count 1600 --output train.jsonl",
+        "selfaug lab task --part_of test --count 200 --documents 8 --output test.jsonl",
+    ),
+)
+COMMAND: Command[Any] = Command(
+    "lab",
+    (),
+    (__doc__ or "").partition("\n\n")[0],
+    (MAKE.examples[0], TASK.examples[0]),
+    parts=(MAKE, TASK),
+)
+
+
+def run(call: Call[Any]) -> int:
     """Make a model or rows; the exit code."""
-    return _make(args) if args.part == "make" else _task(args)
+    return _make(call.settings) if call.command is MAKE else _task(call.settings)
 
 
-def _make(args: argparse.Namespace) -> int:
-    from selfaug.lab.model import Making, is_finished, make
+def _make(settings: MakeSettings) -> int:
+    from selfaug.lab.model import is_finished, make
 
     for name in ("steps", "threads", "tokens", "checkpoint_every"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"{name}={getattr(args, name)} is no number of {name}.", "give 1 or more.")
-    chosen = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(Making)}
-    making = Making(**{name: value for name, value in chosen.items() if value is not None})
-    folder = Path(args.output_dir).expanduser()
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"{name}={getattr(settings, name)} is no number of {name}.", "give 1 or more.")
+    own = {one.name for one in dataclasses.fields(Making)} & vars(settings).keys()
+    making = Making(**{name: getattr(settings, name) for name in own})
+    folder = Path(settings.output_dir).expanduser()
     if is_finished(folder):
         raise ConfigError(f"output_dir {str(folder)!r} holds a finished model.", "name another folder.")
     check_writable(folder)
@@ -87,10 +127,10 @@ def _make(args: argparse.Namespace) -> int:
         found = make(
             folder,
             making,
-            device=args.device,
-            workers=args.workers,
-            probe_every=args.probe_every,
-            checkpoint_every=args.checkpoint_every,
+            device=settings.device,
+            workers=settings.workers,
+            probe_every=settings.probe_every,
+            checkpoint_every=settings.checkpoint_every,
             log=lambda entry: say("  ".join(f"{name} {value}" for name, value in entry.items())),
             progress=step,
         )
@@ -99,24 +139,24 @@ def _make(args: argparse.Namespace) -> int:
     return 0
 
 
-def _task(args: argparse.Namespace) -> int:
+def _task(settings: TaskSettings) -> int:
     from selfaug.common.store import write_whole
-    from selfaug.lab.task import Distance, rows
+    from selfaug.lab.task import rows
     from selfaug.lab.world import World
 
-    if args.count < 1:
-        raise ConfigError(f"count={args.count} asks for no row.", "give 1 or more.")
+    if settings.count < 1:
+        raise ConfigError(f"count={settings.count} asks for no row.", "give 1 or more.")
     names = ("documents", "sentences", "told", "known", "unanswerable", "outdated")
-    distance = Distance(**{name: getattr(args, name) for name in names}, terse=not args.sentence_answers)
-    made = rows(args.rows_part, args.count, World.make(), distance, args.seed)
+    distance = Distance(**{name: getattr(settings, name) for name in names}, terse=not settings.sentence_answers)
+    made = rows(settings.part_of, settings.count, World.make(), distance, settings.seed)
     lines = [json.dumps(row, ensure_ascii=False) for row in made]
-    if args.output is None:
+    if settings.output is None:
         for line in lines:
             emit(line)
         return 0
-    path = Path(args.output).expanduser()
+    path = Path(settings.output).expanduser()
     if not path.parent.is_dir():
-        raise ConfigError(f"output {args.output!r} lies in a folder that does not exist.", "make the folder first.")
+        raise ConfigError(f"output {settings.output!r} lies in a folder that does not exist.", "make the folder first.")
     write_whole(path, "\n".join(lines) + "\n")
     say(f"written: {len(lines)} rows in {path}")
     return 0

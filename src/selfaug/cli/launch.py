@@ -118,7 +118,7 @@ def _refuse_word(word: str, known: Sequence[str]) -> NoReturn:
     if word.startswith("-"):
         raise ConfigError(
             f"`selfaug train` does not know {word!r}.{nearest(word.replace('-', '_').replace('__', '--', 1), known)}",
-            "`selfaug train --help` lists every flag; `accelerate launch --help` those of the launcher.",
+            "`selfaug train --help-all` lists every flag; `accelerate launch --help` those of the launcher.",
         )
     raise ConfigError(f"`selfaug train` takes no bare words, and got {word!r}", "name the data with --dataset_name.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import importlib.util
 import io
@@ -11,19 +10,19 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from selfaug import __version__
+from selfaug.cli.config import VERBOSE, Parser, read
 from selfaug.common.errors import ConfigError, UserError, nearest
 from selfaug.common.quiet import FLAG, quieten, take_verbose
 from selfaug.common.redaction import redacted
 from selfaug.common.terminal import coloured, say
 
-__all__ = ["VERBS", "Parser", "Verb", "main"]
+__all__ = ["VERBS", "Verb", "main"]
 
 USER_MISTAKE = 2
 """Exit code of an error that the user can mend."""
-_VERBOSE = "show all that other libraries print and warn of (default: only what matters; docs/train.md says what)"
 
 
 # What each extra of the package brings, by names that can be imported.
@@ -97,18 +96,6 @@ VERBS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are ``ConfigError``s with a hint, and which never guesses an abbreviation."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        kwargs["allow_abbrev"] = False
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
-        raise ConfigError(message, f"`{self.prog} --help` lists every option and its values.")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``selfaug VERB ...`` and return its exit code.
 
@@ -172,29 +159,23 @@ codecs.register_error(_ESCAPING, _escaped)
 
 def _dispatch(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else None
-    parser = Parser(prog="selfaug", description="Fine-tune language models on RAG data without forgetting.")
-    parser.add_argument("--version", action="version", version=f"selfaug {__version__}")
-    parser.add_argument(FLAG, action="store_true", help=_VERBOSE)
-    subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB")
     if verb in VERBS:
         _check_extras(verb)
         module = importlib.import_module(VERBS[verb].module)
-        module.add_parser(subparsers)
-        subparsers.choices[verb].add_argument(FLAG, action="store_true", help=_VERBOSE)
-        known, unknown = parser.parse_known_args(arguments)
-        # `train` reads its own words: it has options of three libraries and a file of settings to weigh.
-        known.argv = arguments[1:]
-        if unknown and not getattr(module, "READS_ITS_OWN_ARGUMENTS", False):
-            _refuse_unknown(verb, unknown, subparsers.choices[verb])
+        call = read(module.COMMAND, arguments[1:])
         if VERBS[verb].first:
             # Nothing heavy is imported yet: PyTorch and what stands on it take seconds, and on a cold disk a minute.
             say(f"selfaug {verb}: {VERBS[verb].first} ...")
-        return int(module.run(known))
+        return int(module.run(call))
     if verb is not None and not verb.startswith("-"):
         raise ConfigError(
             f"{verb!r} is not a verb of selfaug.{nearest(verb, VERBS)}",
             f"the verbs are {', '.join(VERBS)}; `selfaug VERB --help` explains one.",
         )
+    parser = Parser(prog="selfaug", description="Fine-tune language models on RAG data without forgetting.")
+    parser.add_argument("--version", action="version", version=f"selfaug {__version__}")
+    parser.add_argument(FLAG, action="store_true", help=VERBOSE)
+    subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB")
     for name, entry in VERBS.items():
         subparsers.add_parser(name, help=entry.help)
     parser.parse_args(arguments)
@@ -214,12 +195,6 @@ def _check_extras(verb: str) -> None:
             f"`selfaug {verb}` needs packages that are not installed: {', '.join(names)}.",
             f"pip install 'selfaug[{extras}]' (or selfaug[all], for every verb).",
         )
-
-
-def _refuse_unknown(verb: str, unknown: list[str], parser: argparse.ArgumentParser) -> NoReturn:
-    name = unknown[0].split("=")[0]
-    close = nearest(name, parser._option_string_actions)
-    raise ConfigError(f"`selfaug {verb}` does not know {name!r}.{close}", f"`selfaug {verb} --help` lists its options.")
 
 
 def _print_error(error: UserError) -> None:

@@ -5,15 +5,18 @@ The folder's path goes to stdout; everything else to stderr. What is measured is
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from selfaug.cli.config import Call, Command
+from selfaug.cli.options import DTYPES
 from selfaug.cli.outputs import check_writable, open_to_others, written_whole
 from selfaug.common.errors import ConfigError, DataError, UserError
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say
 from selfaug.data.prompt_files import SETTINGS
@@ -27,37 +30,42 @@ if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
     from selfaug.run.models import Origin, Sides
 
-__all__ = ["add_parser", "run", "run_prompts"]
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-_PROMPTS = 50
+__all__ = ["COMMAND", "run", "run_prompts"]
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    parser = subparsers.add_parser("merge", help="fold a run's adapter into its base model", description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="the --output_dir of a finished `selfaug train`")
-    parser.add_argument("--output_dir", "--output-dir", required=True, metavar="OUT", help="folder of the merged model")
-    parser.add_argument(
-        "--dtype",
+@dataclass
+class Settings:
+    """What `selfaug merge` was asked to do."""
+
+    run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
+    output_dir: str = option(REQUIRED, "Folder of the merged model.", group="Merged model", metavar="OUT")
+    base: str | None = option(
+        None, "Where the base model lies now, if not where the run found it.", group="Run", metavar="MODEL"
+    )
+    dtype: str = option(
+        "auto",
+        "Number format of the merged weights; 'auto' is the base's own, or float32 where that loses the tuning.",
+        group="Merged model",
         choices=DTYPES,
-        default="auto",
-        help="number format of the merged weights; auto is the base's own, or float32 where that loses the tuning",
     )
-    parser.add_argument("--base", metavar="MODEL", help="where the base model lies now, if not where the run found it")
-    parser.add_argument(
-        "--prompts",
-        type=int,
-        default=_PROMPTS,
-        metavar="N",
-        help="prompts of the run whose answers are compared; 0 compares the weights alone (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--overwrite_output_dir", "--overwrite-output-dir", action="store_true", help="replace the merged model in OUT"
+    overwrite_output_dir: bool = option(False, "Replace the merged model in OUT.")
+    prompts: int = option(
+        50, "Prompts of the run whose answers are compared; 0 compares the weights alone.", group="What is measured"
     )
 
 
-def run(args: argparse.Namespace) -> int:
+COMMAND = Command(
+    "merge",
+    Settings,
+    __doc__ or "",
+    (
+        "selfaug merge runs/mine --output_dir models/mine",
+        "selfaug merge runs/mine --output_dir models/mine --dtype bfloat16 --prompts 200",
+    ),
+)
+
+
+def run(call: Call[Settings]) -> int:
     """Check everything, fold, write, read back and measure; the exit code. The folder appears whole or not at all."""
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.data.prompts import Renderer
@@ -66,17 +74,18 @@ def run(args: argparse.Namespace) -> int:
     from selfaug.run.model_source import check_model
     from selfaug.run.models import check_origin
 
-    if args.prompts < 0:
-        raise ConfigError(f"--prompts is {args.prompts}, and it counts prompts", "give 0 or more.")
-    folder = RunFolder.open(args.run)
+    settings = call.settings
+    if settings.prompts < 0:
+        raise ConfigError(f"--prompts is {settings.prompts}, and it counts prompts", "give 0 or more.")
+    folder = RunFolder.open(settings.run)
     if not folder.adapter.is_dir():
         raise ConfigError(
             f"the run in {folder.path} trained the whole model, so it has no adapter to fold",
             f"use {folder.model} as it is.",
         )
-    out = Path(args.output_dir).expanduser()
-    _check_output(out, folder.path, args.overwrite_output_dir)
-    origin = check_origin(folder, None if args.base is None else shipped.resolve(args.base))
+    out = Path(settings.output_dir).expanduser()
+    _check_output(out, folder.path, settings.overwrite_output_dir)
+    origin = check_origin(folder, None if settings.base is None else shipped.resolve(settings.base))
     facts = check_model(origin.base, revision=origin.revision, trust_remote_code=origin.trust_remote_code)
     if facts.quantization is not None:
         raise ConfigError(
@@ -88,11 +97,11 @@ def run(args: argparse.Namespace) -> int:
         say("The adapter was trained over quantised weights; it is folded into the unquantised ones.")
         origin = dataclasses.replace(origin, quantization=None)
     if facts.folder is not None:
-        _check_space(out, facts.folder, args.dtype)
+        _check_space(out, facts.folder, settings.dtype)
     tokenizer, renderer = load_tokenizer(folder.adapter), Renderer.load(folder.adapter)
-    prompts = run_prompts(folder, tokenizer, renderer, origin.context, args.prompts) if args.prompts else []
+    prompts = run_prompts(folder, tokenizer, renderer, origin.context, settings.prompts) if settings.prompts else []
     say(f"loading the model {origin.base} ...")
-    say(str(_merge(origin, tokenizer, renderer, prompts, out, args.dtype)))
+    say(str(_merge(origin, tokenizer, renderer, prompts, out, settings.dtype)))
     emit(str(out))
     return 0
 

@@ -1,4 +1,4 @@
-"""The settings of `selfaug train`: every flag of `trl sft`, from the command line over a YAML file.
+"""The settings of `selfaug train`: every flag of `trl sft` and `accelerate launch`, from the command line over YAML.
 
 Flags come from the same data classes that ``trl sft`` reads, with ``SelfAugConfig`` in the place of ``SFTConfig``. What
 neither they nor ``accelerate launch`` know is an error that names the near one.
@@ -6,36 +6,38 @@ neither they nor ``accelerate launch`` know is an error that names the near one.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import os
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from selfaug.cli.config import Command, Option, build_parser, options_of, read_words, resolved, take_config
 from selfaug.cli.launch import LaunchFlags
-from selfaug.cli.options import AUTO, DIFFERENT_DEFAULTS, RunArguments
+from selfaug.cli.options import SHORT_HELP, TRAIN, Devices, RunArguments
 from selfaug.cli.refusal import refused
-from selfaug.cli.yaml_file import check_value, read_settings
+from selfaug.cli.yaml_file import read_settings
 from selfaug.common.errors import ConfigError, UserError, nearest
-from selfaug.common.quiet import FLAG
 from selfaug.common.redaction import is_secret, redacted
 from selfaug.lab import shipped
+from selfaug.training.options import OWN_OPTIONS
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from selfaug.training.config import SelfAugConfig
 
-__all__ = ["DIFFERENT_DEFAULTS", "Arguments", "Settings", "build", "build_parser", "default_values", "parse"]
+__all__ = ["Arguments", "Settings", "build", "default_values", "options", "parse", "print_all_help"]
 
 
 # A secret, and what was asked of one call: none belongs to the settings that a run is known by.
 _NOT_OF_THE_RUN = frozenset({"hub_token", "resume_from_checkpoint", "overwrite_output_dir", "full_weight_hash"})
+
+# What trl's parser makes of its own defaults; so they stand in the settings of finished runs, which may go on.
+_AS_TRL_READS = {"debug": None, "include_num_input_tokens_seen": False}
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Arguments:
 
 
 def data_classes() -> tuple[type, ...]:
-    """The data classes whose fields are the flags, in the order of the help."""
+    """The data classes that the values become, in the order of :class:`Settings`."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from selfaug.training.config import SelfAugConfig
@@ -80,28 +82,29 @@ def default_values() -> dict[str, Any]:
     return {entry.name: entry.default for entry in fields if entry.default is not dataclasses.MISSING}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """TRL's parser over our data classes, with our defaults and our way of complaining."""
-    from trl import TrlParser
+def options() -> dict[str, Option]:
+    """Every option of `selfaug train`: those of the short help first, then the rest of TRL's by data class.
 
-    class TrainParser(TrlParser):
-        def error(self, message: str) -> NoReturn:
-            raise ConfigError(message, "`selfaug train --help` lists every flag and its values.")
+    What TRL knows has its type and choices; the short help has our defaults and words.
+    """
+    short = options_of(*SHORT_HELP)
+    of_devices = options_of(Devices)
+    theirs = options_of(*data_classes())
+    found = {
+        name: replace(theirs[name], default=one.default, group=one.group, about={**theirs[name].about, **one.about})
+        for name, one in short.items()
+        if name not in of_devices  # accelerate's parser reads them
+    }
+    found |= {name: one for name, one in theirs.items() if name not in found}
+    return found | {name: replace(found[name], default=default) for name, default in _AS_TRL_READS.items()}
 
-    parser: argparse.ArgumentParser = TrainParser(
-        data_classes(),
-        prog="selfaug train",
-        allow_abbrev=False,
-        description="Fine-tune a model on RAG data. Takes every flag of `trl sft` and of `accelerate launch`.",
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags override it.")
-    parser.add_argument(FLAG, action="store_true", help="Show all that other libraries print and warn of.")
-    for name, different in DIFFERENT_DEFAULTS.items():
-        _action(parser, name).default = different.ours
-    _action(parser, "max_length").type = _max_length
-    resume = _action(parser, "resume_from_checkpoint")
-    resume.nargs, resume.const = "?", "true"
-    return parser
+
+def print_all_help(command: Command[Any]) -> None:
+    """Print the help with every flag but those of `accelerate launch`."""
+    from selfaug.methods import available
+
+    about = f"{command.about}\n\nMethods: {', '.join(available())}."
+    build_parser(replace(command, about=about), {**options(), **options_of(Devices)}).print_help()
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -112,40 +115,29 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
         ConfigError: For an unknown flag or key (with the near one), a wrong type or choice, a missing file.
     """
-    words, file = _take_config(list(argv))
-    settings = read_settings(file) if file is not None else {}
+    words, path = take_config(argv)
+    keys = read_settings(path) if path is not None else {}
     # Before torch and the hub's client are imported: they read the environment once.
-    os.environ.update(_environment(settings.pop("env", {}), file))
-    parser = build_parser()
-    hints: dict[str, Any] = {}
-    for data_class in data_classes():
-        hints.update(typing.get_type_hints(data_class))
+    os.environ.update(_environment(keys.pop("env", {}), path))
+    known = options()
     launch = LaunchFlags()
     launch_words: list[str] = []
-    names = [name for name in hints if any(action.dest == name for action in parser._actions)]
-    for key, value in settings.items():
-        if key in names:
-            _action(parser, key).default = check_value(_action(parser, key), hints[key], value, f"{file}: {key}")
+    file: dict[str, Any] = {}
+    for key, value in keys.items():
+        if key in known:
+            file[key] = known[key].read(value, f"{path}: {key}")
         elif launch.knows(key):
-            launch_words += launch.words(key, value, f"{file}: {key}")
+            launch_words += launch.words(key, value, f"{path}: {key}")
         else:
-            close = nearest(key, [*names, *launch.names()])
+            close = nearest(key, [*known, *launch.names()])
             raise ConfigError(
-                f"{file}: {key!r} is not a setting of `selfaug train`.{close}",
-                "remove or correct the key; `selfaug train --help` lists every setting.",
+                f"{path}: {key!r} is not a setting of `selfaug train`.{close}",
+                "remove or correct the key; `selfaug train --help-all` lists every setting.",
             )
-    namespace, unknown = parser.parse_known_args(words)
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    launch_words += launch.take(unknown, flags)
+    typed, unknown = read_words(build_parser(TRAIN, known), known, words)
+    launch_words += launch.take(unknown, [f"--{name}" for name in known])
     launch.check(launch_words)
-    values = {name: getattr(namespace, name) for name in names}
-    given = frozenset(key for key in settings if key in names) | _given_flags(parser, words)
-    return Arguments(_normal(values), given, launch_words)
-
-
-def _given_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> frozenset[str]:
-    flags = {flag: action.dest for action in parser._actions for flag in action.option_strings}
-    return frozenset(flags[name] for name in (word.split("=")[0] for word in words) if name in flags)
+    return Arguments(_normal(resolved(known, typed, file)), frozenset(file) | frozenset(typed), launch_words)
 
 
 def _normal(values: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +168,7 @@ def build(values: Mapping[str, Any]) -> Settings:
     """
     for entry in values["datasets"]:
         _check_mixture(entry)
-    resolved = {name: redacted(_plain(value)) for name, value in values.items() if name not in _NOT_OF_THE_RUN}
+    recorded = {name: redacted(_plain(value)) for name, value in values.items() if name not in _NOT_OF_THE_RUN}
     built: list[Any] = []
     for data_class in data_classes():
         fields = {entry.name for entry in dataclasses.fields(data_class) if entry.init}
@@ -189,10 +181,9 @@ def build(values: Mapping[str, Any]) -> Settings:
             raise refused(error, (), values) from error
     script, training, model, mixture, run = built
     # What a preset or method chose is part of the settings that the run is known by.
-    own = {entry.name for entry in dataclasses.fields(type(training))}
-    own -= {entry.name for entry in dataclasses.fields(type(training).__mro__[1])}
-    resolved |= {name: redacted(_plain(getattr(training, name))) for name in sorted(own & resolved.keys())}
-    return Settings(script, training, model, mixture, run, resolved)
+    own = options_of(*OWN_OPTIONS)
+    recorded |= {name: redacted(_plain(getattr(training, name))) for name in sorted(own.keys() & recorded.keys())}
+    return Settings(script, training, model, mixture, run, recorded)
 
 
 def _check_mixture(entry: Any) -> None:
@@ -209,39 +200,12 @@ def _check_mixture(entry: Any) -> None:
         raise ConfigError(f"datasets: the entry {entry!r} has no path", "name the data set or file with `path:`.")
 
 
-def _take_config(words: list[str]) -> tuple[list[str], Path | None]:
-    file = None
-    kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name != "--config":
-            kept.append(word)
-            continue
-        value = value if equals else next(rest, "")
-        if file is not None or not value:
-            what = "is given twice" if value else "names no file"
-            raise ConfigError(f"--config {what}", "pass one YAML file: --config settings.yaml.")
-        file = Path(value).expanduser()
-    return kept, file
-
-
 def _environment(value: Any, file: Path | None) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ConfigError(
             f"{file}: env is {value!r}, not a mapping", "write variables below it, as in `env: {NCCL_DEBUG: INFO}`."
         )
     return {str(name): str(inner) for name, inner in value.items()}
-
-
-def _action(parser: argparse.ArgumentParser, name: str) -> argparse.Action:
-    return next(action for action in parser._actions if action.dest == name)
-
-
-def _max_length(text: str) -> int | str | None:
-    if text.lower() in ("none", "null"):
-        return None
-    return AUTO if text.lower() == AUTO else int(text)
 
 
 def _plain(value: Any) -> Any:

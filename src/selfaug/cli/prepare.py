@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from selfaug import __version__
+from selfaug.cli.config import Call, Command
 from selfaug.cli.data import bad_row_lines, bad_rows_by_reason, warn_of_bad_rows
+from selfaug.cli.options import OnBadRow, bad_rows, data_format, field_map
 from selfaug.cli.outputs import check_free, written_whole
-from selfaug.cli.prepare_options import Settings, add_flags, resolve
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.fingerprint import files_of
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say, warn
 from selfaug.data.files import has_split
@@ -24,6 +25,7 @@ from selfaug.data.read import Loaded, read_rows
 from selfaug.data.reasons import MANY
 from selfaug.data.retrieve import Corpus
 from selfaug.data.split import titles_of
+from selfaug.lab import shipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,19 +34,83 @@ if TYPE_CHECKING:
     from selfaug.data.record import Item
     from selfaug.data.split import Example
 
-__all__ = ["add_parser", "run"]
+__all__ = ["COMMAND", "run"]
 
 FILES = ("train.jsonl", "held_out.jsonl", "report.json")
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    add_flags(subparsers.add_parser("prepare", help="check and convert data", description=__doc__))
+@dataclass
+class Settings:
+    """What `selfaug prepare` was asked to do."""
+
+    input: str = option(
+        REQUIRED,
+        "A data file, a folder of such, or a data set name of the hub (org/name).",
+        group="Data",
+        positional=True,
+    )
+    format: str = data_format()
+    map: list[str] | None = field_map()
+    split: str = option("train", "Split of a folder, a saved data set or a data set of the hub.", metavar="NAME")
+    check: bool = option(
+        False, "Only check the data: write nothing, exit with 2 where rows are bad.", group="Bad rows and lengths"
+    )
+    on_bad_row: OnBadRow = bad_rows()
+    model_name_or_path: str | None = option(None, "Model whose tokenizer measures the rows' lengths.", metavar="MODEL")
+    max_length: int | None = option(None, "Tokens that prompt and response may have together.")
+    held_out: float = option(
+        0.1,
+        "Part of the examples to hold out, by document; 0 for none, and with --check.",
+        group="Held-out split",
+        metavar="FRACTION",
+    )
+    group_by: list[str] = option(
+        [],
+        "Keep examples with an equal value of these on one side of the split, besides those that share a document: "
+        "'title' for the titles of documents, or a field of the rows (a.b for a field inside another).",
+        metavar="FIELD",
+    )
+    against: str | None = option(
+        None,
+        "Other data, such as a test set: count the rows, documents and questions that INPUT shares with it.",
+        metavar="DATA",
+    )
+    on_shared_row: Literal["keep", "skip"] = option(
+        "keep",
+        "What a row of INPUT that shares a document or question with --against does: 'keep' only counts it, 'skip' "
+        "leaves it out.",
+    )
+    seed: int = option(0, "Seed of the split and of the order of documents.")
+    corpus: str | None = option(
+        None,
+        "File or folder of passages to retrieve documents from (BM25).",
+        group="Documents from a corpus",
+        metavar="CORPUS",
+    )
+    top_k: int = option(5, "Passages for a record without documents.", metavar="K")
+    distractors: int = option(0, "Passages without an accepted answer to add to each record.")
+    output_dir: str | None = option(
+        None, "Folder for train.jsonl, held_out.jsonl and report.json.", group="Output", metavar="OUT"
+    )
+    overwrite_output_dir: bool = option(False, "Replace the files that an earlier call wrote to OUT.")
+    json: bool = option(False, "Print the report as JSON.")
 
 
-def run(args: argparse.Namespace) -> int:
+COMMAND = Command(
+    "prepare",
+    Settings,
+    __doc__ or "",
+    (
+        "selfaug prepare questions.jsonl --output_dir data/mine --corpus docs/ --held_out 0.1",
+        "selfaug prepare rows.csv --check --map question=query documents=passages answer=response",
+    ),
+)
+
+
+def run(call: Call[Settings]) -> int:
     """Read, split, retrieve, measure, write; the exit code. The folder appears whole or not at all."""
-    settings = resolve(args)
+    settings = call.settings
+    _check(call)
     out = None if settings.output_dir is None else Path(settings.output_dir).expanduser()
     if out is not None and not settings.check:
         check_free(out, ours=FILES, overwrite=settings.overwrite_output_dir)
@@ -56,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         retrieval = Retrieval(Corpus.load(settings.corpus), settings.top_k, settings.distractors)
     with counting("rows read", None) as progress:
         loaded = read_rows(
-            str(settings.input),
+            settings.input,
             format=settings.format,
             on_bad_row="skip" if settings.check else settings.on_bad_row,
             needs_documents=retrieval is None,
@@ -107,6 +173,37 @@ def run(args: argparse.Namespace) -> int:
     _show(settings, report, lines)
     say(f"written to {out}")
     return 0
+
+
+def _check(call: Call[Settings]) -> None:
+    """Refuse options that contradict each other, and fill in what follows from others."""
+    settings = call.settings
+    if settings.model_name_or_path is not None:
+        settings.model_name_or_path = shipped.resolve(settings.model_name_or_path)
+    if settings.check and "held_out" not in call.given:
+        settings.held_out = 0.0  # Data that cannot be split is not bad data.
+    if settings.output_dir is None and not settings.check:
+        raise ConfigError("no output_dir is given", "pass --output_dir OUT, or --check to only check the data.")
+    if settings.corpus is None and (settings.distractors or "top_k" in call.given):
+        raise ConfigError(
+            "top_k and distractors are numbers of passages from a corpus, and no corpus is given",
+            "pass --corpus, or leave them out.",
+        )
+    if settings.on_shared_row != "keep" and settings.against is None:
+        raise ConfigError(
+            "on_shared_row says what becomes of rows that are shared with other data, and no other data is given",
+            "pass --against DATA, or leave it out.",
+        )
+    if settings.group_by and not settings.held_out:
+        raise ConfigError(
+            "group_by says which examples stay together when some are held out, and held_out is 0",
+            "pass for example --held_out 0.1, or leave --group_by out.",
+        )
+    if settings.max_length is not None and (settings.model_name_or_path is None or settings.max_length < 1):
+        raise ConfigError(
+            f"max_length={settings.max_length} needs to be at least 1, and a model whose tokens are counted",
+            "pass --model_name_or_path and a max_length above 0.",
+        )
 
 
 def _read_against(settings: Settings, path: str) -> Loaded:
@@ -184,7 +281,7 @@ def _report(
         },
         **parts.as_dict(),
     }
-    warn_of_bad_rows(str(settings.input), loaded.problems, len(loaded.items))
+    warn_of_bad_rows(settings.input, loaded.problems, len(loaded.items))
     lines = [f"{settings.input}: {len(loaded.items)} examples in the format {loaded.format}"]
     lines += bad_row_lines(loaded.problems, len(loaded.items))
     if parts.with_answer is not None:

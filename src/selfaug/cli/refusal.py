@@ -29,7 +29,7 @@ def refused(error: Exception, names: Sequence[str], values: Mapping[str, Any]) -
         message, out = f"the training could not be set up: {text}", "leave the setting out"
     if isinstance(error, ImportError) or "install" in text.lower():
         return ConfigError(message, f"install the package that is named above, or {out}.")
-    return ConfigError(message, f"change the value, or {out}; `selfaug train --help` explains each setting.")
+    return ConfigError(message, f"change the value, or {out}; `selfaug train --help-all` explains each setting.")
 
 
 @cache

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from selfaug.cli.config import Call, Command
 from selfaug.cli.outputs import check_writable
-from selfaug.cli.verb_options import adder, resolve, switch
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.shift.relate import Point
 
-__all__ = ["add_parser", "run"]
+__all__ = ["COMMAND", "run"]
 
 _SHIFTS = {"base_to_tuned": "KL(base ‖ tuned)", "tuned_to_base": "KL(tuned ‖ base)"}
 _PLACES = {
@@ -35,51 +35,47 @@ _PLACES = {
 
 @dataclass
 class Settings:
-    """What `selfaug relate` was asked to do; the flags' help says what each means."""
+    """What `selfaug relate` was asked to do."""
 
-    runs: list[str] = field(default_factory=list)
-    where: str = "prompt"
-    direction: str = "base_to_tuned"
-    forgetting: str = "nll"
-    points: str = "runs"
-    output: str | None = None
-    resamples: int = 10_000
-    seed: int = 0
-    json: bool = False
-
-
-def _flags(parser: argparse.ArgumentParser) -> None:
-    add = adder(parser)
-    add("where", "where the shift is taken: a region, or 'prompt' or 'data' (default: prompt)", metavar="PLACE")
-    add("direction", "of the KL (default: base_to_tuned)", metavar="NAME")
-    add(
-        "forgetting",
+    runs: list[str] = option(
+        REQUIRED, "Folders of runs whose shift is measured.", group="Runs", metavar="RUN", positional=True
+    )
+    points: Literal["runs", "checkpoints"] = option(
+        "runs", "'runs' for finished weights, 'checkpoints' for every measured one."
+    )
+    where: str = option(
+        "prompt", "Where the shift is taken: a region, or 'prompt' or 'data'.", group="What is related", metavar="PLACE"
+    )
+    direction: str = option("base_to_tuned", "Direction of the KL: 'base_to_tuned' or 'tuned_to_base'.", metavar="NAME")
+    forgetting: str = option(
+        "nll",
         "'nll', the rise of the NLL of general text; or of results.json 'general', the mean loss of all general parts, "
-        "or PART or PART:METRIC (default: nll)",
+        "or PART or PART:METRIC.",
         metavar="WHAT",
     )
-    add("points", "'runs' for finished weights, 'checkpoints' for every measured one", choices=["runs", "checkpoints"])
-    add("output", "the picture, .svg or .png", metavar="FILE")
-    add("resamples", "of the bootstrap over runs (default: 10000)", type=int, metavar="N")
-    add("seed", "of the bootstrap (default: 0)", type=int, metavar="N")
-    add("json", "print JSON instead of the table", type=switch, nargs="?", const=True, metavar="true|false")
+    output: str | None = option(None, "File of the picture, .svg or .png.", group="Interval and output", metavar="FILE")
+    resamples: int = option(10_000, "Resamples of the bootstrap over runs.")
+    seed: int = option(0, "Seed of the bootstrap.")
+    json: bool = option(False, "Print JSON instead of the table.")
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    parser = subparsers.add_parser("relate", help="relate shift to forgetting over runs", description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs whose shift is measured")
-    _flags(parser)
+COMMAND = Command(
+    "relate",
+    Settings,
+    __doc__ or "",
+    (
+        "selfaug relate runs/* --output relation.svg",
+        "selfaug relate studies/mine/runs/* --forgetting general --where documents",
+    ),
+)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(call: Call[Settings]) -> int:
     """Read the runs, print their points and the coefficients, draw the picture; the exit code."""
     from selfaug.shift.picture import ENDINGS, draw, headline
     from selfaug.shift.relate import relate
 
-    flags = argparse.ArgumentParser()
-    _flags(flags)
-    settings = resolve(Settings, "relate", flags, args)
+    settings = call.settings
     if settings.resamples < 100:
         raise ConfigError(f"--resamples is {settings.resamples}: too few for an interval", "give 100 or more.")
     if settings.seed < 0:

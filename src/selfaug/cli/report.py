@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from selfaug.cli.verb_options import adder, resolve
+from selfaug.cli.config import Call, Command
 from selfaug.common.errors import ConfigError
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.terminal import emit, say
 
-__all__ = ["add_parser", "run"]
+__all__ = ["COMMAND", "run"]
 
 
 @dataclass
 class Settings:
-    """What `selfaug report` was asked to do; the flags' help says what each means."""
+    """What `selfaug report` was asked to do."""
 
-    runs: list[str] = field(default_factory=list)
-    format: str = "html"
-    output: str | None = None
-    title: str | None = None
-    regressions: int = 5
-
-
-def _flags(parser: argparse.ArgumentParser) -> None:
-    add = adder(parser)
-    add("format", "html, or md for model cards and pull requests (default: html)", choices=["html", "md"])
-    add(
-        "output",
-        "the file; - for stdout (default: RUN/report.html for one run, report.html for several, stdout for md)",
-        metavar="FILE",
+    runs: list[str] = option(
+        REQUIRED, "Folders of runs, measured or not.", group="Runs", metavar="RUN", positional=True
     )
-    add("title", "of the page (default: the runs' names)", metavar="TEXT")
-    add("regressions", "how many worst answers of each part are shown (default: 5)", type=int, metavar="N")
+    format: Literal["html", "md"] = option(
+        "html", "'html', or 'md' for model cards and pull requests.", group="The page"
+    )
+    output: str | None = option(
+        None,
+        "The file; - for stdout.",
+        metavar="FILE",
+        shown="RUN/report.html for one run, report.html for several, stdout for md",
+    )
+    title: str | None = option(None, "Title of the page.", shown="the runs' names")
+    regressions: int = option(5, "How many worst answers of each part are shown.")
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    parser = subparsers.add_parser("report", help="write one page on what runs gained, lost and cost",
-                                   description=__doc__)  # fmt: skip
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, measured or not")
-    _flags(parser)
+COMMAND = Command(
+    "report",
+    Settings,
+    __doc__ or "",
+    (
+        "selfaug report runs/lora runs/selfaug --output compare.html",
+        "selfaug report runs/mine --format md",
+    ),
+)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(call: Call[Settings]) -> int:
     """Read the runs' folders and write the page; the exit code."""
-    flags = argparse.ArgumentParser()
-    _flags(flags)
-    settings = resolve(Settings, "report", flags, args)
+    settings = call.settings
     if settings.regressions < 0:
         raise ConfigError(f"--regressions is {settings.regressions}", "give 0 or more.")
     output = _output(settings)

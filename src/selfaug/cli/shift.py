@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from selfaug.cli.verb_options import MAP_HELP, adder, resolve, switch
+from selfaug.cli.config import Call, Command
+from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, field_map
 from selfaug.common.errors import ConfigError
+from selfaug.common.options import REQUIRED, option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say, warn
 from selfaug.data.reasons import MANY
@@ -21,69 +22,61 @@ if TYPE_CHECKING:
     from selfaug.shift.measure import Text
     from selfaug.shift.pair import Pair, State
 
-__all__ = ["add_parser", "run"]
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+__all__ = ["COMMAND", "run"]
 
 
 @dataclass
 class Settings:
-    """What `selfaug shift` was asked to do; the flags' help says what each means."""
+    """What `selfaug shift` was asked to do."""
 
-    run: str | None = None
-    checkpoints: str = "last"
-    dataset_name: str | None = None
-    map: list[str] | None = None
-    on_bad_row: str = "error"
-    limit: int = 200
-    general_text: str | None = None
-    general_limit: int = 200
-    max_length: int | None = None
-    layers: bool = True
-    seed: int = 0
-    dtype: str = "auto"
-    batch_tokens: int = 4096
-    memory_mb: int | None = None
-    json: bool = False
-
-
-def _flags(parser: argparse.ArgumentParser) -> None:
-    add = adder(parser)
-    add("checkpoints", "'last' for the finished weights alone, 'all' for every checkpoint too", choices=["last", "all"])
-    add(
-        "dataset_name",
-        "file of records or messages (default: what the run evaluated on or held out, else its training data)",
+    run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
+    checkpoints: Literal["last", "all"] = option(
+        "last", "'last' for the finished weights alone, 'all' for every checkpoint too."
     )
-    add("map", MAP_HELP, nargs="+", metavar="FIELD=PATH")
-    add("on_bad_row", "what a row that cannot be used does (default: error)", choices=["error", "skip"])
-    add("limit", "rows of it, drawn by the seed; 0 for all (default: 200)", type=int, metavar="N")
-    add("general_text", "text that is no part of the task: a .txt file, or .json with a list of texts", metavar="FILE")
-    add("general_limit", "pieces of it, drawn by the seed; 0 for all (default: 200)", type=int, metavar="N")
-    add("max_length", "tokens of a row or a piece (default: the run's)", type=int, metavar="L")
-    add("layers", "whether hidden states are compared too (default: true)", type=switch, metavar="true|false")
-    add("seed", "of the draws (default: 0)", type=int, metavar="N")
-    add("dtype", "number format of the model; auto is the base's own", choices=DTYPES)
-    add("batch_tokens", "tokens of one pass (default: 4096)", type=int, metavar="N")
-    add("memory_mb", "memory for logits in MiB (default: 96 on a CPU, 512 elsewhere)", type=int, metavar="N")
-    add("json", "print shift.json instead of the table", type=switch, nargs="?", const=True, metavar="true|false")
+    dataset_name: str | None = option(
+        None,
+        "File of records or messages.",
+        group="Data of the task",
+        metavar="DATA",
+        shown="what the run evaluated on or held out, else its training data",
+    )
+    map: list[str] | None = field_map()
+    on_bad_row: OnBadRow = bad_rows()
+    limit: int = option(200, "Rows of it, drawn by the seed; 0 for all.")
+    max_length: int | None = option(None, "Tokens of a row or a piece of text.", shown="the run's")
+    general_text: str | None = option(
+        None,
+        "Text that is no part of the task: a .txt file, or .json with a list of texts.",
+        group="General text",
+        metavar="FILE",
+    )
+    general_limit: int = option(200, "Pieces of it, drawn by the seed; 0 for all.")
+    layers: bool = option(True, "Whether hidden states are compared too.", group="Model and passes")
+    seed: int = option(0, "Seed of the draws.")
+    dtype: str = option("auto", "Number format of the model; 'auto' is the base's own.", choices=DTYPES)
+    batch_tokens: int = option(4096, "Tokens of one pass.")
+    memory_mb: int | None = option(None, "Memory for logits in MiB.", shown="96 on a CPU, 512 elsewhere")
+    json: bool = option(False, "Print shift.json instead of the table.", group="Output")
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    parser = subparsers.add_parser("shift", help="measure how far a run moved the model", description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="the --output_dir of a finished `selfaug train`")
-    _flags(parser)
+COMMAND = Command(
+    "shift",
+    Settings,
+    __doc__ or "",
+    (
+        "selfaug shift runs/mine --dataset_name held_out.jsonl --general_text news.txt",
+        "selfaug shift runs/mine --checkpoints all --limit 50 --layers false",
+    ),
+)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(call: Call[Settings]) -> int:
     """Measure what is not measured yet, write ``shift.json`` after each checkpoint, print the table; the exit code."""
     from selfaug.run.folder import RunFolder
 
-    flags = argparse.ArgumentParser()
-    _flags(flags)
-    settings = resolve(Settings, "shift", flags, args)
+    settings = call.settings
     _check(settings)
-    folder = RunFolder.open(str(settings.run))
+    folder = RunFolder.open(settings.run)
     from selfaug.cli.outputs import check_writable
     from selfaug.shift.pair import Pair, states
 

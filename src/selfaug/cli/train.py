@@ -6,7 +6,6 @@ the model. Data on stdout is one line, the folder of the finished adapter.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import shutil
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.cli.config import ALL, Call
+from selfaug.cli.options import TRAIN
 from selfaug.common.errors import ConfigError, UserError, nearest, tidy
 from selfaug.common.terminal import emit, is_main, say
 
@@ -26,31 +27,26 @@ if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
     from selfaug.run.model_source import ModelFacts
 
-__all__ = ["READS_ITS_OWN_ARGUMENTS", "add_parser", "check_reference", "make_trainer", "run", "settle"]
+__all__ = ["COMMAND", "check_reference", "make_trainer", "run", "settle"]
 
-READS_ITS_OWN_ARGUMENTS = True
-
-
-def add_parser(subparsers: Any) -> None:
-    """The verb's place in the help; its flags are those of four data classes, read by ``cli/parsing.py``."""
-    subparsers.add_parser("train", add_help=False)
+COMMAND = TRAIN
 
 
-def run(args: argparse.Namespace) -> int:
+def run(call: Call[Any]) -> int:
     """Check everything, then train here or in processes that ``accelerate launch`` starts; the exit code."""
     from selfaug.cli.data import read_sources
     from selfaug.cli.encoding import tokenizer_and_renderer
     from selfaug.cli.launch import is_launched, launch, processes_wanted
     from selfaug.cli.outputs import check_writable
-    from selfaug.cli.parsing import build_parser, default_values, parse
+    from selfaug.cli.parsing import default_values, parse, print_all_help
     from selfaug.cli.rehearsal import rehearse
     from selfaug.run.checkpoint import resolve
     from selfaug.run.folder import RunFolder
     from selfaug.run.model_source import check_model
 
-    argv: list[str] = args.argv
-    if {"-h", "--help"} & set(argv):
-        build_parser().print_help()
+    argv = call.argv
+    if ALL in argv:
+        print_all_help(COMMAND)
         return 0
     arguments = parse(argv)
     values = arguments.values
@@ -259,7 +255,7 @@ def make_trainer(
         # trl, peft and transformers refuse settings and files with these; none of them comes from a step of training.
         raise ConfigError(
             f"the training could not be set up: {tidy(error)}",
-            "change the setting or file named above; `selfaug train --help` explains each setting.",
+            "change the setting or file named above; `selfaug train --help-all` explains each setting.",
         ) from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfaug.lab.model import Making
+    from selfaug.lab.making import Making
 
 __all__ = ["CARD", "LOG", "Journal", "card", "command"]
 

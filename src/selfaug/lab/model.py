@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import torch
 
 from selfaug.common.errors import ConfigError
 from selfaug.lab.card import CARD, LOG, Journal, card
+from selfaug.lab.making import SIZES, Making, Size
 from selfaug.lab.start import start
 from selfaug.lab.tokenizer import make_tokenizer
 from selfaug.lab.training import Training
@@ -37,62 +38,7 @@ __all__ = [
     "weights_hash",
 ]
 
-_PRECISIONS = ("float32", "bfloat16")
-_STATE = "training.pt"  # last checkpoint; deleted when the model is finished
-
-
-@dataclass(frozen=True)
-class Size:
-    """The shape of a model."""
-
-    hidden: int
-    layers: int
-    heads: int
-    feed_forward: int
-
-
-# At least five heads: so many positions back must the second layer see to find what a question asks (lab/start.py).
-SIZES = {"small": Size(160, 3, 5, 256), "base": Size(160, 4, 5, 384), "large": Size(192, 6, 6, 512)}
-
-
-@dataclass(frozen=True)
-class Making:
-    """The settings that determine the weights, together with this package and torch.
-
-    Args:
-        size: Key of :data:`SIZES`.
-        steps: Number of optimiser steps.
-        tokens: Approximate number of tokens of a step.
-        learning_rate: Peak learning rate; it rises over 2 % of the steps, and falls to 0 over the last 40 %.
-        vocabulary: Number of tokens of the vocabulary.
-        texts: Number of conversations for training the tokenizer.
-        seed: Seed of weights, order and mixture.
-        threads: Number of threads, which changes the order of sums.
-        precision: Precision of matrix products: ``float32`` or ``bfloat16`` (autocast with float32 weights).
-    """
-
-    size: str = "base"
-    steps: int = 9000
-    tokens: int = 2048
-    learning_rate: float = 3e-3
-    vocabulary: int = 1024
-    texts: int = 20_000
-    seed: int = 0
-    threads: int = 1
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise ConfigError(f"size={self.size!r} is not a size of the lab.", f"choose one of: {', '.join(SIZES)}.")
-        if self.precision not in _PRECISIONS:
-            raise ConfigError(
-                f"precision={self.precision!r} is not one of the lab's.", f"choose one of: {', '.join(_PRECISIONS)}."
-            )
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step: warm-up, constant, linear decay to 0."""
-        up, down = max(1, self.steps // 50), max(1, self.steps * 2 // 5)
-        return self.learning_rate * min(1.0, (step + 1) / up, (self.steps - step) / down)
+_STATE = "training.pt"  # the last checkpoint; gone when the model is finished
 
 
 def new_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:

@@ -22,7 +22,7 @@ from selfaug.lab.world import World
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-    from selfaug.lab.model import Making
+    from selfaug.lab.making import Making
 
 __all__ = ["Training", "loss_of"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,26 +13,30 @@ from selfaug.common.endpoint import Endpoint
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.redaction import is_secret, redacted
 from selfaug.data.lost_answers import check_on_lost_answer
-from selfaug.methods import Method, available, get_method
+from selfaug.methods import Method, get_method
 from selfaug.methods.adapters import asks_base
 from selfaug.methods.base import Changes
 from selfaug.methods.options import read_options, resolve_options
 from selfaug.objective import ALIGNMENT_TERMS
+from selfaug.training.options import (
+    PRESETS,
+    AlignmentOptions,
+    GenerationOptions,
+    LossOptions,
+    MethodOptions,
+    ReferenceOptions,
+    RowOptions,
+)
 from selfaug.training.ranges import TRAINING, check_ranges
 
 __all__ = ["PRESETS", "SelfAugConfig"]
 
-# "default" is what our own measurements chose; the other two are the published settings (docs/design.md, Decisions).
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"align_direction": "base_to_tuned", "align_boundary": False},
-    "paper": {"alpha": 0.5, "align_direction": "tuned_to_base", "align_boundary": True},
-    "release": {"alpha": 0.5, "align_direction": "base_to_tuned", "align_boundary": True},
-}
-
 
 @dataclass
-class SelfAugConfig(SFTConfig):
-    """`trl.SFTConfig` with the settings of alignment; the help of each field is its documentation.
+class SelfAugConfig(
+    MethodOptions, AlignmentOptions, ReferenceOptions, RowOptions, LossOptions, GenerationOptions, SFTConfig
+):
+    """`trl.SFTConfig` with the settings of alignment; each is documented in ``options.py``, once.
 
     Settings left at ``None`` take the preset's value, then the method's. After construction none of ``alpha``,
     ``align_direction`` and ``align_boundary`` is ``None``.
@@ -40,152 +44,6 @@ class SelfAugConfig(SFTConfig):
     Raises:
         ConfigError: If a value is out of its range, or settings contradict each other.
     """
-
-    method: str = field(
-        default="selfaug",
-        metadata={
-            "help": f"Way of fine-tuning: {', '.join(available())}; several joined by '+', as in selfaug+dft. "
-            "docs/methods.md says what each does."
-        },
-    )
-    method_options: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Options of the method: a mapping (in YAML), name=value pairs joined by commas, or a JSON object. "
-            "docs/methods.md lists them."
-        },
-    )
-    preset: str = field(
-        default="default",
-        metadata={
-            "help": "Published settings under one name: 'paper' (alpha 0.5, tuned_to_base, boundary in), 'release' "
-            "(alpha 0.5, base_to_tuned, boundary in). A setting given by itself wins over the preset.",
-            "choices": list(PRESETS),
-        },
-    )
-    alpha: float | None = field(
-        default=None,
-        metadata={"help": "Weight of the alignment in the loss, 0 or more; 0 trains as `trl sft`. Default 2."},
-    )
-    align_direction: str | None = field(
-        default=None,
-        metadata={
-            "help": "Divergence between base and tuned next-token distributions: 'base_to_tuned' KL(base || tuned) "
-            "(default), 'tuned_to_base' KL(tuned || base), 'jsd' Jensen-Shannon.",
-            "choices": list(ALIGNMENT_TERMS),
-        },
-    )
-    align_boundary: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether the last prompt position before a response is aligned too. The NLL trains it as well, so "
-            "the two pull against each other there. Default false."
-        },
-    )
-    align_fraction: float = field(
-        default=1.0,
-        metadata={
-            "help": "Share of the sequences that is aligned in each step, in (0, 1]: drawn at random, weighted so that "
-            "the expected gradient stays the same. 0.125 costs nearly nothing beside plain LoRA."
-        },
-    )
-    align_token_fraction: float = field(
-        default=1.0,
-        metadata={
-            "help": "Share of the aligned tokens of each drawn sequence that is aligned in each step, in (0, 1]: drawn "
-            "and weighted as sequences are. It saves projections to the vocabulary; the reference pass still reads a "
-            "drawn prompt up to its last drawn token."
-        },
-    )
-    reference: str = field(
-        default="base",
-        metadata={
-            "help": "What the prompt is held to: 'base' (the model with its adapter off), 'initial' (a frozen copy of "
-            "the adapter as training began), or a model's path or hub name (full fine-tuning)."
-        },
-    )
-    reference_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that keeps the base's hidden states at aligned positions, so that no step pays for a "
-            "reference pass: written before the first step where it is empty (or by `selfaug cache`), read by every "
-            "later run on the same data and base. Needs a frozen head; reference stays 'base'."
-        },
-    )
-    cache_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Number format of the reference cache: 'auto' that of the model's hidden states (exact), "
-            "'bfloat16', 'float32'.",
-            "choices": ["auto", "bfloat16", "float32"],
-        },
-    )
-    freeze_head: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave the output projection, and the embedding where both are one, as they are in full "
-            "fine-tuning; reference_cache needs it."
-        },
-    )
-    reference_slice: int = field(
-        default=4096,
-        metadata={
-            "help": "Prompts longer than this many tokens go through the reference pass one at a time, in slices of it "
-            "with a cache of keys and values, so that its activations are those of a slice; 0 for never. Off where a "
-            "cache cannot give the same hidden states, and under FSDP and ZeRO."
-        },
-    )
-    check_reference: bool = field(
-        default=True,
-        metadata={
-            "help": "Check before the first step that the reference is what it claims to be. Switch off only to train "
-            "an existing adapter further while holding it to the model without any."
-        },
-    )
-    cut_prompt_left: bool = field(
-        default=False,
-        metadata={
-            "help": "Cut a row without document structure that exceeds max_length at the left of its prompt instead of "
-            "leaving it out. Responses are never cut."
-        },
-    )
-    on_lost_answer: str = field(
-        default="keep",
-        metadata={
-            "help": "What becomes of a row whose answer stands only in what does not fit max_length: 'keep' trains the "
-            "answer all the same, 'skip' leaves the row out, 'abstain' trains the abstention text in its place.",
-            "choices": ["keep", "skip", "abstain"],
-        },
-    )
-    generation_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "OpenAI-compatible endpoint (a vLLM server, say) that serves the base model and writes in its "
-            "place, for methods that let the model write before training; by default the loaded model does."
-        },
-    )
-    generation_model: str | None = field(default=None, metadata={"help": "Name of the base model at generation_url."})
-    generation_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable with the endpoint's API key."}
-    )
-    generation_length: int = field(
-        default=512, metadata={"help": "Longest text in tokens that the model writes at once before training."}
-    )
-    generation_batch_size: int = field(
-        default=16, metadata={"help": "Texts that the model writes at a time; for an endpoint, requests on their way."}
-    )
-    objective: str = field(
-        default="sweep",
-        metadata={
-            "help": "Implementation of the loss: 'sweep' (row blocks, no full logits) or 'plain' (its definition over "
-            "full logits: slow, for comparison).",
-            "choices": ["sweep", "plain"],
-        },
-    )
-    objective_memory_mb: int | None = field(
-        default=None,
-        metadata={"help": "Memory for the loss's row blocks in MiB. Default 160 on a CPU, 448 on a GPU."},
-    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():

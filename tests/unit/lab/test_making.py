@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selfaug.cli import lab as cli
-from selfaug.cli.main import Parser
+from selfaug.cli.config import read
 from selfaug.common.errors import ConfigError
 from selfaug.lab import model as lab
 from selfaug.lab.batches import PROMPT_WEIGHT, Order, Words, batches, encode
@@ -50,9 +50,7 @@ def test_the_card_names_the_command_and_the_hash_and_the_log_has_each_step_once(
     text = (tmp_path / "README.md").read_text()
     assert digest in text
     words = shlex.split(next(line for line in text.splitlines() if line.startswith("selfaug lab make")))
-    parser = Parser(prog="selfaug")
-    cli.add_parser(parser.add_subparsers())
-    again = parser.parse_args(words[1:])
+    again = read(cli.COMMAND, words[2:]).settings
     assert (again.size, again.steps, again.tokens, again.seed) == ("small", 3, 256, 0)
     assert "| 2 | 0.00 |" in text
     assert [json.loads(line)["step"] for line in (tmp_path / "training.jsonl").read_text().splitlines()] == [1, 2, 3]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from selfaug.cli.main import VERBS, Parser
+from selfaug.cli.config import Call, read
+from selfaug.cli.main import VERBS
 from selfaug.report.gate import parse_rule
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "gate.md").read_text(encoding="utf-8")
@@ -23,10 +24,8 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(re.split(r"\s(?:>>|\|\|)\s", line)[0], comments=True) for line in lines]
 
 
-def arguments(words: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="selfaug")
-    importlib.import_module(VERBS[words[1]].module).add_parser(parser.add_subparsers(dest="verb"))
-    return parser.parse_args(words[1:])
+def arguments(words: list[str]) -> Call[Any]:
+    return read(importlib.import_module(VERBS[words[1]].module).COMMAND, words[2:])
 
 
 def workflow() -> dict:
@@ -50,7 +49,7 @@ def test_the_workflows_commands_are_taken_as_they_stand() -> None:
     runs = "\n".join(step["run"] for job in workflow()["jobs"].values() for step in job["steps"] if "run" in step)
     words = commands(runs)
     assert [word[1] for word in words] == ["evaluate", "report", "gate", "report"]
-    gate = arguments(words[2])
+    gate = arguments(words[2]).settings
     assert gate.max_drop == ["general=2pt", "general:*=5pt"]
     for rule in (*gate.max_drop, *gate.min_gain):
         parse_rule("max-drop", rule)
@@ -61,7 +60,7 @@ def test_the_workflows_commands_are_taken_as_they_stand() -> None:
 @pytest.mark.parametrize("words", commands(PAGE), ids=" ".join)
 def test_every_command_on_the_page_is_taken(words: list[str]) -> None:
     found = arguments(words)
-    assert found.verb == words[1]
+    assert found.command.name == words[1]
 
 
 def test_the_page_quotes_its_own_arithmetic() -> None:

@@ -1,0 +1,187 @@
+"""Every option of training that TRL has not, with its default and help; it imports nothing heavy, so help is quick.
+
+One data class for each group of the help. ``SelfAugConfig`` inherits all of them (``config.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from selfaug.common.options import option
+
+__all__ = [
+    "OWN_OPTIONS", "PRESETS", "AlignmentOptions", "GenerationOptions", "LossOptions", "MethodOptions",
+    "ReferenceOptions", "RowOptions",
+]  # fmt: skip
+
+# "default" is what our own measurements chose; the other two are the published settings (docs/design.md, Decisions).
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"align_direction": "base_to_tuned", "align_boundary": False},
+    "paper": {"alpha": 0.5, "align_direction": "tuned_to_base", "align_boundary": True},
+    "release": {"alpha": 0.5, "align_direction": "base_to_tuned", "align_boundary": True},
+}
+
+
+@dataclass
+class MethodOptions:
+    """Which way of fine-tuning."""
+
+    GROUP: ClassVar[str] = "Method"
+
+    method: str = option(
+        "selfaug",
+        "Way of fine-tuning: 'selfaug', 'sft' (plain), 'full' (every weight), or another of docs/methods.md; several "
+        "joined by '+', as in selfaug+dft.",
+        metavar="NAME",
+    )
+    method_options: dict[str, Any] | str | None = option(
+        None,
+        "Options of the method: a mapping (in YAML), name=value pairs joined by commas, or a JSON object. "
+        "docs/methods.md lists them.",
+        metavar="NAME=VALUE,...",
+    )
+    preset: str = option(
+        "default",
+        "Published settings under one name: 'paper' (alpha 0.5, tuned_to_base, boundary in), 'release' (alpha 0.5, "
+        "base_to_tuned, boundary in). A setting given by itself wins over the preset.",
+        choices=list(PRESETS),
+    )
+
+
+@dataclass
+class AlignmentOptions:
+    """What is held to the base, and how much."""
+
+    GROUP: ClassVar[str] = "Alignment of the prompt with the base"
+
+    alpha: float | None = option(
+        None, "Weight of the alignment in the loss, 0 or more; 0 trains as `trl sft`. Default 2."
+    )
+    align_direction: str | None = option(
+        None,
+        "Divergence between base and tuned next-token distributions: 'base_to_tuned' KL(base || tuned) (default), "
+        "'tuned_to_base' KL(tuned || base), 'jsd' Jensen-Shannon.",
+        choices=["base_to_tuned", "tuned_to_base", "jsd"],
+    )
+    align_boundary: bool | None = option(
+        None,
+        "Whether the last prompt position before a response is aligned too. The NLL trains it as well, so the two pull "
+        "against each other there. Default false.",
+    )
+    align_fraction: float = option(
+        1.0,
+        "Share of the sequences that is aligned in each step, in (0, 1]: drawn at random, weighted so that the "
+        "expected gradient stays the same. 0.125 costs nearly nothing beside plain LoRA.",
+    )
+    align_token_fraction: float = option(
+        1.0,
+        "Share of the aligned tokens of each drawn sequence that is aligned in each step, in (0, 1]: drawn and "
+        "weighted as sequences are. It saves projections to the vocabulary; the reference pass still reads a drawn "
+        "prompt up to its last drawn token.",
+    )
+
+
+@dataclass
+class ReferenceOptions:
+    """The model that the prompt is held to, and what its pass costs."""
+
+    GROUP: ClassVar[str] = "Reference"
+
+    reference: str = option(
+        "base",
+        "What the prompt is held to: 'base' (the model with its adapter off), 'initial' (a frozen copy of the adapter "
+        "as training began), or a model's path or hub name (full fine-tuning).",
+        metavar="NAME",
+    )
+    reference_cache: str | None = option(
+        None,
+        "Folder that keeps the base's hidden states at aligned positions, so that no step pays for a reference pass: "
+        "written before the first step where it is empty (or by `selfaug cache`), read by every later run on the same "
+        "data and base. Needs a frozen head; reference stays 'base'.",
+        metavar="FOLDER",
+    )
+    cache_dtype: str = option(
+        "auto",
+        "Number format of the reference cache: 'auto' that of the model's hidden states (exact), 'bfloat16', "
+        "'float32'.",
+        choices=["auto", "bfloat16", "float32"],
+    )
+    freeze_head: bool = option(
+        False,
+        "Leave the output projection, and the embedding where both are one, as they are in full fine-tuning; "
+        "reference_cache needs it.",
+    )
+    reference_slice: int = option(
+        4096,
+        "Prompts longer than this many tokens go through the reference pass one at a time, in slices of it with a "
+        "cache of keys and values, so that its activations are those of a slice; 0 for never. Off where a cache cannot "
+        "give the same hidden states, and under FSDP and ZeRO.",
+    )
+    check_reference: bool = option(
+        True,
+        "Check before the first step that the reference is what it claims to be. Switch off only to train an existing "
+        "adapter further while holding it to the model without any.",
+    )
+
+
+@dataclass
+class RowOptions:
+    """What becomes of rows that do not fit."""
+
+    GROUP: ClassVar[str] = "Rows that do not fit"
+
+    cut_prompt_left: bool = option(
+        False,
+        "Cut a row without document structure that exceeds max_length at the left of its prompt instead of leaving it "
+        "out. Responses are never cut.",
+    )
+    on_lost_answer: str = option(
+        "keep",
+        "What becomes of a row whose answer stands only in what does not fit max_length: 'keep' trains the answer all "
+        "the same, 'skip' leaves the row out, 'abstain' trains the abstention text in its place.",
+        choices=["keep", "skip", "abstain"],
+    )
+
+
+@dataclass
+class GenerationOptions:
+    """Who writes where a method lets the base write before training."""
+
+    GROUP: ClassVar[str] = "What the base writes before training (methods that let it)"
+
+    generation_url: str | None = option(
+        None,
+        "OpenAI-compatible endpoint (a vLLM server, say) that serves the base model and writes in its place, for "
+        "methods that let the model write before training; by default the loaded model does.",
+        metavar="URL",
+    )
+    generation_model: str | None = option(None, "Name of the base model at generation_url.", metavar="NAME")
+    generation_key_env: str = option(
+        "OPENAI_API_KEY", "Environment variable with the endpoint's API key.", metavar="NAME"
+    )
+    generation_length: int = option(512, "Longest text in tokens that the model writes at once before training.")
+    generation_batch_size: int = option(
+        16, "Texts that the model writes at a time; for an endpoint, requests on their way."
+    )
+
+
+@dataclass
+class LossOptions:
+    """How the loss is computed."""
+
+    GROUP: ClassVar[str] = "Loss"
+
+    objective: str = option(
+        "sweep",
+        "Implementation of the loss: 'sweep' (row blocks, no full logits) or 'plain' (its definition over full logits: "
+        "slow, for comparison).",
+        choices=["sweep", "plain"],
+    )
+    objective_memory_mb: int | None = option(
+        None, "Memory for the loss's row blocks in MiB. Default 160 on a CPU, 448 on a GPU."
+    )
+
+
+OWN_OPTIONS = (MethodOptions, AlignmentOptions, ReferenceOptions, RowOptions, LossOptions, GenerationOptions)
+"""In the order of the help."""
