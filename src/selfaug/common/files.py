@@ -1,12 +1,207 @@
-"""The one way to write a text file: whole and on disk, or not at all."""
+"""Text files: reading one that a user named, or saying why not, and writing a file whole or not at all."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
-__all__ = ["write_durably"]
+from selfaug.common.errors import ConfigError, DataError, UserError, nearest, tidy
+
+__all__ = [
+    "flush", "json_lines", "json_of_ours", "missing_path", "read_json", "read_text", "read_yaml", "replacing",
+    "whole_lines", "write_durably",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+def missing_path(setting: str, name: str, hint: str, error: type[UserError] = ConfigError) -> UserError:
+    """Return the error for a path that does not exist, with its near neighbour and the part of it that does exist."""
+    path = Path(name).expanduser()
+    parent = path.parent
+    said = f"{setting} {name!r} does not exist"
+    if parent.is_dir():
+        return error(f"{said}.{nearest(path.name, [entry.name for entry in parent.iterdir()])}", hint)
+    while not parent.exists():
+        parent = parent.parent
+    return error(f"{said}: of its path only {str(parent)!r} does", hint)
+
+
+def read_text(path: str | Path, what: str = "", *, hint: str = "", error: type[UserError] = DataError) -> str:
+    """Return the text of a UTF-8 file, without its byte order mark and with line feeds at the ends of lines.
+
+    Args:
+        path: The file; ``~`` is the home folder.
+        what: The setting or file that the message begins with.
+        hint: What to do, whatever is wrong; by default it depends on what is.
+        error: The kind of error.
+
+    Raises:
+        UserError: Of that kind, if the file is missing, is a folder, may not be read or is no UTF-8 text.
+    """
+    with _reading(path, what, hint, error) as file:
+        return _decoded(file.read(), 1, path, what, hint, error).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: str | Path, what: str = "", *, hint: str = "", error: type[UserError] = DataError) -> Any:
+    """Return what a JSON file holds; arguments and errors are those of :func:`read_text`.
+
+    Raises:
+        UserError: Also if the file is no JSON; with the line.
+    """
+    return _parsed(read_text(path, what, hint=hint, error=error), 1, path, what, hint, error)
+
+
+def json_lines(
+    path: str | Path, what: str = "", *, hint: str = "", error: type[UserError] = DataError
+) -> Iterator[tuple[int, Any]]:
+    """Yield number (from 1) and value of each line of a JSONL file; arguments and errors as of :func:`read_text`.
+
+    Blank lines are passed over.
+
+    Raises:
+        UserError: Also if a line is no JSON.
+    """
+    with _reading(path, what, hint, error) as file:
+        for number, raw in enumerate(file, start=1):
+            line = _decoded(raw, number, path, what, hint, error)
+            if line.strip():
+                yield number, _parsed(line, number, path, what, hint, error)
+
+
+def read_yaml(
+    path: str | Path, what: str = "", *, hint: str = "", error: type[UserError] = ConfigError, loader: Any = None
+) -> Any:
+    """Return what a YAML file holds; arguments and errors are those of :func:`read_text`.
+
+    Args:
+        path: As there.
+        what: As there.
+        hint: As there.
+        error: As there.
+        loader: One of PyYAML's loaders, or one that is stricter; ``None`` for the safe one.
+
+    Raises:
+        UserError: Also if the file is no YAML; with the line.
+    """
+    import yaml
+
+    text = read_text(path, what, hint=hint, error=error)
+    try:
+        return yaml.load(text, Loader=loader or yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:  # ValueError: a date that there is not
+        mark = getattr(problem, "problem_mark", None)
+        line = f", line {mark.line + 1}," if mark is not None else ""
+        said = getattr(problem, "problem", None) or tidy(problem)
+        raise error(f"{_name(path, what)}{line} cannot be read: it is no YAML: {said}", hint or "mend it.") from None
+
+
+def _name(path: str | Path, what: str) -> str:
+    return f"{what} {str(path)!r}".lstrip()
+
+
+@contextlib.contextmanager
+def _reading(path: str | Path, what: str, hint: str, error: type[UserError]) -> Iterator[BinaryIO]:
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            yield file
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing_path(what or "the file", str(path), hint or "check the path.", error) from None
+    except IsADirectoryError:
+        raise error(f"{_name(path, what)} cannot be read: it is a folder", hint or "name a file.") from None
+    except OSError as problem:
+        said = problem.strerror or problem
+        raise error(f"{_name(path, what)} cannot be read: {said}", hint or "make it readable.") from None
+
+
+def _decoded(raw: bytes, first: int, path: str | Path, what: str, hint: str, error: type[UserError]) -> str:
+    try:
+        return (raw.removeprefix(codecs.BOM_UTF8) if first == 1 else raw).decode()
+    except UnicodeDecodeError as problem:
+        bad = problem.object[problem.start]
+        line = first + problem.object.count(b"\n", 0, problem.start)
+        said = f"{_name(path, what)}, line {line}, cannot be read: byte 0x{bad:02x} is not UTF-8"
+        raise error(said, hint or "save it as UTF-8 text.") from None
+
+
+def _parsed(text: str, first: int, path: str | Path, what: str, hint: str, error: type[UserError]) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        line, said = first + problem.lineno - 1, f"{problem.msg} (column {problem.colno})"
+    except RecursionError:
+        line, said = first, "it is nested too deeply"
+    raise error(f"{_name(path, what)}, line {line}, cannot be read: it is no JSON: {said}", hint or "mend it.")
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a log of ours, a line each, without what a kill tore; none where there is no file."""
+    if not path.is_file():
+        return
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def json_of_ours(path: Path) -> Any:
+    """Return what a JSON file holds that we wrote ourselves; ``None`` where it is missing or damaged, to be made anew.
+
+    A damaged one is logged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path)
+    except DataError as problem:
+        logger.info("%s", problem.message)
+        return None
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # folders cannot be opened on every system
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # nor flushed on every file system
+        logger.debug("cannot flush %s", path)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path``; the file that the block writes there takes the place of ``path`` at its end.
+
+    It is on disk before it does, so that ``path`` is the old file or the new one, whatever happens in between.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind.
+    """
+    # Processes that share a folder may write the same file at the same time.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -15,14 +210,5 @@ def write_durably(path: Path, text: str) -> None:
     Raises:
         OSError: If it cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
