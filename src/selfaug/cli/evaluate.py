@@ -47,11 +47,9 @@ def run(args: argparse.Namespace) -> int:
     origin = check_origin(folder, settings.base)
     say("reading what is to be measured ...")
     parts = all_parts(settings, folder, origin)
-    store = Store(Path(settings.store).expanduser() if settings.store else folder.path / "evaluation")
+    store = Store(Path(settings.store).expanduser() if settings.store else folder.evaluation)
     results = _head(settings, folder, origin, args.argv)
-    old, samples = kept_parts(
-        folder.path / "results.json", folder.path / "samples.jsonl", results["hashes"], [part.name for part in parts]
-    )
+    old, samples = kept_parts(folder.results, folder.samples, results["hashes"], [part.name for part in parts])
     results["parts"] |= old
     measured = evaluate(
         parts,
@@ -70,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
             new += 1
     except BaseException:
         if new:  # what was finished is there to be read, whatever stopped the rest
-            write(folder.path, results, samples)
+            write(folder, results, samples)
         raise
-    write(folder.path, results, samples)
+    write(folder, results, samples)
     for name, entry in results["parts"].items():
         for reason, count in entry["left_out"].items():
             say(f"{name}: {count} left out: {reason}")
@@ -81,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             say(f"{name}: verdicts of the judge that could not be read: base {unparsed['base']}, tuned "
                 f"{unparsed['tuned']}; such as {entry['counts']['judge_replies_not_understood'][:1]}")  # fmt: skip
     emit(json.dumps(results, ensure_ascii=False) if settings.json else results_table(results))
-    say(f"written: {folder.path / 'results.json'}")
+    say(f"written: {folder.results}")
     return 0
 
 

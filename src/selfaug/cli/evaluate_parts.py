@@ -50,7 +50,7 @@ def _judge(settings: Settings, folder: RunFolder, forms: Forms) -> Judge | None:
         return None
     from selfaug.evaluation.judge import Judge
 
-    store = Path(settings.store).expanduser() if settings.store else folder.path / "evaluation"
+    store = Path(settings.store).expanduser() if settings.store else folder.evaluation
     return Judge(
         settings.judge_url,
         str(settings.judge_model),

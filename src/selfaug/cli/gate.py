@@ -18,6 +18,7 @@ from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.report.gate import Check
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["EXIT_CODES", "add_parser", "run"]
 
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if not rules:
         raise ConfigError("there is nothing to decide", "pass --max-drop general=2pt, --min-gain task=0, or both.")
     folder = _folder(str(settings.run))
-    results = read_results(folder / "results.json")
+    results = read_results(folder.results)
     _check_weights(folder, results)
     checks: list[Check] = []
     notes: list[str] = []
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         notes += said
     verdict = overall(checks)
     if settings.json:
-        emit(json.dumps(_as_json(folder, verdict, checks, notes), indent=2, ensure_ascii=False))
+        emit(json.dumps(_as_json(folder.path, verdict, checks, notes), indent=2, ensure_ascii=False))
     else:
         emit(_table(checks))
     for note in notes:
@@ -93,10 +94,12 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_CODES[verdict]
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str) -> RunFolder:
+    from selfaug.run.folder import RunFolder
+
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return RunFolder(path)
     siblings = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
     raise ConfigError(
         f"the run folder {path} does not exist.{nearest(path.name, siblings)}",
@@ -104,18 +107,17 @@ def _folder(name: str) -> Path:
     )
 
 
-def _check_weights(folder: Path, results: Mapping[str, Any]) -> None:
+def _check_weights(folder: RunFolder, results: Mapping[str, Any]) -> None:
     """Refuse results of other weights than the finished ones; a folder without a manifest cannot tell."""
     from selfaug.run.manifest import read_manifest
 
-    manifest = folder / "manifest.json"
-    finished = (read_manifest(manifest).get("finished") or {}) if manifest.is_file() else {}
+    finished = (read_manifest(folder.manifest).get("finished") or {}) if folder.manifest.is_file() else {}
     weights, measured = finished.get("weights"), results["hashes"].get("tuned")
     if weights is not None and measured is not None and weights != measured:
         raise ConfigError(
-            f"{folder / 'results.json'} was measured on other weights ({measured}) than the run's finished ones "
+            f"{folder.results} was measured on other weights ({measured}) than the run's finished ones "
             f"({weights}), so it says nothing of them",
-            f"run `selfaug evaluate {folder}` again.",
+            f"run `selfaug evaluate {folder.path}` again.",
         )
 
 

@@ -72,7 +72,7 @@ def json_lines(
         for number, raw in enumerate(file, start=1):
             line = _decoded(raw, number, path, what, hint, error)
             if line.strip():
-                yield number, _parsed(line, number, path, what, hint, error)
+                yield number, _parsed(line.rstrip("\r\n"), number, path, what, hint, error)
 
 
 def read_yaml(

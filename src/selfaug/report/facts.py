@@ -18,7 +18,7 @@ from selfaug.report.gaps import Missing, missing_of, warnings_of
 from selfaug.report.regressions import Worst, read_worst
 from selfaug.report.shifts import Related, Shift, read_shift, related
 from selfaug.report.training import Cost, Training, read_log, training_of
-from selfaug.run.folder import RunFolder
+from selfaug.run.folder import CONFIG, RunFolder
 
 __all__ = ["KEYS", "Report", "Run", "Side", "report_of", "run_of"]
 
@@ -139,7 +139,7 @@ def _opened(path: str) -> RunFolder:
     folder = RunFolder(Path(path).expanduser())
     if not folder.config.is_file():
         siblings = [entry.name for entry in folder.path.parent.glob("*")] if folder.path.parent.is_dir() else []
-        there = "has no config.yaml" if folder.path.is_dir() else "does not exist"
+        there = f"has no {CONFIG}" if folder.path.is_dir() else "does not exist"
         close = "" if folder.path.is_dir() else nearest(folder.path.name, siblings)
         raise ConfigError(f"{path} is not a run: it {there}.{close}", "give the --output_dir of a `selfaug train` run.")
     return folder
@@ -162,9 +162,9 @@ def run_of(folder: RunFolder, *, key: str = "A", name: str | None = None, regres
 
     config = folder.read_config()
     manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
-    results = read_results(folder.path / "results.json") if (folder.path / "results.json").is_file() else None
+    results = read_results(folder.results) if folder.results.is_file() else None
     metrics = tuple(measured(results)) if results is not None else ()
-    samples = folder.path / "samples.jsonl"
+    samples = folder.samples
     shift = read_shift(folder)
     events = read_log(folder.log) if folder.log.is_file() else []
     return Run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfaug.common.errors import DataError
+from selfaug.common.files import json_lines
 from selfaug.report.gains import Measured
 
 __all__ = ["LONGEST", "Piece", "Regression", "Worst", "marked", "read_worst", "shortened"]
@@ -80,19 +80,17 @@ def read_worst(path: str | Path, metrics: Iterable[Measured], limit: int) -> lis
     found: dict[str, list[tuple[float, dict[str, Any]]]] = {part: [] for part in chosen}
     number = 0
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):  # noqa: B007
-                sample = json.loads(line)
-                one = chosen.get(sample["part"])
-                if one is None:
-                    continue
-                base, tuned = (_value(sample[side]["values"].get(one.metric)) for side in ("base", "tuned"))
-                if base is None or tuned is None:
-                    continue
-                gain = (tuned - base) * (1 if one.entry["higher_is_better"] else -1)
-                found[one.part].append((gain, sample | {"_values": (base, tuned)}))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", _AGAIN) from None
+        for number, sample in json_lines(path, hint=_AGAIN):  # noqa: B007
+            one = chosen.get(sample["part"])
+            if one is None:
+                continue
+            base, tuned = (_value(sample[side]["values"].get(one.metric)) for side in ("base", "tuned"))
+            if base is None or tuned is None:
+                continue
+            gain = (tuned - base) * (1 if one.entry["higher_is_better"] else -1)
+            found[one.part].append((gain, sample | {"_values": (base, tuned)}))
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{path}, line {number}, is damaged: {error!r}", _AGAIN) from None
     worst = []

@@ -1,4 +1,4 @@
-"""What lies in a run folder, and may a new run write there?"""
+"""The run folder: the names of its files, what may be written there, and opening a finished one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from typing import Any
 import yaml
 
 from selfaug.common.errors import ConfigError, nearest
-from selfaug.common.files import write_durably
-from selfaug.run.checkpoint import last_whole
+from selfaug.common.files import read_yaml, write_durably
+from selfaug.run.checkpoint import last_whole, numbered
 
-__all__ = ["MAY_DIFFER", "RunFolder", "config_differences"]
+__all__ = ["ADAPTER_CONFIG", "CONFIG", "MAY_DIFFER", "REPORT", "RESULTS", "SHIFT", "RunFolder", "config_differences"]
 
-_FILES = ("config.yaml", "manifest.json", "log.jsonl", "results.json", "samples.jsonl", "shift.json", "report.html")
+CONFIG, RESULTS, SHIFT, REPORT = "config.yaml", "results.json", "shift.json", "report.html"
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's name for an adapter's settings."""
+
+_FILES = (CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, REPORT)
 _FOLDERS = ("checkpoints", "adapter", "model", "evaluation")
 
 MAY_DIFFER = frozenset(
@@ -48,6 +52,8 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[s
 class RunFolder:
     """``config.yaml``, ``manifest.json``, ``log.jsonl``, ``checkpoints/``, ``adapter/`` (``model/`` without PEFT).
 
+    What is measured of a run lies there, too.
+
     Args:
         path: The folder itself; what ``--output_dir`` names.
     """
@@ -60,7 +66,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The resolved settings; ``selfaug train --config`` reads them back."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def manifest(self) -> Path:
@@ -88,6 +94,31 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def results(self) -> Path:
+        """What was measured of base and tuned model."""
+        return self.path / RESULTS
+
+    @property
+    def samples(self) -> Path:
+        """The answers behind the results, one JSON object a line."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """The finished parts of an evaluation."""
+        return self.path / "evaluation"
+
+    @property
+    def shift(self) -> Path:
+        """How far the tuned distributions are from the base's."""
+        return self.path / SHIFT
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.path / REPORT
+
+    @property
     def finished(self) -> Path | None:
         """The folder of the finished adapter or model, or ``None`` while there is none."""
         return next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
@@ -102,10 +133,7 @@ class RunFolder:
         Raises:
             ConfigError: If ``config.yaml`` is missing or is no mapping.
         """
-        try:
-            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{self.config} cannot be read: {error}", "restore the file, or train anew.") from None
+        config = read_yaml(self.config, hint="restore the file, or train anew.")
         if not isinstance(config, dict):
             raise ConfigError(f"{self.config} is not a mapping of settings", "restore the file, or train anew.")
         return config
@@ -126,9 +154,9 @@ class RunFolder:
             )
         if not folder.config.is_file():
             outer = folder.path.resolve().parent
-            inside = (outer / "config.yaml").is_file()
+            inside = (outer / CONFIG).is_file()
             raise ConfigError(
-                f"{folder.path} is not a run folder: it has no config.yaml",
+                f"{folder.path} is not a run folder: it has no {CONFIG}",
                 f"give {outer}." if inside else "give the --output_dir of a `selfaug train` run.",
             )
         if folder.finished is None:
@@ -180,7 +208,7 @@ class RunFolder:
             for name in _FOLDERS:
                 shutil.rmtree(self.path / name, ignore_errors=True)
         elif not resume:
-            for torn in self.checkpoints.glob("checkpoint-*"):
+            for torn in numbered(self.checkpoints):
                 shutil.rmtree(torn, ignore_errors=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import IO
 
 from selfaug.common.errors import ConfigError
-from selfaug.common.files import write_durably
+from selfaug.common.files import json_of_ours, write_durably
 from selfaug.common.progress import Estimate
-from selfaug.run.folder import RunFolder
+from selfaug.run.folder import RESULTS, SHIFT, RunFolder
 from selfaug.study.grid import Run, Study
 
 __all__ = ["Failure", "folder_of", "is_finished", "run_all"]
 
 _STAMP = "study.json"
-_RESULTS = {"evaluate": "results.json", "shift": "shift.json"}
+_RESULTS = {"evaluate": RESULTS, "shift": SHIFT}
 _LOG = "study.log"
 _LOCK = "study.lock"
 _DYING_SECONDS = 5.0  # a run killed just now still holds the lock until the system has torn it down
@@ -73,10 +73,7 @@ def _is_measured(folder: Path, verb: str, stamp: Mapping[str, str], wanted: Mapp
 
 
 def _read(stamp: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(stamp.read_text("utf-8")))
-    except (OSError, ValueError):  # not begun, or killed in its first moment
-        return {}
+    return dict(json_of_ours(stamp) or {})  # nothing where it has not begun
 
 
 def run_all(

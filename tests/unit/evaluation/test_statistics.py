@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfaug.evaluation.statistics import Items, difference, standard_error, value
+from selfaug.common.statistics import Items, difference, standard_error, value
 
 scores = st.lists(st.floats(-5, 5), min_size=2, max_size=30)
 
