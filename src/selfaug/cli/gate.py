@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.verb_options import adder, resolve, switch
-from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError
+from selfaug.common.files import missing_path
 from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
@@ -100,11 +101,8 @@ def _folder(name: str) -> RunFolder:
     path = Path(name).expanduser()
     if path.is_dir():
         return RunFolder(path)
-    siblings = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
-    raise ConfigError(
-        f"the run folder {path} does not exist.{nearest(path.name, siblings)}",
-        "give the --output_dir of a `selfaug train` run that `selfaug evaluate` has measured.",
-    )
+    hint = "give the --output_dir of a `selfaug train` run that `selfaug evaluate` has measured."
+    raise missing_path("the run folder", name, hint)
 
 
 def _check_weights(folder: RunFolder, results: Mapping[str, Any]) -> None:

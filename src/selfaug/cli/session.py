@@ -152,7 +152,7 @@ class Session:
 
         class Stream(TextStreamer):
             def put(self, value: torch.Tensor) -> None:
-                if self.next_tokens_are_prompt or value.tolist() not in [[stop] for stop in stops]:
+                if value.tolist() not in [[stop] for stop in stops]:
                     super().put(value)
 
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -8,8 +8,9 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from selfaug.common.errors import ConfigError, DataError, UserError, nearest, tidy
 
@@ -45,8 +46,9 @@ def read_text(path: str | Path, what: str = "", *, hint: str = "", error: type[U
     Raises:
         UserError: Of that kind, if the file is missing, is a folder, may not be read or is no UTF-8 text.
     """
-    with _reading(path, what, hint, error) as file:
-        return _decoded(file.read(), 1, path, what, hint, error).replace("\r\n", "\n").replace("\r", "\n")
+    with _Told(path, what, hint, error):
+        text = Path(path).expanduser().read_bytes().removeprefix(codecs.BOM_UTF8).decode()
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: str | Path, what: str = "", *, hint: str = "", error: type[UserError] = DataError) -> Any:
@@ -55,7 +57,9 @@ def read_json(path: str | Path, what: str = "", *, hint: str = "", error: type[U
     Raises:
         UserError: Also if the file is no JSON; with the line.
     """
-    return _parsed(read_text(path, what, hint=hint, error=error), 1, path, what, hint, error)
+    text = read_text(path, what, hint=hint, error=error)
+    with _Told(path, what, hint, error):
+        return json.loads(text)
 
 
 def json_lines(
@@ -68,11 +72,12 @@ def json_lines(
     Raises:
         UserError: Also if a line is no JSON.
     """
-    with _reading(path, what, hint, error) as file:
+    with _Told(path, what, hint, error) as told, Path(path).expanduser().open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            line = _decoded(raw, number, path, what, hint, error)
-            if line.strip():
-                yield number, _parsed(line.rstrip("\r\n"), number, path, what, hint, error)
+            told.first = number
+            line = raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode().strip()
+            if line:
+                yield number, json.loads(line)
 
 
 def read_yaml(
@@ -80,12 +85,7 @@ def read_yaml(
 ) -> Any:
     """Return what a YAML file holds; arguments and errors are those of :func:`read_text`.
 
-    Args:
-        path: As there.
-        what: As there.
-        hint: As there.
-        error: As there.
-        loader: One of PyYAML's loaders, or one that is stricter; ``None`` for the safe one.
+    ``loader`` is PyYAML's safe one where none is given.
 
     Raises:
         UserError: Also if the file is no YAML; with the line.
@@ -93,51 +93,52 @@ def read_yaml(
     import yaml
 
     text = read_text(path, what, hint=hint, error=error)
-    try:
+    with _Told(path, what, hint, error):
         return yaml.load(text, Loader=loader or yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:  # ValueError: a date that there is not
-        mark = getattr(problem, "problem_mark", None)
-        line = f", line {mark.line + 1}," if mark is not None else ""
-        said = getattr(problem, "problem", None) or tidy(problem)
-        raise error(f"{_name(path, what)}{line} cannot be read: it is no YAML: {said}", hint or "mend it.") from None
 
 
-def _name(path: str | Path, what: str) -> str:
-    return f"{what} {str(path)!r}".lstrip()
+@dataclass
+class _Told:
+    """A block whose errors are told as the user's; arguments as of :func:`read_text`, ``first`` its first line."""
 
+    path: str | Path
+    what: str
+    hint: str
+    error: type[UserError]
+    first: int = 1
 
-@contextlib.contextmanager
-def _reading(path: str | Path, what: str, hint: str, error: type[UserError]) -> Iterator[BinaryIO]:
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            yield file
-    except (FileNotFoundError, NotADirectoryError):
-        raise missing_path(what or "the file", str(path), hint or "check the path.", error) from None
-    except IsADirectoryError:
-        raise error(f"{_name(path, what)} cannot be read: it is a folder", hint or "name a file.") from None
-    except OSError as problem:
-        said = problem.strerror or problem
-        raise error(f"{_name(path, what)} cannot be read: {said}", hint or "make it readable.") from None
+    def __enter__(self) -> _Told:
+        return self
 
-
-def _decoded(raw: bytes, first: int, path: str | Path, what: str, hint: str, error: type[UserError]) -> str:
-    try:
-        return (raw.removeprefix(codecs.BOM_UTF8) if first == 1 else raw).decode()
-    except UnicodeDecodeError as problem:
-        bad = problem.object[problem.start]
-        line = first + problem.object.count(b"\n", 0, problem.start)
-        said = f"{_name(path, what)}, line {line}, cannot be read: byte 0x{bad:02x} is not UTF-8"
-        raise error(said, hint or "save it as UTF-8 text.") from None
-
-
-def _parsed(text: str, first: int, path: str | Path, what: str, hint: str, error: type[UserError]) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as problem:
-        line, said = first + problem.lineno - 1, f"{problem.msg} (column {problem.colno})"
-    except RecursionError:
-        line, said = first, "it is nested too deeply"
-    raise error(f"{_name(path, what)}, line {line}, cannot be read: it is no JSON: {said}", hint or "mend it.")
+    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
+        line: int | None = None
+        match problem:
+            case FileNotFoundError() | NotADirectoryError():
+                raise missing_path(
+                    self.what or "the file", str(self.path), self.hint or "check the path.", self.error
+                ) from None
+            case IsADirectoryError():
+                said, hint = "it is a folder", "name a file."
+            case OSError():
+                said, hint = problem.strerror or str(problem), "make it readable."
+            case UnicodeDecodeError():
+                line = problem.object.count(b"\n", 0, problem.start)
+                said, hint = f"byte 0x{problem.object[problem.start]:02x} is not UTF-8", "save it as UTF-8 text."
+            case json.JSONDecodeError():
+                line, said = problem.lineno - 1, f"it is no JSON: {problem.msg} (column {problem.colno})"
+                hint = "mend the file."
+            case RecursionError():
+                said, hint = "it is nested too deeply", "mend the file."
+            case ValueError():  # a date that there is not, a number of too many digits
+                said, hint = tidy(problem), "mend the file."
+            case Exception() if hasattr(problem, "problem_mark"):
+                line = getattr(problem.problem_mark, "line", None)
+                said, hint = f"it is no YAML: {getattr(problem, 'problem', None) or tidy(problem)}", "mend the file."
+            case _:
+                return
+        where = "" if line is None else f", line {self.first + line},"
+        name = f"{self.what} {str(self.path)!r}".lstrip()
+        raise self.error(f"{name}{where} cannot be read: {said}", self.hint or hint) from None
 
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:

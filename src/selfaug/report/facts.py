@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError
+from selfaug.common.files import missing_path
 from selfaug.report.about import Fact, origins, short
 from selfaug.report.gains import POINTS, Gain, Measured, mean_gain, measured
 from selfaug.report.gaps import Missing, missing_of, warnings_of
@@ -137,11 +138,11 @@ def report_of(paths: Sequence[str], *, regressions: int = 5) -> Report:
 def _opened(path: str) -> RunFolder:
     """A run, finished or not."""
     folder = RunFolder(Path(path).expanduser())
+    hint = "give the --output_dir of a `selfaug train` run."
+    if not folder.path.is_dir():
+        raise missing_path("the run folder", path, hint)
     if not folder.config.is_file():
-        siblings = [entry.name for entry in folder.path.parent.glob("*")] if folder.path.parent.is_dir() else []
-        there = f"has no {CONFIG}" if folder.path.is_dir() else "does not exist"
-        close = "" if folder.path.is_dir() else nearest(folder.path.name, siblings)
-        raise ConfigError(f"{path} is not a run: it {there}.{close}", "give the --output_dir of a `selfaug train` run.")
+        raise ConfigError(f"{path} is not a run: it has no {CONFIG}.", hint)
     return folder
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from selfaug.common.errors import ConfigError, nearest
-from selfaug.common.files import read_yaml, write_durably
+from selfaug.common.errors import ConfigError
+from selfaug.common.files import missing_path, read_yaml, write_durably
 from selfaug.run.checkpoint import last_whole, numbered
 
 __all__ = ["ADAPTER_CONFIG", "CONFIG", "MAY_DIFFER", "REPORT", "RESULTS", "SHIFT", "RunFolder", "config_differences"]
@@ -147,11 +147,7 @@ class RunFolder:
         """
         folder = cls(Path(path).expanduser())
         if not folder.path.is_dir():
-            siblings = [entry.name for entry in folder.path.parent.glob("*")] if folder.path.parent.is_dir() else []
-            raise ConfigError(
-                f"the run folder {folder.path} does not exist.{nearest(folder.path.name, siblings)}",
-                "give the --output_dir of a `selfaug train` run.",
-            )
+            raise missing_path("the run folder", str(path), "give the --output_dir of a `selfaug train` run.")
         if not folder.config.is_file():
             outer = folder.path.resolve().parent
             inside = (outer / CONFIG).is_file()

@@ -22,6 +22,7 @@ from selfaug.common.terminal import say
 from selfaug.run.checkpoint import numbered, step_of, torn_because
 from selfaug.run.folder import ADAPTER_CONFIG
 from selfaug.run.manifest import read_manifest, weight_files, weights_hash
+from selfaug.run.model_source import check_model, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +92,8 @@ def check_origin(run: RunFolder, base: str | None = None, *, needs_base: bool = 
     assert final is not None
     trust = bool(config.get("trust_remote_code"))
     if final == run.model and base is None and not needs_base:
-        return Origin(**_base(str(final), "main", trust), final=final)
+        facts = check_model(str(final), trust_remote_code=trust)
+        return Origin(str(final), "main", trust, final, context=facts.context)
     manifest = read_manifest(run.manifest) if run.manifest.is_file() else {}
     tuned = _tuned(final, final == run.adapter)
     written = (manifest.get("finished") or {}).get("weights")
@@ -153,8 +155,6 @@ def _base(name: str, revision: str, trust_remote_code: bool, trained_on: str | N
         trust_remote_code: Whether the model may bring code of its own.
         trained_on: Hash of the weights that were trained on; ``None`` where nothing tells.
     """
-    from selfaug.run.model_source import check_model, model_folder
-
     facts = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
     folder = model_folder(name, revision)
     files = weight_files(folder) if folder is not None else []

@@ -59,7 +59,7 @@ def is_finished(study_folder: Path, study: Study, run: Run) -> bool:
         ConfigError: If its folder holds a run with other settings.
     """
     folder = folder_of(study_folder, run)
-    stamp, wanted = _read(folder / _STAMP), study.fingerprints(run)
+    stamp, wanted = json_of_ours(folder / _STAMP) or {}, study.fingerprints(run)
     if stamp.get("train", wanted["train"]) != wanted["train"]:
         raise ConfigError(
             f"{folder} holds a run with other settings than this comparison has, and runs of two are not mixed.",
@@ -70,10 +70,6 @@ def is_finished(study_folder: Path, study: Study, run: Run) -> bool:
 
 def _is_measured(folder: Path, verb: str, stamp: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return stamp.get(verb) == wanted[verb] and (folder / _RESULTS[verb]).exists()
-
-
-def _read(stamp: Path) -> dict[str, str]:
-    return dict(json_of_ours(stamp) or {})  # nothing where it has not begun
 
 
 def run_all(
@@ -162,7 +158,9 @@ def _one(study: Study, study_folder: Path, run: Run, device: str | None, lock: i
     folder.mkdir(parents=True, exist_ok=True)
     wanted = study.fingerprints(run)
     here = RunFolder(folder)
-    measured = {} if here.finished is None else _read(folder / _STAMP)  # what is trained anew is measured anew
+    measured = (
+        {} if here.finished is None else json_of_ours(folder / _STAMP) or {}
+    )  # what is trained anew is measured anew
     stamp = {**measured, "train": wanted["train"]}
     write_durably(folder / _STAMP, json.dumps(stamp) + "\n")
     if here.finished is None:
