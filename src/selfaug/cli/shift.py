@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = states(folder, every=settings.checkpoints == "all")
     texts, sources = _texts(settings, folder)
-    origin = check_origin(folder)
+    origin = check_origin(folder, flag=None)
     sides = Sides(origin, settings.dtype, together=True)
     head = _head(settings, folder, origin, sources)
     path = folder.shift

@@ -76,7 +76,9 @@ class Origin:
         return replace(self, **_tuned(folder, self.adapter))
 
 
-def check_origin(run: RunFolder, base: str | None = None, *, needs_base: bool = True) -> Origin:
+def check_origin(
+    run: RunFolder, base: str | None = None, *, needs_base: bool = True, flag: str | None = "--base"
+) -> Origin:
     """The run's models, by their files alone.
 
     Args:
@@ -84,6 +86,7 @@ def check_origin(run: RunFolder, base: str | None = None, *, needs_base: bool = 
         base: Where the base model lies now, if not where the run found it.
         needs_base: Whether the base will be asked. Where it is not, and the run trained a whole model, only that model
             is looked at: its base may be gone.
+        flag: What the user passes ``base`` with, for the message; ``None`` where it cannot be passed.
 
     Raises:
         ConfigError: If the adapter's files are missing or changed, or the base is not the one trained on.
@@ -110,12 +113,10 @@ def check_origin(run: RunFolder, base: str | None = None, *, needs_base: bool = 
     try:
         found = _base(name, str(commit or config.get("model_revision") or "main"), trust, trained_on.get("weights"))
     except ConfigError as error:
-        if base is not None:
-            raise ConfigError(error.message.replace("model_name_or_path", "--base"), error.hint) from None
-        hint = "if it has moved, pass where it lies now with --base"
-        raise ConfigError(
-            f"the base model of the run in {run.path}: {error.message}", f"{hint}; else {error.hint}"
-        ) from None
+        if base is not None and flag is not None:
+            raise ConfigError(error.message.replace("model_name_or_path", flag), error.hint) from None
+        moved = "" if flag is None else f"if it has moved, pass where it lies now with {flag}; else "
+        raise ConfigError(f"the base model of the run in {run.path}: {error.message}", moved + error.hint) from None
     return Origin(**found, **tuned, quantization=_quantized(config))
 
 
@@ -357,7 +358,7 @@ class Sides:
         except (RuntimeError, ValueError, LookupError, OSError, SafetensorError) as error:
             raise ConfigError(
                 f"the adapter in {self.origin.final} does not fit the base model {self.origin.base}: {_first(error)}",
-                "it was trained on another base: pass the right one with --base, or restore the files.",
+                "it was trained on another base: name the right one, or restore the files.",
             ) from error
 
     def _causal(self, name: str, revision: str) -> PreTrainedModel:
