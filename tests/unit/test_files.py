@@ -143,14 +143,16 @@ def test_of_our_own_files_what_is_damaged_counts_as_missing(tmp_path: Path) -> N
     assert json_of_ours(path) == {"a": 1}
 
 
-def test_a_block_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_block_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, shared: bool) -> None:
     path = tmp_path / "a.bin"
-    with replacing(path) as temporary:
+    with replacing(path, shared=shared) as temporary:
+        assert (str(os.getpid()) in temporary.name) == shared
         temporary.write_bytes(b"old")
         assert not path.exists()
 
     def stop() -> None:
-        with replacing(path) as temporary:
+        with replacing(path, shared=shared) as temporary:
             temporary.write_bytes(b"ne")
             raise KeyboardInterrupt
 

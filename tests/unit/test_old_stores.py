@@ -30,7 +30,7 @@ def test_tensors_of_an_earlier_release_are_found_by_what_made_them(tmp_path: Pat
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     assert kept_tensors(path, {**MADE_BY, "base": "other"}) is None
-    keep_tensors(path, tensors, MADE_BY, more="x")
+    keep_tensors(path, tensors, MADE_BY, {"more": "x"})
     kept = kept_tensors(path, MADE_BY)
     assert kept is not None
     assert kept[1] == {"more": "x"}

@@ -81,7 +81,8 @@ class BaseScores:
             "nll": torch.cat([*self._nll_T.values(), torch.zeros(0)]),
             "lengths": torch.tensor([len(nll_T) for nll_T in self._nll_T.values()], dtype=torch.int64),
         }
-        keep_tensors(path, parts, self.made_by, keys=json.dumps(list(self._nll_T)))
+        # Runs that share a cache may write at the same time.
+        keep_tensors(path, parts, self.made_by, {"keys": json.dumps(list(self._nll_T))}, shared=True)
 
     @classmethod
     def load(cls, path: Path, made_by: Mapping[str, str]) -> BaseScores:

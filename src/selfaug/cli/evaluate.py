@@ -87,11 +87,11 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
     """Everything of the results but the parts."""
     from selfaug.common.fingerprint import versions
     from selfaug.common.redaction import redacted, without_secrets
-    from selfaug.run.manifest import config_hash, device, read_manifest
+    from selfaug.run.manifest import config_hash, device
     from selfaug.run.models import renderer_hash
 
     config = folder.read_config()
-    manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
+    manifest = folder.read_manifest()
     return {
         "schema": 1,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -104,7 +104,7 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
         },
         "config": redacted({**dataclasses.asdict(settings), "run": str(settings.run)}),
         "seeds": {"bootstrap": settings.seed, **{f"train_{k}": v for k, v in manifest.get("seeds", {}).items()}},
-        "versions": {**versions(), "lm_eval": _version("lm_eval")},
+        "versions": versions("lm_eval"),
         "hashes": {
             "base": origin.base_hash,
             "tuned": origin.tuned_hash,
@@ -117,19 +117,12 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
     }
 
 
-def _version(package: str) -> str | None:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def results_table(results: Mapping[str, Any]) -> str:
     """One line a metric: base, tuned, the difference with its 95 % interval; ``*`` marks a part's primary metric."""
+    from selfaug.shift.table import columns
+
     head = ("part", "metric", "base", "tuned", "difference", "95 % interval", "n", "better")
-    rows: list[Sequence[str]] = [head]
+    rows: list[Sequence[str]] = []
     for name, part in results["parts"].items():
         for label, entry in part["metrics"].items():
             apart = entry["difference"]
@@ -146,10 +139,4 @@ def results_table(results: Mapping[str, Any]) -> str:
                     "higher" if entry["higher_is_better"] else "lower",
                 )
             )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return columns(head, rows, 2)

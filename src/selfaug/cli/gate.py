@@ -107,9 +107,7 @@ def _folder(name: str) -> RunFolder:
 
 def _check_weights(folder: RunFolder, results: Mapping[str, Any]) -> None:
     """Refuse results of other weights than the finished ones; a folder without a manifest cannot tell."""
-    from selfaug.run.manifest import read_manifest
-
-    finished = (read_manifest(folder.manifest).get("finished") or {}) if folder.manifest.is_file() else {}
+    finished = folder.read_manifest().get("finished") or {}
     weights, measured = finished.get("weights"), results["hashes"].get("tuned")
     if weights is not None and measured is not None and weights != measured:
         raise ConfigError(

@@ -183,16 +183,19 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yield a path beside ``path``; the file that the block writes there takes the place of ``path`` at its end.
 
     It is on disk before it does, so that ``path`` is the old file or the new one, whatever happens in between.
 
+    Args:
+        path: The file.
+        shared: Several processes may write it at the same time. Else what a kill leaves is overwritten the next time.
+
     Raises:
         OSError: If it cannot be written; nothing is left behind.
     """
-    # Processes that share a folder may write the same file at the same time.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -205,11 +208,11 @@ def replacing(path: Path) -> Iterator[Path]:
     flush(path.parent)
 
 
-def write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str, *, shared: bool = False) -> None:
     """Write a text file that is either the old one or the new one, whatever happens in between.
 
     Raises:
         OSError: If it cannot be written; nothing is left behind.
     """
-    with replacing(path) as temporary:
+    with replacing(path, shared=shared) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -40,14 +40,14 @@ def key_of(deciding: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: str | Path) -> Iterator[None]:
     """Make the folder of a file that the block writes, and say so where it cannot be written.
 
     Raises:
         DiskError: In the place of an ``OSError``; no space left, say.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise DiskError(
@@ -57,15 +57,14 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a file that is the old one or the new one; nothing is left behind where that fails.
+def write_whole(path: str | Path, text: str, *, shared: bool = False) -> None:
+    """As :func:`selfaug.common.files.write_durably`, in a folder that need not exist yet.
 
     Raises:
         DiskError: If it cannot be written.
     """
-    path = Path(path)
     with writing(path):
-        write_durably(path, text)
+        write_durably(Path(path), text, shared=shared)
 
 
 class Store:
@@ -94,10 +93,18 @@ class Store:
         Raises:
             DiskError: If it cannot be written.
         """
-        write_whole(self.path(name, key), json.dumps({"key": key, "part": name, "payload": payload}, allow_nan=False))
+        text = json.dumps({"key": key, "part": name, "payload": payload}, allow_nan=False)
+        write_whole(self.path(name, key), text, shared=True)
 
 
-def keep_tensors(path: Path, tensors: Mapping[str, Tensor], made_by: Mapping[str, str], **notes: str) -> None:
+def keep_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    made_by: Mapping[str, str],
+    notes: Mapping[str, str] | None = None,
+    *,
+    shared: bool = False,
+) -> None:
     """Write tensors into one safetensors file that says what made them.
 
     Args:
@@ -105,6 +112,7 @@ def keep_tensors(path: Path, tensors: Mapping[str, Tensor], made_by: Mapping[str
         tensors: The tensors, by name.
         made_by: Everything that decides them.
         notes: Further texts to be kept with them.
+        shared: Several processes may write the file at the same time.
 
     Raises:
         DiskError: If it cannot be written.
@@ -112,19 +120,19 @@ def keep_tensors(path: Path, tensors: Mapping[str, Tensor], made_by: Mapping[str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with writing(path), replacing(path) as temporary:
+    with writing(path), replacing(Path(path), shared=shared) as temporary:
         try:
             plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(plain, temporary, metadata={_MADE_BY: json.dumps(dict(made_by)), **notes})
+            save_file(plain, temporary, metadata={_MADE_BY: json.dumps(dict(made_by)), **(notes or {})})
         except SafetensorError as error:  # what an OSError has become in it
             raise OSError(str(error)) from error
 
 
-def kept_tensors(path: Path, made_by: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+def kept_tensors(path: str | Path, made_by: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Return the tensors and notes of a file; ``None`` where it is missing, is damaged, or something else made it."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not Path(path).is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
@@ -145,9 +153,9 @@ class Lines:
         others: Further files to be read, not written: of other processes.
     """
 
-    def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
-        self.path = path
-        files = sorted({path, *others})
+    def __init__(self, path: str | Path, others: Iterable[Path] = ()) -> None:
+        self.path = Path(path)
+        files = sorted({self.path, *others})
         self.rows = {row["key"]: row for file in files for row in whole_lines(file) if isinstance(row.get("key"), str)}
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:

@@ -18,9 +18,11 @@ from selfaug.common.statistics import CONFIDENCE, RESAMPLES, Items, difference, 
 from selfaug.common.store import write_whole
 
 __all__ = [
-    "SCHEMA", "SIDES", "items_of", "metric", "primary", "problems", "read_results", "read_samples", "write_results",
+    "AGAIN", "SCHEMA", "SIDES", "items_of", "metric", "primary", "problems", "read_results", "read_samples",
+    "write_results",
 ]  # fmt: skip
 
+AGAIN = "run `selfaug evaluate` on the run again; finished parts are not repeated."
 SCHEMA = 1
 SIDES = ("base", "tuned")
 GROUPS = ("task", "general")
@@ -188,13 +190,12 @@ def read_results(path: str | Path) -> dict[str, Any]:
         DataError: If the file is missing, damaged or of another schema; the first problems are named.
     """
     path = Path(path)
-    again = "run `selfaug evaluate` on the run again; finished parts are not repeated."
     if not path.exists():
-        raise DataError(f"{path} does not exist: the run has not been evaluated", again)
-    results = read_json(path, hint=again)
+        raise DataError(f"{path} does not exist: the run has not been evaluated", AGAIN)
+    results = read_json(path, hint=AGAIN)
     wrong = problems(results)
     if wrong:
-        raise DataError(f"{path} is not whole: {'; '.join(wrong[:5])}", again)
+        raise DataError(f"{path} is not whole: {'; '.join(wrong[:5])}", AGAIN)
     return dict(results)
 
 
@@ -204,7 +205,7 @@ def read_samples(path: str | Path, part: str | None = None) -> Iterator[dict[str
     Raises:
         DataError: If the file is missing or damaged.
     """
-    for _, sample in json_lines(path, hint="run `selfaug evaluate` on the run again; finished parts are not repeated."):
+    for _, sample in json_lines(path, hint=AGAIN):
         if part is None or sample["part"] == part:
             yield sample
 

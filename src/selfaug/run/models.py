@@ -21,7 +21,7 @@ from selfaug.common.quiet import unwarned
 from selfaug.common.terminal import say
 from selfaug.run.checkpoint import numbered, step_of, torn_because
 from selfaug.run.folder import ADAPTER_CONFIG
-from selfaug.run.manifest import read_manifest, weight_files, weights_hash
+from selfaug.run.manifest import weight_files, weights_hash
 from selfaug.run.model_source import check_model, model_folder
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def check_origin(
     if final == run.model and base is None and not needs_base:
         facts = check_model(str(final), trust_remote_code=trust)
         return Origin(str(final), "main", trust, final, context=facts.context)
-    manifest = read_manifest(run.manifest) if run.manifest.is_file() else {}
+    manifest = run.read_manifest()
     tuned = _tuned(final, final == run.adapter)
     written = (manifest.get("finished") or {}).get("weights")
     if written is not None and written != tuned["tuned_hash"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -40,7 +39,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write_whole(path, "old")
     # The temporary file is the device that is always full.
-    temporary = tmp_path / f".results.json.{os.getpid()}.tmp"
+    temporary = tmp_path / ".results.json.tmp"
     temporary.symlink_to("/dev/full")
     with pytest.raises(DiskError, match="No space left") as caught:
         write_whole(path, "new" * 10_000)
