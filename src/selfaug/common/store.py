@@ -52,8 +52,8 @@ def writing(path: str | Path) -> Iterator[None]:
     except OSError as error:
         raise DiskError(
             f"{path} cannot be written: {error.strerror or error}",
-            "free some space or mend the folder, then run the same command again: what is finished is kept and not "
-            "repeated.",
+            "free some space or mend the folder, then run the same command again: results that are finished are kept "
+            "and not repeated.",
         ) from error
 
 

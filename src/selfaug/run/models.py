@@ -114,7 +114,8 @@ def check_origin(
         found = _base(name, str(commit or config.get("model_revision") or "main"), trust, trained_on.get("weights"))
     except ConfigError as error:
         if base is not None and flag is not None:
-            raise ConfigError(error.message.replace("model_name_or_path", flag), error.hint) from None
+            again = f"pass another with {flag}: {error.hint}"
+            raise ConfigError(error.message.replace("model_name_or_path", flag), again) from None
         moved = "" if flag is None else f"if it has moved, pass where it lies now with {flag}; else "
         raise ConfigError(f"the base model of the run in {run.path}: {error.message}", moved + error.hint) from None
     return Origin(**found, **tuned, quantization=_quantized(config))
