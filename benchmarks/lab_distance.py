@@ -24,8 +24,8 @@ from measure import quiet, table
 from scipy import stats
 
 from selfaug.cli.main import main as selfaug
+from selfaug.common.statistics import difference
 from selfaug.evaluation.results import items_of, read_results, read_samples
-from selfaug.evaluation.statistics import difference
 from selfaug.lab.task import Distance, rows
 from selfaug.lab.world import World
 

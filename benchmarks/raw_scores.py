@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from measure import table
 
+from selfaug.common.statistics import Items, difference
 from selfaug.evaluation.results import items_of, primary, read_results, read_samples
-from selfaug.evaluation.statistics import Items, difference
 
 Point = tuple[float, float]
 

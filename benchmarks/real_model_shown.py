@@ -14,7 +14,7 @@ from typing import Any
 from measure import table
 from real_model_plan import Setting
 
-from selfaug.evaluation.statistics import Items, difference, value
+from selfaug.common.statistics import Items, difference, value
 
 __all__ = ["chosen", "draw", "tables"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from selfaug.common.statistics import Items
 from selfaug.evaluation.results import metric, write_results
-from selfaug.evaluation.statistics import Items
 
 HOSTILE = "<script>alert(1)</script>"
 WEIGHTS = "sha256:" + "7" * 64

@@ -15,6 +15,8 @@ from selfaug.cli.config import read
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Document, Record
+from selfaug.run.folder import RunFolder
+from selfaug.run.models import Sides, check_origin
 
 from .conftest import ENVIRONMENT, Cli, Result
 
@@ -232,20 +234,23 @@ def test_mistakes_of_chat(cli: Cli, trained: Run, tmp_path: Path) -> None:
         assert "Traceback" not in result.err
 
 
-def chat_session(run: Path, model: Path, **options: Any) -> Any:
+def chat_session(run: Path, **options: Any) -> Any:
     """A session whose tokenizer has a chat template."""
+    from transformers import AutoTokenizer
+
     from selfaug.cli.session import Session
 
-    tuned, tokenizer = load(run, model)
+    sides = Sides(check_origin(RunFolder.open(run)))
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
     tokenizer.chat_template = (
         "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<s>assistant: {% endif %}"
     )
-    return Session(tuned, None, tokenizer, Renderer.for_tokenizer(tokenizer), None, **options)
+    return Session(sides, tokenizer, Renderer.for_tokenizer(tokenizer), None, **options)
 
 
-def test_what_was_said_stands_before_the_question_until_there_is_no_room(trained: Run, model: Path) -> None:
-    session = chat_session(trained[0], model, max_new_tokens=20)
+def test_what_was_said_stands_before_the_question_until_there_is_no_room(trained: Run) -> None:
+    session = chat_session(trained[0], max_new_tokens=20)
     first = session.tokenizer.decode(session.ask("Who?"))
     session.remember("Who?", "Tom")
     second = session.tokenizer.decode(session.ask("Where?"))

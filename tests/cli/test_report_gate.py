@@ -73,7 +73,7 @@ def test_mistakes_of_report(cli: Cli, runs: list[Path], tmp_path: Path) -> None:
     (damaged / "shift.json").write_text("{")
     result = cli("report", damaged)
     assert result.code == 2
-    assert "shift.json cannot be read" in result.err
+    assert "shift.json', line 1, cannot be read" in result.err
     assert not (damaged / "report.html").exists()
 
 

@@ -183,9 +183,9 @@ def test_a_file_of_settings_and_flags_that_go_before_it(cli: Cli, run: Path, tmp
     ("words", "says"),
     [
         (["--general_text", "{folder}/stry.txt"], "Did you mean 'story.txt'"),
-        (["--general_text", "{folder}/list.json"], "not a list of texts"),
+        (["--general_text", "{folder}/list.json"], "something else than texts"),
         (["--general_text", "{folder}/empty.txt"], "holds no text"),
-        (["--general_text", "{folder}"], "no such file"),
+        (["--general_text", "{folder}"], "it is a folder"),
         (["--limit", "-1"], "--limit is -1"),
         (["--max_length", "12"], "fits max_length=12"),
         (["--dataset_name", "{folder}/rows.jsn"], "rows.jsn"),
@@ -222,7 +222,7 @@ def test_another_base_or_a_torn_adapter_is_refused(cli: Cli, data: Path, tmp_pat
     assert settings.read_text() != kept
     shaped = cli("shift", run)
     assert shaped.code == 2, shaped.err
-    assert "do not fit the base model" in shaped.err
+    assert "does not fit the base model" in shaped.err
     settings.write_text(kept)
     adapter = run / "adapter" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:1000])

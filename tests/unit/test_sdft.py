@@ -57,7 +57,7 @@ def test_a_file_of_abstentions_is_an_option(tmp_path: Path) -> None:
     assert agrees("En tiedä, ehkä Pariisi", ["Pariisi"])
     assert not agrees("En tiedä, ehkä Pariisi", ["Pariisi"], forms=read_forms(str(path)))
     options = {"rewrite_abstentions": str(tmp_path / "none.yaml")}
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="does not exist"):
         SelfAugConfig(output_dir=str(tmp_path), method="sdft", method_options=options, report_to="none", use_cpu=True)
 
 

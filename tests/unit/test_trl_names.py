@@ -39,7 +39,7 @@ NAMES = {
     "trl.scripts.utils:DatasetConfig": "cli/parsing.py",
     "trl:get_dataset": "cli/data.py",
     "trl:get_peft_config": "cli/train.py",
-    "trl:get_quantization_config": "cli/train.py, cli/session.py, evaluation/models.py, shift/pair.py",
+    "trl:get_quantization_config": "cli/train.py, run/models.py",
     "trl:SFTTrainer._prepare_dataset": "trainer.py",
     "trl:SFTTrainer.prediction_step": "trainer.py (compute_loss)",
     "trl:SFTTrainer._tag_names": "trainer.py",

@@ -13,20 +13,18 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfaug.before.fisher import linear_pairs
 from selfaug.before.texts import draw_texts
 from selfaug.common.errors import ConfigError
 from selfaug.common.progress import counting
+from selfaug.common.store import keep_tensors, kept_tensors
 from selfaug.common.terminal import is_main, say
 from selfaug.model.libraries import LoraPair, corda_parts, lora_pairs, pissa_parts
 from selfaug.model.parts import body_of
@@ -68,7 +66,11 @@ class AdapterStart:
             "adapter": json.dumps([[list(pair.A.shape), list(pair.B.shape), pair.scale] for pair in pairs]),
             "autocast": before.accelerator.mixed_precision,
         }
-        self._parts = _load(self._path, self._made_by, len(pairs)) or _compute(before, start, pairs, texts)
+        kept = kept_tensors(self._path, self._made_by)
+        if kept is None:
+            self._parts = _compute(before, start, pairs, texts)
+        else:
+            self._parts = [(kept[0][f"A.{i}"], kept[0][f"B.{i}"]) for i in range(len(pairs))]
         # Every rank takes out the same, whatever its device rounds.
         self._parts = [
             broadcast([A.to(p.A.device), B.to(p.A.device)]) for p, (A, B) in zip(pairs, self._parts, strict=True)
@@ -81,17 +83,9 @@ class AdapterStart:
 
     def save(self) -> None:
         """Keep the start beside the checkpoints: a resumed run must take out the same to the bit."""
-        if not is_main() or (self._path.is_file() and _load(self._path, self._made_by, len(self._parts))):
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{n}.{i}": t.detach().cpu().contiguous()
-            for i, p in enumerate(self._parts)
-            for n, t in zip("AB", p, strict=True)
-        }
-        partial = self._path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"made_by": json.dumps(self._made_by)})
-        partial.replace(self._path)
+        if is_main() and kept_tensors(self._path, self._made_by) is None:
+            parts = {f"{n}.{i}": t for i, part in enumerate(self._parts) for n, t in zip("AB", part, strict=True)}
+            keep_tensors(self._path, parts, self._made_by)
 
     @torch.no_grad()
     def finish(self, peft_config: Any) -> None:
@@ -181,12 +175,3 @@ def _add(pair: LoraPair, A_RI: Tensor, B_OR: Tensor, sign: float) -> None:
 def _weight(pair: LoraPair) -> Tensor:
     weight: Tensor = pair.layer.get_base_layer().weight.data  # type: ignore[operator]
     return weight
-
-
-def _load(path: Path, made_by: Mapping[str, str], layers: int) -> list[Part] | None:
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        if json.loads(file.metadata()["made_by"]) != dict(made_by):
-            return None
-        return [(file.get_tensor(f"A.{i}"), file.get_tensor(f"B.{i}")) for i in range(layers)]

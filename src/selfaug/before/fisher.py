@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfaug.before.texts import draw_texts
 from selfaug.common.errors import ConfigError
 from selfaug.common.progress import counting
+from selfaug.common.store import keep_tensors, kept_tensors
 from selfaug.common.terminal import is_main, say
 from selfaug.methods.requests import Texts
 from selfaug.model.libraries import LoraPair, lora_pairs
@@ -39,8 +36,6 @@ FILE = "fisher.safetensors"
 _BLOCK = 256
 
 Draw = Callable[[Tensor], Tensor]
-
-logger = logging.getLogger(__name__)
 
 
 def fisher_diagonal(
@@ -153,9 +148,11 @@ def ensure_fisher(before: BeforeTraining, wanted: Texts) -> None:
         "seed": str(before.config.seed),
     }
     path = before.folder / FILE
-    found = _load(path, made_by, len(pairs))
+    kept = kept_tensors(path, made_by)
     before.accelerator.wait_for_everyone()  # no rank writes while another still reads
-    if found is None:
+    if kept is not None:
+        found = [kept[0][f"layer.{i}"] for i in range(len(pairs))]
+    else:
         if is_main():
             say(f"the Fisher information of {len(pairs)} layers from {len(texts)} rows of {wanted.name} ...")
         mine = texts[before.rank :: before.ranks]
@@ -165,25 +162,7 @@ def ensure_fisher(before: BeforeTraining, wanted: Texts) -> None:
         total = before.accelerator.reduce(torch.tensor(float(tokens), device=device), reduction="sum")
         found = [before.accelerator.reduce(part.to(device), reduction="sum") / total for part in sums]
         if is_main():
-            _save(path, found, made_by)
+            keep_tensors(path, {f"layer.{i}": part for i, part in enumerate(found)}, made_by)
     for pair, part in zip(pairs, found, strict=True):
         turned = part.T if getattr(pair.layer, "fan_in_fan_out", False) else part
         pair.layer.selfaug_fisher = turned.to(pair.A.device)
-
-
-def _load(path: Path, made_by: Mapping[str, str], layers: int) -> list[Tensor] | None:
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        if json.loads(file.metadata()["made_by"]) != dict(made_by):
-            logger.info("%s is of another base model or other texts, and is made anew.", path)
-            return None
-        return [file.get_tensor(f"layer.{i}") for i in range(layers)]
-
-
-def _save(path: Path, parts: Sequence[Tensor], made_by: Mapping[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    tensors = {f"layer.{i}": part.detach().cpu().contiguous() for i, part in enumerate(parts)}
-    save_file(tensors, partial, metadata={"made_by": json.dumps(dict(made_by))})
-    partial.replace(path)

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfaug.common.errors import DataError
+from selfaug.common.store import keep_tensors, kept_tensors
 from selfaug.model.parts import body_of, head_of
 from selfaug.objective import NLL
 from selfaug.objective.values import row_values
@@ -32,8 +29,6 @@ __all__ = ["FILE", "BaseScores", "response_places", "score_rows"]
 
 FILE = "base_scores.safetensors"
 _IGNORED = -100
-
-logger = logging.getLogger(__name__)
 
 
 class BaseScores:
@@ -77,31 +72,27 @@ class BaseScores:
         return found_N
 
     def save(self, path: Path) -> None:
-        """Write everything into one file."""
-        keys = list(self._nll_T)
+        """Write everything into one file.
+
+        Raises:
+            DiskError: If it cannot be written.
+        """
         parts = {
             "nll": torch.cat([*self._nll_T.values(), torch.zeros(0)]),
-            "lengths": torch.tensor([len(self._nll_T[key]) for key in keys], dtype=torch.int64),
+            "lengths": torch.tensor([len(nll_T) for nll_T in self._nll_T.values()], dtype=torch.int64),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")  # runs that share a cache may write at the same time
-        save_file(parts, partial, metadata={"made_by": json.dumps(self.made_by), "keys": json.dumps(keys)})
-        partial.replace(path)
+        # Runs that share a cache may write at the same time.
+        keep_tensors(path, parts, self.made_by, {"keys": json.dumps(list(self._nll_T))}, shared=True)
 
     @classmethod
     def load(cls, path: Path, made_by: Mapping[str, str]) -> BaseScores:
         """What the file holds, if the same base made it; else nothing."""
         scores = cls(made_by)
-        if not path.is_file():
-            return scores
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if json.loads(metadata["made_by"]) != scores.made_by:
-                logger.info("%s is of another base model, and is made anew.", path)
-                return scores
-            lengths = file.get_tensor("lengths").tolist()
-            parts = file.get_tensor("nll").split(lengths)
-        scores._nll_T = dict(zip(json.loads(metadata["keys"]), parts, strict=True))
+        kept = kept_tensors(path, scores.made_by)
+        if kept is not None:
+            tensors, notes = kept
+            parts = tensors["nll"].split(tensors["lengths"].tolist())
+            scores._nll_T = dict(zip(json.loads(notes["keys"]), parts, strict=True))
         return scores
 
 

@@ -106,7 +106,8 @@ def _check(study: Study) -> None:
     """Whether every setting can be trained: said now, and not hours later."""
     from selfaug.cli.parsing import parse
     from selfaug.cli.train import settle
-    from selfaug.run.model_source import check_model, looks_local, missing_path
+    from selfaug.common.files import missing_path
+    from selfaug.run.model_source import check_model, looks_local
 
     flag = ""
     for word in study.evaluate:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.files import missing_path
 from selfaug.common.fingerprint import files_of
 from selfaug.common.progress import counting
 from selfaug.common.terminal import is_main, say, warn
@@ -19,7 +20,7 @@ from selfaug.data.read import Loaded, hub_split, read_rows, read_table
 from selfaug.data.reasons import MANY, by_reason, reason_lines
 from selfaug.data.record import Conversation
 from selfaug.data.split import Example, split_by_document, titles_of
-from selfaug.run.model_source import looks_local, missing_path
+from selfaug.run.model_source import looks_local
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -68,6 +68,8 @@ COMMAND = Command(
 def run(call: Call[Settings]) -> int:
     """Make rows, train twice, measure, show; the exit code."""
     from selfaug.lab.shipped import resolve
+    from selfaug.lab.task import Distance
+    from selfaug.run.folder import REPORT, RunFolder
 
     settings = call.settings
     model = resolve(settings.model_name_or_path)
@@ -81,7 +83,7 @@ def run(call: Call[Settings]) -> int:
         raise ConfigError(f"alpha={settings.alpha} holds nothing to the base.", "give more than 0.")
     folder = Path(settings.output_dir).expanduser()
     runs = {name: folder / name for name in METHODS}
-    if any((path / "config.yaml").exists() for path in runs.values()) and not settings.overwrite_output_dir:
+    if any(RunFolder(path).config.exists() for path in runs.values()) and not settings.overwrite_output_dir:
         raise ConfigError(
             f"output_dir {str(folder)!r} holds a demo already.", "name another folder, or pass --overwrite_output_dir."
         )
@@ -99,7 +101,7 @@ def run(call: Call[Settings]) -> int:
             path, "--data", test, "--general", "lab", "--general_limit", SKILL_ITEMS,
             "--batch_size", 100, "--store", folder / "measured", "--max_new_tokens", 24,
         ])  # fmt: skip
-    page = folder / "report.html"
+    page = folder / REPORT
     _verb("report", [*runs.values(), "--output", page, "--title", "LoRA and SelfAug on the lab's RAG task"])
     from selfaug.cli.demo_picture import draw
     from selfaug.cli.demo_shown import answers_text, lines, table_text

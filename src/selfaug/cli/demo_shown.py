@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfaug.common.statistics import difference
 from selfaug.evaluation.results import items_of, primary, read_results, read_samples
-from selfaug.evaluation.statistics import difference
+from selfaug.run.folder import RunFolder
 
 __all__ = ["Line", "Score", "answers_text", "lines", "table_text"]
 
@@ -45,7 +46,7 @@ class Line:
 
 def lines(runs: Mapping[str, Path], documents: int) -> list[Line]:
     """The task, each general skill, and their mean."""
-    results = {name: read_results(path / "results.json") for name, path in runs.items()}
+    results = {name: read_results(RunFolder(path).results) for name, path in runs.items()}
     found = []
     for group in ("task", "general"):
         first, *_ = results.values()
@@ -56,7 +57,7 @@ def lines(runs: Mapping[str, Path], documents: int) -> list[Line]:
             skill = part.rpartition(":")[2].removeprefix("lab_")
             name = f"RAG task, {documents} documents ({metric})" if group == "task" else skill
             found.append(Line(name, base, scores, group))
-    means = {name: _general_mean(list(read_samples(path / "samples.jsonl"))) for name, path in runs.items()}
+    means = {name: _general_mean(list(read_samples(RunFolder(path).samples))) for name, path in runs.items()}
     base = next(iter(means.values()))[0]
     return [*found, Line("general, mean", base, {name: score for name, (_, score) in means.items()}, "mean")]
 
@@ -93,7 +94,7 @@ def answers_text(runs: Mapping[str, Path]) -> str:
     run fails of the two skills which that run lost most.
     """
     samples = {
-        name: {(s["part"], s["id"]): s for s in read_samples(path / "samples.jsonl")} for name, path in runs.items()
+        name: {(s["part"], s["id"]): s for s in read_samples(RunFolder(path).samples)} for name, path in runs.items()
     }
     first, *_ = samples.values()
     losses: dict[str, float] = {}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.files import missing_path, read_text
 from selfaug.common.progress import counting
 from selfaug.common.terminal import say, warn
 from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
 from selfaug.data.tokens import text_ids
 from selfaug.data.vocabulary import check_ids, check_padding, check_table
-from selfaug.run.model_source import looks_local, missing_path
+from selfaug.run.model_source import looks_local
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -83,7 +84,7 @@ def _chat_template(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if looks_local(source) and not path.exists():
         raise missing_path("chat_template_path", source, "give a Jinja file, or the folder of a tokenizer.")
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return read_text(path, "chat_template_path", error=ConfigError)
     other = load_tokenizer(source)
     if not isinstance(other.chat_template, str):
         raise ConfigError(f"the tokenizer {source!r} has no chat template", "give one that has, or a Jinja file.")

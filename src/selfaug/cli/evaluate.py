@@ -110,11 +110,9 @@ def run(call: Call[Settings]) -> int:
     origin = check_origin(folder, settings.base)
     say("reading what is to be measured ...")
     parts = all_parts(settings, folder, origin)
-    store = Store(Path(settings.store).expanduser() if settings.store else folder.path / "evaluation")
+    store = Store(Path(settings.store).expanduser() if settings.store else folder.evaluation)
     results = _head(settings, folder, origin, call.argv)
-    old, samples = kept_parts(
-        folder.path / "results.json", folder.path / "samples.jsonl", results["hashes"], [part.name for part in parts]
-    )
+    old, samples = kept_parts(folder.results, folder.samples, results["hashes"], [part.name for part in parts])
     results["parts"] |= old
     measured = evaluate(
         parts,
@@ -133,9 +131,9 @@ def run(call: Call[Settings]) -> int:
             new += 1
     except BaseException:
         if new:  # what was finished is there to be read, whatever stopped the rest
-            write(folder.path, results, samples)
+            write(folder, results, samples)
         raise
-    write(folder.path, results, samples)
+    write(folder, results, samples)
     for name, entry in results["parts"].items():
         for reason, count in entry["left_out"].items():
             say(f"{name}: {count} left out: {reason}")
@@ -144,7 +142,7 @@ def run(call: Call[Settings]) -> int:
             say(f"{name}: verdicts of the judge that could not be read: base {unparsed['base']}, tuned "
                 f"{unparsed['tuned']}; such as {entry['counts']['judge_replies_not_understood'][:1]}")  # fmt: skip
     emit(json.dumps(results, ensure_ascii=False) if settings.json else results_table(results))
-    say(f"written: {folder.path / 'results.json'}")
+    say(f"written: {folder.results}")
     return 0
 
 
@@ -180,11 +178,11 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
     """Everything of the results but the parts."""
     from selfaug.common.fingerprint import versions
     from selfaug.common.redaction import redacted, without_secrets
-    from selfaug.run.manifest import config_hash, device, read_manifest
+    from selfaug.run.manifest import config_hash, device
     from selfaug.run.models import renderer_hash
 
     config = folder.read_config()
-    manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
+    manifest = folder.read_manifest()
     return {
         "schema": 1,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -197,7 +195,7 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
         },
         "config": redacted(dataclasses.asdict(settings)),
         "seeds": {"bootstrap": settings.seed, **{f"train_{k}": v for k, v in manifest.get("seeds", {}).items()}},
-        "versions": {**versions(), "lm_eval": _version("lm_eval")},
+        "versions": versions("lm_eval"),
         "hashes": {
             "base": origin.base_hash,
             "tuned": origin.tuned_hash,
@@ -210,19 +208,12 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
     }
 
 
-def _version(package: str) -> str | None:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def results_table(results: Mapping[str, Any]) -> str:
     """One line a metric: base, tuned, the difference with its 95 % interval; ``*`` marks a part's primary metric."""
+    from selfaug.shift.table import columns
+
     head = ("part", "metric", "base", "tuned", "difference", "95 % interval", "n", "better")
-    rows: list[Sequence[str]] = [head]
+    rows: list[Sequence[str]] = []
     for name, part in results["parts"].items():
         for label, entry in part["metrics"].items():
             apart = entry["difference"]
@@ -239,10 +230,4 @@ def results_table(results: Mapping[str, Any]) -> str:
                     "higher" if entry["higher_is_better"] else "lower",
                 )
             )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return columns(head, rows, 2)

@@ -50,7 +50,7 @@ def _judge(settings: Settings, folder: RunFolder, forms: Forms) -> Judge | None:
         return None
     from selfaug.evaluation.judge import Judge
 
-    store = Path(settings.store).expanduser() if settings.store else folder.path / "evaluation"
+    store = Path(settings.store).expanduser() if settings.store else folder.evaluation
     return Judge(
         settings.judge_url,
         str(settings.judge_model),
@@ -74,10 +74,9 @@ def _tasks(
     from selfaug.evaluation.data import shared_with_training, task_data
     from selfaug.evaluation.task import ask
     from selfaug.evaluation.task_part import TaskPart
-    from selfaug.run.manifest import read_manifest
 
     config = folder.read_config()
-    manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
+    manifest = folder.read_manifest()
     longest = settings.max_length or config.get("max_length")
     longest = int(longest) if isinstance(longest, int) else None
     if origin.context is not None and settings.max_new_tokens >= origin.context:

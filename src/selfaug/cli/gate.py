@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.config import Call, Command
-from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError
+from selfaug.common.files import missing_path
 from selfaug.common.options import REQUIRED, option
 from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
     from selfaug.report.gate import Check
+    from selfaug.run.folder import RunFolder
 
 __all__ = ["COMMAND", "EXIT_CODES", "run"]
 
@@ -70,8 +72,8 @@ def run(call: Call[Settings]) -> int:
     ]
     if not rules:
         raise ConfigError("there is nothing to decide", "pass --max-drop general=2pt, --min-gain task=0, or both.")
-    folder = _folder(settings.run)
-    results = read_results(folder / "results.json")
+    folder = _folder(str(settings.run))
+    results = read_results(folder.results)
     _check_weights(folder, results)
     checks: list[Check] = []
     notes: list[str] = []
@@ -81,7 +83,7 @@ def run(call: Call[Settings]) -> int:
         notes += said
     verdict = overall(checks)
     if settings.json:
-        emit(json.dumps(_as_json(folder, verdict, checks, notes), indent=2, ensure_ascii=False))
+        emit(json.dumps(_as_json(folder.path, verdict, checks, notes), indent=2, ensure_ascii=False))
     else:
         emit(_table(checks))
     for note in notes:
@@ -93,29 +95,25 @@ def run(call: Call[Settings]) -> int:
     return EXIT_CODES[verdict]
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str) -> RunFolder:
+    from selfaug.run.folder import RunFolder
+
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
-    siblings = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
-    raise ConfigError(
-        f"the run folder {path} does not exist.{nearest(path.name, siblings)}",
-        "give the --output_dir of a `selfaug train` run that `selfaug evaluate` has measured.",
-    )
+        return RunFolder(path)
+    hint = "give the --output_dir of a `selfaug train` run that `selfaug evaluate` has measured."
+    raise missing_path("the run folder", name, hint)
 
 
-def _check_weights(folder: Path, results: Mapping[str, Any]) -> None:
+def _check_weights(folder: RunFolder, results: Mapping[str, Any]) -> None:
     """Refuse results of other weights than the finished ones; a folder without a manifest cannot tell."""
-    from selfaug.run.manifest import read_manifest
-
-    manifest = folder / "manifest.json"
-    finished = (read_manifest(manifest).get("finished") or {}) if manifest.is_file() else {}
+    finished = folder.read_manifest().get("finished") or {}
     weights, measured = finished.get("weights"), results["hashes"].get("tuned")
     if weights is not None and measured is not None and weights != measured:
         raise ConfigError(
-            f"{folder / 'results.json'} was measured on other weights ({measured}) than the run's finished ones "
+            f"{folder.results} was measured on other weights ({measured}) than the run's finished ones "
             f"({weights}), so it says nothing of them",
-            f"run `selfaug evaluate {folder}` again.",
+            f"run `selfaug evaluate {folder.path}` again.",
         )
 
 

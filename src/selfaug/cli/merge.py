@@ -182,10 +182,9 @@ def _rows_of(folder: RunFolder) -> Sequence[Record | Conversation]:
     """What the run held out or was evaluated on, else what it was trained on; nothing where that cannot be read."""
     from selfaug.data.read import read_rows
     from selfaug.evaluation.data import task_data
-    from selfaug.run.manifest import read_manifest
 
     config = folder.read_config()
-    manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
+    manifest = folder.read_manifest()
     try:
         return task_data([], config, manifest, on_bad_row="skip")[0].items
     except UserError:

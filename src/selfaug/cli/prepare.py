@@ -254,7 +254,8 @@ def _keys(settings: Settings, loaded: Loaded) -> list[set[str]]:
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     from selfaug.cli.encoding import load_tokenizer
-    from selfaug.run.model_source import looks_local, missing_path
+    from selfaug.common.files import missing_path
+    from selfaug.run.model_source import looks_local
 
     if looks_local(name) and not Path(name).expanduser().exists():
         raise missing_path("model_name_or_path", name, "check the path; a hub name has the form owner/name.")

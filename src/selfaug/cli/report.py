@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,26 +74,25 @@ def run(call: Call[Settings]) -> int:
 
 
 def _output(settings: Settings) -> Path | None:
+    from selfaug.run.folder import REPORT, RunFolder
+
     if settings.output == "-" or (settings.output is None and settings.format == "md"):
         return None
     if settings.output is not None:
         output = Path(settings.output).expanduser()
     elif len(settings.runs) == 1:
-        output = Path(settings.runs[0]).expanduser() / "report.html"
+        output = RunFolder(Path(settings.runs[0]).expanduser()).report
     else:
-        output = Path("report.html")
+        output = Path(REPORT)
     if output.is_dir():
         raise ConfigError(f"--output {settings.output} is a folder", "name a file.")
     return output
 
 
 def _write(path: Path, text: str) -> None:
-    from selfaug.common.files import write_durably
+    from selfaug.common.store import DiskError, write_whole
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, text)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
-        raise ConfigError(f"{path} cannot be written: {error}", "name a place with --output.") from None
+        write_whole(path, text)
+    except DiskError as error:
+        raise ConfigError(error.message, "name a place with --output.") from None

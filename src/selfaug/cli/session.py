@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from selfaug.common.errors import DataError
+from selfaug.common.files import missing_path
 from selfaug.common.terminal import say
 from selfaug.data.fit import fit_documents
 from selfaug.data.prompts import Renderer
@@ -16,7 +16,7 @@ from selfaug.data.record import Document, Record
 from selfaug.data.retrieve import Corpus
 from selfaug.data.template import ChatTemplate
 from selfaug.data.tokens import text_ids
-from selfaug.run.model_source import missing_path
+from selfaug.run.models import Sides, check_origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,8 +41,7 @@ class Session:
     Make one with :meth:`load`.
 
     Args:
-        tuned: The tuned model.
-        base: The base model where it is a model of its own; ``None`` where it is ``tuned`` with its adapter off.
+        sides: The base and the tuned model.
         tokenizer: Saved with the adapter.
         renderer: Saved with the adapter.
         corpus: Documents to answer from, or ``None``.
@@ -52,8 +51,7 @@ class Session:
         seed: Of the draws.
     """
 
-    tuned: Any
-    base: Any
+    sides: Sides
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
     corpus: Corpus | None
@@ -90,9 +88,11 @@ class Session:
         corpus = None if documents is None else Corpus.load(documents)
         final = folder.finished
         assert final is not None
-        tokenizer = load_tokenizer(final)
-        tuned, plain = _load_models(folder, needs_base, base)
-        return cls(tuned, plain, tokenizer, Renderer.load(final), corpus, **options)
+        sides = Sides(check_origin(folder, base, needs_base=needs_base), together=True)
+        for name in ("tuned", "base") if needs_base else ("tuned",):
+            with sides.side(name):
+                pass  # loaded now, and not at the first question
+        return cls(sides, load_tokenizer(final), Renderer.load(final), corpus, **options)
 
     def ask(self, question: str) -> list[int]:
         """The prompt's token ids: the trained layout, with the best documents that fit, after what was said before.
@@ -101,9 +101,8 @@ class Session:
             DataError: If the question does not fit the model's context.
         """
         self.retrieved = [] if self.corpus is None else self.corpus.search(question, self.top_k)
-        config = self.tuned.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
-        room = None if context is None else int(context) - min(self.max_new_tokens, int(context) // 2)
+        context = self.sides.origin.context
+        room = None if context is None else context - min(self.max_new_tokens, context // 2)
         record = Record(question, tuple(self.retrieved), ("-",))
         turns = list(self._turns)
         while True:
@@ -149,32 +148,35 @@ class Session:
         import torch
         from transformers import TextStreamer
 
-        from selfaug.generation.decoding import stop_ids
-        from selfaug.model.switch import adapters_off
+        from selfaug.generation.decoding import pad_id, stop_ids, without_stop
 
         class Stream(TextStreamer):
+            def put(self, value: torch.Tensor) -> None:
+                if value.tolist() not in [[stop] for stop in stops]:
+                    super().put(value)
+
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 out.write(printable(text))
                 out.flush()
 
-        chosen = self.base if model == "base" and self.base is not None else self.tuned
-        off = model == "base" and self.base is None
-        ids = torch.tensor([list(prompt)], device=chosen.device)
         torch.manual_seed(self.seed)
         sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:
             sampling = {"do_sample": True, "temperature": self.temperature}
-        with torch.no_grad(), adapters_off(chosen) if off else contextlib.nullcontext():
+        with self.sides.side(model) as chosen:
+            stops = stop_ids(chosen, self.tokenizer, self.renderer)
+            ids = torch.tensor([list(prompt)], device=chosen.device)
             answer = chosen.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=self.max_new_tokens,
-                eos_token_id=stop_ids(chosen, self.tokenizer, self.renderer),
-                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                eos_token_id=stops,
+                pad_token_id=pad_id(self.tokenizer),
                 streamer=Stream(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
                 **sampling,
             )
-        text: str = self.tokenizer.decode(answer[0, len(prompt) :], skip_special_tokens=True)
+        said, _ = without_stop(answer[0, len(prompt) :].tolist(), stops)
+        text: str = self.tokenizer.decode(said, skip_special_tokens=True)
         return printable(text).strip()
 
     def remember(self, question: str, reply: str) -> None:
@@ -186,21 +188,3 @@ class Session:
     def forget(self) -> None:
         """Begin a new conversation."""
         self._turns.clear()
-
-
-def _load_models(folder: RunFolder, needs_base: bool, base: str | None) -> tuple[Any, Any]:
-    """The tuned model, and the base where it is wanted and is not the tuned one with its adapter off."""
-    from selfaug.run.models import Origin, Sides, check_origin
-
-    if not needs_base and base is None and not folder.adapter.is_dir():
-        # A model that was trained whole is loaded without a look at its base, which may be gone.
-        trust = bool(folder.read_config().get("trust_remote_code"))
-        whole = Origin("", "main", trust, folder.model, adapter=False, switchable=False, base_hash=None, tuned_hash="")
-        with Sides(whole).side("tuned") as tuned:
-            return tuned, None
-    origin = check_origin(folder, base)
-    with Sides(origin).side("tuned") as tuned:
-        if not needs_base or origin.switchable:
-            return tuned, None
-    with Sides(origin).side("base") as plain:
-        return tuned, plain

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from selfaug.cli.config import Call, Command
 from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, field_map
-from selfaug.common.errors import ConfigError
+from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.files import read_json
 from selfaug.common.options import REQUIRED, option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say, warn
@@ -19,8 +20,8 @@ from selfaug.data.reasons import MANY
 
 if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
+    from selfaug.run.models import Origin, Sides, State
     from selfaug.shift.measure import Text
-    from selfaug.shift.pair import Pair, State
 
 __all__ = ["COMMAND", "run"]
 
@@ -78,21 +79,22 @@ def run(call: Call[Settings]) -> int:
     _check(settings)
     folder = RunFolder.open(settings.run)
     from selfaug.cli.outputs import check_writable
-    from selfaug.shift.pair import Pair, states
+    from selfaug.run.models import Sides, check_origin, states
 
     check_writable(folder.path, "the run folder")
 
     found = states(folder, every=settings.checkpoints == "all")
     texts, sources = _texts(settings, folder)
-    pair = Pair(folder, settings.dtype)
-    head = _head(settings, folder, pair, sources)
-    path = folder.path / "shift.json"
+    origin = check_origin(folder, flag=None)
+    sides = Sides(origin, settings.dtype, together=True)
+    head = _head(settings, folder, origin, sources)
+    path = folder.shift
     known = _known(path, head)
     measured: list[dict[str, Any]] = []
     for state in found:
-        measured.append(_entry(state, pair, texts, settings, [*known, *measured]))
+        measured.append(_entry(state, sides, texts, settings, [*known, *measured]))
         _write(path, head, [*measured, *_later(known, found, measured)])
-    whole = json.loads(path.read_text(encoding="utf-8"))
+    whole = read_json(path)
     if settings.json:
         emit(json.dumps(whole, indent=2, ensure_ascii=False))
     else:
@@ -149,7 +151,7 @@ def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str,
     return [*texts, *pieces], sources
 
 
-def _head(settings: Settings, folder: RunFolder, pair: Pair, sources: dict[str, Any]) -> dict[str, Any]:
+def _head(settings: Settings, folder: RunFolder, origin: Origin, sources: dict[str, Any]) -> dict[str, Any]:
     """All of ``shift.json`` but the measurements; ``settings`` to ``base`` decide whether old ones still hold."""
     from selfaug.common.fingerprint import versions
     from selfaug.run.manifest import device
@@ -163,7 +165,7 @@ def _head(settings: Settings, folder: RunFolder, pair: Pair, sources: dict[str, 
         "run": {name: config.get(name) for name in trained},
         "settings": {name: value for name, value in asdict(settings).items() if name in deciding},
         "sources": sources,
-        "base": {"name": pair.name, "weights": pair.base_hash},
+        "base": {"name": origin.base, "weights": origin.base_hash},
         "versions": versions(),
         "device": device(),
     }
@@ -171,14 +173,14 @@ def _head(settings: Settings, folder: RunFolder, pair: Pair, sources: dict[str, 
 
 def _known(path: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What an earlier call measured with the same settings, data and base; else nothing, and it is said why."""
+    if not path.exists():
+        return []
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = read_json(path)
         same = {name: old[name] == head[name] for name in ("schema", "settings", "sources", "base")}
         entries: list[dict[str, Any]] = old["checkpoints"]
         same["versions"] = old["versions"]["torch"] == head["versions"]["torch"]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError):
         say(f"{path} is damaged and is measured anew.")
         return []
     if all(same.values()):
@@ -188,26 +190,22 @@ def _known(path: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _entry(
-    state: State, pair: Pair, texts: Sequence[Text], settings: Settings, known: Sequence[Mapping[str, Any]]
+    state: State, sides: Sides, texts: Sequence[Text], settings: Settings, known: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The measurement of one state; one of the same weights is taken over."""
-    from selfaug.run.manifest import weight_files, weights_hash
     from selfaug.shift.measure import measure
 
-    files = weight_files(state.folder)
-    if not files:
-        raise ConfigError(f"{state.folder} holds no weights", "restore the run's files, or train anew.")
-    weights = weights_hash(files, full=True)
-    about = {"name": state.name, "step": state.step, "weights": weights}
+    origin = sides.origin.at(state.folder)
+    about = {"name": state.name, "step": state.step, "weights": origin.tuned_hash}
     for entry in known:
-        if entry.get("weights") == weights:
+        if entry.get("weights") == origin.tuned_hash:
             return {**entry, **about}
     start = time.perf_counter()
-    model, base = pair.load(state)
-    with counting(state.name, len(texts)) as progress:
+    sides.move(origin)
+    with sides.side("tuned") as model, counting(state.name, len(texts)) as progress:
         found = measure(
             model,
-            base,
+            sides.reference(),
             texts,
             layers=settings.layers,
             batch_tokens=settings.batch_tokens,
@@ -225,13 +223,8 @@ def _later(known: Sequence[dict[str, Any]], found: Sequence[State], measured: Se
 
 
 def _write(path: Path, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
-    from selfaug.common.files import write_durably
+    from selfaug.common.store import write_whole
 
     ordered = sorted(entries, key=lambda entry: (entry["name"] == "final", entry["step"] or 0))
     text = json.dumps({**head, "checkpoints": ordered}, indent=1, ensure_ascii=False, allow_nan=False)
-    try:
-        write_durably(path, text + "\n")
-    except OSError as error:
-        path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
-        hint = "free some space there; what was written before is kept."
-        raise ConfigError(f"{path} cannot be written: {error}", hint) from None
+    write_whole(path, text + "\n")

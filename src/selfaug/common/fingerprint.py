@@ -48,10 +48,10 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(text_hash(json.dumps([definition, special], sort_keys=True)))
 
 
-def versions() -> dict[str, str | None]:
-    """The version of Python and of each package that takes part; ``None`` where one is not installed."""
+def versions(*more: str) -> dict[str, str | None]:
+    """The version of Python, of each package that takes part and of ``more``; ``None`` where one is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

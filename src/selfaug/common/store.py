@@ -1,23 +1,33 @@
-"""A store of finished parts, so that an interrupted piece of work does not repeat them.
+"""Results kept on disk under a key, so that what was finished is found again and nothing is misread.
 
-A part of one model is a file whose name holds the hash of everything that decides it: weights, prompts, settings,
-versions. A finished part is found again exactly while none of these has changed. What belongs to the base model alone
-does not depend on the adapter, so runs with one base can share a folder (`--store`).
+A key is a hash of everything that decides the result: weights, prompts, settings, versions. There are three forms:
+:class:`Store` (a JSON file a result), :func:`keep_tensors` (a safetensors file), and :class:`Lines` (a JSONL file, for
+many small ones). Each is written whole and on disk; one that is damaged, or has another key, counts as missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import UserError
-from selfaug.common.files import write_durably
+from selfaug.common.files import json_of_ours, replacing, whole_lines, write_durably
 from selfaug.common.fingerprint import text_hash
 
-__all__ = ["DiskError", "Store", "key_of", "write_whole"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DiskError", "Lines", "Store", "keep_tensors", "kept_tensors", "key_of", "write_whole", "writing"]
+
+_MADE_BY = "made_by"
+
+logger = logging.getLogger(__name__)
 
 
 class DiskError(UserError):
@@ -25,55 +35,142 @@ class DiskError(UserError):
 
 
 def key_of(deciding: Mapping[str, Any]) -> str:
-    """``sha256:`` of everything that decides a part, whatever its order."""
+    """``sha256:`` of everything that decides a result, whatever its order."""
     return str(text_hash(json.dumps(deciding, sort_keys=True, ensure_ascii=True)))
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a file that is the old one or the new one; nothing is left behind where that fails.
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Make the folder of a file that the block writes, and say so where it cannot be written.
 
     Raises:
-        DiskError: If it cannot be written; no space left, say.
+        DiskError: In the place of an ``OSError``; no space left, say.
     """
-    path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, text)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise DiskError(
             f"{path} cannot be written: {error.strerror or error}",
-            "free some space or mend the folder, then run the same command again: parts that are finished are kept and "
-            "not repeated.",
+            "free some space or mend the folder, then run the same command again: results that are finished are kept "
+            "and not repeated.",
         ) from error
 
 
+def write_whole(path: str | Path, text: str, *, shared: bool = False) -> None:
+    """As :func:`selfaug.common.files.write_durably`, in a folder that need not exist yet.
+
+    Raises:
+        DiskError: If it cannot be written.
+    """
+    with writing(path):
+        write_durably(Path(path), text, shared=shared)
+
+
 class Store:
-    """Finished parts as JSON files of one folder.
+    """Results as JSON files of one folder.
 
     Args:
-        folder: Made when the first part is written.
+        folder: The folder; it is made when the first result is written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def path(self, name: str, key: str) -> Path:
-        """Where the part ``name`` with this key lies."""
+        """Where the result ``name`` with this key lies."""
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:80]
         return self.folder / f"{plain}-{key.removeprefix('sha256:')[:16]}.json"
 
     def get(self, name: str, key: str) -> Any:
         """What was stored, or ``None`` where it is not there or its file is damaged."""
-        try:
-            body = json.loads(self.path(name, key).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        body = json_of_ours(self.path(name, key))
         return body["payload"] if isinstance(body, dict) and body.get("key") == key and "payload" in body else None
 
     def put(self, name: str, key: str, payload: Any) -> None:
-        """Store a finished part.
+        """Store a result.
 
         Raises:
             DiskError: If it cannot be written.
         """
-        write_whole(self.path(name, key), json.dumps({"key": key, "part": name, "payload": payload}, allow_nan=False))
+        text = json.dumps({"key": key, "part": name, "payload": payload}, allow_nan=False)
+        write_whole(self.path(name, key), text, shared=True)
+
+
+def keep_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    made_by: Mapping[str, str],
+    notes: Mapping[str, str] | None = None,
+    *,
+    shared: bool = False,
+) -> None:
+    """Write tensors into one safetensors file that says what made them.
+
+    Args:
+        path: The file.
+        tensors: The tensors, by name.
+        made_by: Everything that decides them.
+        notes: Further texts to be kept with them.
+        shared: Several processes may write the file at the same time.
+
+    Raises:
+        DiskError: If it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with writing(path), replacing(Path(path), shared=shared) as temporary:
+        try:
+            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(plain, temporary, metadata={_MADE_BY: json.dumps(dict(made_by)), **(notes or {})})
+        except SafetensorError as error:  # what an OSError has become in it
+            raise OSError(str(error)) from error
+
+
+def kept_tensors(path: str | Path, made_by: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return the tensors and notes of a file; ``None`` where it is missing, is damaged, or something else made it."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = dict(file.metadata() or {})
+            if json.loads(notes.pop(_MADE_BY)) == dict(made_by):
+                return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
+        logger.info("%s is of another base model, other texts or other settings, and is made anew.", path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        logger.info("%s is damaged (%s), and is made anew.", path, error)
+    return None
+
+
+class Lines:
+    """Small results by their keys in a JSONL file: a line each, appended as it comes and on disk before it counts.
+
+    Args:
+        path: The file; it is made when the first result is added.
+        others: Further files to be read, not written: of other processes.
+    """
+
+    def __init__(self, path: str | Path, others: Iterable[Path] = ()) -> None:
+        self.path = Path(path)
+        files = sorted({self.path, *others})
+        self.rows = {row["key"]: row for file in files for row in whole_lines(file) if isinstance(row.get("key"), str)}
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Keep results, each with its ``key``.
+
+        Raises:
+            DiskError: If the file cannot be written.
+        """
+        new = {row["key"]: row for row in rows}
+        self.rows.update(new)
+        text = "".join(json.dumps(row) + "\n" for row in new.values())
+        with writing(self.path), self.path.open("a+b") as file:
+            size = file.tell()
+            file.seek(max(size - 1, 0))
+            torn = file.read(1) not in (b"", b"\n")  # what a kill tore stays a line of its own
+            file.write(("\n" * torn + text).encode())
+            file.flush()
+            os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import DataError
+from selfaug.common.files import read_text
 from selfaug.data.fields import RowError, Where, present
 from selfaug.data.files import data_files, is_data_file, iter_rows, table_rows
 from selfaug.data.record import DOCUMENT_PARTS, TEXT_NAMES, Document, parse_document
@@ -78,10 +79,7 @@ def _dpr(path: Path) -> Iterator[tuple[Where, Mapping[str, Any] | RowError]]:
 
 def _cut(path: Path) -> Iterator[Document]:
     """Passages of whole paragraphs; a paragraph longer than a passage is cut at the ends of its sentences."""
-    try:
-        text = path.read_text("utf-8-sig").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})", "save the file as UTF-8.") from None
+    text = read_text(path)
     number = itertools.count(1)
     passage_, length = "", 0
     for paragraph in filter(str.strip, _PARAGRAPH.split(text)):

@@ -13,9 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.files import read_yaml
 from selfaug.common.fingerprint import files_of
 from selfaug.data.words import marked_words
 
@@ -149,10 +148,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         "write for example `en: {whole: [no comment]}`, or `en: [I would rather not]` for what such a response begins "
         "with; docs/evaluate.md shows more."
     )
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"abstentions {str(path)!r} cannot be read: {' '.join(str(error).split())}", hint) from None
+    table = read_yaml(path, "abstentions", hint=hint)
     if not isinstance(table, dict) or not table:
         raise ConfigError(f"abstentions {str(path)!r} is no table of languages", hint)
     read: dict[str, dict[str, Any]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import DataError, nearest
+from selfaug.common.files import read_json
 from selfaug.data.template import digest
 
 if TYPE_CHECKING:
@@ -45,12 +46,9 @@ def load(folder: Path) -> Renderer:
 
     path = folder / SETTINGS
     again = "copy the adapter's folder again, with every selfaug_* file in it."
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} holds no {SETTINGS}, so the trained prompt is not known", again) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", again) from error
+    if not path.exists():
+        raise DataError(f"{folder} holds no {SETTINGS}, so the trained prompt is not known", again)
+    row = read_json(path, hint=again)
     if not isinstance(row, dict) or row.pop("version", None) != _VERSION:
         raise DataError(f"{path} is not a renderer of version {_VERSION}", "use the release of selfaug that wrote it.")
     known = [item.name for item in fields(Renderer) if item.name != "chat_template"]

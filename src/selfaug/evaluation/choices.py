@@ -5,12 +5,12 @@ A template that does not find a column fails without a word on the row, or takes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import DataError
+from selfaug.common.files import json_lines, read_json, read_text
 
 __all__ = ["TASK", "check_file"]
 
@@ -41,20 +41,10 @@ def check_file(task: str, path: Path) -> None:
 
 
 def _rows(task: str, path: Path) -> list[Any]:
-    number = 0
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".json" and text.lstrip().startswith("["):
-            return list(json.loads(text))
-        rows = []
-        for number, line in enumerate(text.splitlines(), start=1):  # noqa: B007
-            if line.strip():
-                rows.append(json.loads(line))
-    except (OSError, ValueError) as error:
-        where = f", line {number}," if number else ""
-        raise DataError(f"general: {path}{where} cannot be read for task {task}: {error}",
-                        "give a JSONL file, one object a line, in UTF-8.") from None  # fmt: skip
-    return rows
+    what, hint = f"general: task {task}:", "give a JSONL file, one object a line, in UTF-8."
+    if path.suffix == ".json" and read_text(path, what, hint=hint).lstrip().startswith("["):
+        return list(read_json(path, what, hint=hint))
+    return [row for _, row in json_lines(path, what, hint=hint)]
 
 
 def _wrong(row: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.files import missing_path
 from selfaug.common.fingerprint import file_hash, files_of
 from selfaug.data.files import has_split
 from selfaug.data.folders import HELD_OUT, evaluation_splits
@@ -15,7 +16,7 @@ from selfaug.data.leaks import check_leaks
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record
 from selfaug.data.split import Example, split_by_document
-from selfaug.run.model_source import looks_local, missing_path
+from selfaug.run.model_source import looks_local
 
 __all__ = ["TaskData", "shared_with_training", "task_data"]
 

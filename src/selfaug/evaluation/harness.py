@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError, DataError, tidy
+from selfaug.common.files import read_json
 from selfaug.common.fingerprint import file_hash
 from selfaug.common.terminal import say
 from selfaug.evaluation.choices import check_file
@@ -22,6 +22,7 @@ from selfaug.evaluation.harness_faults import (
     translated,
 )
 from selfaug.evaluation.suites import GeneralTask
+from selfaug.run.folder import ADAPTER_CONFIG
 from selfaug.run.models import Origin
 
 if TYPE_CHECKING:
@@ -322,10 +323,10 @@ def backend_args(backend: str, origin: Origin, dtype: str) -> dict[str, dict[str
 
 def _lora_rank(final: Path) -> int | None:
     """The adapter's largest rank, or ``None`` where it has none."""
-    path = final / "adapter_config.json"
+    path = final / ADAPTER_CONFIG
     if not path.is_file():
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path, hint="copy the adapter's folder again.")
     ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     known = [int(rank) for rank in ranks if isinstance(rank, int)]
     return max(known, default=None)

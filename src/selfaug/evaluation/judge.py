@@ -17,7 +17,7 @@ from typing import Any
 from selfaug.common.endpoint import Endpoint
 from selfaug.common.errors import UserError
 from selfaug.common.fingerprint import text_hash
-from selfaug.common.store import DiskError
+from selfaug.common.store import Lines
 from selfaug.data.forms import Forms
 from selfaug.data.metrics import Verdict, abstains, answer_match
 
@@ -102,7 +102,9 @@ class Judge:
             role="judge", settings="judge", error=JudgeError,
         )  # fmt: skip
         self._lock = Lock()
-        self._known = self._read_cache()
+        self._lines = None if self.cache is None else Lines(self.cache)
+        rows = {} if self._lines is None else self._lines.rows
+        self._known = {key: str(row["reply"]) for key, row in rows.items() if "reply" in row}
 
     def verdicts(
         self,
@@ -150,31 +152,11 @@ class Judge:
         }
         return _content(self._endpoint.post("/chat/completions", body))
 
-    def _read_cache(self) -> dict[str, str]:
-        known: dict[str, str] = {}
-        if self.cache is None or not self.cache.is_file():
-            return known
-        for line in self.cache.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                known[row["key"]] = str(row["reply"])
-            except (ValueError, KeyError, TypeError):
-                continue  # the last line of an interrupted run
-        return known
-
     def _keep(self, key: str, reply: str) -> None:
         self._known[key] = reply
-        if self.cache is None or parse_verdict(reply) is None:
-            return  # a reply that cannot be read may be a passing fault: it is asked for again next time
-        try:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            with self.cache.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "model": self.model, "reply": reply}) + "\n")
-        except OSError as error:
-            raise DiskError(
-                f"{self.cache} cannot be written: {error.strerror or error}",
-                "free some space, then run the same command again: verdicts so far are kept.",
-            ) from error
+        # A reply that cannot be read may be a passing fault: it is asked for again next time.
+        if self._lines is not None and parse_verdict(reply) is not None:
+            self._lines.add([{"key": key, "model": self.model, "reply": reply}])
 
 
 def _content(raw: bytes) -> str:

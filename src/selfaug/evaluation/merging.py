@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfaug.common.errors import ConfigError
-from selfaug.generation.decoding import greedy, stop_ids
+from selfaug.generation.decoding import greedy, pad_id, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -266,13 +266,12 @@ class Answers:
             progress: Called with the number of prompts done, from 0 to three times their number.
         """
         count = len(prompts)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         with sides.side("tuned") as model:
             ids = greedy(
                 model,
                 prompts,
                 stops=stop_ids(model, tokenizer, renderer),
-                pad=int(pad),
+                pad=pad_id(tokenizer),
                 max_new_tokens=LONGEST_ANSWER,
                 batch_size=8,
                 progress=progress,

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import DataError
+from selfaug.common.files import json_lines, read_json
+from selfaug.common.statistics import CONFIDENCE, RESAMPLES, Items, difference, standard_error, value
 from selfaug.common.store import write_whole
-from selfaug.evaluation.statistics import CONFIDENCE, RESAMPLES, Items, difference, standard_error, value
 
 __all__ = [
-    "SCHEMA", "SIDES", "items_of", "metric", "primary", "problems", "read_results", "read_samples", "write_results",
+    "AGAIN", "SCHEMA", "SIDES", "items_of", "metric", "primary", "problems", "read_results", "read_samples",
+    "write_results",
 ]  # fmt: skip
 
+AGAIN = "run `selfaug evaluate` on the run again; finished parts are not repeated."
 SCHEMA = 1
 SIDES = ("base", "tuned")
 GROUPS = ("task", "general")
@@ -187,27 +190,24 @@ def read_results(path: str | Path) -> dict[str, Any]:
         DataError: If the file is missing, damaged or of another schema; the first problems are named.
     """
     path = Path(path)
-    again = "run `selfaug evaluate` on the run again; finished parts are not repeated."
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: the run has not been evaluated", again) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", again) from None
+    if not path.exists():
+        raise DataError(f"{path} does not exist: the run has not been evaluated", AGAIN)
+    results = read_json(path, hint=AGAIN)
     wrong = problems(results)
     if wrong:
-        raise DataError(f"{path} is not whole: {'; '.join(wrong[:5])}", again)
+        raise DataError(f"{path} is not whole: {'; '.join(wrong[:5])}", AGAIN)
     return dict(results)
 
 
 def read_samples(path: str | Path, part: str | None = None) -> Iterator[dict[str, Any]]:
-    """The lines of a sample log, of one part or of all, in order."""
-    path = Path(path)
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            sample = json.loads(line)
-            if part is None or sample["part"] == part:
-                yield sample
+    """The lines of a sample log, of one part or of all, in order.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
+    for _, sample in json_lines(path, hint=AGAIN):
+        if part is None or sample["part"] == part:
+            yield sample
 
 
 def items_of(samples: Sequence[Mapping[str, Any]], name: str) -> tuple[Items, Items]:

@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from selfaug.common.errors import ConfigError, UserError
+from selfaug.common.errors import ConfigError, DataError, UserError
+from selfaug.common.files import json_of_ours
 from selfaug.common.fingerprint import versions
 from selfaug.common.store import Store, key_of, write_whole
 from selfaug.evaluation.parts import Finished, Part, Progress
 from selfaug.evaluation.results import SIDES, problems, read_samples, write_results
+from selfaug.run.folder import RunFolder
 from selfaug.run.models import Sides
 
 __all__ = ["Bar", "evaluate", "kept_parts", "look_ahead", "write"]
@@ -129,23 +131,23 @@ def kept_parts(
     results: Path, samples: Path, hashes: Mapping[str, Any], replaced: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Parts and samples of an earlier evaluation of the same weights that the present one does not measure anew."""
+    earlier = json_of_ours(results)
     try:
-        earlier = json.loads(results.read_text(encoding="utf-8"))
         if problems(earlier) or any(earlier["hashes"].get(side) != hashes[side] for side in SIDES):
             return {}, []
         parts = {name: part for name, part in earlier["parts"].items() if name not in replaced}
         lines = [sample for sample in read_samples(samples) if sample["part"] in parts]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError):
         return {}, []
     return parts, lines
 
 
-def write(folder: Path, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+def write(folder: RunFolder, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
     """Write the sample log, then the results; each whole or as it was before.
 
     Raises:
         DiskError: If the disk is full.
     """
     lines = "".join(json.dumps(sample, ensure_ascii=False, allow_nan=False) + "\n" for sample in samples)
-    write_whole(folder / "samples.jsonl", lines)
-    write_results(folder / "results.json", results)
+    write_whole(folder.samples, lines)
+    write_results(folder.results, results)

@@ -176,15 +176,14 @@ def answer(
         batch_size: Prompts at a time.
         progress: Called with the number of prompts done, from 0 to twice their number.
     """
-    from selfaug.generation.decoding import continuation_nll, greedy, stop_ids
+    from selfaug.generation.decoding import continuation_nll, greedy, pad_id, stop_ids, without_stop
 
     stops = stop_ids(model, tokenizer, renderer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     said = greedy(
         model,
         [one.prompt_ids for one in asked],
         stops=stops,
-        pad=int(pad),
+        pad=pad_id(tokenizer),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         progress=progress,
@@ -197,9 +196,7 @@ def answer(
     )
     answers = []
     for ids, nll in zip(said, nlls, strict=True):
-        finished = bool(ids) and ids[-1] in stops
-        # The stop token goes by its id: not every template's end of turn is flagged as special.
-        kept = ids[:-1] if finished else ids
+        kept, finished = without_stop(ids, stops)
         # What is scored is what comes after a thought, which the prompt may have opened.
         text = split_thought(tokenizer.decode(kept, skip_special_tokens=True)).words
         answers.append(Answer(text.strip(), finished, nll))

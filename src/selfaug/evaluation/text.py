@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.common.errors import DataError, nearest
+from selfaug.common.errors import DataError
+from selfaug.common.files import json_lines, read_json, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,41 +33,32 @@ class Window:
     context: int
 
 
-def read_texts(path: str | Path) -> list[str]:
+def read_texts(path: str | Path, setting: str = "general_data") -> list[str]:
     """The texts of a file: of ``.json`` a list of strings, of ``.jsonl`` each row's ``text``, else the whole file.
+
+    Args:
+        path: The file.
+        setting: The setting that names it, for messages.
 
     Raises:
         DataError: If the file does not exist, is no text, or holds none.
     """
-    file = Path(path).expanduser()
-    try:
-        raw = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise DataError(
-            f"general_data {str(path)!r} does not exist.{nearest(file.name, siblings)}", "check the path."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"general_data {str(path)!r} cannot be read: {error}", "give UTF-8 text files.") from None
-    texts: list[Any]
-    try:
-        if file.suffix == ".json":
-            texts = json.loads(raw)
-        elif file.suffix == ".jsonl":
-            rows = [json.loads(line) for line in raw.splitlines() if line.strip()]
-            texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
-        else:
-            texts = [raw]
-    except ValueError as error:
-        raise DataError(f"general_data {str(path)!r} is no {file.suffix[1:]}: {error}", "mend the file.") from None
+    suffix = Path(path).suffix.lower()
+    texts: Any
+    if suffix == ".json":
+        texts = read_json(path, setting)
+    elif suffix == ".jsonl":
+        texts = [row.get("text") if isinstance(row, dict) else row for _, row in json_lines(path, setting)]
+    else:
+        texts = [read_text(path, setting)]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise DataError(
-            f"general_data {str(path)!r} holds something else than texts",
-            'give a .txt file, a .json list of strings, or .jsonl rows {"text": "..."}.',
+            f"{setting} {str(path)!r} holds something else than texts",
+            'give a .txt file, a .json list of texts, or .jsonl rows {"text": "..."}.',
         )
     kept = [text for text in texts if text.strip()]
     if not kept:
-        raise DataError(f"general_data {str(path)!r} holds no text", "give a file with text in it.")
+        raise DataError(f"{setting} {str(path)!r} holds no text", "give a file with text in it.")
     return kept
 
 

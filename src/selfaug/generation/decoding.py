@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from selfaug.data.prompts import Renderer
 
-__all__ = ["continuation_nll", "greedy", "in_batches", "stop_ids"]
+__all__ = ["continuation_nll", "greedy", "in_batches", "pad_id", "stop_ids", "without_stop"]
 
 Progress = Callable[[int], None]
 
@@ -34,6 +34,21 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rendere
     turn = text_ids(tokenizer, renderer.end_of_turn.strip()) if renderer.end_of_turn.strip() else []
     stops.update(turn if len(turn) == 1 else ())
     return sorted(stop for stop in stops if stop is not None)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the padding; that of EOS where the tokenizer has none."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(pad or 0)
+
+
+def without_stop(ids: Sequence[int], stops: Sequence[int]) -> tuple[list[int], bool]:
+    """An answer's ids without the stop token at their end, and whether there was one.
+
+    It goes by its id: not every template's end of turn is flagged as special.
+    """
+    ended = bool(ids) and ids[-1] in stops
+    return list(ids[: len(ids) - ended]), ended
 
 
 def greedy(

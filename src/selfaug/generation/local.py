@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, TopPLogitsWarper
 
 from selfaug.data.template import ChatTemplate, matcher
 from selfaug.data.tokens import text_ids
-from selfaug.generation.decoding import in_batches, stop_ids
+from selfaug.generation.decoding import in_batches, pad_id, stop_ids, without_stop
 from selfaug.generation.requests import Reply, Request
 from selfaug.model.switch import adapters_off, evaluating
 
@@ -72,7 +72,7 @@ class LocalModel:
             self.model,
             [prompts[i] for i in places],
             stops=stops,
-            pad=_pad(self.tokenizer),
+            pad=pad_id(self.tokenizer),
             max_new_tokens=length,
             batch_size=self.batch_size,
             context=context,
@@ -93,17 +93,12 @@ class LocalModel:
         return text_ids(self.tokenizer, template.render(request.messages, generation=True))
 
     def _reply(self, ids: Sequence[int], stops: Sequence[int], stop: str) -> Reply:
-        ended = bool(ids) and ids[-1] in stops
-        text: str = self.tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=False)
+        kept, ended = without_stop(ids, stops)
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=False)
         places = [at for at in (text.find(stop) if stop else -1,) if at >= 0]
         control = matcher(self.renderer.specials).search(text)  # a turn of its own that the model has begun
         places += [control.start()] if control else []
         return Reply(text[: min(places)].strip(), True) if places else Reply(text.strip(), ended)
-
-
-def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return int(pad or 0)
 
 
 class _Draw(LogitsProcessor):

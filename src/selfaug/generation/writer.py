@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from accelerate.utils import gather_object
 
 from selfaug.common.errors import DataError
+from selfaug.common.files import json_of_ours
 from selfaug.common.progress import counting
 from selfaug.common.store import key_of, write_whole
 from selfaug.common.terminal import is_main, say
@@ -139,7 +140,7 @@ class Writer:
             return
         folder = self._store.folder
         path = folder / "counts.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known = json_of_ours(path) or {}
         write_whole(path, json.dumps({**known, method: dict(counts)}, indent=2) + "\n")
         lines = [json.dumps(item.to_row(), ensure_ascii=False) + "\n" for item in items]
         write_whole(folder / f"{method}.jsonl", "".join(lines))

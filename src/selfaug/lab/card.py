@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfaug.common.files import whole_lines, write_durably
+
 if TYPE_CHECKING:
     from selfaug.lab.making import Making
 
@@ -32,19 +34,14 @@ class Journal:
     def entries(self) -> list[dict[str, Any]]:
         """Return one entry for each step; later values replace earlier ones."""
         by_step: dict[int, dict[str, Any]] = {}
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a kill cut the line off
-                continue
+        for entry in whole_lines(self._path):
             by_step.setdefault(entry["step"], {}).update(entry)
         return [by_step[step] for step in sorted(by_step)]
 
     def close(self) -> list[dict[str, Any]]:
         """Rewrite the file with one entry for each step, and return the entries."""
         entries = self.entries()
-        self._path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        write_durably(self._path, "".join(json.dumps(entry) + "\n" for entry in entries))
         return entries
 
 

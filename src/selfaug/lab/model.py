@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.files import json_of_ours, write_durably
 from selfaug.lab.card import CARD, LOG, Journal, card
 from selfaug.lab.making import SIZES, Making, Size
 from selfaug.lab.start import start
@@ -109,9 +110,9 @@ def make(
     world = World.make()
     folder.mkdir(parents=True, exist_ok=True)
     state_file, settings_file = folder / _STATE, folder / "making.json"
-    if settings_file.exists() and json.loads(settings_file.read_text("utf-8")) != asdict(making):
+    if json_of_ours(settings_file) not in (None, asdict(making)):
         raise ConfigError(f"{folder} holds a model that is being made with other settings.", "name another folder.")
-    settings_file.write_text(json.dumps(asdict(making), indent=2) + "\n", encoding="utf-8")
+    write_durably(settings_file, json.dumps(asdict(making), indent=2) + "\n")
     tokenizer = make_tokenizer(world, making.vocabulary, making.texts, making.seed)
     model = new_model(SIZES[making.size], tokenizer, making.seed).to(device)
     threads = torch.get_num_threads()
@@ -130,7 +131,7 @@ def make(
         torch.set_num_threads(threads)
     digest = save(model.eval(), tokenizer, folder)
     text = card(making, digest, model.num_parameters(), journal.close())
-    (folder / CARD).write_text(text, encoding="utf-8")
+    write_durably(folder / CARD, text)
     # Last of all: while this file exists, the folder does not count as finished.
     state_file.unlink()
     return digest

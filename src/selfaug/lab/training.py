@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own name for it
 from torch import Tensor
 
+from selfaug.common.files import replacing
 from selfaug.lab.batches import Order, batches
 from selfaug.lab.world import World
 
@@ -98,7 +99,8 @@ class Training:
             progress(done)
             if saves:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-                _write(self.state_file, state)
+                with replacing(self.state_file) as temporary:
+                    torch.save(state, temporary)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
@@ -127,10 +129,3 @@ class Training:
         }
         self.model.train()
         return shares
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    # Written beside and renamed: a kill in between leaves the previous checkpoint.
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)

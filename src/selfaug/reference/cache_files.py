@@ -11,7 +11,6 @@ Shapes: N aligned positions, H hidden.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from selfaug.common.errors import ConfigError
-from selfaug.common.files import write_durably
+from selfaug.common.files import json_of_ours, read_json, replacing, write_durably
 from selfaug.common.fingerprint import file_hash
 
 __all__ = ["CACHE_DTYPES", "INDEX", "UNKNOWN", "CacheIndex", "CacheKey", "Shard", "gigabytes", "require_room"]
@@ -100,27 +99,20 @@ class Shard:
     def is_sealed(self, folder: Path, *, thorough: bool = False) -> bool:
         """Whether the shard is complete; with ``thorough``, its hash is compared with the seal as well."""
         path = self.path(folder)
-        try:
-            seal = json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8"))
-            size = path.stat().st_size
-        except (OSError, ValueError):
+        seal = json_of_ours(folder / f"{self.name}.json")
+        if not isinstance(seal, dict) or seal.get("rows") != self.rows or not path.is_file():
             return False
-        if not isinstance(seal, dict) or seal.get("bytes") != size or seal.get("rows") != self.rows:
-            return False
-        return not thorough or seal.get("hash") == file_hash(path)
+        return seal.get("bytes") == path.stat().st_size and (not thorough or seal.get("hash") == file_hash(path))
 
     def write(self, folder: Path, hidden_NH: Tensor) -> None:
         """Write and seal the shard; if killed at any moment, it is either complete or recognised as incomplete."""
         from safetensors.torch import save_file
 
         assert len(hidden_NH) == self.rows
-        path, temporary = self.path(folder), folder / f".{self.name}.tmp"
-        save_file({"hidden": hidden_NH.contiguous()}, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        seal = {"bytes": temporary.stat().st_size, "rows": self.rows, "hash": file_hash(temporary)}
-        (folder / f"{self.name}.json").unlink(missing_ok=True)
-        temporary.replace(path)
+        with replacing(self.path(folder)) as temporary:
+            save_file({"hidden": hidden_NH.contiguous()}, temporary)
+            seal = {"bytes": temporary.stat().st_size, "rows": self.rows, "hash": file_hash(temporary)}
+            (folder / f"{self.name}.json").unlink(missing_ok=True)
         write_durably(folder / f"{self.name}.json", json.dumps(seal))
 
 
@@ -176,16 +168,15 @@ class CacheIndex:
         path = folder / INDEX
         if not path.is_file():
             return None
+        again = "name an empty folder with --reference_cache, or remove this one."
+        body = read_json(path, hint=again, error=ConfigError)
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
             if body["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {body['schema']}, and this version reads {SCHEMA}")
             shards = tuple(Shard(name, tuple((k, n) for k, n in entries)) for name, entries in body["shards"])
             return cls(body["key"], body["hidden"], body["dtype"], shards, body["versions"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} cannot be read: {error}", "name an empty folder with --reference_cache, or remove this one."
-            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}", again) from None
 
     def write(self, folder: Path) -> None:
         """Write the index, whole or not at all."""

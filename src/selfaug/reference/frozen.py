@@ -23,18 +23,26 @@ class FrozenReference:
     It is not a submodule of the trained model, so that nothing shards, saves or optimises it. Every rank holds a whole
     copy.
 
+    Args:
+        path: Folder or hub name of the model.
+        model: The trained model.
+        loaded: The model of ``path``, where it is in memory already; it stays where it is.
+        init_kwargs: For ``from_pretrained``.
+
     Raises:
         ConfigError: If its vocabulary differs from the trained model's.
     """
 
     name = "path"
 
-    def __init__(self, path: str, model: nn.Module, **init_kwargs: Any) -> None:
+    def __init__(self, path: str, model: nn.Module, *, loaded: nn.Module | None = None, **init_kwargs: Any) -> None:
         from transformers import AutoModelForCausalLM
 
         first = next(model.parameters())
-        init_kwargs.setdefault("dtype", first.dtype)
-        frozen = AutoModelForCausalLM.from_pretrained(path, **init_kwargs)
+        if loaded is None:
+            init_kwargs.setdefault("dtype", first.dtype)
+            loaded = AutoModelForCausalLM.from_pretrained(path, **init_kwargs).to(first.device)
+        frozen: nn.Module = loaded
         theirs, ours = head_of(frozen).weight_VH.shape[0], head_of(model).weight_VH.shape[0]
         if theirs != ours:
             raise ConfigError(
@@ -42,7 +50,7 @@ class FrozenReference:
                 "distribution over one cannot be compared with one over the other.",
                 "name the model that training starts from.",
             )
-        self._model: nn.Module = frozen.to(first.device).eval().requires_grad_(False)
+        self._model = frozen.eval().requires_grad_(False)
 
     @contextmanager
     def serving(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError
 from selfaug.report.about import Fact, origins, short
 from selfaug.report.gains import POINTS, Gain, Measured, mean_gain, measured
 from selfaug.report.gaps import Missing, missing_of, warnings_of
@@ -119,7 +119,7 @@ def report_of(paths: Sequence[str], *, regressions: int = 5) -> Report:
 
     if len(paths) > len(KEYS):
         raise ConfigError(f"{len(paths)} runs are more than one page can show", f"name at most {len(KEYS)}.")
-    folders = [_opened(path) for path in paths]
+    folders = [RunFolder.open(path, finished=False) for path in paths]
     resolved = [folder.path.resolve() for folder in folders]
     for number, path in enumerate(resolved):
         if path in resolved[:number]:
@@ -131,17 +131,6 @@ def report_of(paths: Sequence[str], *, regressions: int = 5) -> Report:
     )
     relation = related(folders, [run.key for run in runs]) if len(runs) > 1 else None
     return Report(runs, relation, __version__)
-
-
-def _opened(path: str) -> RunFolder:
-    """Open a run, finished or not."""
-    folder = RunFolder(Path(path).expanduser())
-    if not folder.config.is_file():
-        siblings = [entry.name for entry in folder.path.parent.glob("*")] if folder.path.parent.is_dir() else []
-        there = "has no config.yaml" if folder.path.is_dir() else "does not exist"
-        close = "" if folder.path.is_dir() else nearest(folder.path.name, siblings)
-        raise ConfigError(f"{path} is not a run: it {there}.{close}", "give the --output_dir of a `selfaug train` run.")
-    return folder
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -157,13 +146,12 @@ def run_of(folder: RunFolder, *, key: str = "A", name: str | None = None, regres
         DataError: If another of its files is damaged.
     """
     from selfaug.evaluation.results import read_results
-    from selfaug.run.manifest import read_manifest
 
     config = folder.read_config()
-    manifest = read_manifest(folder.manifest) if folder.manifest.is_file() else {}
-    results = read_results(folder.path / "results.json") if (folder.path / "results.json").is_file() else None
+    manifest = folder.read_manifest()
+    results = read_results(folder.results) if folder.results.is_file() else None
     metrics = tuple(measured(results)) if results is not None else ()
-    samples = folder.path / "samples.jsonl"
+    samples = folder.samples
     shift = read_shift(folder)
     events = read_log(folder.log) if folder.log.is_file() else []
     return Run(

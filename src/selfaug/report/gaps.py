@@ -9,7 +9,7 @@ from typing import Any
 
 from selfaug.report.gains import Measured
 from selfaug.report.shifts import Shift
-from selfaug.run.folder import RunFolder
+from selfaug.run.folder import RESULTS, SHIFT, RunFolder
 
 __all__ = ["Missing", "missing_of", "warnings_of"]
 
@@ -55,8 +55,8 @@ def warnings_of(manifest: Mapping[str, Any], results: Mapping[str, Any] | None, 
     """Warn of measurements on other weights than the run's, as after further training."""
     tuned = (manifest.get("finished") or {}).get("weights")
     measured_on = {
-        "results.json": None if results is None else results["hashes"].get("tuned"),
-        "shift.json": None if shift is None else shift.weights,
+        RESULTS: None if results is None else results["hashes"].get("tuned"),
+        SHIFT: None if shift is None else shift.weights,
     }
     return [
         f"{file} was measured on other weights than the finished ones: measure again."

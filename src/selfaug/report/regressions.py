@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfaug.common.errors import DataError
+from selfaug.common.files import json_lines
+from selfaug.evaluation.results import AGAIN
 from selfaug.report.gains import Measured
 
 __all__ = ["LONGEST", "Piece", "Regression", "Worst", "marked", "read_worst", "shortened"]
@@ -80,21 +81,19 @@ def read_worst(path: str | Path, metrics: Iterable[Measured], limit: int) -> lis
     by_part: dict[str, list[tuple[float, dict[str, Any]]]] = {part: [] for part in chosen}
     number = 0
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):  # noqa: B007
-                sample = json.loads(line)
-                one = chosen.get(sample["part"])
-                if one is None:
-                    continue
-                base, tuned = (_value(sample[side]["values"].get(one.metric)) for side in ("base", "tuned"))
-                if base is None or tuned is None:
-                    continue
-                gain = (tuned - base) * (1 if one.entry["higher_is_better"] else -1)
-                by_part[one.part].append((gain, sample | {"_values": (base, tuned)}))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", _AGAIN) from None
+        for number, sample in json_lines(path, hint=AGAIN):  # noqa: B007
+            one = chosen.get(sample["part"])
+            if one is None:
+                continue
+            base, tuned = (_value(sample[side]["values"].get(one.metric)) for side in ("base", "tuned"))
+            if base is None or tuned is None:
+                continue
+            gain = (tuned - base) * (1 if one.entry["higher_is_better"] else -1)
+            by_part[one.part].append((gain, sample | {"_values": (base, tuned)}))
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(f"{path}, line {number}, is damaged: {error!r}", _AGAIN) from None
+        raise DataError(f"{path}, line {number}, is damaged: {error!r}", AGAIN) from None
     worst = []
     for part, items in by_part.items():
         falls = sorted((item for item in items if item[0] < 0), key=lambda item: item[0])
@@ -103,9 +102,6 @@ def read_worst(path: str | Path, metrics: Iterable[Measured], limit: int) -> lis
         if items:
             worst.append(Worst(part, one.metric, one.unit, len(items), len(falls), better, shown))
     return worst
-
-
-_AGAIN = "run `selfaug evaluate` on the run again; finished parts are not repeated."
 
 
 def _value(value: Any) -> float | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.files import read_json
 from selfaug.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -76,9 +76,12 @@ def read_shift(run: RunFolder) -> Shift | None:
     Raises:
         DataError: If the file is damaged.
     """
-    path = run.path / "shift.json"
+    path = run.shift
+    if not path.exists():
+        return None
+    again = f"run `selfaug shift {run.path}` again."
+    whole = read_json(path, hint=again)
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
         entries = whole["checkpoints"]
         last = next((entry for entry in entries if entry["name"] == "final"), None)
         if last is None:
@@ -96,10 +99,7 @@ def read_shift(run: RunFolder) -> Shift | None:
             weights=last.get("weights"),
             texts=(int(sources["data"]["measured"]), int(general.get("measured", 0))),
         )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        again = f"run `selfaug shift {run.path}` again."
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read: {error!r}", again) from None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from selfaug.common.files import whole_lines
 
 __all__ = ["CURVES", "Cost", "Curve", "Training", "read_log", "training_of"]
 
@@ -54,16 +55,7 @@ class Training:
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Return the events of a log; a last line that was cut off by a kill is skipped."""
-    path = Path(path)
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and _is_number(event.get("step")):
-            events.append(event)
-    return events
+    return [event for event in whole_lines(Path(path)) if _is_number(event.get("step"))]
 
 
 def training_of(events: Sequence[Mapping[str, Any]], *, resumed: bool) -> Training:

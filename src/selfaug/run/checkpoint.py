@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import ConfigError
-from selfaug.common.files import write_durably
+from selfaug.common.files import flush, write_durably
+from selfaug.common.fingerprint import file_hash
 
-__all__ = ["SEAL", "last_whole", "read_seal", "resolve", "rotate", "seal", "torn_because", "unseal"]
+__all__ = [
+    "SEAL", "last_whole", "numbered", "read_seal", "resolve", "rotate", "seal", "step_of", "torn_because", "unseal",
+]  # fmt: skip
 
 SEAL = "selfaug_checkpoint.json"
 # A file above this size is known by its size alone: hashing the optimizer of a large model takes minutes.
@@ -33,11 +35,10 @@ def seal(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the seal of a finished checkpoint with ``state`` (JSON) in it; atomically, after its files are on disk."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SEAL)
     for path in paths:
-        _flush(path)
+        flush(path)
     files = {path.relative_to(folder).as_posix(): _print(path) for path in paths}
     write_durably(folder / SEAL, _seal_text({"files": files, "state": dict(state)}))
-    _flush(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
 
 
 def unseal(folder: Path) -> None:
@@ -52,26 +53,10 @@ def _seal_text(body: dict[str, Any]) -> str:
     return json.dumps({"sha256": own, **body}, indent=1)
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # folders cannot be opened on every system
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:  # nor flushed on every file system
-        logger.debug("cannot flush %s", path)
-    finally:
-        os.close(descriptor)
-
-
 def _print(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
-    if size > _HASHED_BYTES:
-        return {"bytes": size}
-    with path.open("rb") as file:
-        return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    hashed = {"sha256": file_hash(path).removeprefix("sha256:")} if size <= _HASHED_BYTES else {}
+    return {"bytes": size, **hashed}
 
 
 def torn_because(folder: str | Path) -> str | None:
@@ -103,18 +88,22 @@ def read_seal(folder: str | Path) -> dict[str, Any]:
     return state
 
 
-def _numbered(output_dir: Path) -> list[Path]:
+def step_of(folder: str | Path) -> int:
+    """Number of steps in a checkpoint's name; -1 for the name of something else."""
+    found = _NAME.fullmatch(Path(folder).name)
+    return int(found.group(1)) if found else -1
+
+
+def numbered(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders, the latest step first."""
-    if not output_dir.is_dir():
-        return []
-    found = [(int(m.group(1)), p) for p in output_dir.iterdir() if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
-    return [path for _, path in sorted(found, reverse=True)]
+    output_dir = Path(output_dir)
+    found = output_dir.iterdir() if output_dir.is_dir() else ()
+    return sorted((path for path in found if step_of(path) >= 0 and path.is_dir()), key=step_of, reverse=True)
 
 
 def last_whole(output_dir: str | Path) -> Path | None:
     """The whole checkpoint with the most steps; torn ones above it are named in a warning and passed over."""
-    output_dir = Path(output_dir)
-    for folder in _numbered(output_dir):
+    for folder in numbered(output_dir):
         reason = torn_because(folder)
         if reason is None:
             return folder
@@ -135,7 +124,7 @@ def rotate(output_dir: Path, limit: int | None, new: Path, best: str | None = No
     if not limit:
         return
     kept = {new.resolve(), *([Path(best).resolve()] if best else [])}
-    folders = [folder for folder in reversed(_numbered(output_dir)) if folder.resolve() not in kept]
+    folders = [folder for folder in reversed(numbered(output_dir)) if folder.resolve() not in kept]
     excess = len(folders) + len(kept) - limit
     for folder in sorted(folders, key=_sealed_at)[: max(excess, 0)]:
         # Its seal goes first: killed in between, what is left of it is not taken for a whole one.

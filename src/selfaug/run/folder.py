@@ -1,4 +1,4 @@
-"""The run folder: its files, and whether a new run may write there."""
+"""The run folder: the names of its files, what may be written there, and opening a finished one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from typing import Any
 
 import yaml
 
-from selfaug.common.errors import ConfigError, nearest
-from selfaug.common.files import write_durably
-from selfaug.run.checkpoint import last_whole
+from selfaug.common.errors import ConfigError
+from selfaug.common.files import missing_path, read_yaml, write_durably
+from selfaug.run.checkpoint import last_whole, numbered
+from selfaug.run.manifest import read_manifest
 
-__all__ = ["MAY_DIFFER", "RunFolder", "config_differences"]
+__all__ = ["ADAPTER_CONFIG", "CONFIG", "MAY_DIFFER", "REPORT", "RESULTS", "SHIFT", "RunFolder", "config_differences"]
 
-_FILES = ("config.yaml", "manifest.json", "log.jsonl", "results.json", "samples.jsonl", "shift.json", "report.html")
+CONFIG, RESULTS, SHIFT, REPORT = "config.yaml", "results.json", "shift.json", "report.html"
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's name for an adapter's settings."""
+
+_FILES = (CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, REPORT)
 _FOLDERS = ("checkpoints", "adapter", "model", "evaluation")
 
 MAY_DIFFER = frozenset(
@@ -54,6 +59,8 @@ def config_differences(
 class RunFolder:
     """``config.yaml``, ``manifest.json``, ``log.jsonl``, ``checkpoints/``, ``adapter/`` (``model/`` without PEFT).
 
+    What is measured of a run lies there, too.
+
     Args:
         path: The folder itself; what ``--output_dir`` names.
     """
@@ -66,7 +73,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The resolved settings; ``selfaug train --config`` reads them back."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def manifest(self) -> Path:
@@ -94,6 +101,31 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def results(self) -> Path:
+        """What was measured of base and tuned model."""
+        return self.path / RESULTS
+
+    @property
+    def samples(self) -> Path:
+        """The answers behind the results, one JSON object a line."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """The finished parts of an evaluation."""
+        return self.path / "evaluation"
+
+    @property
+    def shift(self) -> Path:
+        """How far the tuned distributions are from the base's."""
+        return self.path / SHIFT
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.path / REPORT
+
+    @property
     def finished(self) -> Path | None:
         """The folder of the finished adapter or model, or ``None`` while there is none."""
         return next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
@@ -108,36 +140,37 @@ class RunFolder:
         Raises:
             ConfigError: If ``config.yaml`` is missing or is no mapping.
         """
-        try:
-            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{self.config} cannot be read: {error}", "restore the file, or train anew.") from None
+        config = read_yaml(self.config, hint="restore the file, or train anew.")
         if not isinstance(config, dict):
             raise ConfigError(f"{self.config} is not a mapping of settings", "restore the file, or train anew.")
         return config
 
-    @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
-        """A finished run, as ``merge`` and ``chat`` need it.
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest of the run; empty where there is none.
 
         Raises:
-            ConfigError: If the folder does not exist, is no run, or has not finished.
+            ConfigError: If it is damaged.
+        """
+        return read_manifest(self.manifest) if self.manifest.is_file() else {}
+
+    @classmethod
+    def open(cls, path: str | Path, *, finished: bool = True) -> RunFolder:
+        """A run that the user named.
+
+        Raises:
+            ConfigError: If the folder does not exist or is no run, or has not ``finished`` where it must have.
         """
         folder = cls(Path(path).expanduser())
         if not folder.path.is_dir():
-            siblings = [entry.name for entry in folder.path.parent.glob("*")] if folder.path.parent.is_dir() else []
-            raise ConfigError(
-                f"the run folder {folder.path} does not exist.{nearest(folder.path.name, siblings)}",
-                "give the --output_dir of a `selfaug train` run.",
-            )
+            raise missing_path("the run folder", str(path), "give the --output_dir of a `selfaug train` run.")
         if not folder.config.is_file():
             outer = folder.path.resolve().parent
-            inside = (outer / "config.yaml").is_file()
+            inside = (outer / CONFIG).is_file()
             raise ConfigError(
-                f"{folder.path} is not a run folder: it has no config.yaml",
+                f"{folder.path} is not a run folder: it has no {CONFIG}",
                 f"give {outer}." if inside else "give the --output_dir of a `selfaug train` run.",
             )
-        if folder.finished is None:
+        if finished and folder.finished is None:
             raise ConfigError(
                 f"the run in {folder.path} has not finished: it has neither adapter/ nor model/",
                 f"finish it: `selfaug train --config {shlex.quote(str(folder.config))} --resume_from_checkpoint`.",
@@ -199,7 +232,7 @@ class RunFolder:
             for name in _FOLDERS:
                 shutil.rmtree(self.path / name, ignore_errors=True)
         elif not resume:
-            for torn in self.checkpoints.glob("checkpoint-*"):
+            for torn in numbered(self.checkpoints):
                 shutil.rmtree(torn, ignore_errors=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
-from selfaug.common.files import write_durably
+from selfaug.common.files import read_json, write_durably
 from selfaug.common.fingerprint import file_hash, text_hash, tokenizer_hash, versions
 from selfaug.common.redaction import redacted, without_secrets
 
@@ -162,10 +162,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         ConfigError: If the file is missing, is not JSON, or was written by a newer selfaug.
     """
     path = Path(path)
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "restore the file, or train anew.") from None
+    manifest = read_json(path, hint="restore the file, or train anew.", error=ConfigError)
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise ConfigError(f"{path} is not a manifest of schema {SCHEMA}", "update selfaug, or train anew.")
     return manifest

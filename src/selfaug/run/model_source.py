@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.errors import ConfigError
+from selfaug.common.files import missing_path, read_json
 from selfaug.data.vocabulary import embedding_rows
+from selfaug.run.folder import ADAPTER_CONFIG
 from selfaug.run.manifest import weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["ModelFacts", "check_model", "check_weights", "looks_local", "missing_path", "model_folder"]
+__all__ = ["ModelFacts", "check_model", "check_weights", "looks_local", "model_folder"]
 
 _DATA_ENDINGS = (".json", ".jsonl", ".gz", ".bz2", ".tsv", ".csv", ".parquet", ".txt", ".md", ".zip", ".arrow")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -51,18 +53,6 @@ def looks_local(name: str) -> bool:
         return True
     parts = Path(name).parts
     return len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
-
-
-def missing_path(setting: str, name: str, hint: str) -> ConfigError:
-    """The error for a path that does not exist, with its near neighbour and the part of it that does exist."""
-    path = Path(name).expanduser()
-    parent = path.parent
-    if parent.is_dir():
-        close = nearest(path.name, [entry.name for entry in parent.iterdir()])
-        return ConfigError(f"{setting} {name!r} does not exist.{close}", hint)
-    while not parent.exists():
-        parent = parent.parent
-    return ConfigError(f"{setting} {name!r} does not exist: of its path only {str(parent)!r} does", hint)
 
 
 def check_model(name: str | None, *, revision: str = "main", trust_remote_code: bool = False) -> ModelFacts:
@@ -107,8 +97,8 @@ def _check_folder(folder: Path) -> None:
         raise ConfigError(f"model_name_or_path {str(folder)!r} is a file, not a folder", "give the model's folder.")
     names = {entry.name for entry in folder.iterdir()}
     if "config.json" not in names:
-        if "adapter_config.json" in names:
-            base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+        if ADAPTER_CONFIG in names:
+            base = _json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
             raise ConfigError(
                 f"model_name_or_path {str(folder)!r} holds an adapter, not a model",
                 f"pass its base model ({base}), or merge the adapter first: `selfaug merge`.",
@@ -224,10 +214,7 @@ def _read_config(name: str, revision: str, trust_remote_code: bool) -> Pretraine
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no JSON: {error}", "restore the file.") from None
+    value = read_json(path, hint="restore the file.", error=ConfigError)
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is no JSON object", "restore the file.")
     return value

@@ -1,47 +1,55 @@
-"""Opens the two models that a run compares, base and tuned, without loading the base twice.
+"""Opening the base and the tuned model of a run: where they come from, and how each is had without loading two.
 
 With an adapter one model is loaded: the base is it with the adapter off. Where that would not be the base (adapters
-that rewrote base weights or trained biases) and for models trained as a whole, the two are loaded one after the other,
-so that there is never more than one in memory.
+that rewrote base weights or trained biases) and for models trained as a whole, there are two: loaded one after the
+other, so that there is never more than one in memory, or together where both are asked at once.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
+from selfaug.common.files import json_of_ours
 from selfaug.common.fingerprint import file_hash
 from selfaug.common.quiet import unwarned
-from selfaug.run.manifest import read_manifest, weight_files, weights_hash
+from selfaug.common.terminal import say
+from selfaug.run.checkpoint import numbered, step_of, torn_because
+from selfaug.run.folder import ADAPTER_CONFIG
+from selfaug.run.manifest import weight_files, weights_hash
+from selfaug.run.model_source import check_model, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from selfaug.reference import Reference
     from selfaug.run.folder import RunFolder
 
-__all__ = ["Origin", "Sides", "check_origin", "renderer_hash"]
+__all__ = ["Origin", "Sides", "State", "check_origin", "renderer_hash", "states"]
 
 _RESTORE = "restore the run's folder and its base model as they were, or train anew."
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where base and tuned model come from, checked against the run's manifest before anything is loaded.
+    """Where base and tuned model come from, checked by their files before anything is loaded.
+
+    :func:`check_origin` makes one.
 
     Args:
         base: Folder or hub name of the base model.
-        revision: Of a hub model.
+        revision: Revision of a hub model.
         trust_remote_code: Whether the model may bring code of its own.
-        final: Folder of the finished adapter or model.
+        final: Folder of the tuned weights: an adapter or a whole model.
         adapter: Whether ``final`` holds an adapter.
         switchable: Whether the adapter switched off gives back the base.
-        base_hash: Of the base's weight files; ``None`` where they are not on this machine.
-        tuned_hash: Of the files in ``final``.
+        base_hash: Hash of the base's weight files; ``None`` where they are not on this machine.
+        tuned_hash: Hash of the weight files in ``final``; empty where nobody asks.
         context: Longest sequence of the base in tokens; ``None`` where its configuration names none.
         quantization: ``transformers``' quantisation settings of the base during training, or ``None``.
         embeddings: Rows of the base's embedding; ``None`` where its configuration names none.
@@ -51,86 +59,140 @@ class Origin:
     revision: str
     trust_remote_code: bool
     final: Path
-    adapter: bool
-    switchable: bool
-    base_hash: str | None
-    tuned_hash: str
+    adapter: bool = False
+    switchable: bool = False
+    base_hash: str | None = None
+    tuned_hash: str = ""
     context: int | None = None
     quantization: Any = None
     embeddings: int | None = None
 
+    def at(self, folder: Path) -> Origin:
+        """The same base with other tuned weights of the same kind: those of a checkpoint.
 
-def check_origin(run: RunFolder, base: str | None = None) -> Origin:
+        Raises:
+            ConfigError: If the folder lacks weights.
+        """
+        return replace(self, **_tuned(folder, self.adapter))
+
+
+def check_origin(
+    run: RunFolder, base: str | None = None, *, needs_base: bool = True, flag: str | None = "--base"
+) -> Origin:
     """The run's models, by their files alone.
 
     Args:
         run: A finished run.
         base: Where the base model lies now, if not where the run found it.
+        needs_base: Whether the base will be asked. Where it is not, and the run trained a whole model, only that model
+            is looked at: its base may be gone.
+        flag: What the user passes ``base`` with, for the message; ``None`` where it cannot be passed.
 
     Raises:
         ConfigError: If the adapter's files are missing or changed, or the base is not the one trained on.
     """
-    from selfaug.run.model_source import check_model, model_folder
-
-    config = run.read_config()
-    final = run.finished
+    config, final = run.read_config(), run.finished
     assert final is not None
-    adapter = final == run.adapter
-    files = _files(final, adapter)
-    manifest = read_manifest(run.manifest) if run.manifest.is_file() else {}
-    tuned_hash = weights_hash(files, full=True)
+    trust = bool(config.get("trust_remote_code"))
+    if final == run.model and base is None and not needs_base:
+        facts = check_model(str(final), trust_remote_code=trust)
+        return Origin(str(final), "main", trust, final, context=facts.context)
+    manifest = run.read_manifest()
+    tuned = _tuned(final, final == run.adapter)
     written = (manifest.get("finished") or {}).get("weights")
-    if written is not None and written != tuned_hash:
+    if written is not None and written != tuned["tuned_hash"]:
         raise ConfigError(
-            f"the weights in {final} are not those that the run wrote ({written} in its manifest, {tuned_hash} now), "
-            "so the results would not be the run's",
+            f"the weights in {final} are not those that the run wrote ({written} in its manifest, "
+            f"{tuned['tuned_hash']} now), so the results would not be the run's",
             _RESTORE,
         )
-    name, trust = base or str(config.get("model_name_or_path")), bool(config.get("trust_remote_code"))
+    trained_on = manifest.get("model") or {}
     # What a branch of the hub names may have moved since; the commit that was trained on has not.
-    commit = None if base is not None else (manifest.get("model") or {}).get("commit")
-    revision = str(commit or config.get("model_revision") or "main")
+    commit = None if base is not None else trained_on.get("commit")
+    name = base or str(config.get("model_name_or_path"))
     try:
-        facts = check_model(name, revision=revision, trust_remote_code=trust)
+        found = _base(name, str(commit or config.get("model_revision") or "main"), trust, trained_on.get("weights"))
     except ConfigError as error:
-        if base is not None:
-            raise ConfigError(error.message.replace("model_name_or_path", "--base"), error.hint) from None
-        hint = "if it has moved, pass where it lies now with --base"
-        raise ConfigError(
-            f"the base model of the run in {run.path}: {error.message}", f"{hint}; else {error.hint}"
-        ) from None
+        if base is not None and flag is not None:
+            again = f"pass another with {flag}: {error.hint}"
+            raise ConfigError(error.message.replace("model_name_or_path", flag), again) from None
+        moved = "" if flag is None else f"if it has moved, pass where it lies now with {flag}; else "
+        raise ConfigError(f"the base model of the run in {run.path}: {error.message}", moved + error.hint) from None
+    return Origin(**found, **tuned, quantization=_quantized(config))
+
+
+@dataclass(frozen=True)
+class State:
+    """The run's weights at one time: a checkpoint, or the finished ones (``name`` is ``final``)."""
+
+    name: str
+    step: int | None
+    folder: Path
+
+
+def states(run: RunFolder, *, every: bool) -> list[State]:
+    """The finished weights, and before them with ``every`` each whole checkpoint; torn ones are named on stderr."""
+    final = run.finished
+    assert final is not None
+    found: list[State] = []
+    for folder in reversed(numbered(run.checkpoints)) if every else ():
+        reason = torn_because(folder)
+        if reason is None:
+            found.append(State(folder.name, step_of(folder), folder))
+        else:
+            say(f"{folder} is not a whole checkpoint ({reason}) and is left out.")
+    try:
+        step = json_of_ours(run.manifest)["finished"]["steps"]
+    except (KeyError, TypeError):
+        step = None
+    return [*found, State("final", step, final)]
+
+
+def _base(name: str, revision: str, trust_remote_code: bool, trained_on: str | None = None) -> dict[str, Any]:
+    """The fields of an origin that say where its base is.
+
+    Args:
+        name: Folder or hub name.
+        revision: Revision of a hub model.
+        trust_remote_code: Whether the model may bring code of its own.
+        trained_on: Hash of the weights that were trained on; ``None`` where nothing tells.
+    """
+    facts = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
     folder = model_folder(name, revision)
-    trained_on = (manifest.get("model") or {}).get("weights")
-    base_hash = None
-    if folder is not None and weight_files(folder):
-        base_hash = weights_hash(weight_files(folder), full=str(trained_on).startswith("sha256:"))
-        if trained_on is not None and base_hash != trained_on:
-            raise ConfigError(
-                f"the weights of the base model {name} are not those that the run in {run.path} was trained on "
-                f"({trained_on} in its manifest, {base_hash} now): the adapter belongs to another base",
-                "pass the right base with --base, or restore its files.",
-            )
-    return Origin(
-        base=name,
-        revision=revision,
-        trust_remote_code=trust,
-        final=final,
-        adapter=adapter,
-        switchable=adapter and _switchable(final),
-        base_hash=base_hash,
-        tuned_hash=tuned_hash,
-        context=facts.context,
-        quantization=_quantized(config),
-        embeddings=facts.embeddings,
-    )
+    files = weight_files(folder) if folder is not None else []
+    base_hash = weights_hash(files, full=str(trained_on).startswith("sha256:")) if files else None
+    if trained_on is not None and base_hash is not None and base_hash != trained_on:
+        raise ConfigError(
+            f"the weights of {name} are not those that the run was trained on ({trained_on} in its manifest, "
+            f"{base_hash} now): what was trained belongs to another base",
+            "name the model that it was trained on, or restore its files.",
+        )
+    return {
+        "base": name,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "base_hash": base_hash,
+        "context": facts.context,
+        "embeddings": facts.embeddings,
+    }
+
+
+def _tuned(final: Path, adapter: bool) -> dict[str, Any]:
+    """The fields of an origin that say what lies in a folder of tuned weights."""
+    return {
+        "tuned_hash": weights_hash(_files(final, adapter), full=True),
+        "final": final,
+        "adapter": adapter,
+        "switchable": adapter and _switchable(final),
+    }
 
 
 def _files(final: Path, adapter: bool) -> list[Path]:
     if not adapter:
         files = weight_files(final)
     else:
-        if not (final / "adapter_config.json").is_file():
-            raise ConfigError(f"{final} has no adapter_config.json, so it holds no adapter", _RESTORE)
+        if not (final / ADAPTER_CONFIG).is_file():
+            raise ConfigError(f"{final} has no {ADAPTER_CONFIG}, so it holds no adapter", _RESTORE)
         files = [path for path in (final / "adapter_model.safetensors", final / "adapter_model.bin") if path.is_file()]
     if not files:
         raise ConfigError(f"{final} has no weights", _RESTORE)
@@ -161,30 +223,30 @@ def _quantized(config: dict[str, Any]) -> Any:
 
 
 class Sides:
-    """The base and the tuned model of a run, one at a time.
+    """The base and the tuned model of a run.
 
     Args:
-        origin: Of :func:`check_origin`.
+        origin: Where they come from.
         dtype: Number format of the weights; ``auto`` is that of the base's files.
+        together: Keep both in memory where they are two models.
 
     Raises:
         ConfigError: When a model is loaded that cannot be, or the adapter does not fit the base.
     """
 
-    def __init__(self, origin: Origin, dtype: str = "auto") -> None:
-        self.origin, self.dtype = origin, dtype
-        self._model: PreTrainedModel | None = None
-        self._peft: Any = None  # PEFT's wrapper of the model, where it has an adapter
-        self._loaded = ""  # "both" where the adapter is switched, else the side in memory
+    def __init__(self, origin: Origin, dtype: str = "auto", *, together: bool = False) -> None:
+        self.origin, self.dtype, self.together = origin, dtype, together
+        self._models: dict[str, PreTrainedModel] = {}  # by side, or "both" where the adapter is switched
+        self._peft: Any = None  # PEFT's wrapper of the tuned model, where it has an adapter
         self.loads = 0
 
     def order(self) -> tuple[str, str]:
         """Base and tuned; the one in memory first."""
-        return ("tuned", "base") if self._loaded == "tuned" else ("base", "tuned")
+        return ("tuned", "base") if "tuned" in self._models else ("base", "tuned")
 
     def holds(self, name: str) -> bool:
         """Whether the model of a side is in memory."""
-        return self._model is not None and self._loaded in ("both", name)
+        return "both" in self._models or name in self._models
 
     @contextmanager
     def side(self, name: str) -> Iterator[PreTrainedModel]:
@@ -194,15 +256,45 @@ class Sides:
         from selfaug.model.switch import adapters_off
 
         wanted = "both" if self.origin.switchable else name
-        if self._loaded != wanted or self._model is None:
-            self.release()
-            self._model, self._loaded = self._load(wanted), wanted
-        with torch.no_grad():
-            if name == "base" and wanted == "both":
-                with adapters_off(self._model):
-                    yield self._model
-            else:
-                yield self._model
+        if wanted not in self._models:
+            if not self.together:
+                self.release()
+            self._models[wanted] = self._load(wanted)
+        model = self._models[wanted]
+        with torch.no_grad(), adapters_off(model) if name == "base" and wanted == "both" else nullcontext():
+            yield model
+
+    def reference(self) -> Reference:
+        """What gives the base's hidden states beside the tuned model's; needs ``together``."""
+        from selfaug.reference.adapter import BaseReference
+        from selfaug.reference.frozen import FrozenReference
+
+        if self.origin.switchable:
+            return BaseReference()
+        assert self.together
+        with self.side("tuned") as model, self.side("base") as base:
+            return FrozenReference(self.origin.base, model, loaded=base)
+
+    def move(self, origin: Origin) -> None:
+        """Go on with other tuned weights of the same base, which stays in memory.
+
+        Args:
+            origin: Another :meth:`Origin.at` of the present one.
+        """
+        switched = self.origin.switchable and origin.switchable
+        self.origin = origin
+        if not switched:
+            # Where loading an adapter rewrites the base's weights, the next one needs them as they were.
+            self._models = {side: model for side, model in self._models.items() if side == "base"}
+            self._peft = None
+        elif self._peft is not None:
+            old = self._peft.active_adapter
+            new = "default" if old == "next" else "next"
+            with self._fitting():
+                self._peft.load_adapter(str(origin.final), adapter_name=new)
+            self._peft.set_adapter(new)
+            self._peft.delete_adapter(old)
+            self._peft.eval()
 
     def fold(self) -> PreTrainedModel:
         """Return the tuned model with its adapter folded into its weights; this object forgets it.
@@ -233,12 +325,12 @@ class Sides:
         return folded
 
     def release(self) -> None:
-        """Forget the loaded model."""
+        """Forget what is loaded."""
         import torch
 
-        if self._model is None:
+        if not self._models:
             return
-        self._model, self._peft, self._loaded = None, None, ""
+        self._models, self._peft = {}, None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -253,19 +345,26 @@ class Sides:
         from peft import PeftModel
 
         base = self._causal(origin.base, origin.revision)
-        try:
-            model = PeftModel.from_pretrained(base, str(origin.final)).eval()
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"the adapter in {origin.final} does not fit the base model {origin.base}: {_first(error)}",
-                "it was trained on another base: pass the right one with --base, or restore the files.",
-            ) from error
-        found: PreTrainedModel = model.get_base_model()
-        self._peft = model
+        with self._fitting():
+            self._peft = PeftModel.from_pretrained(base, str(origin.final)).eval()
+        found: PreTrainedModel = self._peft.get_base_model()
         return found
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (RuntimeError, ValueError, LookupError, OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"the adapter in {self.origin.final} does not fit the base model {self.origin.base}: {_first(error)}",
+                "it was trained on another base: name the right one, or restore the files.",
+            ) from error
 
     def _causal(self, name: str, revision: str) -> PreTrainedModel:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         where: dict[str, Any] = {}
@@ -280,7 +379,7 @@ class Sides:
                 quantization_config=self.origin.quantization,
                 **where,
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, LookupError, SafetensorError) as error:
             raise ConfigError(f"the model {name} cannot be loaded: {_first(error)}", _RESTORE) from error
         return model.eval()
 

@@ -6,7 +6,6 @@ the loss in a metric of ``results.json``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfaug.common.errors import ConfigError, DataError, nearest
+from selfaug.common.files import read_json
+from selfaug.common.statistics import interval
 from selfaug.shift.regions import REGIONS
 from selfaug.shift.tally import TOTALS
 
@@ -90,16 +91,16 @@ def points_of(
     for name, value, known in (("where", where, PLACES), ("direction", direction, DIRECTIONS)):
         if value not in known:
             raise ConfigError(f"--{name} {value!r} is not known.{nearest(value, known)}", f"one of {', '.join(known)}.")
-    path = run.path / "shift.json"
+    path = run.shift
     again = f"run `selfaug shift {run.path} --general_text FILE`."
+    if not path.exists():
+        raise DataError(f"{path} does not exist: the run's shift is not measured", again)
+    shift = read_json(path, hint=again)
     try:
-        shift = json.loads(path.read_text(encoding="utf-8"))
         about = {"sources": _what(shift["sources"]), "base": shift["base"]["weights"]}
         trained, entries = shift["run"], [e for e in shift["checkpoints"] if every or e["name"] == "final"]
         measured: list[tuple[str, Mapping[str, Any]]] = [(e["name"], {**e["regions"], **e["totals"]}) for e in entries]
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: the run's shift is not measured", again) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error!r}", again) from None
     points = []
     for name, means in measured:
@@ -137,7 +138,7 @@ def _lost_nll(means: Mapping[str, Any]) -> float:
 def _lost_metric(run: RunFolder, name: str) -> float:
     from selfaug.evaluation.results import primary, read_results
 
-    results = read_results(run.path / "results.json")
+    results = read_results(run.results)
     known = list(results["parts"])
     if name == GENERAL:
         entries = [entry for _, entry in primary(results, GENERAL).values()]
@@ -222,7 +223,7 @@ def _bootstrapped(statistic: Any, runs: int, resamples: int, confidence: float, 
     value = float(statistic(np.arange(runs)))
     if not (np.isfinite([low, high]).all() and np.isfinite(made.bootstrap_distribution).all()):
         kept = made.bootstrap_distribution[np.isfinite(made.bootstrap_distribution)]
-        tail = (1 - confidence) / 2
-        low, high = (float(q) for q in np.quantile(kept, [tail, 1 - tail]))
-        how = "percentile"
+        percentiles = interval(kept, (1 - confidence) / 2)
+        assert percentiles is not None  # all that is kept is finite
+        (low, high), how = percentiles, "percentile"
     return Coefficient(value, low, high, f"{how} bootstrap over runs")

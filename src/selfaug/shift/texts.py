@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from selfaug.common.errors import ConfigError, DataError, nearest
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.encode import conversation_tokens
 from selfaug.data.fit import fit_documents, fit_ids, fit_record
 from selfaug.data.folders import HELD_OUT, evaluation_splits
@@ -16,6 +15,7 @@ from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record
 from selfaug.data.split import split_by_document
 from selfaug.data.tokens import text_ids
+from selfaug.evaluation.text import read_texts
 from selfaug.shift.measure import Text
 from selfaug.shift.regions import conversation_regions, record_regions
 
@@ -134,7 +134,7 @@ def general_texts(
     Each piece begins as the tokenizer begins a text. A piece of a single token is left out.
 
     Args:
-        path: ``.txt`` (one text) or ``.json`` (a list of texts), UTF-8.
+        path: A file of texts, as :func:`selfaug.evaluation.text.read_texts` takes it.
         tokenizer: Of the model.
         max_length: In tokens, at least 3.
         limit: 0 for all.
@@ -145,7 +145,7 @@ def general_texts(
     """
     first = text_ids(tokenizer, "", bos=True)
     pieces = []
-    for text in _read_texts(path):
+    for text in read_texts(path, "--general_text"):
         ids = text_ids(tokenizer, text, bos=True)
         first = [] if ids[: len(first)] != first else first
         body, room = ids[len(first) :], max_length - len(first)
@@ -154,25 +154,3 @@ def general_texts(
     if not whole:
         raise DataError(f"{path} holds no text of two tokens or more", "give a file with text.")
     return sampled(whole, limit, seed), len(whole)
-
-
-def _read_texts(path: Path) -> list[str]:
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"--general_text {path}: no such file.{nearest(path.name, beside)}", "check the path.")
-    if suffix not in (".txt", ".json"):
-        raise DataError(
-            f"--general_text {path}: {suffix or 'a name without ending'!r} is not known",
-            "give a .txt file, or a .json file with a list of texts.",
-        )
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-        texts = json.loads(content) if suffix == ".json" else [content]
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"--general_text {path} cannot be read: {error}", "save it as UTF-8 text, or as JSON."
-        ) from None
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"--general_text {path} is not a list of texts", 'write ["one text", "another", ...].')
-    return [text for text in texts if text.strip()]

@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import IO
 
 from selfaug.common.errors import ConfigError
-from selfaug.common.files import write_durably
+from selfaug.common.files import json_of_ours, write_durably
 from selfaug.common.progress import Estimate
-from selfaug.run.folder import RunFolder
+from selfaug.run.folder import RESULTS, SHIFT, RunFolder
 from selfaug.study.grid import Run, Study
 
 __all__ = ["Failure", "folder_of", "is_finished", "run_all"]
 
 _STAMP = "study.json"
-_RESULTS = {"evaluate": "results.json", "shift": "shift.json"}
+_RESULTS = {"evaluate": RESULTS, "shift": SHIFT}
 _LOG = "study.log"
 _LOCK = "study.lock"
 _DYING_SECONDS = 5.0  # a run that was just killed holds the lock until the system has ended it
@@ -65,7 +65,7 @@ def is_finished(study_folder: Path, study: Study, run: Run) -> bool:
         ConfigError: If its folder holds a run with other settings.
     """
     folder = folder_of(study_folder, run)
-    stamp, wanted = _read(folder / _STAMP), study.fingerprints(run)
+    stamp, wanted = json_of_ours(folder / _STAMP) or {}, study.fingerprints(run)
     if stamp.get("train", wanted["train"]) != wanted["train"]:
         raise ConfigError(
             f"{folder} holds a run with other settings than this comparison has, and runs of two are not mixed.",
@@ -76,13 +76,6 @@ def is_finished(study_folder: Path, study: Study, run: Run) -> bool:
 
 def _is_measured(folder: Path, verb: str, stamp: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return stamp.get(verb) == wanted[verb] and (folder / _RESULTS[verb]).exists()
-
-
-def _read(stamp: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(stamp.read_text("utf-8")))
-    except (OSError, ValueError):  # the run has not begun, or was killed while writing
-        return {}
 
 
 def run_all(
@@ -171,7 +164,8 @@ def _one(study: Study, study_folder: Path, run: Run, device: str | None, lock: i
     folder.mkdir(parents=True, exist_ok=True)
     wanted = study.fingerprints(run)
     here = RunFolder(folder)
-    measured = {} if here.finished is None else _read(folder / _STAMP)  # new weights need new measurements
+    # New weights need new measurements.
+    measured = {} if here.finished is None else json_of_ours(folder / _STAMP) or {}
     stamp = {**measured, "train": wanted["train"]}
     write_durably(folder / _STAMP, json.dumps(stamp) + "\n")
     if here.finished is None:

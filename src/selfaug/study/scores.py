@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfaug.common.errors import DataError, nearest
+from selfaug.common.statistics import Items, ratios
 from selfaug.evaluation.results import items_of, primary, read_results, read_samples
-from selfaug.evaluation.statistics import Items
+from selfaug.run.folder import RunFolder
 from selfaug.study.grid import Setting
 
 __all__ = ["HALVES", "Half", "Scores", "half_of", "read_scores", "scaled"]
@@ -74,7 +75,7 @@ class Scores:
             index = rng.integers(n, size=(resamples, n))
             for setting in (None, *self.settings):
                 runs = (part.base,) if setting is None else part.tuned[setting]
-                each = np.stack([_ratios(items, index) for items in runs])  # S × resamples
+                each = np.stack([ratios(items, index) for items in runs])  # S × resamples
                 if setting is not None:
                     chosen = np.stack(order[setting])  # resamples × S
                     each = np.take_along_axis(each.T, chosen, axis=1).T
@@ -84,12 +85,6 @@ class Scores:
     def seeds(self, setting: Setting) -> int:
         """Return the number of finished runs of a setting."""
         return len(next(iter(self.halves["report"])).tuned[setting])
-
-
-def _ratios(items: Items, index: NDArray[np.int64]) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios: Floats = items.numerator_n[index].sum(axis=1) / items.denominator_n[index].sum(axis=1)
-    return ratios
 
 
 def _side(part: Half, setting: Setting | None) -> float:
@@ -119,9 +114,10 @@ def read_scores(folders: Mapping[Setting, Sequence[Path]], task_metric: str | No
     parts: dict[str, dict[str, Any]] = {}
     for setting, runs in folders.items():
         for folder in runs:
-            results = read_results(folder / "results.json")
+            run = RunFolder(folder)
+            results = read_results(run.results)
             samples: dict[str, list[Mapping[str, Any]]] = {}
-            for sample in read_samples(folder / "samples.jsonl"):
+            for sample in read_samples(run.samples):
                 samples.setdefault(sample["part"], []).append(sample)
             for name, (metric, entry) in primary(results).items():
                 if task_metric is not None and results["parts"][name]["group"] == "task":

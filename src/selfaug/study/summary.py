@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from selfaug.common.statistics import interval
 from selfaug.study.front import dominates, hypervolume, pareto
 from selfaug.study.grid import Setting
 from selfaug.study.scores import Scores, scaled
@@ -18,6 +19,7 @@ from selfaug.study.scores import Scores, scaled
 __all__ = ["RESAMPLES", "SURE", "joined", "summary", "yardstick"]
 
 RESAMPLES = 2000
+_TAIL = 0.025
 SURE = 0.95
 """Share of the resamples in which a point must beat another to dominate it."""
 
@@ -117,8 +119,8 @@ def summary(scores: Scores, *, focus: str = "selfaug", resamples: int = RESAMPLE
                 "seeds": scores.seeds(setting),
                 "task": float(task),
                 "retention": float(kept),
-                "task_interval": _interval(clouds[setting][0]),
-                "retention_interval": _interval(clouds[setting][1]),
+                "task_interval": interval(clouds[setting][0], _TAIL),
+                "retention_interval": interval(clouds[setting][1], _TAIL),
                 "task_raw": raw[0],
                 "general_raw": raw[1],
             }
@@ -147,7 +149,7 @@ def _curves(
                 "curve": curve,
                 "settings": len(own),
                 "hypervolume": hypervolume([(point["task"], point["retention"]) for point in at]),
-                "hypervolume_interval": _interval(areas),
+                "hypervolume_interval": interval(areas, _TAIL),
                 "chosen": best.label,
             }
         )
@@ -157,13 +159,6 @@ def _curves(
 def _draws(clouds: list[Any]) -> Any:
     """Return the tasks and retentions of a curve for each resample, from (settings, 2, resamples)."""
     return np.moveaxis(np.nan_to_num(np.stack(clouds)), 2, 0).transpose(0, 2, 1)
-
-
-def _interval(values: Any) -> list[float] | None:
-    finite = values[np.isfinite(values)]
-    if len(finite) < 0.99 * len(values):
-        return None
-    return [float(edge) for edge in np.quantile(finite, [0.025, 0.975])]
 
 
 def _sentence(scores: Scores, points: list[dict[str, Any]], clouds: dict[Setting, Any], focus: str) -> str:

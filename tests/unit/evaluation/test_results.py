@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from selfaug.common.errors import DataError
+from selfaug.common.statistics import Items
 from selfaug.evaluation.results import items_of, metric, primary, problems, read_results, read_samples, write_results
-from selfaug.evaluation.statistics import Items
 
 
 def results() -> dict[str, Any]:

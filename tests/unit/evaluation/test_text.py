@@ -61,7 +61,7 @@ def test_files(tmp_path: Path) -> None:
     [
         ("x.txt", b"\xff\xfe\x00", "cannot be read"),
         ("x.txt", b" \n", "holds no text"),
-        ("x.json", b"{", "is no json"),
+        ("x.json", b"{", "line 1, cannot be read: it is no JSON"),
         ("x.json", b'{"a": 1}', "something else than texts"),
         ("x.jsonl", b'{"body": "one"}', "something else than texts"),
     ],

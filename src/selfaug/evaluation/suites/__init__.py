@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.files import missing_path
 
 __all__ = ["SUITES", "GeneralTask", "chosen", "suite"]
 
@@ -97,9 +98,6 @@ def chosen(
 def _data(name: str, file: str) -> Path:
     path = Path(file).expanduser()
     if not path.is_file():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ConfigError(
-            f"general: the file {file!r} for task {name} does not exist.{nearest(path.name, siblings)}",
-            "give NAME=FILE with a JSONL file in the task's own columns.",
-        )
+        hint = "give NAME=FILE with a JSONL file in the task's own columns."
+        raise missing_path(f"general: task {name}: the file", file, hint)
     return path.resolve()

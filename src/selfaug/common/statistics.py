@@ -1,4 +1,4 @@
-"""Standard errors and intervals of means, and of the paired difference between base and tuned on the same items.
+"""Means of items with standard errors, and bootstrap intervals of their differences: the one bootstrap of selfaug.
 
 Every metric is a ratio of sums over items, ``Σ numerator / Σ denominator``: accuracy (denominators 1), precision
 (1 where the model abstained, else 0), nats per token (tokens). One estimator, one standard error and one bootstrap then
@@ -17,7 +17,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CONFIDENCE", "RESAMPLES", "Difference", "Items", "difference", "standard_error", "value"]
+__all__ = [
+    "CONFIDENCE", "RESAMPLES", "Difference", "Items", "difference", "interval", "ratios", "standard_error", "value",
+]  # fmt: skip
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -128,12 +130,28 @@ def difference(
     if min(min(base.count, tuned.count) for base, tuned in runs) < 2:
         return Difference(observed, None, None)
     drawn = _resampled(runs, resamples, np.random.default_rng(seed), shared_items)
-    finite = drawn[np.isfinite(drawn)]
-    if len(finite) < 0.99 * resamples:
-        return Difference(observed, None, None)
-    tail = (1 - confidence) / 2
-    low, high = (float(edge) for edge in np.quantile(finite, [tail, 1 - tail]))
-    return Difference(observed, float(finite.std(ddof=1)), (low, high))
+    found = interval(drawn, (1 - confidence) / 2)
+    stderr = None if found is None else float(drawn[np.isfinite(drawn)].std(ddof=1))
+    return Difference(observed, stderr, found)
+
+
+def interval(drawn_b: Floats, tail: float = (1 - CONFIDENCE) / 2) -> tuple[float, float] | None:
+    """The percentiles of resampled values that leave ``tail`` below and above.
+
+    ``None`` where more than 1 % of the values are not finite: resamples that left a denominator of 0.
+    """
+    finite_b = drawn_b[np.isfinite(drawn_b)]
+    if len(finite_b) < 0.99 * len(drawn_b):
+        return None
+    low, high = np.quantile(finite_b, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def ratios(items: Items, index_bn: NDArray[np.int64]) -> Floats:
+    """``Σ numerator / Σ denominator`` of each resample, whose items are a row of ``index_bn``; not finite over 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found_b: Floats = items.numerator_n[index_bn].sum(axis=1) / items.denominator_n[index_bn].sum(axis=1)
+    return found_b
 
 
 def _resampled(
@@ -167,10 +185,5 @@ def _one(run: tuple[Items, Items], b: int, rng: np.random.Generator, index_bn: N
     n = len(base.numerator_n)
     if index_bn is None:
         index_bn = rng.integers(n, size=(b, n))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        tuned_b, base_b = (
-            items.numerator_n[index_bn].sum(axis=1) / items.denominator_n[index_bn].sum(axis=1)
-            for items in (tuned, base)
-        )
-    result: Floats = tuned_b - base_b
-    return result
+    with np.errstate(invalid="ignore"):
+        return ratios(tuned, index_bn) - ratios(base, index_bn)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfaug.evaluation.statistics import Items, difference, standard_error, value
+from selfaug.common.statistics import Items, difference, interval, ratios, standard_error, value
 
 scores = st.lists(st.floats(-5, 5), min_size=2, max_size=30)
 
@@ -127,3 +127,40 @@ def test_lists_of_other_lengths_are_refused() -> None:
     two, three = Items.of([1.0, 2.0]), Items.of([1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="different numbers"):
         difference([(two, two), (three, three)], shared_items=True)
+
+
+def test_a_seed_gives_the_numbers_that_it_always_gave() -> None:
+    """Results on disk are compared with new ones: these were computed by the first release."""
+    base = Items.of([0, 1, [2, 3], None, 1, 0, [1, 4], 1])
+    tuned = Items.of([1, 1, [3, 3], None, 0, 1, [2, 4], 1])
+    for runs, shared, wanted in (
+        ([(base, tuned)], False, (0.25, 0.1590691788001272, (-0.11111111111111105, 0.5201923076923068))),
+        ([(base, tuned), (base, base)], True, (0.125, 0.13115173028896274, (-0.05291666666666661, 0.4166666666666667))),
+        (
+            [(base, tuned), (tuned, base), (base, base)], False,
+            (0.0, 0.13950198659529606, (-0.2616096866096866, 0.28924768518518507)),
+        ),
+    ):  # fmt: skip
+        found = difference(runs, resamples=500, seed=7, shared_items=shared)
+        assert found is not None
+        # Sums may be added in another order by another version of numpy.
+        assert found.value == pytest.approx(wanted[0], abs=1e-14)
+        assert found.stderr == pytest.approx(wanted[1], rel=1e-12)
+        assert found.interval == pytest.approx(wanted[2], rel=1e-12)
+
+
+def test_an_interval_holds_the_share_and_forgives_one_value_in_a_hundred() -> None:
+    drawn = np.arange(1001.0)
+    assert interval(drawn) == pytest.approx((25.0, 975.0))
+    assert interval(drawn, 0.1) == pytest.approx((100.0, 900.0))
+    drawn[:10] = np.nan
+    assert interval(drawn) is not None
+    drawn[10:12] = np.inf
+    assert interval(drawn) is None
+
+
+def test_ratios_of_resamples_are_those_of_their_items() -> None:
+    items = Items.of([1, [3, 4], None])
+    found = ratios(items, np.array([[0, 1, 2], [1, 1, 1], [2, 2, 2]]))
+    assert found[:2].tolist() == [4 / 5, 3 / 4]
+    assert np.isnan(found[2])
