@@ -26,8 +26,8 @@ __all__ = ["check_full_tuning", "check_peft", "check_reference"]
 # Values of PEFT's `init_lora_weights` that leave the base weights as they are, after `LoraConfig` and `LoraLayer`
 # (peft/tuners/lora). The other ones (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change them.
 _KEEP_BASE_WEIGHTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
-# As large as a usual initialisation of a trained matrix, so that every adapter changes the output visibly, also in 16
-# bits, and small enough that nothing overflows.
+# Standard deviation of the perturbation, that of new weights in most models (`initializer_range`): large enough to
+# change the output in 16 bits too, and small enough that nothing overflows.
 _PERTURBATION = 0.02
 _LARGEST_KL = 1e-6  # nats per token; a fresh adapter gives 0 up to rounding
 
