@@ -13,7 +13,7 @@ from selfaug.before.fisher import fisher_diagonal
 from selfaug.before.texts import text_of
 from selfaug.common.errors import ConfigError
 from selfaug.model.libraries import lora_pairs
-from selfaug.step.parameter_terms import weighted_update, weighted_updates
+from selfaug.step.parameter_terms import ewc_penalty, weighted_squared_norm
 from tests.models import VOCAB, tiny, with_lora
 from tests.oracles import parameters as oracle
 
@@ -31,7 +31,7 @@ def normal(rows: int, columns: int, seed: int) -> torch.Tensor:
 @given(sizes, sizes, sizes, st.floats(0.1, 4.0), st.integers(0, 10_000))
 def test_the_weighted_size_of_the_update(R: int, I: int, O: int, scale: float, seed: int) -> None:  # noqa: E741
     A, B, F = normal(R, I, seed), normal(O, R, seed + 1), normal(O, I, seed + 2).detach().square()
-    value = weighted_update(A, B, F, scale)
+    value = weighted_squared_norm(A, B, F, scale)
     expected, *slopes = oracle.weighted_update(A.tolist(), B.tolist(), F.tolist(), scale)
     assert value.item() == pytest.approx(expected, rel=1e-10)
     # A factor behind the term must reach the slopes.
@@ -102,7 +102,7 @@ def test_over_a_models_layers_each_has_its_own_weights() -> None:
         assert pair.W is not None
         pair.layer.selfaug_fisher = torch.rand(pair.W.shape, generator=torch.Generator().manual_seed(number))
         expected += (pair.layer.selfaug_fisher.double() * (pair.scale * pair.B @ pair.A) ** 2).sum().item()
-    assert weighted_updates(model).item() == pytest.approx(expected, rel=1e-10)
+    assert ewc_penalty(model).item() == pytest.approx(expected, rel=1e-10)
     assert not [name for name in model.state_dict() if "fisher" in name]
 
 

@@ -14,7 +14,7 @@ from selfaug.common.errors import ConfigError
 from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
 from selfaug.model.libraries import lora_pairs
-from selfaug.step.parameter_terms import overlap, overlap_of_layers, squared_update, squared_updates
+from selfaug.step.parameter_terms import l2_penalty, overlap, overlap_of_layers, squared_norm
 from tests.models import tiny, with_lora
 from tests.oracles import parameters as oracle
 
@@ -31,7 +31,7 @@ def normal(rows: int, columns: int, seed: int) -> torch.Tensor:
 @given(sizes, sizes, sizes, st.floats(0.1, 4.0), st.integers(0, 10_000))
 def test_the_size_of_the_update(R: int, I: int, O: int, scale: float, seed: int) -> None:  # noqa: E741
     A, B = normal(R, I, seed), normal(O, R, seed + 1)
-    value = squared_update(A, B, scale)
+    value = squared_norm(A, B, scale)
     expected, *slopes = oracle.squared_update(A.tolist(), B.tolist(), scale)
     assert value.item() == pytest.approx(expected, rel=1e-10)
     for got, slope in zip(torch.autograd.grad(value, [A, B]), slopes, strict=True):
@@ -67,11 +67,11 @@ def test_over_a_models_layers(arch: str) -> None:
     assert len(pairs) == 14
     assert {pair.scale for pair in pairs} == {2.0}
     expected = sum(((pair.scale * pair.B @ pair.A) ** 2).sum().item() for pair in pairs)
-    assert squared_updates(model).item() == pytest.approx(expected, rel=1e-10)
+    assert l2_penalty(model).item() == pytest.approx(expected, rel=1e-10)
     mean = sum(oracle.overlap(p.W.tolist(), p.A.tolist())[0] for p in pairs if p.W is not None) / 14
     assert overlap_of_layers(model).item() == pytest.approx(mean, rel=1e-10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert squared_updates(model).item() == pytest.approx(expected, rel=1e-10)
+        assert l2_penalty(model).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_a_quantised_weight_is_refused() -> None:

@@ -79,8 +79,10 @@ def test_the_trial_itself_finds_out(start: Any) -> None:
         assert hidden(model).allclose(hidden(base), atol=1e-3)
         with BaseReference().serving(model) as served:
             assert not hidden(served).allclose(hidden(base), atol=0.1), "the base weights were not rewritten"
-    with pytest.raises(ConfigError, match="already changes the model"):
+    with pytest.raises(ConfigError, match="already changes the model") as refused:
         check_reference(model, BaseReference())
+    assert "init_lora_weights=False" in refused.value.message
+    assert "init_lora_weights=True" in refused.value.hint
     check_reference(model, InitialReference(model))
 
 
@@ -124,7 +126,8 @@ def test_full_fine_tuning_needs_a_path(tmp_path: Path) -> None:
 
     rows = Dataset.from_list(small.rows(8))
     for kind in ("base", "initial"):
-        with pytest.raises(ConfigError, match="full fine-tuning has none") as refused:
+        said = f"reference='{kind}' needs an adapter to switch off or copy, and full fine-tuning has none"
+        with pytest.raises(ConfigError, match=said) as refused:
             SelfAugTrainer(
                 small.model(), config(tmp_path, reference=kind), train_dataset=rows, processing_class=small.tokenizer()
             )

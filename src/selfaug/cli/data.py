@@ -13,11 +13,11 @@ from selfaug.common.files import missing_path
 from selfaug.common.fingerprint import files_of
 from selfaug.common.progress import counting
 from selfaug.common.terminal import is_main, say, warn
-from selfaug.data.fields import RowError
+from selfaug.data.fields import RECEIVED, RowError
 from selfaug.data.files import has_split
 from selfaug.data.folders import evaluation_splits
 from selfaug.data.read import Loaded, hub_split, read_rows, read_table
-from selfaug.data.reasons import MANY, by_reason, reason_lines
+from selfaug.data.reasons import WARN_ABOVE_SHARE, by_reason, reason_lines
 from selfaug.data.record import Conversation
 from selfaug.data.split import Example, split_by_document, titles_of
 from selfaug.run.model_source import looks_local
@@ -176,7 +176,7 @@ def bad_rows_by_reason(problems: Sequence[RowError]) -> dict[str, int]:
 
 def _reasons(problems: Sequence[RowError]) -> list[tuple[str, str]]:
     def reason(bad: RowError) -> str:
-        expected = f"expected {bad.expected}, received {bad.received}"
+        expected = f"expected {bad.expected}{RECEIVED}{bad.received}"
         return f"field {bad.field}: {expected}" if bad.field else expected
 
     return [(reason(bad), bad.message) for bad in problems]
@@ -185,7 +185,7 @@ def _reasons(problems: Sequence[RowError]) -> list[tuple[str, str]]:
 def warn_of_bad_rows(name: str, problems: Sequence[RowError], good: int) -> None:
     """Warn where so many rows are bad that the data is probably not what it is taken for."""
     total = good + len(problems)
-    if len(problems) > MANY * total:
+    if len(problems) > WARN_ABOVE_SHARE * total:
         warn(
             f"only {good} of {total} rows of {name} can be used: {len(problems)} "
             f"({100 * len(problems) / total:.0f} %) are bad and left out.",

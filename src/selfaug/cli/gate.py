@@ -118,7 +118,7 @@ def _check_weights(folder: RunFolder, results: Mapping[str, Any]) -> None:
 
 
 def _table(checks: Sequence[Check]) -> str:
-    from selfaug.report.numbers import shown, unit_of
+    from selfaug.report.numbers import format_metric, unit_label
     from selfaug.shift.table import columns
 
     rows = []
@@ -126,11 +126,11 @@ def _table(checks: Sequence[Check]) -> str:
         gain, unit = one.gain, one.gain.unit
 
         def said(value: float, unit: str = unit) -> str:
-            return shown(value, unit, signed=True)
+            return format_metric(value, unit, signed=True)
 
         between = "none" if gain.low is None or gain.high is None else f"[{said(gain.low)}, {said(gain.high)}]"
         rows.append([one.verdict, str(one.rule), one.subject, said(gain.value), between, said(one.floor),
-                     unit_of(unit, difference=True), f"{gain.n:,}"])  # fmt: skip
+                     unit_label(unit, difference=True), f"{gain.n:,}"])  # fmt: skip
     return columns(("verdict", "rule", "measured", "gain", "between", "at least", "unit", "items"), rows, 3)
 
 

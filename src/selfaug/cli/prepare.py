@@ -22,7 +22,7 @@ from selfaug.data.files import has_split
 from selfaug.data.folders import HELD_OUT
 from selfaug.data.preparation import Prepared, Retrieval, prepare
 from selfaug.data.read import Loaded, read_rows
-from selfaug.data.reasons import MANY
+from selfaug.data.reasons import WARN_ABOVE_SHARE
 from selfaug.data.retrieve import Corpus
 from selfaug.data.split import titles_of
 from selfaug.lab import shipped
@@ -291,7 +291,7 @@ def _report(
         if parts.without_documents:
             lacking = f"{len(parts.without_documents)} records left out: the corpus has no passage for them"
             lines.append(lacking)
-            if len(parts.without_documents) > MANY * (records + len(parts.without_documents)):
+            if len(parts.without_documents) > WARN_ABOVE_SHARE * (records + len(parts.without_documents)):
                 warn(f"{lacking}, and {records} are left.", "use a larger corpus, or one that speaks of what is asked.")
     if parts.leaks is not None:
         lines.append(f"train {len(parts.train)}, held out {len(parts.held_out)} (of {parts.groups} groups)")

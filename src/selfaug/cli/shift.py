@@ -16,7 +16,7 @@ from selfaug.common.files import read_json
 from selfaug.common.options import REQUIRED, option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say, warn
-from selfaug.data.reasons import MANY
+from selfaug.data.reasons import WARN_ABOVE_SHARE
 
 if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
@@ -131,7 +131,7 @@ def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str,
     texts, too_long = task_texts(chosen, tokenizer, renderer, longest)
     if too_long:
         told = f"{too_long} of {len(chosen)} rows do not fit max_length={longest} and are left out."
-        if too_long > MANY * len(chosen):
+        if too_long > WARN_ABOVE_SHARE * len(chosen):
             warn(told, "raise --max_length: what is left may not speak for your data.")
         else:
             say(told)

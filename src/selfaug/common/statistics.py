@@ -2,7 +2,8 @@
 
 Every metric is a ratio of sums over items, ``Σ numerator / Σ denominator``: accuracy (denominators 1), precision
 (1 where the model abstained, else 0), nats per token (tokens). One estimator, one standard error and one bootstrap then
-serve all of them.
+serve all of them. A metric that is no such ratio, such as the expected calibration error (ECE), does not fit
+:class:`Items`: extend :func:`selfaug.evaluation.results.metric`, which gives such metrics no interval so far.
 
 Shapes: n items, R runs, b resamples of a block.
 """

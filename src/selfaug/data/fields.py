@@ -11,7 +11,10 @@ from typing import Any
 
 from selfaug.common.errors import DataError, nearest
 
-__all__ = ["Fields", "RowError", "Where", "present", "shown"]
+__all__ = ["RECEIVED", "Fields", "RowError", "Where", "present", "shown"]
+
+RECEIVED = ", received "
+"""Words of an error between what was expected and the value of the row; what follows is no part of the reason."""
 
 _MISSING = object()
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
@@ -80,7 +83,7 @@ class RowError(DataError):
         place = f"{where}, field {path!r}" if path else str(where)
         mend = hint or "mend the row"
         super().__init__(
-            f"{place}: expected {expected}, received {received}",
+            f"{place}: expected {expected}{RECEIVED}{received}",
             f"{mend}; or pass --on_bad_row skip to leave bad rows out (they are counted and listed).",
         )
         self.where, self.field, self.expected, self.received = where, path, expected, received

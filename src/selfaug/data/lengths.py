@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from selfaug.data.lost_answers import LOST_HINT
-from selfaug.data.reasons import MANY, Reason, by_reason, reason_lines
+from selfaug.data.reasons import WARN_ABOVE_SHARE, Reason, by_reason, reason_lines
 
 __all__ = ["LeftOut", "LengthReport", "quantiles"]
 
@@ -163,7 +163,7 @@ class LengthReport:
                     LOST_HINT,
                 )
             )
-        if len(self.left_out) > MANY * self.rows:
+        if len(self.left_out) > WARN_ABOVE_SHARE * self.rows:
             most = self._reasons()[0]
             hints = [item.hint for item in self.left_out if item.row == most.examples[0]]
             found.append(

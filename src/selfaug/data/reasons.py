@@ -1,4 +1,4 @@
-"""Why rows were left out: counted by reason first, then a few examples of each."""
+"""Rows that were left out, counted by reason: the reasons first, then a few examples of each."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MANY", "Reason", "by_reason", "reason_lines"]
+from selfaug.data.fields import RECEIVED
 
-MANY = 0.1
-"""Share of rows left out from which on it is a warning."""
-_EXAMPLES = 3
-_REASONS = 12
-_LONGEST = 200
+__all__ = ["WARN_ABOVE_SHARE", "Reason", "by_reason", "reason_lines"]
+
+WARN_ABOVE_SHARE = 0.1
+"""Share of left-out rows above which callers warn."""
+_MAX_EXAMPLES = 3
+_MAX_REASONS = 12
+_MAX_CHARACTERS = 200
+# Quoted texts and numbers. A number does not end with the comma or full stop of its sentence.
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d[\d.,]*(?<![.,])")
 
 
 @dataclass
 class Reason:
-    """One reason, and the rows that it holds for.
+    """A reason for leaving rows out.
 
     Args:
-        text: What their reasons share; ``…`` stands for what differs.
-        examples: The first of them, as they are shown.
-        count: All of them.
+        text: Text that the messages of these rows have in common; ``…`` stands for words in which they differ.
+        examples: Lines of the first few rows.
+        count: Number of rows.
     """
 
     text: str
@@ -31,47 +34,57 @@ class Reason:
     count: int
 
 
-def by_reason(rows: Iterable[tuple[str, str]]) -> list[Reason]:
-    """The reasons of rows, given as reason and the row as it is shown, the most frequent first.
+def by_reason(left_out: Iterable[tuple[str, str]]) -> list[Reason]:
+    """Return the reasons for leaving rows out, the most frequent first.
 
-    Numbers, quoted texts and what was received make no new reason.
+    Messages that differ only in numbers, quoted texts, or what follows ``, received `` count as one reason.
+
+    Args:
+        left_out: Pairs of a message and a line that names the row, one for each row that was left out.
     """
     found: dict[str, Reason] = {}
-    for text, example in rows:
-        kind = text.partition(", received ")[0]
-        reason = found.setdefault(_VARYING.sub("…", kind), Reason(kind, [], 0))
-        reason.text = _shared(reason.text, kind)
+    for message, line in left_out:
+        text = message.partition(RECEIVED)[0]
+        reason = found.setdefault(_VARYING.sub("…", text), Reason(text, [], 0))
+        # A number or quoted text that is the same in all messages is kept, since it may be the point (`needs … tokens,
+        # 150 are allowed`).
+        reason.text = _common_words(reason.text, text)
         reason.count += 1
-        if len(reason.examples) < _EXAMPLES:
-            reason.examples.append(example)
+        if len(reason.examples) < _MAX_EXAMPLES:
+            reason.examples.append(line)
     return sorted(found.values(), key=lambda reason: -reason.count)
 
 
-def reason_lines(rows: Sequence[tuple[str, str]], total: int, head: str = "rows left out") -> list[str]:
-    """A small table of reasons with counts and shares, and examples below each; nothing where no row was left out.
+def reason_lines(left_out: Sequence[tuple[str, str]], total: int, caption: str = "rows left out") -> list[str]:
+    """Return a table of the reasons with counts, shares and examples, as lines; without left-out rows no line.
 
     Args:
-        rows: Of each row that was left out the reason, and the row as it is shown.
-        total: Rows that came in.
-        head: What became of them, for the first line.
+        left_out: Pairs of a message and a line that names the row, one for each row that was left out.
+        total: Number of all rows.
+        caption: Words of the first line that follow the number of rows.
     """
-    if not rows:
+    if not left_out:
         return []
-    reasons = by_reason(rows)
-    lines = [f"{len(rows):,} {head}, of {total:,} ({_share(len(rows), total)}), by reason:"]
+    reasons = by_reason(left_out)
+    lines = [f"{len(left_out):,} {caption}, of {total:,} ({_share(len(left_out), total)}), by reason:"]
     lines.append(f"  {'rows':>7}  {'share':>6}  reason")
-    for reason in reasons[:_REASONS]:
+    indent = " " * 19  # the width of the two columns before the reason: 2 + 7 + 2 + 6 + 2
+    for reason in reasons[:_MAX_REASONS]:
         lines.append(f"  {reason.count:>7,}  {_share(reason.count, total):>6}  {_cut(reason.text)}")
-        lines += [f"{'':>19}{_cut(example)}" for example in reason.examples]
+        lines += [f"{indent}{_cut(example)}" for example in reason.examples]
         if reason.count > len(reason.examples):
-            lines.append(f"{'':>19}and {reason.count - len(reason.examples):,} more")
-    if len(reasons) > _REASONS:
-        rest = sum(reason.count for reason in reasons[_REASONS:])
-        lines.append(f"  {rest:>7,}  {_share(rest, total):>6}  {len(reasons) - _REASONS} further reasons")
+            lines.append(f"{indent}and {reason.count - len(reason.examples):,} more")
+    if len(reasons) > _MAX_REASONS:
+        rest = sum(reason.count for reason in reasons[_MAX_REASONS:])
+        lines.append(f"  {rest:>7,}  {_share(rest, total):>6}  {len(reasons) - _MAX_REASONS} further reasons")
     return lines
 
 
-def _shared(one: str, other: str) -> str:
+def _common_words(one: str, other: str) -> str:
+    """Return two messages of one reason as one, with ``…`` for each word in which they differ.
+
+    If quoted texts have different numbers of words, the words have no counterparts: all that may vary becomes ``…``.
+    """
     if one == other:
         return one
     first, second = one.split(), other.split()
@@ -87,4 +100,4 @@ def _share(count: int, total: int) -> str:
 
 def _cut(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"

@@ -48,7 +48,11 @@ class Part(Protocol):
         """Whether the loaded model computes it; else another program loads its own."""
 
     def deciding(self) -> dict[str, Any]:
-        """Everything besides the weights and the libraries' versions that decides the payloads."""
+        """Everything besides the weights and the libraries' versions that decides the payloads.
+
+        It becomes part of the key under which a payload is stored. If the shape of the payload changes, add a version
+        here (or raise it), or :meth:`finish` receives stored payloads of the old shape.
+        """
 
     def look_ahead(self) -> None:
         """Refuse, before any model is loaded, what would stop it later; called only if it is to be computed.

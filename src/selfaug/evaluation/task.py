@@ -46,7 +46,7 @@ METRICS = {
     "groundedness": ("fraction", True),
     "answer_nll": ("nats/token", False),
 }
-"""Unit and whether higher is better."""
+"""Unit of each metric of the task, and whether higher is better; :func:`score` gives its values item by item."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Answer:
     Args:
         text: Its greedy answer without special tokens and without a thought before it, stripped.
         finished: Whether it ended by itself, and not at the limit.
-        nll: Nats and number of the tokens of the accepted answer.
+        nll: NLL of the accepted answer (not of ``text``): its sum in nats, and its number of tokens.
     """
 
     text: str

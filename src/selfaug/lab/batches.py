@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from selfaug.lab import drills
-from selfaug.lab.curriculum import Stage, draw, stage_at
+from selfaug.lab.curriculum import Stage, draw_item, stage_at
 from selfaug.lab.item import Item
 from selfaug.lab.words import WORD
 from selfaug.lab.world import World
@@ -89,7 +89,7 @@ class Order(Dataset[list[Batch]]):
 
     def _example(self, rng: random.Random, stage: Stage, words: Words) -> Example:
         if rng.random() >= stage.drills:
-            return encode(draw(rng, self.world, stage), words)
+            return encode(draw_item(rng, self.world, stage), words)
         ids, known = drills.draw(rng, self.pad + 1, self.tokenizer.get_vocab_size())
         return ids, [1.0 if each else PROMPT_WEIGHT for each in known]
 

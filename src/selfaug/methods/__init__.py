@@ -33,12 +33,19 @@ from selfaug.methods.wise_ft import WiseFT
 __all__ = ["METHODS", "Method", "available", "get_method"]
 
 _ALL: tuple[Method, ...] = (
+    # Alignment of the prompt, and plain fine-tuning.
     *(SelfAug(), SFT(), Full(), LowLR()),
+    # Loss terms on the logits.
     *(PromptNLL(), KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
+    # Token weights from the base.
     *(STM(), FLOW()),
+    # Rows: mixed in, or rewritten.
     *(Replay(), CFS(), Magpie(), SASFT(), SDFT()),
+    # Weights of the model: penalties on the update, or its scaling.
     *(L2(), EWC(), Orthogonal(), WiseFT()),
+    # Start of the adapter.
     *(CorDA(), PiSSA()),
+    # Activations inside the layers.
     AlignActivations(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

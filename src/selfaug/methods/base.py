@@ -77,7 +77,8 @@ class Changes:
     """The changes that a method makes to plain supervised fine-tuning under given settings; by default none.
 
     Args:
-        response_term: Row term of response tokens; ``None`` for the NLL.
+        response_term: Row term of response tokens, also one that weights each token by the tuned model's current
+            distribution; ``None`` for the NLL.
         added_terms: Further row terms.
         parameter_terms: Penalties on the trained weights.
         activation_term: Penalty on activations at aligned positions; ``None`` for none.
@@ -86,9 +87,12 @@ class Changes:
         compose: Rows that the base writes before the first step, to mix into the training rows.
         check_prompts: Functions of tokenizer and renderer that raise where the model's prompts do not fit the method.
         weigh: Function from the base's NLL (nats) of the response tokens of each training row (N each) to a function
-            from one row's NLL (N) to their weights in the loss (N, 0 or more; a token of weight 0 is not trained).
+            from one row's NLL (N) to their weights in the loss (N, 0 or more; a token of weight 0 is not trained). For
+            weights from the base: one per token, fixed before the first step.
         reweigh: Function from the tuned model's NLL (nats) of the response tokens of a micro-batch (N) to their weights
-            in the loss (N, 0 or more), in training alone; it costs one more projection of these tokens.
+            in the loss (N, 0 or more), in training alone. For weights from the current loss that depend on the whole
+            micro-batch, such as on its median; it costs one more projection of these tokens. A weight that depends on
+            its own token alone is cheaper in ``response_term``.
         fisher: Texts for the estimate of the base's Fisher information of each adapted weight before the first step.
         start: Start of the adapter as a part of the pretrained weights; ``None`` for PEFT's own.
         learning_rate_factor: Factor on the learning rate.

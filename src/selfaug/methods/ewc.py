@@ -10,7 +10,7 @@ from selfaug.data.files import data_files
 from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 from selfaug.methods.requests import Texts
-from selfaug.step.parameter_terms import ParameterTerm, weighted_updates
+from selfaug.step.parameter_terms import ParameterTerm, ewc_penalty
 
 if TYPE_CHECKING:
     from selfaug.training.config import SelfAugConfig
@@ -63,5 +63,5 @@ class EWC(Method):
             return Changes()
         return Changes(
             fisher=Texts(None if options.fisher_data is None else Path(options.fisher_data), options.fisher_rows),
-            parameter_terms=(ParameterTerm("weighted_update", options.ewc_weight, weighted_updates),),
+            parameter_terms=(ParameterTerm("weighted_update", options.ewc_weight, ewc_penalty),),
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
-from selfaug.step.parameter_terms import ParameterTerm, squared_updates
+from selfaug.step.parameter_terms import ParameterTerm, l2_penalty
 
 if TYPE_CHECKING:
     from selfaug.training.config import SelfAugConfig
@@ -39,4 +39,4 @@ class L2(Method):
     def changes(self, config: SelfAugConfig) -> Changes:
         """Return the penalty, if its weight is above 0."""
         weight = self.options(config).update_weight
-        return Changes(parameter_terms=(ParameterTerm("squared_update", weight, squared_updates),) if weight else ())
+        return Changes(parameter_terms=(ParameterTerm("squared_update", weight, l2_penalty),) if weight else ())

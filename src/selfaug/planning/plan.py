@@ -94,7 +94,7 @@ def document_ids(batch: Mapping[str, Any]) -> Tensor:
     return ids
 
 
-def _first_tokens(documents_BT: Tensor) -> Tensor:
+def _document_starts(documents_BT: Tensor) -> Tensor:
     """Return a mask (B × T) of the first token of each document: nothing predicts it, so its label is ignored."""
     first_BT = torch.ones_like(documents_BT, dtype=torch.bool)
     first_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
@@ -104,8 +104,9 @@ def _first_tokens(documents_BT: Tensor) -> Tensor:
 def aligned_positions(labels_BT: Tensor, documents_BT: Tensor, align_boundary: bool = False) -> Tensor:
     """``labels[t] == labels[t + 1] == -100``, both real tokens of one document, as a mask (B × T).
 
-    With ``align_boundary`` the boundary is included: ``labels[t] == -100`` before a response token. The last token of
-    an assistant turn before a user turn, padding, and the last token of a document are never aligned.
+    With ``align_boundary`` the boundary position is included: ``labels[t] == -100`` before a response token. It is a
+    prompt token, but its logits predict the response's first token. The last token of an assistant turn before a user
+    turn, padding, and the last token of a document are never aligned.
     """
     aligned_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
     inside = (documents_BT[:, :-1] == documents_BT[:, 1:]) & (documents_BT[:, :-1] >= 0)
@@ -180,7 +181,7 @@ def plan_step(
     n_response = n_aligned = 0
     for batch in batches:
         documents_BT = document_ids(batch)
-        labels_BT = batch["labels"].cpu().masked_fill(_first_tokens(documents_BT), IGNORED)
+        labels_BT = batch["labels"].cpu().masked_fill(_document_starts(documents_BT), IGNORED)
         response_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
         response_BT[:, :-1] = (labels_BT[:, 1:] != IGNORED) & (documents_BT[:, :-1] == documents_BT[:, 1:])
         response_BT[:, :-1] &= documents_BT[:, :-1] >= 0

@@ -2,7 +2,8 @@
 
 Known ways in which "adapter off" is not the base are refused by name, before any weight is loaded where possible.
 Before the first step, the reference is also tested on a few tokens: a perturbed adapter must change the tuned model and
-not the reference, and with a fresh adapter both must be equal.
+not the reference. With reference `base`, the unperturbed adapter must not change the model: the KL between both must be
+below 1e-6.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from selfaug.reference import Reference
 
 __all__ = ["check_full_tuning", "check_peft", "check_reference"]
 
-# Initialisations of LoRA that leave the base weights as they are.
-_HARMLESS = (True, False, "gaussian", "eva", "orthogonal", "mica")
-_LARGEST_KL = 1e-6
+# Values of PEFT's `init_lora_weights` that leave the base weights as they are, after `LoraConfig` and `LoraLayer`
+# (peft/tuners/lora). The other ones (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change them.
+_KEEP_BASE_WEIGHTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+# Standard deviation of the perturbation, that of new weights in most models (`initializer_range`): large enough to
+# change the output in 16 bits too, and small enough that nothing overflows.
+_PERTURBATION = 0.02
+_LARGEST_KL = 1e-6  # nats per token; a fresh adapter gives 0 up to rounding
 
 
 def check_full_tuning(reference: str) -> None:
@@ -35,8 +40,7 @@ def check_full_tuning(reference: str) -> None:
     """
     if reference in ("base", "initial"):
         raise ConfigError(
-            f"reference={reference!r} is the model without its adapter, but full fine-tuning has none: the base would "
-            "be the model that is being changed.",
+            f"reference={reference!r} needs an adapter to switch off or copy, and full fine-tuning has none.",
             "name the reference model with --reference PATH (usually the value of --model_name_or_path), or train "
             "an adapter (--use_peft true).",
         )
@@ -65,7 +69,7 @@ def check_peft(peft_config: Any, reference: str) -> None:
     if reference != "base":
         return
     start = getattr(peft_config, "init_lora_weights", True)
-    if start not in _HARMLESS:
+    if start not in _KEEP_BASE_WEIGHTS:
         raise ConfigError(
             f"init_lora_weights={start!r} rewrites the base weights, so switching the adapter off does not give back "
             "the original model, and alignment would hold the model to the wrong distribution.",
@@ -94,48 +98,52 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
         ConfigError: If the reference changes with the adapter, the tuned model does not, or the adapter already
             changes the model before the first step.
     """
+    # Without an adapter (full fine-tuning) nothing is switched, and without loaded weights nothing can be computed.
     if not switchable_layers(model) or any(p.is_meta for p in model.parameters()):
         return
     trained = [p for p in model.parameters() if p.requires_grad]
     input_ids = probe_tokens(model)
-    before = _tuned_and_base(model, reference, input_ids)
+    tuned_before, reference_before = _tuned_and_reference(model, reference, input_ids)
     original = [p.detach().clone() for p in trained]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in trained:
-            p.add_((torch.randn(p.shape, generator=generator) * 0.02).to(p))
+            p.add_((torch.randn(p.shape, generator=generator) * _PERTURBATION).to(p))
         try:
-            after = _tuned_and_base(model, reference, input_ids)
+            tuned_after, reference_after = _tuned_and_reference(model, reference, input_ids)
         finally:
             for p, value in zip(trained, original, strict=True):
                 p.copy_(value)
-    if torch.equal(before[0], after[0]):
+    if torch.equal(tuned_before, tuned_after):
         raise ConfigError(
             "the trained weights do not change the model's output, so nothing would be learnt.",
             "check target_modules, and that the adapter is active and not disabled.",
         )
-    if not torch.equal(before[1], after[1]):
+    if not torch.equal(reference_before, reference_after):
         raise ConfigError(
             f"the reference={reference.name!r} moves when the trained weights do, so it is not the model as it was: "
-            "weights outside the adapter are being trained.",
+            "probably weights outside the adapter are being trained.",
             "use reference='initial', or leave modules_to_save and bias at their defaults.",
         )
     if reference.name == "base":
-        kl = BaseToTuned()(before[0], before[1], None, gradient=False).value_N.mean().item()
+        kl = BaseToTuned()(tuned_before, reference_before, None, gradient=False).value_N.mean().item()
         if kl > _LARGEST_KL:
             raise ConfigError(
-                f"the adapter already changes the model (KL {kl:.3g} nats a token before the first step): training "
-                "goes on from an adapter, and with it off the model is not the one that training starts from.",
+                f"the adapter already changes the model (KL {kl:.3g} nats a token before the first step), so with it "
+                "off the model is not the one that training starts from: either training goes on from an adapter, or "
+                "init_lora_weights=False started one at random.",
                 "use reference='initial' to align with the model that training starts from, merge the adapter into its "
-                "base first, or set check_reference=false to align with the model without any adapter.",
+                "base first (or set init_lora_weights=True for a new one), or set check_reference=false to align with "
+                "the model without any adapter.",
             )
 
 
-def _tuned_and_base(model: nn.Module, reference: Reference, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _tuned_and_reference(model: nn.Module, reference: Reference, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of the tuned and of the reference model, T × V each, in float32."""
     with torch.no_grad(), uncached_autocast(), evaluating(model):
         head = head_of(model)
         tuned = head.logits(final_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
-        with reference.serving(model) as base:
-            hidden = final_hidden(base, input_ids)
-        base_head = reference.head(model) or head
-        return tuned, base_head.logits(hidden.to(base_head.weight_VH.dtype)).float()
+        with reference.serving(model) as reference_model:
+            hidden = final_hidden(reference_model, input_ids)
+        reference_head = reference.head(model) or head
+        return tuned, reference_head.logits(hidden.to(reference_head.weight_VH.dtype)).float()

@@ -13,7 +13,7 @@ from typing import Any
 
 from selfaug.common.errors import ConfigError
 from selfaug.report.about import Fact, origins, short
-from selfaug.report.gains import POINTS, Gain, Measured, mean_gain, measured
+from selfaug.report.gains import POINT_UNITS, Gain, Measured, mean_gain, measured
 from selfaug.report.gaps import Missing, missing_of, warnings_of
 from selfaug.report.regressions import Worst, read_worst
 from selfaug.report.shifts import Related, Shift, read_shift, related
@@ -185,7 +185,7 @@ def _side(group: str, metrics: Sequence[Measured]) -> Side | None:
             by_unit.setdefault(one.unit, []).append((one, gain, conservative))
     if not by_unit:
         return None
-    ordered = sorted(by_unit, key=lambda unit: unit not in POINTS)
+    ordered = sorted(by_unit, key=lambda unit: unit not in POINT_UNITS)
     return Side(
         group,
         tuple(mean_gain([gain for _, gain, _ in by_unit[unit]]) for unit in ordered),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from selfaug.report.facts import Report, Run
-from selfaug.report.gains import POINTS, Measured
+from selfaug.report.gains import POINT_UNITS, Measured
 from selfaug.report.numbers import scale
 from selfaug.report.svg import INK, MUTED, SERIES, Picture, drawing
 from selfaug.report.training import Curve
@@ -67,7 +67,7 @@ def gains(report: Report) -> list[Picture]:
 
 
 def _family(one: Measured) -> str:
-    return "pt" if one.unit in POINTS else one.unit
+    return "pt" if one.unit in POINT_UNITS else one.unit
 
 
 def _units(metrics: Any) -> list[str]:

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["POINTS", "Gain", "Measured", "mean_gain", "measured"]
+__all__ = ["POINT_UNITS", "Gain", "Measured", "mean_gain", "measured"]
 
-POINTS = {"fraction": 1.0, "score": 2.0}
+POINT_UNITS = {"fraction": 1.0, "score": 2.0}
 """Units that are shown in points (hundredths), with the width of an item's range: 0 to 1, and -1 to 1."""
 
 
@@ -114,7 +114,7 @@ class Measured:
         tail = (1 - float(difference.get("confidence", 0.95))) / 2
         # The bootstrap's spread divides by n where the sample's divides by n - 1.
         half = float(student.ppf(1 - tail, n - 1)) * float(difference.get("stderr") or 0.0) * math.sqrt(n / (n - 1))
-        half = max(half, POINTS.get(gain.unit, 0.0) * (1 - tail ** (1 / n)))
+        half = max(half, POINT_UNITS.get(gain.unit, 0.0) * (1 - tail ** (1 / n)))
         return replace(gain, low=min(gain.low, gain.value - half), high=max(gain.high, gain.value + half))
 
 

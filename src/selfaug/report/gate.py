@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from selfaug.common.errors import ConfigError, nearest
-from selfaug.report.gains import POINTS, Gain, Measured, mean_gain, measured
+from selfaug.report.gains import POINT_UNITS, Gain, Measured, mean_gain, measured
 
 __all__ = ["Check", "Rule", "Verdict", "check", "decide", "overall", "parse_rule"]
 
@@ -146,8 +146,8 @@ def _of_group(rule: Rule, every: Sequence[Measured]) -> tuple[list[tuple[str, Ga
         raise ConfigError(f"{rule}: the run has no results of the group {rule.name!r}", f"`selfaug evaluate` it{flag}.")
     notes = []
     if rule.scale == "pt":
-        skipped = [_label(one) for unit, of in by_unit.items() if unit not in POINTS for one, _ in of]
-        by_unit = {unit: of for unit, of in by_unit.items() if unit in POINTS}
+        skipped = [_label(one) for unit, of in by_unit.items() if unit not in POINT_UNITS for one, _ in of]
+        by_unit = {unit: of for unit, of in by_unit.items() if unit in POINT_UNITS}
         if not by_unit:
             raise _no_points(rule, skipped[0])
         notes += [f"{label} is not measured in points, and is left out of {rule}: name it itself." for label in skipped]
@@ -209,7 +209,7 @@ def _no_points(rule: Rule, label: str) -> ConfigError:
 def _checked(rule: Rule, label: str, gain: Gain) -> Check:
     limit = float(rule.limit)
     if rule.scale == "pt":
-        if gain.unit not in POINTS:
+        if gain.unit not in POINT_UNITS:
             raise _no_points(rule, label)
         limit = float(rule.limit / 100)
     elif rule.scale == "%":

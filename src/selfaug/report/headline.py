@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from selfaug.report.facts import Run, Side
 from selfaug.report.gains import Gain
-from selfaug.report.numbers import percent, seconds, shown, unit_of
+from selfaug.report.numbers import duration, format_metric, percent, unit_label
 
 __all__ = ["Number", "sentence"]
 
@@ -34,7 +34,7 @@ def sentence(run: Run) -> Words:
         words += [", "] if words else []
         words += [f"{_PLACES[group]} nothing is measured"] if side is None else _changed(side)
     if run.cost is not None and run.cost.seconds is not None:
-        number, text, unit = seconds(run.cost.seconds)
+        number, text, unit = duration(run.cost.seconds)
         words += [", in ", Number(text, number), f" {unit} of training"]
         share = run.cost.reference_share
         if share:
@@ -50,7 +50,7 @@ def _changed(side: Side) -> Words:
         words += [" and "] if words else []
         of = f" of {names[0].rpartition(':')[2]}" if len(names) == 1 else ""
         if direction == "none":
-            words += [f"neither gained nor lost {unit_of(gain.unit, difference=True)}{of}"]
+            words += [f"neither gained nor lost {unit_label(gain.unit, difference=True)}{of}"]
         else:
             words += [f"{'lost' if gain.value < 0 else 'gained'} ", *_amount(gain, of)]
         if direction == "unclear":
@@ -59,9 +59,9 @@ def _changed(side: Side) -> Words:
 
 
 def _amount(gain: Gain, of: str) -> Words:
-    unit = unit_of(gain.unit, difference=True)
-    words: Words = [Number(shown(abs(gain.value), gain.unit), abs(gain.value)), f" {unit}{of}"]
+    unit = unit_label(gain.unit, difference=True)
+    words: Words = [Number(format_metric(abs(gain.value), gain.unit), abs(gain.value)), f" {unit}{of}"]
     if gain.low is not None and gain.high is not None:
-        low, high = (Number(shown(end, gain.unit, signed=True), end) for end in (gain.low, gain.high))
+        low, high = (Number(format_metric(end, gain.unit, signed=True), end) for end in (gain.low, gain.high))
         words += [" [", low, ", ", high, "]"]
     return words

@@ -9,7 +9,7 @@ from selfaug.report.about import plain, settings_of
 from selfaug.report.facts import Report, Run
 from selfaug.report.gains import Gain, Measured
 from selfaug.report.headline import Number, sentence
-from selfaug.report.numbers import KL, interval, shown, unit_of
+from selfaug.report.numbers import KL, format_bounds, format_metric, unit_label
 from selfaug.run.model_card import escape
 
 __all__ = ["markdown", "measured_lines"]
@@ -68,10 +68,10 @@ def _row(one: Measured) -> tuple[str, ...]:
     values = []
     for side in ("base", "tuned"):
         entry = one.entry[side]
-        error = "" if entry["stderr"] is None else f" ± {shown(entry['stderr'], one.unit)}"
-        values.append(f"{shown(entry['value'], one.unit)}{error}")
+        error = "" if entry["stderr"] is None else f" ± {format_metric(entry['stderr'], one.unit)}"
+        values.append(f"{format_metric(entry['value'], one.unit)}{error}")
     name = f"**{escape(one.metric)}**" if one.primary else escape(one.metric)
-    about = (escape(one.part), f"{name} ({escape(unit_of(one.unit))})", *values)
+    about = (escape(one.part), f"{name} ({escape(unit_label(one.unit))})", *values)
     gain, conservative = one.gain, one.conservative
     if gain is None or conservative is None:
         return (*about, "not compared", "", "")
@@ -79,15 +79,19 @@ def _row(one: Measured) -> tuple[str, ...]:
 
 
 def _gain(gain: Gain) -> str:
-    text = f"{shown(gain.value, gain.unit, signed=True)} {unit_of(gain.unit, difference=True)}"
+    text = f"{format_metric(gain.value, gain.unit, signed=True)} {unit_label(gain.unit, difference=True)}"
     if gain.low is None or gain.high is None:
         return text
-    low, high = interval(gain.low, gain.high, gain.unit)
+    low, high = format_bounds(gain.low, gain.high, gain.unit)
     return f"{text} [{low}, {high}]"
 
 
 def _with_error(mean: tuple[float, float | None]) -> str:
-    return shown(mean[0], KL) if mean[1] is None else f"{shown(mean[0], KL)} ± {shown(mean[1], KL)}"
+    return (
+        format_metric(mean[0], KL)
+        if mean[1] is None
+        else f"{format_metric(mean[0], KL)} ± {format_metric(mean[1], KL)}"
+    )
 
 
 def _settings(runs: Sequence[Run]) -> str:

@@ -16,7 +16,7 @@ from selfaug.report.facts import Report, Run, Side
 from selfaug.report.gains import Measured
 from selfaug.report.gaps import Missing
 from selfaug.report.headline import Number, sentence
-from selfaug.report.numbers import count, percent, seconds, shown, unit_of
+from selfaug.report.numbers import duration, format_count, format_metric, percent, unit_label
 from selfaug.report.regressions import Piece, Regression, marked, shortened
 from selfaug.report.shifts import Region
 from selfaug.report.svg import Picture
@@ -55,7 +55,7 @@ def page(report: Report, *, title: str | None = None) -> str:
         )
 
     def time(value: float) -> Any:
-        number, text, unit = seconds(value)
+        number, text, unit = duration(value)
         return Markup("{} {}").format(data(number, text), unit)
 
     def coefficient(estimate: Any) -> Any:
@@ -81,9 +81,9 @@ def page(report: Report, *, title: str | None = None) -> str:
         "related": figures.related(report),
     }
     environment.globals |= {
-        "count": count,
-        "shown": shown,
-        "unit_of": unit_of,
+        "format_count": format_count,
+        "format_metric": format_metric,
+        "unit_label": unit_label,
         "raw": raw,
         "cut": shortened,
         "lead": lead,

@@ -1,8 +1,11 @@
 """Parameter terms: penalties on the trained weights, independent of the data.
 
-A parameter term is a function of the model alone, and counts once an optimiser step, not once a micro-batch.
+A parameter term is a function of the model alone, and counts once an optimiser step, not once a micro-batch. There are
+three, each of one method: :func:`l2_penalty` (`l2`), :func:`ewc_penalty` (`ewc`) and :func:`overlap_of_layers`
+(`orthogonal`).
 
-Shapes of a LoRA layer: A is R × I, B is O × R, its pretrained weight W is O × I; the update is ΔW = s · B A.
+Shapes of a LoRA layer: A is R × I, B is O × R, its pretrained weight W is O × I. Its update is ΔW = s · B A with the
+scale s of the adapter. F, O × I, is the diagonal Fisher information of W under the base (`selfaug/before/fisher.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from selfaug.common.errors import ConfigError
 from selfaug.model.libraries import LoraPair, lora_pairs
 
 __all__ = [
-    "ParameterTerm", "overlap", "overlap_of_layers", "squared_update", "squared_updates", "weighted_update",
-    "weighted_updates",
+    "ParameterTerm", "ewc_penalty", "l2_penalty", "overlap", "overlap_of_layers", "squared_norm",
+    "weighted_squared_norm",
 ]  # fmt: skip
 
 
@@ -38,31 +41,30 @@ class ParameterTerm:
     value: Callable[[nn.Module], Tensor]
 
 
-def squared_update(A_RI: Tensor, B_OR: Tensor, scale: float) -> Tensor:
-    """``‖s B A‖² = s² tr((Bᵀ B) (A Aᵀ))``, by two R × R products instead of one of O × I."""
+def squared_norm(A_RI: Tensor, B_OR: Tensor, scale: float) -> Tensor:
+    """``‖ΔW‖² = ‖s B A‖² = s² tr((Bᵀ B) (A Aᵀ))``, by two R × R products instead of one of O × I."""
     return scale**2 * ((B_OR.T @ B_OR) * (A_RI @ A_RI.T)).sum()
 
 
-def squared_updates(model: nn.Module) -> Tensor:
+def l2_penalty(model: nn.Module) -> Tensor:
     """``Σ_layers ‖ΔW‖²`` over all LoRA layers, in float32 (float64 for float64 adapters) even under autocast."""
-    return torch.stack([_wide(squared_update_of, pair) for pair in _pairs(model)]).sum()
+    return torch.stack([_without_autocast(_squared_norm_of_layer, pair) for pair in _pairs(model)]).sum()
 
 
-def squared_update_of(pair: LoraPair) -> Tensor:
-    """``‖ΔW‖²`` of one LoRA layer."""
-    return squared_update(_float(pair.A), _float(pair.B), pair.scale)
+def _squared_norm_of_layer(pair: LoraPair) -> Tensor:
+    return squared_norm(_at_least_float32(pair.A), _at_least_float32(pair.B), pair.scale)
 
 
-def weighted_update(A_RI: Tensor, B_OR: Tensor, F_OI: Tensor, scale: float) -> Tensor:
-    """``s² Σ_oi F_oi (B A)_oi²``, differentiable with respect to A and B.
+def weighted_squared_norm(A_RI: Tensor, B_OR: Tensor, F_OI: Tensor, scale: float) -> Tensor:
+    """``Σ_oi F_oi ΔW_oi² = s² Σ_oi F_oi (B A)_oi²``, differentiable with respect to A and B.
 
     Gradients are formed with the value, so that no O × I matrix of one layer is kept while the next is computed.
     """
-    value: Tensor = _WeightedUpdate.apply(A_RI, B_OR, F_OI, scale)  # type: ignore[no-untyped-call]
+    value: Tensor = _WeightedSquaredNorm.apply(A_RI, B_OR, F_OI, scale)  # type: ignore[no-untyped-call]
     return value
 
 
-class _WeightedUpdate(torch.autograd.Function):
+class _WeightedSquaredNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, A_RI: Tensor, B_OR: Tensor, F_OI: Tensor, scale: float) -> Tensor:
         update_OI = B_OR @ A_RI
@@ -77,16 +79,17 @@ class _WeightedUpdate(torch.autograd.Function):
         return gradients[0] * A_RI, gradients[0] * B_OR, None, None
 
 
-def weighted_updates(model: nn.Module) -> Tensor:
-    """``Σ_layers Σ_i F_i ΔW_i²`` over LoRA layers on linear layers, with F from each layer's ``selfaug_fisher``."""
-    return torch.stack([_wide(_weighted_update_of, pair) for pair in _pairs(model) if pair.W is not None]).sum()
+def ewc_penalty(model: nn.Module) -> Tensor:
+    """``Σ_layers Σ_oi F_oi ΔW_oi²``, with F from each layer's ``selfaug_fisher``; embeddings are left out."""
+    values = [_without_autocast(_weighted_norm_of_layer, pair) for pair in _pairs(model) if pair.W is not None]
+    return torch.stack(values).sum()
 
 
-def _weighted_update_of(pair: LoraPair) -> Tensor:
+def _weighted_norm_of_layer(pair: LoraPair) -> Tensor:
     F_OI = getattr(pair.layer, "selfaug_fisher", None)
     assert isinstance(F_OI, Tensor), "the Fisher information is there before the first step"
-    A_RI, B_OR = _float(pair.A), _float(pair.B)
-    return weighted_update(A_RI, B_OR, F_OI.to(A_RI.device, A_RI.dtype), pair.scale)
+    A_RI, B_OR = _at_least_float32(pair.A), _at_least_float32(pair.B)
+    return weighted_squared_norm(A_RI, B_OR, F_OI.to(A_RI.device, A_RI.dtype), pair.scale)
 
 
 def overlap(W_OI: Tensor, A_RI: Tensor) -> Tensor:
@@ -95,37 +98,38 @@ def overlap(W_OI: Tensor, A_RI: Tensor) -> Tensor:
     It is 1 for an average direction and 0 where every row of A lies in the null space of W, and does not depend on the
     scale of A or W. For A = 0 it is 0.
     """
-    smallest = torch.finfo(A_RI.dtype).tiny
-    size = W_OI.square().sum() * A_RI.square().sum()
-    return W_OI.shape[1] * (A_RI @ W_OI.T).square().sum() / size.clamp(min=smallest)
+    tiny = torch.finfo(A_RI.dtype).tiny
+    norms = W_OI.square().sum() * A_RI.square().sum()
+    return W_OI.shape[1] * (A_RI @ W_OI.T).square().sum() / norms.clamp(min=tiny)
 
 
 def overlap_of_layers(model: nn.Module) -> Tensor:
-    """Return the mean :func:`overlap` over all LoRA layers on linear layers.
+    """Return the mean :func:`overlap` over all LoRA layers; embeddings are left out.
 
     Raises:
         ConfigError: If a pretrained weight is quantised.
     """
-    return torch.stack([_wide(_overlap_of, pair) for pair in _pairs(model) if pair.W is not None]).mean()
+    values = [_without_autocast(_overlap_of_layer, pair) for pair in _pairs(model) if pair.W is not None]
+    return torch.stack(values).mean()
 
 
-def _overlap_of(pair: LoraPair) -> Tensor:
+def _overlap_of_layer(pair: LoraPair) -> Tensor:
     assert pair.W is not None
     if not pair.W.is_floating_point():
         raise ConfigError(
             "the pretrained weights are quantised, and the overlap of the adapter with them needs their values.",
             "load the model without quantisation, or choose another method.",
         )
-    A_RI = _float(pair.A)
+    A_RI = _at_least_float32(pair.A)
     return overlap(pair.W.detach().to(A_RI.dtype), A_RI)
 
 
-def _wide(value: Callable[[LoraPair], Tensor], pair: LoraPair) -> Tensor:
+def _without_autocast(value: Callable[[LoraPair], Tensor], pair: LoraPair) -> Tensor:
     with torch.autocast(pair.A.device.type, enabled=False):
         return value(pair)
 
 
-def _float(weight: Tensor) -> Tensor:
+def _at_least_float32(weight: Tensor) -> Tensor:
     return weight if weight.dtype == torch.float64 else weight.float()
 
 
