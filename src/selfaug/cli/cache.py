@@ -26,8 +26,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write what is missing of the cache, in this process; the exit code."""
-    from selfaug.cli.data import read_sources
-    from selfaug.cli.encoding import check_embeddings, encode_sources, tokenizer_and_renderer
+    from selfaug.cli.encoding import check_embeddings, encoded_tables, tokenizer_and_renderer
     from selfaug.cli.outputs import check_writable
     from selfaug.cli.parsing import build_parser, parse
     from selfaug.cli.rehearsal import rehearse
@@ -60,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer, renderer = tokenizer_and_renderer(settings)
     rehearse(settings, tokenizer)
     say(f"reading {values['dataset_name'] or 'the data sets'} ...")
-    sources = read_sources(settings)
-    tables, _ = encode_sources(sources, settings, tokenizer, renderer)
+    tables, _, _ = encoded_tables(settings, tokenizer, renderer)
     check_embeddings(tables, settings, tokenizer, facts.embeddings)
     with tempfile.TemporaryDirectory() as folder:
         settings.training.output_dir = folder  # the trainer makes it

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias, cast
 
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl.data_utils import get_dataset_column_names
 
@@ -24,6 +25,7 @@ from selfaug.data.lost_answers import LOST_HINT, OnLostAnswer, lost_in_prompt, p
 from selfaug.data.prompts import Renderer
 from selfaug.data.read import LOOKED_AT, Reader, table_row
 from selfaug.data.record import Item, Where, parse_conversation, parse_record
+from selfaug.data.stored import ITEM
 from selfaug.data.tables import trl_table
 
 __all__ = [
@@ -38,7 +40,6 @@ __all__ = [
 
 Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
-_ITEM = "selfaug_item"
 _LOST = "selfaug_answer_lost"
 _MANY_ROWS = 5000  # the fewest that take seconds
 
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 def items_table(items: Sequence[Item]) -> Dataset:
     """A table of records and conversations as they are; columns of their own would give each row all fields of any."""
-    return Dataset.from_dict({_ITEM: [json.dumps(item.to_row()) for item in items]})
+    return Dataset.from_dict({ITEM: [json.dumps(item.to_row()) for item in items]})
 
 
 def formatted(dataset: Rows, formatting_func: Callable[[Any], Any], text_field: str) -> Rows:
@@ -94,7 +95,7 @@ def check_rows(dataset: Rows, name: str, *, formatting_func: Any, text_field: st
         return
     columns = set(get_dataset_column_names(dataset))
     if formatting_func is not None:
-        if columns & {"input_ids", _ITEM}:
+        if columns & {"input_ids", ITEM}:
             raise ConfigError(
                 f"formatting_func is set, and the {name} data set holds tokens, which it would have no effect on.",
                 "leave formatting_func out, or give the rows from which the tokens were made.",
@@ -154,7 +155,8 @@ def prepare_rows(
     """
     reader = _reader(dataset, name, text_field)
     if reader is None:
-        if isinstance(dataset, Dataset) and len(dataset) >= _MANY_ROWS:
+        tokens = "input_ids" in get_dataset_column_names(dataset)
+        if isinstance(dataset, Dataset) and len(dataset) >= _MANY_ROWS and not tokens:
             say(f"trl tokenises the {len(dataset):,} rows of the {name} data set ...")
         return _fit(tokenise(_exact(dataset)), max_length, cut_prompt_left, name, tokenizer, on_lost_answer)
     if reader.unread:
@@ -197,7 +199,7 @@ class _Packed(Reader):
         self.unread = set()
 
     def items(self, row: Any, where: Where) -> Iterator[Item | dict[str, Any] | RowError]:
-        fields = json.loads(row[_ITEM])
+        fields = json.loads(row[ITEM])
         yield (
             parse_conversation(fields, where)
             if "messages" in fields
@@ -212,7 +214,7 @@ def _reader(dataset: Rows, name: str, text_field: str) -> Reader | None:
         DataError: If the rows are in no known format.
     """
     columns = set(get_dataset_column_names(dataset))
-    if _ITEM in columns:
+    if ITEM in columns:
         return _Packed()
     if "input_ids" in columns or {"prompt", "completion"} <= columns:
         return None
@@ -292,7 +294,7 @@ def _fit(
     tokenizer: Any,
     on_lost_answer: OnLostAnswer,
 ) -> Rows:
-    if max_length is None:
+    if max_length is None or (isinstance(dataset, Dataset) and _longest(dataset) <= max_length):
         return dataset
 
     def one(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,6 +333,12 @@ def _fit(
                 "raise --max_length, or set --cut_prompt_left true to cut prompts (never answers) at their left.",
             )
     return fitted
+
+
+def _longest(dataset: Dataset) -> int:
+    """Tokens of the longest row; only where rows begin is read."""
+    lists = dataset.select_columns("input_ids").with_format("arrow").iter(_MANY_ROWS)
+    return max((pc.max(pc.list_value_length(batch["input_ids"])).as_py() or 0 for batch in lists), default=0)
 
 
 def _capital(text: str) -> str:
