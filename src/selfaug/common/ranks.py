@@ -42,9 +42,9 @@ def once_per_machine(make: Callable[[], T]) -> T:
     found: list[tuple[Any, UserError | None]] = [mine] * state.num_processes
     torch.distributed.all_gather_object(found, mine, group=group)
     torch.distributed.destroy_process_group(group)
-    for rank, (_, error) in enumerate(found):
-        if error is not None:
-            error.said_elsewhere = rank != state.process_index
-            raise error
+    for rank, (_, mistake) in enumerate(found):
+        if mistake is not None:
+            mistake.said_elsewhere = rank != state.process_index
+            raise mistake
     result: T = found[state.process_index - state.local_process_index][0]
     return result
