@@ -108,6 +108,7 @@ def main() -> None:
     """Measure the first and the second start, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--data", type=Path, help="a file with so many rows, in the place of made-up ones")
     parser.add_argument("--model", default="lab:small")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--starts", type=int, default=2, help="starts with one cache, the first of them without")
@@ -117,13 +118,15 @@ def main() -> None:
     results = {"model": Path(args.model).name, "rows": args.rows, "processes": args.processes, "starts": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_rows(folder / "rows.jsonl", args.rows)
+        data = args.data or folder / "rows.jsonl"
+        if args.data is None:
+            write_rows(data, args.rows)
         environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1",
                        "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}  # fmt: skip
         for start in range(args.starts):
             command = [
                 *(sys.executable, "-m", "selfaug", "train", "--model_name_or_path", args.model),
-                *("--dataset_name", str(folder / "rows.jsonl"), "--output_dir", str(folder / f"run{start}")),
+                *("--dataset_name", str(data), "--output_dir", str(folder / f"run{start}")),
                 *("--max_steps", "1", "--per_device_train_batch_size", "1", "--use_cpu", "true"),
                 *("--report_to", "none", "--num_processes", str(args.processes), *args.options),
             ]
