@@ -26,8 +26,8 @@ import psutil  # type: ignore[import-untyped]
 ROLES = ("launching process", "accelerate launch", "rank 0", "rank 1", "workers")
 
 
-def write_rows(path: Path, count: int, seed: int = 0) -> None:
-    """Records of two documents of made-up words, about 255 tokens each under the lab's tokenizer and chat template."""
+def write_rows(path: Path, count: int, length: int, seed: int = 0) -> None:
+    """Records of two documents of ``length`` made-up words; of 20, some 255 tokens under the lab's chat template."""
     rng = random.Random(seed)
     letters = ("bcdfglmnprst", "aeiou")
     vocabulary = ["".join(map(rng.choice, letters * rng.randint(1, 3))) for _ in range(2000)]
@@ -37,8 +37,8 @@ def write_rows(path: Path, count: int, seed: int = 0) -> None:
 
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            documents = [{"title": words(2), "text": f"{words(20)}."} for _ in range(2)]
-            answer = documents[0]["text"].split()[3]
+            documents = [{"title": words(2), "text": f"{words(length)}."} for _ in range(2)]
+            answer = documents[0]["text"].split()[-1]
             row = {"id": f"r{number}", "question": f"{words(8)}?", "documents": documents, "answer": answer}
             file.write(json.dumps(row) + "\n")
 
@@ -108,6 +108,7 @@ def main() -> None:
     """Measure the first and the second start, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--words", type=int, default=20, help="words of a document, of which a row has two")
     parser.add_argument("--data", type=Path, help="a file with so many rows, in the place of made-up ones")
     parser.add_argument("--model", default="lab:small")
     parser.add_argument("--processes", type=int, default=2)
@@ -120,7 +121,7 @@ def main() -> None:
         folder = Path(name)
         data = args.data or folder / "rows.jsonl"
         if args.data is None:
-            write_rows(data, args.rows)
+            write_rows(data, args.rows, args.words)
         environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1",
                        "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}  # fmt: skip
         for start in range(args.starts):

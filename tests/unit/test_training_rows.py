@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 from datasets import Dataset
 
@@ -14,7 +15,7 @@ from selfaug import SelfAugConfig, SelfAugTrainer
 from selfaug.cli.data import open_sources
 from selfaug.common.errors import ConfigError, DataError, UserError
 from selfaug.data.record import Conversation, Record
-from selfaug.training.rows import check_rows, formatted, takes_items
+from selfaug.training.rows import check_rows, formatted, prepare_rows, takes_items
 from tests.integration import small
 
 TURNS = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
@@ -83,6 +84,29 @@ def test_what_cannot_be_trained_is_refused_before_the_model(
 ) -> None:
     with pytest.raises(DataError, match=message):
         trainer(tmp_path, rows, model="/no/model/here")
+
+
+def test_a_table_on_the_disk_is_encoded_once_into_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [RECORD, {**RECORD, "question": "w5 w6"}]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def prepared() -> Dataset:
+        return prepare_rows(
+            datasets.load_from_disk(str(tmp_path / "saved")),
+            tokenizer=small.tokenizer(),
+            renderer=None,
+            max_length=64,
+            cut_prompt_left=False,
+            tokenise=lambda table: table,
+            name="train",
+        )
+
+    first = prepared()
+    assert first.to_list() == trainer(tmp_path, rows, alpha=0.0).train_dataset.to_list()
+    assert all(Path(file["filename"]).is_relative_to(tmp_path / "cache") for file in first.cache_files)
+    monkeypatch.setattr("selfaug.training.rows.write_encoded", None)  # not called again
+    assert prepared().to_list() == first.to_list()
 
 
 def words_of(row: dict[str, Any]) -> str:

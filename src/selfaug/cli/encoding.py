@@ -142,7 +142,7 @@ def _made(
     """By split the folder of its table (``None`` for a table of the hub) and its facts, said to the user."""
     made: dict[str, tuple[Path | None, dict[str, Any]]] = {}
     keys = {}
-    said: set[str] = set()
+    said: list[Any] = []
     for split, source in (("train", sources.train), ("eval", sources.evaluation)):
         if source is None:
             continue
@@ -154,12 +154,13 @@ def _made(
         keys[split] = {"examples": source.identity(), "files": files}
         folder, facts = _split(source, split, files, settings, tokenizer, renderer)
         made[split] = folder, facts
-        for line in facts["lines"]:
-            if line not in said:  # both splits may be of one file
-                say(line)
-        for message, hint in facts["warnings"]:
+        # Both splits may be of one file.
+        notes, warnings = ([one for one in facts[kind] if one not in said] for kind in ("notes", "warnings"))
+        said += [*notes, *warnings]
+        for line in (*notes, *facts["lines"]):
+            say(line)
+        for message, hint in warnings:
             warn(message, hint)
-        said |= set(facts["lines"])
         if split == "train" and settings.training.aligns and not settings.training.align_boundary:
             _require_aligned(source.name, facts["report"], settings)
     if sources.evaluation is not None and not sources.apart:
@@ -219,7 +220,7 @@ def _split(
             )
         facts = _facts(source, files, report.rows)
         facts["report"] = report.as_dict()
-        facts["lines"] += [f"{split}: {source.name}", *(f"  {line}" for line in report.lines())]
+        facts["lines"] = [f"{split}: {source.name}", *(f"  {line}" for line in report.lines())]
         facts["warnings"] += [(f"{split}: {message}.", hint) for message, hint in report.warnings()]
         return facts
 
@@ -240,17 +241,17 @@ def _write_trl(folder: Path, source: Source, files: list[dict[str, Any]]) -> dic
 
 def _facts(source: Source, files: list[dict[str, Any]], rows: int) -> dict[str, Any]:
     """What the manifest and the user are told of a source that was gone through."""
-    lines: list[str] = []
+    notes: list[str] = []
     warnings: list[tuple[str, str]] = []
     for reading in source.readings:
-        lines += reading.notes
+        notes += reading.notes
         if reading.problems:
             first, *others = bad_row_lines(reading.problems, reading.count)
-            lines += [f"{reading.name}: {first}", *others]
+            notes += [f"{reading.name}: {first}", *others]
             warning = bad_rows_warning(reading.name, reading.problems, reading.count)
             warnings += [] if warning is None else [warning]
     if source.side is not None:
-        lines += source.side.division.lines
+        notes += source.side.division.lines
     problems = [problem for reading in source.readings for problem in reading.problems]
     described = {
         "name": source.name,
@@ -260,7 +261,7 @@ def _facts(source: Source, files: list[dict[str, Any]], rows: int) -> dict[str, 
         "bad_rows_by_reason": bad_rows_by_reason(problems),
         "files": files,
     }
-    return {"described": described, "report": None, "lines": lines, "warnings": warnings}
+    return {"described": described, "report": None, "notes": notes, "lines": [], "warnings": warnings}
 
 
 def check_embeddings(

@@ -19,8 +19,8 @@ from selfaug.data.formats import Format, detect, get_format, mapped
 from selfaug.data.record import Conversation, Item, Record
 
 __all__ = [
-    "LOOKED_AT", "Loaded", "Reader", "Reading", "hub_split", "open_rows", "open_table", "read_rows", "read_table",
-    "table_row",
+    "LOOKED_AT", "Loaded", "Reader", "Reading", "fingerprint_of", "hub_split", "open_rows", "open_table", "read_rows",
+    "read_table", "table_row",
 ]  # fmt: skip
 
 Kind = Literal["record", "conversation", "trl"]
@@ -216,7 +216,7 @@ def open_rows(
             yield source, rows if columns is None else _selected(rows, columns)
 
     identity = {
-        "table": None if table is None else _fingerprint(table),
+        "table": None if table is None else fingerprint_of(table),
         "format": format,
         "mapping": mapping,
         "columns": columns,
@@ -239,11 +239,11 @@ def open_table(
     def opened() -> Iterator[tuple[str, Iterator[tuple[Where, Any]]]]:
         yield name, _table_rows(table, name)
 
-    identity = {"table": _fingerprint(table), "format": format, "mapping": mapping, "on_bad_row": on_bad_row}
+    identity = {"table": fingerprint_of(table), "format": format, "mapping": mapping, "on_bad_row": on_bad_row}
     return Reading(name, (), opened, _fixed(format, mapping), on_bad_row, True, identity)
 
 
-def _fingerprint(table: Any) -> str:
+def fingerprint_of(table: Any) -> str:
     """What ``datasets`` tells a table's content by."""
     return str(getattr(table, "_fingerprint", None) or random.getrandbits(64))
 

@@ -124,20 +124,19 @@ def find_or_make(deciding: Mapping[str, Any], make: Callable[[Path], dict[str, A
     packages = {name: versions()[name] for name in ("selfaug", "transformers", "tokenizers")}
     key = str(text_hash(json.dumps([VERSION, packages, deciding], sort_keys=True, default=str)))
     folder = cache_folder() / key.removeprefix("sha256:")[:32]
-    try:
+    if _is_whole(folder):
         return folder, _facts(folder)
-    except (OSError, ValueError):
-        pass  # not there, or damaged by somebody
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
-        facts = make(unfinished)
-        (unfinished / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
+        (unfinished / _FACTS).write_text(json.dumps(make(unfinished)), encoding="utf-8")
         try:
             unfinished.rename(folder)
-        except OSError:  # another run was faster
-            return folder, _facts(folder)
+        except OSError:  # another run was faster, or what lies there is damaged
+            if not _is_whole(folder):
+                shutil.rmtree(folder)
+                unfinished.rename(folder)
+        return folder, _facts(folder)
     except OSError as error:
         raise ConfigError(
             f"training rows are kept in {folder.parent}, and it cannot be written: {error.strerror or error}",
@@ -145,7 +144,14 @@ def find_or_make(deciding: Mapping[str, Any], make: Callable[[Path], dict[str, A
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return folder, facts
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _facts(folder)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _facts(folder: Path) -> dict[str, Any]:
