@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,10 @@ import pytest
 # The hub is never reached from a test: what a test needs is made by it or lies beside the checkout.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What a test finds in a cache of training rows was made in the same run of the tests.
+if "SELFAUG_TEST_CACHE" not in os.environ:
+    os.environ["SELFAUG_TEST_CACHE"] = os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="selfaug-rows-")
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 # Several workers share the cores: left alone, each would start a thread for every core, and they would wait for each
 # other at every product (measured: a test of 1.4 s took 40 s).
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

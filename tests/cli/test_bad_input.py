@@ -264,6 +264,20 @@ def test_several_processes_are_not_started_for_a_mistake(cli: Cli, place: Place)
     refused(cli, place, "--num_processes", "2", dataset_name=place.folder / "none.jsonl", says=("none.jsonl",))
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_bad_row_far_down_ends_both_processes_and_is_said_once(cli: Cli, place: Place) -> None:
+    rows = [*records(40), {**ROW, "answer": 3}]
+    before = snapshot(place.folder) | {"data.jsonl": place.rows(*rows).read_bytes()}
+    result = cli(
+        *("train", "--model_name_or_path", place.model, "--dataset_name", place.folder / "data.jsonl"),
+        *("--output_dir", place.folder / "run", "--num_processes", "2", *TRAIN),
+    )
+    assert "starting 2 processes" in result.err  # the first rows show nothing
+    assert_refused(result, "data.jsonl, line 41", "answer")
+    assert snapshot(place.folder) == before
+
+
 class _Hub(BaseHTTPRequestHandler):
     """A hub that is overloaded, and counts how often it is asked."""
 

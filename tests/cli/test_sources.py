@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from selfaug.cli.data import Sources, read_sources
+from selfaug.cli.data import Sources, leak_lines, open_sources
 from selfaug.cli.parsing import build, parse
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.record import Conversation, Record
@@ -29,23 +29,22 @@ def test_a_mixture_reads_all_training_shards_of_a_folder_and_no_others(
     config.write_text(yaml.safe_dump({"datasets": [{"path": str(tmp_path / "hub")}], "eval_dataset": str(test)}))
     words = ["--config", str(config), "--model_name_or_path", "none", "--output_dir", str(tmp_path / "run")]
     settings = build(parse([*words, "--use_cpu", "true", "--max_length", "64"]).values)
-    sources = read_sources(settings)
-    assert sources.train.loaded is not None
-    prompts = [row["prompt"] for row in sources.train.loaded.items if isinstance(row, dict)]
+    sources = open_sources(settings)
+    prompts = [row["prompt"] for row in sources.train if isinstance(row, dict)]
     assert prompts == ["say train-00000-of-00002", "say train-00001-of-00002"]
-    err = capsys.readouterr().err
-    assert "Not read: validation (DEV.jsonl)" in err
-    assert "leak: 1 distinct question (in 1 row of 2) are also asked in the training data" in err
+    assert "Not read: validation (DEV.jsonl)" in capsys.readouterr().err
+    leaks = "\n".join(leak_lines(sources))
+    assert "leak: 1 distinct question (in 1 row of 2) are also asked in the training data" in leaks
     (tmp_path / "hub" / "notes.jsonl").write_text("{}\n", "utf-8")
     with pytest.raises(DataError, match=r"No split: notes\.jsonl"):
-        read_sources(settings)
+        open_sources(settings)
 
 
 def _read(folder: Path, datasets: list[dict[str, Any]], **settings: Any) -> Sources:
     config = folder / "mixture.yaml"
     config.write_text(yaml.safe_dump({"datasets": datasets, **settings}))
     words = ["--config", str(config), "--model_name_or_path", "none", "--output_dir", str(folder / "run")]
-    return read_sources(build(parse([*words, "--use_cpu", "true", "--max_length", "64"]).values))
+    return open_sources(build(parse([*words, "--use_cpu", "true", "--max_length", "64"]).values))
 
 
 def test_a_mixture_reads_the_split_of_each_folder_by_any_format_and_says_what_its_halves_share(
@@ -61,18 +60,15 @@ def test_a_mixture_reads_the_split_of_each_folder_by_any_format_and_says_what_it
     chat.write_text(json.dumps({"messages": message}) + "\n", "utf-8")
     entries = [{"path": str(folder)}, {"path": str(chat)}]
     sources = _read(tmp_path, entries, test_split_size=2, eval_strategy="epoch")
-    assert sources.train.loaded is not None
     assert sources.evaluation is not None
-    assert sources.evaluation.loaded is not None
-    items = [*sources.train.loaded.items, *sources.evaluation.loaded.items]
+    items = [*sources.train, *sources.evaluation]
     assert {item.question for item in items if isinstance(item, Record)} == {f"Who is {n}?" for n in range(4)}
     assert sum(isinstance(item, Conversation) for item in items) == 1
     assert len(items) == 5
-    files = [Path(file["path"]).name for file in sources.described()["train"]["files"]]
+    files = [path.name for reading in sources.train.readings for path in reading.files]
     assert files == ["train.0.csv", "train.1.csv", "chat.jsonl"]
-    err = capsys.readouterr().err
-    assert "Not read: test (test.csv)" in err
-    assert "leak: 1 distinct document" in err
+    assert "Not read: test (test.csv)" in capsys.readouterr().err
+    assert "leak: 1 distinct document" in "\n".join(leak_lines(sources))
 
 
 def test_an_entry_of_a_mixture_reads_what_it_names_and_no_more(tmp_path: Path) -> None:
@@ -83,9 +79,7 @@ def test_an_entry_of_a_mixture_reads_what_it_names_and_no_more(tmp_path: Path) -
         ((inside if name != "other" else inside.parent) / f"{name}.jsonl").write_text(rows, "utf-8")
 
     def prompts(**entry: Any) -> list[str]:
-        loaded = _read(tmp_path, [entry]).train.loaded
-        assert loaded is not None
-        return [row["prompt"] for row in loaded.items if isinstance(row, dict)]
+        return [row["prompt"] for row in _read(tmp_path, [entry]).train if isinstance(row, dict)]
 
     files = {"train": [str(inside / "train.jsonl")], "test": str(inside / "test.jsonl")}
     assert prompts(path="json", data_files=files) == [f"train {n}" for n in range(10)]

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from selfaug.common.errors import DataError
+from selfaug.data import stored
 from selfaug.data.encode import aligned_tokens, encode
 from selfaug.data.prompts import Renderer, render
-from selfaug.data.record import Document, Record
+from selfaug.data.read import read_rows
+from selfaug.data.record import Conversation, Document, Record
 
 pytestmark = pytest.mark.shared
 
@@ -96,3 +99,29 @@ def test_the_saved_renderer_serves_the_trained_prompt(shared, tokenizer, tmp_pat
         ids = tokenizer(served)["input_ids"]
         assert row["input_ids"][: len(ids)] == ids
         assert row["labels"][len(ids) - 1] == -100 != row["labels"][len(ids)]
+
+
+def test_a_table_of_everything_holds_the_rows_of_each_item_alone(
+    shared: Path, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All shapes and a mixture of them with SQuAD, in batches and chunks that cut across files."""
+    monkeypatch.setattr(stored, "_CHUNK", 37)
+    renderer = Renderer.for_tokenizer(tokenizer)
+    items = [item for path in sorted((shared / "data/shapes").iterdir()) for item in usable(path)]
+    assert {type(item) for item in items} == {Record, Conversation}
+    mixture = [*items, *squad(shared)[:100], *items]
+    encoding = stored.Encoding(tokenizer, renderer, 300, True, "keep", "skip")
+    report = stored.write_encoded(tmp_path, mixture, encoding, 2)
+    settings = {"max_length": 300, "cut_prompt_left": True, "on_bad_row": "skip"}
+    alone = [encode([item], tokenizer, renderer, **settings) for item in mixture]
+    assert stored.open_table(tmp_path).to_list() == [row for one in alone for row in one.rows]
+    assert (report.rows, report.kept) == (len(mixture), sum(one.report.kept for one in alone))
+    assert report.shortened
+
+
+def usable(path: Path) -> list[Record | Conversation]:
+    try:
+        items = read_rows(path, needs_documents=False, on_bad_row="skip").items
+    except DataError:
+        return []  # a corpus, say
+    return [item for item in items if not isinstance(item, dict)]

@@ -7,14 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 from datasets import Dataset
 
 from selfaug import SelfAugConfig, SelfAugTrainer
-from selfaug.cli.data import read_sources
+from selfaug.cli.data import open_sources
 from selfaug.common.errors import ConfigError, DataError, UserError
 from selfaug.data.record import Conversation, Record
-from selfaug.training.rows import check_rows, formatted, takes_items
+from selfaug.training.rows import check_rows, formatted, prepare_rows, takes_items
 from tests.integration import small
 
 TURNS = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
@@ -85,6 +86,29 @@ def test_what_cannot_be_trained_is_refused_before_the_model(
         trainer(tmp_path, rows, model="/no/model/here")
 
 
+def test_a_table_on_the_disk_is_encoded_once_into_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [RECORD, {**RECORD, "question": "w5 w6"}]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def prepared() -> Dataset:
+        return prepare_rows(
+            datasets.load_from_disk(str(tmp_path / "saved")),
+            tokenizer=small.tokenizer(),
+            renderer=None,
+            max_length=64,
+            cut_prompt_left=False,
+            tokenise=lambda table: table,
+            name="train",
+        )
+
+    first = prepared()
+    assert first.to_list() == trainer(tmp_path, rows, alpha=0.0).train_dataset.to_list()
+    assert all(Path(file["filename"]).is_relative_to(tmp_path / "cache") for file in first.cache_files)
+    monkeypatch.setattr("selfaug.training.rows.write_encoded", None)  # not called again
+    assert prepared().to_list() == first.to_list()
+
+
 def words_of(row: dict[str, Any]) -> str:
     return "w5 " + str(row.get("question", row.get("messages")))
 
@@ -114,10 +138,12 @@ def mixture(*entries: dict[str, Any], **more: Any) -> Any:
     settings: Any = SimpleNamespace(
         mixture=SimpleNamespace(datasets=entries_, streaming=False, test_split_size=more.get("test_split_size")),
         run=SimpleNamespace(held_out=None, eval_dataset=None, format="auto", map=None, on_bad_row="error"),
-        training=SimpleNamespace(eval_strategy=more.get("eval_strategy", "no"), seed=3),
+        training=SimpleNamespace(
+            eval_strategy=more.get("eval_strategy", "no"), seed=3, changes=SimpleNamespace(rewrite=None)
+        ),
         script=SimpleNamespace(dataset_test_split="test"),
     )
-    return read_sources(settings)
+    return open_sources(settings)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,25 +156,26 @@ def test_files_of_a_mixture_may_have_other_columns(tmp_path: Path) -> None:
     second = write(tmp_path / "b.jsonl", [{"query": "w1", "context": "w2", "response": "w3", "more": 1}] * 6)
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": None}}}]}
     third = write(tmp_path / "c.jsonl", [{"messages": [TURNS[0], call]}, {"messages": TURNS}])
-    loaded = mixture(first, second, third).train.loaded
-    assert [type(item) for item in loaded.items] == [Record] * 10 + [Conversation] * 2
-    assert loaded.items[10].messages[1]["tool_calls"] == call["tool_calls"]
-    assert len(loaded.files) == 3
-    halves = mixture({**first, "fraction": 0.5}, {**second, "fraction": 0.5}).train.loaded
-    assert len(halves.items) == 8  # four of each: none is taken twice
-    part = mixture({**first, "split": "train[:50%]"}).train.loaded
-    assert len(part.items) == 2
+    train = mixture(first, second, third).train
+    items = list(train)
+    assert [type(item) for item in items] == [Record] * 10 + [Conversation] * 2
+    assert items[10].messages[1]["tool_calls"] == call["tool_calls"]
+    assert len([file for reading in train.readings for file in reading.files]) == 3
+    halves = mixture({**first, "fraction": 0.5}, {**second, "fraction": 0.5}).train
+    assert len(list(halves)) == 8  # four of each: none is taken twice
+    part = mixture({**first, "split": "train[:50%]"}).train
+    assert len(list(part)) == 2
 
 
 def test_a_mixture_holds_rows_out(tmp_path: Path) -> None:
     rows = [{"prompt": f"w{i}", "completion": "w3"} for i in range(20)]
     entry = write(tmp_path / "a.jsonl", rows)
     both = mixture(entry, test_split_size=0.25, eval_strategy="epoch")
-    train, test = both.train.loaded.items, both.evaluation.loaded.items
+    train, test = list(both.train), list(both.evaluation)
     assert (len(train), len(test)) == (15, 5)
     assert sorted([*train, *test], key=str) == sorted(rows, key=str)
     with pytest.raises(ConfigError, match="test_split_size"):
-        mixture(entry, test_split_size=20, eval_strategy="epoch")
+        list(mixture(entry, test_split_size=20, eval_strategy="epoch").train)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +187,7 @@ def test_what_cannot_go_together_names_files_and_columns(tmp_path: Path, row: di
     first = write(tmp_path / "a.jsonl", [{"prompt": "w1", "completion": "w3"}])
     second = write(tmp_path / "b.jsonl", [row])
     if not columns:
-        assert len(mixture(first, second).train.loaded.items) == 2
+        assert len(list(mixture(first, second).train)) == 2
         return
     with pytest.raises(DataError, match=rf"a\.jsonl has the columns completion, prompt and .*b\.jsonl has {columns}"):
         mixture(first, second)

@@ -31,8 +31,7 @@ COMMAND = replace(
 
 def run(call: Call[Any]) -> int:
     """Write what is missing of the cache, in this process; the exit code."""
-    from selfaug.cli.data import read_sources
-    from selfaug.cli.encoding import check_embeddings, encode_sources, tokenizer_and_renderer
+    from selfaug.cli.encoding import check_embeddings, encoded_tables, tokenizer_and_renderer
     from selfaug.cli.outputs import check_writable
     from selfaug.cli.parsing import parse, print_all_help
     from selfaug.cli.rehearsal import rehearse
@@ -62,8 +61,7 @@ def run(call: Call[Any]) -> int:
     tokenizer, renderer = tokenizer_and_renderer(settings)
     rehearse(settings, tokenizer)
     say(f"reading {values['dataset_name'] or 'the data sets'} ...")
-    sources = read_sources(settings)
-    tables, _ = encode_sources(sources, settings, tokenizer, renderer)
+    tables, _, _ = encoded_tables(settings, tokenizer, renderer)
     check_embeddings(tables, settings, tokenizer, facts.embeddings)
     with tempfile.TemporaryDirectory() as folder:
         settings.training.output_dir = folder  # the trainer makes it

@@ -1,25 +1,26 @@
-"""The training and evaluation examples of `selfaug train`, from whatever its data flags name."""
+"""The training and evaluation examples of `selfaug train`, from whatever its data flags name.
+
+They are opened here and read where they are needed; the contents of files are never in memory as a whole.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.files import missing_path
-from selfaug.common.fingerprint import files_of
-from selfaug.common.progress import counting
-from selfaug.common.terminal import is_main, say, warn
 from selfaug.data.fields import RECEIVED, RowError
 from selfaug.data.files import has_split
 from selfaug.data.folders import evaluation_splits
-from selfaug.data.read import Loaded, hub_split, read_rows, read_table
+from selfaug.data.read import Reading, hub_split, open_rows, open_table
 from selfaug.data.reasons import WARN_ABOVE_SHARE, by_reason, reason_lines
 from selfaug.data.record import Conversation
-from selfaug.data.split import Example, split_by_document, titles_of
+from selfaug.data.split import Example, hold_out, titles_of
 from selfaug.run.model_source import looks_local
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ __all__ = [
     "Sources",
     "bad_row_lines",
     "bad_rows_by_reason",
-    "read_sources",
-    "say_bad_rows",
-    "warn_of_bad_rows",
+    "bad_rows_warning",
+    "leak_lines",
+    "open_sources",
 ]
 
 _BUILDERS = ("json", "csv", "parquet")  # Names under which `load_dataset` reads files.
@@ -42,60 +43,236 @@ _TRL_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids"})
 
 
 @dataclass(frozen=True)
+class Part:
+    """Examples of one file, folder or data set.
+
+    Args:
+        reading: All of them.
+        kept: Places of those that are taken; ``None`` for all.
+    """
+
+    reading: Reading
+    kept: range | None = None
+
+    def __iter__(self) -> Iterator[Example]:
+        for place, example in enumerate(self.reading):
+            if self.kept is None or place in self.kept:
+                yield example
+
+
 class Source:
-    """One split, read and not yet tokenised.
+    """One split: going through it reads it anew.
 
     Args:
         name: What the user called it.
-        loaded: Records, conversations or rows of local files; ``None`` where ``table`` is given.
+        parts: What it is made of; empty where ``table`` is given.
         table: A table of the hub in one of trl's own formats, left to trl.
+        side: Which of the examples are this split's; ``None`` for all.
     """
 
-    name: str
-    loaded: Loaded | None = None
-    table: Dataset | IterableDataset | None = None
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[Part] | Mixture = (),
+        table: Dataset | IterableDataset | None = None,
+        side: Side | None = None,
+    ) -> None:
+        self.name = name
+        self.table = table
+        self.side = side
+        self._parts = parts
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """What it is made of."""
+        return self._parts.parts if isinstance(self._parts, Mixture) else self._parts
+
+    def __iter__(self) -> Iterator[Example]:
+        if self.table is not None:
+            for row in self.table:
+                messages = row.get("messages")
+                yield Conversation(tuple(messages)) if isinstance(messages, list) else dict(row)
+            return
+        for place, example in enumerate(example for part in self.parts for example in part):
+            if self.side is None or place in self.side:
+                yield example
+
+    def of(self, side: Side) -> Source:
+        """One half of it."""
+        return Source(self.name, self._parts, side=side)
+
+    @property
+    def readings(self) -> list[Reading]:
+        """What is read, each once."""
+        mixture = self._parts
+        return mixture.readings if isinstance(mixture, Mixture) else [part.reading for part in mixture]
+
+    @cached_property
+    def is_trl(self) -> bool:
+        """Whether the rows are in one of TRL's own formats; the first ones are looked at."""
+        firsts = [reading.first() for reading in self.readings]
+        return self.table is not None or isinstance(firsts[0], dict)
+
+    def identity(self) -> list[Any]:
+        """Everything but the contents of files that decides the examples, as JSON."""
+        shares = self._parts.identity() if isinstance(self._parts, Mixture) else None
+        side = None if self.side is None else self.side.identity()
+        return [self.name, [reading.identity for reading in self.readings], shares, side]
 
     def described(self) -> dict[str, Any]:
-        """The split's part of the manifest."""
-        if self.loaded is not None:
-            files = [path for path in self.loaded.files if path.is_file()]
-            return {
-                "name": self.name,
-                "format": self.loaded.format,
-                "rows": len(self.loaded.items),
-                "bad_rows_left_out": len(self.loaded.problems),
-                "bad_rows_by_reason": bad_rows_by_reason(self.loaded.problems),
-                "files": files_of(files),
-            }
+        """What the manifest says of a table of the hub."""
         rows = len(self.table) if hasattr(self.table, "__len__") else None  # type: ignore[arg-type]
-        return {
-            "name": self.name,
-            "format": "trl",
-            "rows": rows,
-            "fingerprint": getattr(self.table, "_fingerprint", None),
-        }
+        fingerprint = getattr(self.table, "_fingerprint", None)
+        return {"name": self.name, "format": "trl", "rows": rows, "fingerprint": fingerprint}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two halves of a division.
+
+    Args:
+        division: Finds out which examples are held out.
+        held_out: Whether this is their half.
+    """
+
+    division: Division
+    held_out: bool
+
+    def __contains__(self, place: int) -> bool:
+        return (place in self.division.held) == self.held_out
+
+    def identity(self) -> list[Any]:
+        """What decides the half, as JSON."""
+        return [self.held_out, *self.division.identity]
+
+
+class Division:
+    """Which examples are held out, found out when it is first asked.
+
+    Args:
+        whole: All examples.
+        draw: Function that draws.
+        identity: What decides the draw besides the examples, as JSON.
+        tell: Function that gives lines for people; ``None`` for nothing to be said.
+    """
+
+    def __init__(
+        self,
+        whole: Source,
+        draw: Callable[[Source], Collection[int]],
+        identity: list[Any],
+        tell: Callable[[Source, Collection[int]], list[str]] | None = None,
+    ) -> None:
+        self.identity = identity
+        self._whole = whole
+        self._draw = draw
+        self._tell = tell
+
+    @cached_property
+    def held(self) -> Collection[int]:
+        """Places of what is held out."""
+        return self._draw(self._whole)
+
+    def halves(self) -> tuple[Source, Source]:
+        """What is trained, and what is held out."""
+        train, held_out = Side(self, held_out=False), Side(self, held_out=True)
+        return self._whole.of(train), self._whole.of(held_out)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """What people should hear of the division."""
+        return self._tell(self._whole, self.held) if self._tell is not None else []
+
+
+class Mixture:
+    """Parts of several data sets; how many examples each gives is counted when that is first asked.
+
+    Args:
+        entries: The readings of each entry, and the part of its split that is meant (``train[:10%]``) or ``None``.
+        fractions: Share of each entry in the mixture; all ``None`` for whole entries.
+    """
+
+    def __init__(
+        self, entries: Sequence[tuple[Sequence[Reading], str | None]], fractions: Sequence[float | None]
+    ) -> None:
+        self._entries = entries
+        self._fractions = fractions
+        self.readings = [reading for readings, _ in entries for reading in readings]
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The parts in the order of the entries."""
+        shares = [fraction for fraction in self._fractions if fraction is not None]
+        if not shares and all(part is None for _, part in self._entries):
+            return [Part(reading) for reading in self.readings]
+        counts = [[sum(1 for _ in reading) for reading in readings] for readings, _ in self._entries]
+        kept = [_kept(sum(count), part) for count, (_, part) in zip(counts, self._entries, strict=True)]
+        if shares:
+            shares = [share / sum(shares) for share in shares]
+            total = min(len(places) / share for places, share in zip(kept, shares, strict=True) if share > 0)
+            kept = [places[: round(share * total)] for places, share in zip(kept, shares, strict=True)]
+        parts = []
+        for (readings, _), of_entry, places in zip(self._entries, counts, kept, strict=True):
+            before = 0
+            for reading, count in zip(readings, of_entry, strict=True):
+                parts.append(Part(reading, range(max(places.start - before, 0), max(places.stop - before, 0))))
+                before += count
+        return parts
+
+    def identity(self) -> list[Any]:
+        """What decides the parts besides their readings, as JSON."""
+        return [[[len(readings), part] for readings, part in self._entries], list(self._fractions)]
+
+
+def _kept(count: int, part: str | None) -> range:
+    """The places that a part of a split, such as ``train[:10%]``, means; TRL counts them as ``datasets`` does."""
+    if part is None:
+        return range(count)
+    from datasets import ReadInstruction
+
+    split = part.partition("[")[0]
+    try:
+        (kept,) = ReadInstruction.from_spec(part).to_absolute({split: count})
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"datasets: split {part!r} is no part of one split ({error})", "write it like train[:10%]."
+        ) from None
+    return range(count)[kept.from_ : kept.to]
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What is trained and what is evaluated on."""
+    """What is trained and what is evaluated on.
+
+    Args:
+        train: What is trained.
+        evaluation: What is evaluated on; ``None`` for nothing.
+        apart: Whether the division itself keeps documents apart, so that nothing is left to be checked.
+    """
 
     train: Source
     evaluation: Source | None = None
-
-    def described(self) -> dict[str, Any]:
-        """The manifest's entry ``data``."""
-        splits = {"train": self.train, "eval": self.evaluation}
-        return {name: source.described() for name, source in splits.items() if source is not None}
+    apart: bool = False
 
 
-def read_sources(settings: Settings) -> Sources:
-    """Read what ``dataset_name``, ``datasets``, ``eval_dataset`` and ``held_out`` name.
+def open_sources(settings: Settings) -> Sources:
+    """Open what ``dataset_name``, ``datasets``, ``eval_dataset`` and ``held_out`` name.
 
     Raises:
-        ConfigError: If flags are missing or contradict each other.
-        DataError: If a file or row cannot be used.
+        ConfigError: If flags are missing or contradict each other, or the method lets the base rewrite the rows, and
+            they are in a format of trl's.
+        DataError: If a file cannot be used, or one of its first rows.
     """
+    from selfaug.before.generated_rows import refuse_rewriting
+
+    sources = _opened(settings)
+    trains_trl, *_ = [source.is_trl for source in (sources.train, sources.evaluation) if source is not None]
+    if trains_trl and settings.training.changes.rewrite is not None:
+        raise refuse_rewriting(settings.training.method, sources.train.name)
+    return sources
+
+
+def _opened(settings: Settings) -> Sources:
     wants_eval = str(getattr(settings.training.eval_strategy, "value", settings.training.eval_strategy)) != "no"
     if settings.mixture.datasets:
         return _mixture(settings, wants_eval)
@@ -104,10 +281,10 @@ def read_sources(settings: Settings) -> Sources:
         raise ConfigError("no data is given", "pass --dataset_name, a file, a folder or a data set of the hub.")
     train = _read(settings, name, (settings.script.dataset_train_split,), "dataset_name")
     if settings.run.held_out is not None:
-        return _hold_out(train, settings.run.held_out, settings.training.seed)
+        return _held_out(train, settings.run.held_out, settings.training.seed)
     evaluated = evaluation_splits(settings.script.dataset_test_split)
     if settings.run.eval_dataset is not None:
-        return _checked(train, _read(settings, settings.run.eval_dataset, evaluated, "eval_dataset"))
+        return Sources(train, _read(settings, settings.run.eval_dataset, evaluated, "eval_dataset"))
     if not wants_eval:
         return Sources(train)
     if looks_local(name) and not has_split(Path(name).expanduser(), evaluated):
@@ -115,7 +292,7 @@ def read_sources(settings: Settings) -> Sources:
             f"eval_strategy asks for evaluation, and {name} has no {evaluated[0]} split beside its training data",
             "pass --eval_dataset FILE or --held_out 0.1, or leave --eval_strategy out.",
         )
-    return _checked(train, _read(settings, name, evaluated, "dataset_name"))
+    return Sources(train, _read(settings, name, evaluated, "dataset_name"))
 
 
 def _read(settings: Settings, name: str, splits: Sequence[str], setting: str) -> Source:
@@ -127,7 +304,7 @@ def _read(settings: Settings, name: str, splits: Sequence[str], setting: str) ->
             raise ConfigError(
                 f"dataset_streaming is for data sets of the hub, and {name} is on this machine", "leave it out."
             )
-        return _say_problems(_rows(settings, path, splits))
+        return _rows(settings, path, splits)
     if settings.run.format == "auto" and not settings.run.map:
         table = _hub_table(settings, name, splits)
         if any(columns <= set(table.column_names or ()) for columns in _TRL_COLUMNS):
@@ -138,30 +315,17 @@ def _read(settings: Settings, name: str, splits: Sequence[str], setting: str) ->
                 f"several configurations (its columns: {', '.join(table.column_names or ())})",
                 "convert it with `selfaug prepare` first, and pass the file.",
             )
-    return _say_problems(_rows(settings, name, splits))
+    return _rows(settings, name, splits)
 
 
-def _rows(settings: Settings, path: str | Path, splits: Sequence[str], columns: list[str] | None = None) -> Source:
+def _rows(settings: Settings, path: str | Path, splits: Sequence[str]) -> Source:
+    reading = _reading(settings, path, splits)
+    return Source(reading.name, [Part(reading)])
+
+
+def _reading(settings: Settings, path: str | Path, splits: Sequence[str], columns: list[str] | None = None) -> Reading:
     run = settings.run
-    with counting("rows read", None) as progress:
-        loaded = read_rows(
-            path,
-            format=run.format,
-            mapping=run.map,
-            on_bad_row=run.on_bad_row,
-            split=splits,
-            columns=columns,
-            progress=progress,
-        )
-    return Source(loaded.name, loaded)
-
-
-def _say_problems(source: Source) -> Source:
-    problems = source.loaded.problems if source.loaded is not None else []
-    if problems:
-        assert source.loaded is not None
-        say_bad_rows(source.name, problems, len(source.loaded.items))
-    return source
+    return open_rows(path, format=run.format, mapping=run.map, on_bad_row=run.on_bad_row, split=splits, columns=columns)
 
 
 def bad_row_lines(problems: Sequence[RowError], good: int) -> list[str]:
@@ -182,47 +346,28 @@ def _reasons(problems: Sequence[RowError]) -> list[tuple[str, str]]:
     return [(reason(bad), bad.message) for bad in problems]
 
 
-def warn_of_bad_rows(name: str, problems: Sequence[RowError], good: int) -> None:
-    """Warn where so many rows are bad that the data is probably not what it is taken for."""
+def bad_rows_warning(name: str, problems: Sequence[RowError], good: int) -> tuple[str, str] | None:
+    """A warning and its hint where so many rows are bad that the data is probably not what it is taken for."""
     total = good + len(problems)
-    if len(problems) > WARN_ABOVE_SHARE * total:
-        warn(
-            f"only {good} of {total} rows of {name} can be used: {len(problems)} "
-            f"({100 * len(problems) / total:.0f} %) are bad and left out.",
-            "look at the reasons; --format names the format where the rows are in another than was taken for theirs.",
-        )
+    if len(problems) <= WARN_ABOVE_SHARE * total:
+        return None
+    return (
+        f"only {good} of {total} rows of {name} can be used: {len(problems)} "
+        f"({100 * len(problems) / total:.0f} %) are bad and left out.",
+        "look at the reasons; --format names the format where the rows are in another than was taken for theirs.",
+    )
 
 
-def say_bad_rows(name: str, problems: Sequence[RowError], good: int) -> None:
-    """Say which bad rows were left out, by reason, and warn where they are many."""
-    first, *others = bad_row_lines(problems, good)
-    say(f"{name}: {first}")
-    for line in others:
-        say(line)
-    warn_of_bad_rows(name, problems, good)
-
-
-def _checked(train: Source, evaluation: Source) -> Sources:
-    """Both, after it was said what they share."""
+def leak_lines(sources: Sources) -> list[str]:
+    """What training and evaluation data share, for people; both are gone through."""
     from selfaug.data.leaks import check_leaks
 
+    train, evaluation = sources.train, sources.evaluation
+    assert evaluation is not None
     if any(source.table is not None and not hasattr(source.table, "__len__") for source in (train, evaluation)):
-        say(f"whether {evaluation.name} shares rows with the training data was not checked: one of them is streamed")
-    elif is_main():
-        leaks = check_leaks(_examples(train), list(_examples(evaluation)))
-        for line in leaks.warning(evaluation.name):
-            say(line)
-    return Sources(train, evaluation)
-
-
-def _examples(source: Source) -> Collection[Example]:
-    if source.loaded is not None:
-        return source.loaded.items
-    rows: list[Example] = []
-    for row in source.table or ():
-        messages = row.get("messages")
-        rows.append(Conversation(tuple(messages)) if isinstance(messages, list) else dict(row))
-    return rows
+        streamed = "was not checked: one of them is streamed"
+        return [f"whether {evaluation.name} shares rows with the training data {streamed}"]
+    return check_leaks(train, list(evaluation)).warning(evaluation.name)
 
 
 def _hub_table(settings: Settings, name: str, splits: Sequence[str]) -> Dataset | IterableDataset:
@@ -247,10 +392,10 @@ def _mixture(settings: Settings, wants_eval: bool) -> Sources:
     if mixture.streaming:
         train, test = _streamed(settings), None
     else:
-        parts = [_entry(settings, entry) for entry in mixture.datasets]
-        _check_alike(parts)
+        entries = [_entry(settings, entry) for entry in mixture.datasets]
+        _check_alike([reading for readings, _ in entries for reading in readings])
         fractions = [entry.fraction for entry in mixture.datasets]
-        train, test = _joined(parts, fractions, mixture.test_split_size, settings.training.seed)
+        train, test = _joined(entries, fractions, mixture.test_split_size, settings.training.seed)
     evaluation = None
     if settings.run.eval_dataset is not None:
         splits = evaluation_splits(settings.script.dataset_test_split)
@@ -262,7 +407,7 @@ def _mixture(settings: Settings, wants_eval: bool) -> Sources:
             "eval_strategy asks for evaluation, and the mixture has no test split",
             "set test_split_size in the mixture, or pass --eval_dataset FILE.",
         )
-    return Sources(train) if evaluation is None else _checked(train, evaluation)
+    return Sources(train, evaluation)
 
 
 def _streamed(settings: Settings) -> Source:
@@ -280,37 +425,24 @@ def _streamed(settings: Settings) -> Source:
         raise DataError(f"the mixture of data sets could not be loaded: {first}", "check its entries.") from error
 
 
-def _entry(settings: Settings, entry: Any) -> Loaded:
-    """The rows of one entry; never through a table that they would share with the others."""
-    split, _, part = entry.split.partition("[")
-    if entry.path in _BUILDERS or (looks_local(entry.path) and entry.data_files is None):
-        found = []
-        for name in _named_files(entry, split):
-            path = Path(name).expanduser()
-            if not path.exists():
-                raise missing_path("datasets: path", name, "check the path; a hub name has the form owner/name.")
-            source = _say_problems(_rows(settings, path, (split,), entry.columns))
-            assert source.loaded is not None
-            found.append(source.loaded)
-        _check_alike(found)
-        loaded = _chained(found)
-    else:
-        loaded = read_table(
-            _hub_entry(entry), entry.path, format=settings.run.format, mapping=settings.run.map,
-            on_bad_row=settings.run.on_bad_row,
-        )  # fmt: skip
-        part = ""
-    if part:
-        from datasets import ReadInstruction
+def _entry(settings: Settings, entry: Any) -> tuple[list[Reading], str | None]:
+    """The readings of one entry, and the part of its split that is meant, where it still has to be taken.
 
-        try:
-            (kept,) = ReadInstruction.from_spec(entry.split).to_absolute({split: len(loaded.items)})
-        except (AssertionError, ValueError) as error:
-            raise ConfigError(
-                f"datasets: split {entry.split!r} is no part of one split ({error})", "write it like train[:10%]."
-            ) from None
-        loaded = replace(loaded, items=loaded.items[kept.from_ : kept.to])
-    return loaded
+    Rows never go through a table that they would share with those of other entries.
+    """
+    split, _, part = entry.split.partition("[")
+    if entry.path not in _BUILDERS and not (looks_local(entry.path) and entry.data_files is None):
+        run = settings.run
+        table = _hub_entry(entry)
+        reading = open_table(table, entry.path, format=run.format, mapping=run.map, on_bad_row=run.on_bad_row)
+        return [reading], None
+    found = []
+    for name in _named_files(entry, split):
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise missing_path("datasets: path", name, "check the path; a hub name has the form owner/name.")
+        found.append(_reading(settings, path, (split,), entry.columns))
+    return found, entry.split if part else None
 
 
 def _named_files(entry: Any, split: str) -> list[str]:
@@ -343,83 +475,77 @@ def _hub_entry(entry: Any) -> Any:
         ) from error
 
 
-def _check_alike(parts: list[Loaded]) -> None:
+def _check_alike(readings: Sequence[Reading]) -> None:
     """Refuse rows of TRL's own formats beside rows that are trained in another way.
 
     Raises:
         DataError: With both files and their columns.
     """
-    kinds = [(part, _trained(part)) for part in parts]
-    for part, kind in kinds[1:]:
+    kinds = [(reading, _trained(reading.first())) for reading in readings]
+    for reading, kind in kinds[1:]:
         if kind != kinds[0][1]:
             raise DataError(
-                f"{kinds[0][0].name} has {kinds[0][1]} and {part.name} has {kind}, which cannot be trained together",
+                f"{kinds[0][0].name} has {kinds[0][1]} and {reading.name} has {kind}, which cannot be trained together",
                 "convert one of them, or train on one alone.",
             )
 
 
-def _trained(part: Loaded) -> str:
-    if part.kind != "trl":
+def _trained(example: Example) -> str:
+    if not isinstance(example, dict):
         return "records or messages"
-    row = part.items[0]
-    assert isinstance(row, dict)
-    return "the columns " + ", ".join(sorted(row.keys() - {"tools", "chat_template_kwargs"}))
-
-
-def _chained(parts: list[Loaded]) -> Loaded:
-    kinds = {part.kind for part in parts}
-    return replace(
-        parts[0],
-        kind=parts[0].kind if len(kinds) == 1 else "record",
-        items=[item for part in parts for item in part.items],
-        format="+".join(dict.fromkeys(part.format for part in parts)),
-        files=tuple(file for part in parts for file in part.files),
-        problems=[problem for part in parts for problem in part.problems],
-    )
+    return "the columns " + ", ".join(sorted(example.keys() - {"tools", "chat_template_kwargs"}))
 
 
 def _joined(
-    parts: list[Loaded], fractions: list[float | None], test_size: float | None, seed: int
+    entries: Sequence[tuple[Sequence[Reading], str | None]],
+    fractions: Sequence[float | None],
+    test_size: float | None,
+    seed: int,
 ) -> tuple[Source, Source | None]:
     """The mixture, and what ``test_split_size`` takes from it; shares are counted as TRL counts them."""
     given = [fraction for fraction in fractions if fraction is not None]
     if given and (len(given) < len(fractions) or min(given) < 0 or sum(given) <= 0):
         raise ConfigError(
-            f"datasets: fraction is {fractions} over the entries, and shares are parts of one mixture",
+            f"datasets: fraction is {list(fractions)} over the entries, and shares are parts of one mixture",
             "give each entry a fraction above 0, or none of them.",
         )
-    if given:
-        shares = [fraction / sum(given) for fraction in given]
-        total = min(len(part.items) / share for part, share in zip(parts, shares, strict=True) if share > 0)
-        parts = [
-            replace(part, items=part.items[: round(share * total)]) for part, share in zip(parts, shares, strict=True)
-        ]
-    whole = _chained(parts)
+    whole = Source("datasets", Mixture(entries, fractions))
     if test_size is None:
-        return Source("datasets", whole), None
-    count = round(test_size * len(whole.items)) if test_size < 1 else int(test_size)
-    if not 0 < count < len(whole.items):
-        raise ConfigError(
-            f"test_split_size={test_size:g} of {len(whole.items)} rows leaves nothing to train on or to evaluate on",
-            "give a part between 0 and 1, or a number of rows.",
-        )
-    held = set(random.Random(seed).sample(range(len(whole.items)), count))
-    train = [item for i, item in enumerate(whole.items) if i not in held]
-    test = [item for i, item in enumerate(whole.items) if i in held]
-    return Source("datasets", replace(whole, items=train)), Source("datasets", replace(whole, items=test))
+        return whole, None
+
+    def draw(examples: Source) -> frozenset[int]:
+        total = sum(1 for _ in examples)
+        count = round(test_size * total) if test_size < 1 else int(test_size)
+        if not 0 < count < total:
+            raise ConfigError(
+                f"test_split_size={test_size:g} of {total} rows leaves nothing to train on or to evaluate on",
+                "give a part between 0 and 1, or a number of rows.",
+            )
+        return frozenset(random.Random(seed).sample(range(total), count))
+
+    return Division(whole, draw, ["test_split_size", test_size, seed]).halves()
 
 
-def _hold_out(train: Source, fraction: float, seed: int) -> Sources:
-    if train.loaded is None:
+def _held_out(train: Source, fraction: float, seed: int) -> Sources:
+    if train.table is not None:
         raise ConfigError(
             f"held_out is for files of this machine, and {train.name} is a table of the hub",
             "use its own test split: --eval_strategy epoch, and --dataset_test_split where it has another name.",
         )
-    split = split_by_document(train.loaded.items, fraction, seed)
-    say(f"held out: {len(split.held_out)} of {len(train.loaded.items)} examples, no document on both sides")
-    titles = {title for item in split.train for title in titles_of(item)}
-    shared = titles & {title for item in split.held_out for title in titles_of(item)}
-    if shared:
-        say(f"  {len(shared)} titles are on both sides; `selfaug prepare --group_by title` keeps a title on one side")
-    parts = [replace(train, loaded=replace(train.loaded, items=items)) for items in (split.train, split.held_out)]
-    return Sources(parts[0], parts[1])
+
+    def tell(examples: Source, held: Collection[int]) -> list[str]:
+        titles: tuple[set[str], set[str]] = (set(), set())
+        count = 0
+        for count, example in enumerate(examples, start=1):
+            titles[count - 1 in held].update(titles_of(example))
+        lines = [f"held out: {len(held)} of {count} examples, no document on both sides"]
+        if shared := len(titles[0] & titles[1]):
+            lines.append(
+                f"  {shared} titles are on both sides; `selfaug prepare --group_by title` keeps a title on one side"
+            )
+        return lines
+
+    division = Division(
+        train, lambda examples: hold_out(examples, fraction, seed).places, ["held_out", fraction, seed], tell
+    )
+    return Sources(*division.halves(), apart=True)

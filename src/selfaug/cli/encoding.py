@@ -1,31 +1,33 @@
-"""Encodes the examples as the trainer's token rows, and reports their lengths to the user."""
+"""The trainer's tables of token rows, and the report of their lengths to the user."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from selfaug.cli.data import bad_row_lines, bad_rows_by_reason, bad_rows_warning, leak_lines, open_sources
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.files import missing_path, read_text
+from selfaug.common.fingerprint import files_of
 from selfaug.common.progress import counting
+from selfaug.common.ranks import once_per_machine
 from selfaug.common.terminal import say, warn
-from selfaug.data.encode import encode
+from selfaug.data.files import count_lines
 from selfaug.data.prompts import Renderer
+from selfaug.data.stored import Encoding, find_or_make, open_table, write_encoded, write_table
 from selfaug.data.tokens import text_ids
 from selfaug.data.vocabulary import check_ids, check_padding, check_table
 from selfaug.run.model_source import looks_local
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
     from selfaug.cli.data import Source, Sources
     from selfaug.cli.parsing import Settings
-    from selfaug.data.lost_answers import OnLostAnswer
     from selfaug.data.record import Item
 
-__all__ = ["check_embeddings", "encode_source", "encode_sources", "load_tokenizer", "tokenizer_and_renderer"]
+__all__ = ["check_embeddings", "encoded_tables", "load_tokenizer", "tokenizer_and_renderer"]
 
 
 def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
@@ -100,16 +102,167 @@ def _chat_template(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return other.chat_template
 
 
-def encode_sources(
-    sources: Sources, settings: Settings, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tables and length reports by split, ``train`` and ``eval``; see :func:`encode_source`."""
-    reports: dict[str, Any] = {}
+def encoded_tables(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """By split (``train`` and ``eval``) the tables that the trainer gets; what the manifest says; the length reports.
+
+    What lies in files is read and encoded by the first process of each machine alone, and mapped from the disk by all.
+    Tables of the hub in trl's own formats pass through.
+
+    Raises:
+        ConfigError: As :func:`selfaug.cli.data.open_sources`, or if the cache cannot be written.
+        DataError: As there; if a row cannot be used; if no row fits, or none has an aligned token though the method
+            aligns.
+    """
+    opened: list[Sources] = []
+
+    def make() -> dict[str, tuple[Path | None, dict[str, Any]]]:
+        sources = open_sources(settings)
+        opened.append(sources)
+        return _made(sources, settings, tokenizer, renderer)
+
+    made = once_per_machine(make)
     tables: dict[str, Any] = {"train": None, "eval": None}
+    for split, (folder, _) in made.items():
+        if folder is None and not opened:
+            opened.append(open_sources(settings))
+        if folder is not None:
+            tables[split] = open_table(folder)
+        else:
+            source = opened[0].train if split == "train" else opened[0].evaluation
+            assert source is not None
+            tables[split] = source.table
+    described = {split: facts["described"] for split, (_, facts) in made.items()}
+    return tables, described, {split: facts["report"] for split, (_, facts) in made.items()}
+
+
+def _made(
+    sources: Sources, settings: Settings, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
+) -> dict[str, tuple[Path | None, dict[str, Any]]]:
+    """By split the folder of its table (``None`` for a table of the hub) and its facts, said to the user."""
+    made: dict[str, tuple[Path | None, dict[str, Any]]] = {}
+    keys = {}
+    said: list[Any] = []
     for split, source in (("train", sources.train), ("eval", sources.evaluation)):
-        if source is not None:
-            tables[split], reports[split] = encode_source(source, split, settings, tokenizer, renderer)
-    return tables, reports
+        if source is None:
+            continue
+        if source.table is not None:
+            made[split] = None, {"described": source.described(), "report": None}
+            keys[split] = source.described()
+            continue
+        files = files_of(path for reading in source.readings for path in reading.files if path.is_file())
+        keys[split] = {"examples": source.identity(), "files": files}
+        folder, facts = _split(source, split, files, settings, tokenizer, renderer)
+        made[split] = folder, facts
+        # Both splits may be of one file.
+        notes, warnings = ([one for one in facts[kind] if one not in said] for kind in ("notes", "warnings"))
+        said += [*notes, *warnings]
+        for line in (*notes, *facts["lines"]):
+            say(line)
+        for message, hint in warnings:
+            warn(message, hint)
+        if split == "train" and settings.training.aligns and not settings.training.align_boundary:
+            _require_aligned(source.name, facts["report"], settings)
+    if sources.evaluation is not None and not sources.apart:
+        _, facts = find_or_make({"leaks": keys}, lambda _: {"lines": leak_lines(sources)})
+        for line in facts["lines"]:
+            say(line)
+    return made
+
+
+def _require_aligned(name: str, report: dict[str, Any] | None, settings: Settings) -> None:
+    if report is not None and not report["aligned_tokens"]:
+        raise DataError(
+            f"{name} has no aligned token, and alpha={settings.training.alpha} asks for alignment: every prompt is a "
+            "single token",
+            "train on rows with prompts, or set --alpha 0.",
+        )
+
+
+def _split(
+    source: Source,
+    split: str,
+    files: list[dict[str, Any]],
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of a split's table, and its facts.
+
+    Raises:
+        DataError: If a row cannot be used, or none fits.
+    """
+    training = settings.training
+    key: dict[str, Any] = {"split": split, "examples": source.identity(), "files": files}
+    if source.is_trl:
+        return find_or_make(key | {"trl": True}, lambda folder: _write_trl(folder, source, files))
+    encoding = Encoding(
+        tokenizer,
+        renderer,
+        training.max_length,
+        training.cut_prompt_left,
+        training.on_lost_answer,
+        settings.run.on_bad_row,
+        # The base rewrites the words when it is loaded.
+        as_items=split == "train" and training.changes.rewrite is not None,
+    )
+
+    def make(folder: Path) -> dict[str, Any]:
+        lines = [count_lines(path) for reading in source.readings for path in reading.files]
+        expected = None if None in lines else sum(count for count in lines if count)
+        with counting(f"tokens of {split}", expected or None) as progress:
+            items = cast("Iterable[Item]", source)
+            report = write_encoded(folder, items, encoding, training.dataset_num_proc, progress)
+        if not report.kept:
+            raise DataError(
+                f"none of the {report.rows} rows of {source.name} fits max_length={training.max_length}",
+                "raise max_length (up to the model's context), or shorten the rows' questions and answers.",
+            )
+        facts = _facts(source, files, report.rows)
+        facts["report"] = report.as_dict()
+        facts["lines"] = [f"{split}: {source.name}", *(f"  {line}" for line in report.lines())]
+        facts["warnings"] += [(f"{split}: {message}.", hint) for message, hint in report.warnings()]
+        return facts
+
+    return find_or_make(key | encoding.key(), make)
+
+
+def _write_trl(folder: Path, source: Source, files: list[dict[str, Any]]) -> dict[str, Any]:
+    from selfaug.data.tables import trl_table
+
+    with counting("rows read", None) as progress:
+        rows = []
+        for count, row in enumerate(source, start=1):
+            rows.append(cast("dict[str, Any]", row))
+            progress(count)
+    write_table(folder, trl_table(rows))
+    return _facts(source, files, len(rows))
+
+
+def _facts(source: Source, files: list[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """What the manifest and the user are told of a source that was gone through."""
+    notes: list[str] = []
+    warnings: list[tuple[str, str]] = []
+    for reading in source.readings:
+        notes += reading.notes
+        if reading.problems:
+            first, *others = bad_row_lines(reading.problems, reading.count)
+            notes += [f"{reading.name}: {first}", *others]
+            warning = bad_rows_warning(reading.name, reading.problems, reading.count)
+            warnings += [] if warning is None else [warning]
+    if source.side is not None:
+        notes += source.side.division.lines
+    problems = [problem for reading in source.readings for problem in reading.problems]
+    described = {
+        "name": source.name,
+        "format": "+".join(dict.fromkeys(reading.format for reading in source.readings)),
+        "rows": rows,
+        "bad_rows_left_out": len(problems),
+        "bad_rows_by_reason": bad_rows_by_reason(problems),
+        "files": files,
+    }
+    return {"described": described, "report": None, "notes": notes, "lines": [], "warnings": warnings}
 
 
 def check_embeddings(
@@ -118,7 +271,7 @@ def check_embeddings(
     """Every token that the tables and their padding use has an embedding.
 
     Args:
-        tables: Of :func:`encode_sources`.
+        tables: Of :func:`encoded_tables`.
         settings: Of the run.
         tokenizer: Of the model.
         embeddings: How many the model has; ``None`` where its configuration does not say.
@@ -147,61 +300,3 @@ def _texts(value: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     elif isinstance(value, (dict, list)):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _texts(inner, tokenizer)
-
-
-def encode_source(
-    source: Source, split: str, settings: Settings, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
-) -> tuple[Dataset | IterableDataset, dict[str, Any] | None]:
-    """The table that the trainer gets, and the length report; trl's own formats pass through without one.
-
-    Raises:
-        ConfigError: If the method lets the base rewrite the rows, and they are in a format of trl's.
-        DataError: If no row fits, or none has an aligned token though the method aligns.
-    """
-    from datasets import Dataset
-
-    from selfaug.before.generated_rows import refuse_rewriting
-    from selfaug.data.tables import trl_table
-    from selfaug.training.rows import items_table
-
-    rewrites = split == "train" and settings.training.changes.rewrite is not None
-    if rewrites and (source.loaded is None or source.loaded.kind == "trl"):
-        raise refuse_rewriting(settings.training.method, source.name)
-    if source.loaded is None:
-        assert source.table is not None
-        return source.table, None
-    if source.loaded.kind == "trl":
-        return trl_table(cast("list[dict[str, Any]]", source.loaded.items)), None
-    training = settings.training
-    with counting(f"tokens of {split}", len(source.loaded.items)) as progress:
-        encoded = encode(
-            cast("list[Item]", source.loaded.items),
-            tokenizer,
-            renderer,
-            max_length=training.max_length,
-            cut_prompt_left=training.cut_prompt_left,
-            on_lost_answer=cast("OnLostAnswer", training.on_lost_answer),
-            on_bad_row=settings.run.on_bad_row,
-            progress=progress,
-        )
-    say(f"{split}: {source.name}")
-    for line in encoded.report.lines():
-        say(f"  {line}")
-    for message, hint in encoded.report.warnings() if encoded.rows else ():
-        warn(f"{split}: {message}.", hint)
-    if not encoded.rows:
-        raise DataError(
-            f"none of the {encoded.report.rows} rows of {source.name} fits max_length={training.max_length}",
-            "raise max_length (up to the model's context), or shorten the rows' questions and answers.",
-        )
-    if split == "train" and training.aligns and not training.align_boundary and not encoded.report.aligned_tokens:
-        raise DataError(
-            f"{source.name} has no aligned token, and alpha={training.alpha} asks for alignment: every prompt is a "
-            "single token",
-            "train on rows with prompts, or set --alpha 0.",
-        )
-    if rewrites:  # the trainer needs the words; the base rewrites them when it is loaded
-        items = cast("list[Item]", source.loaded.items)
-        return items_table([items[place] for place in encoded.places]), encoded.report.as_dict()
-    columns = {name: [row[name] for row in encoded.rows] for name in ("input_ids", "labels")}
-    return Dataset.from_dict(columns), encoded.report.as_dict()

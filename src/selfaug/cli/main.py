@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _dispatch(arguments)
         sys.stdout.flush()
     except UserError as error:
-        _print_error(error)
+        if not error.said_elsewhere:
+            _print_error(error)
         return USER_MISTAKE
     except KeyboardInterrupt:
         sys.stderr.write("\n")

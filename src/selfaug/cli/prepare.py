@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from selfaug import __version__
 from selfaug.cli.config import Call, Command
-from selfaug.cli.data import bad_row_lines, bad_rows_by_reason, warn_of_bad_rows
+from selfaug.cli.data import bad_row_lines, bad_rows_by_reason, bad_rows_warning
 from selfaug.cli.options import OnBadRow, bad_rows, data_format, field_map
 from selfaug.cli.outputs import check_free, written_whole
 from selfaug.common.errors import ConfigError, DataError
@@ -282,7 +282,8 @@ def _report(
         },
         **parts.as_dict(),
     }
-    warn_of_bad_rows(settings.input, loaded.problems, len(loaded.items))
+    if (warning := bad_rows_warning(str(settings.input), loaded.problems, len(loaded.items))) is not None:
+        warn(*warning)
     lines = [f"{settings.input}: {len(loaded.items)} examples in the format {loaded.format}"]
     lines += bad_row_lines(loaded.problems, len(loaded.items))
     if parts.with_answer is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +18,6 @@ from selfaug.run.model_source import model_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from selfaug.cli.data import Sources
     from selfaug.cli.parsing import Settings
     from selfaug.run.model_source import ModelFacts
 
@@ -28,7 +27,7 @@ __all__ = ["continued", "run_manifest"]
 def run_manifest(
     settings: Settings,
     facts: ModelFacts,
-    sources: Sources,
+    data: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     argv: Sequence[str],
     reports: dict[str, Any],
@@ -42,7 +41,7 @@ def run_manifest(
     return build_manifest(
         command=["selfaug", "train", *argv],
         config=settings.resolved,
-        data=sources.described() | _data_of_method(settings),
+        data={**data, **_data_of_method(settings)},
         model={
             "name": name,
             "revision": settings.model.model_revision,

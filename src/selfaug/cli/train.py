@@ -21,7 +21,6 @@ from selfaug.common.terminal import emit, is_main, say
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from selfaug.cli.data import Sources
     from selfaug.cli.parsing import Arguments, Settings
     from selfaug.data.prompts import Renderer
     from selfaug.run.folder import RunFolder
@@ -34,7 +33,7 @@ COMMAND = TRAIN
 
 def run(call: Call[Any]) -> int:
     """Check everything, then train here or in processes that ``accelerate launch`` starts; the exit code."""
-    from selfaug.cli.data import read_sources
+    from selfaug.cli.data import open_sources
     from selfaug.cli.encoding import tokenizer_and_renderer
     from selfaug.cli.launch import is_launched, launch, processes_wanted
     from selfaug.cli.outputs import check_writable
@@ -72,10 +71,10 @@ def run(call: Call[Any]) -> int:
         rehearse(settings, tokenizer)
     if is_main():
         say(f"reading {values['dataset_name'] or 'the data sets'} ...")
-    sources = read_sources(settings)
     if words is not None:
+        open_sources(settings)  # what their first rows show is said before processes are started
         return launch(words, argv)
-    return _train(settings, facts, folder, sources, tokenizer, renderer, argv)
+    return _train(settings, facts, folder, tokenizer, renderer, argv)
 
 
 def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
@@ -146,12 +145,11 @@ def _train(
     settings: Settings,
     facts: ModelFacts,
     folder: RunFolder,
-    sources: Sources,
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     argv: Sequence[str],
 ) -> int:
-    from selfaug.cli.encoding import check_embeddings, encode_sources
+    from selfaug.cli.encoding import check_embeddings, encoded_tables
     from selfaug.cli.export import export
     from selfaug.cli.recording import continued, run_manifest
     from selfaug.generation.store import FOLDER
@@ -159,10 +157,10 @@ def _train(
     from selfaug.run.manifest import read_manifest, write_manifest
     from selfaug.training.callbacks import ProgressOnStderr, install
 
-    tables, reports = encode_sources(sources, settings, tokenizer, renderer)
+    tables, data, reports = encoded_tables(settings, tokenizer, renderer)
     check_embeddings(tables, settings, tokenizer, facts.embeddings)
     resumed_from = resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
-    manifest = run_manifest(settings, facts, sources, tokenizer, argv, reports)
+    manifest = run_manifest(settings, facts, data, tokenizer, argv, reports)
     if resumed_from is not None and folder.manifest.is_file():
         manifest = continued(read_manifest(folder.manifest), manifest, resumed_from)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = ["ConfigError", "DataError", "UserError", "nearest", "tidy"]
 
@@ -19,9 +20,22 @@ class UserError(ValueError):
         hint: What to do.
     """
 
+    said_elsewhere = False
+    """Whether another process of the run tells the user."""
+
     def __init__(self, message: str, hint: str) -> None:
         self.message, self.hint = _sentence(message), _sentence(hint)
         super().__init__(f"{self.message}\n\nhint: {self.hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors cross processes, and subclasses are made from other arguments.
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 def _sentence(text: str) -> str:

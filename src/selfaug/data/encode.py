@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from selfaug.common.errors import DataError
 from selfaug.data.fit import FitResult, fit_documents, fit_ids, fit_record
@@ -22,7 +25,7 @@ from selfaug.data.lost_answers import (
 )
 from selfaug.data.masks import conversation_labels
 from selfaug.data.record import Conversation, Document, Record
-from selfaug.data.tokens import aligned_tokens
+from selfaug.data.tokens import RecordTokens, aligned_tokens, tokens_of_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "LengthReport", "aligned_tokens", "conversation_tokens", "encode"]
 
+_BATCH = 256  # items whose texts are tokenised in one call
 _LONGER = "raise --max_length (up to the model's context), or shorten the rows."
 _LONGER_OR_CUT = (
     "raise --max_length (up to the model's context), or pass --cut_prompt_left true to cut prompts at their left."
@@ -63,6 +67,7 @@ def encode(
     on_bad_row: Literal["error", "skip"] = "error",
     on_lost_answer: OnLostAnswer = "keep",
     progress: Callable[[int], None] | None = None,
+    first: int = 1,
 ) -> Encoded:
     """The token ids and labels of each item that fits ``max_length``, and the length report.
 
@@ -82,6 +87,7 @@ def encode(
             renderer's abstention text in its place (and leaves out what has no place for one: conversations, and
             prompts that were cut).
         progress: Called after each item with the number of items done.
+        first: Number of the first item, by which rows are named in messages.
 
     Raises:
         ConfigError: If the tokenizer has another chat template than the renderer's.
@@ -92,13 +98,15 @@ def encode(
     report = LengthReport(max_length, on_lost_answer=on_lost_answer)
     rows: list[dict[str, Any]] = []
     places: list[int] = []
-    for place, item in enumerate(items):
+    for place, (item, whole) in enumerate(_with_tokens(items, tokenizer, renderer)):
         report.rows += 1
         report.escaped.update(renderer.count_specials(item))
-        name = f"row {place + 1}" if item.id is None else f"row {place + 1} ({item.id})"
+        name = f"row {first + place}" if item.id is None else f"row {first + place} ({item.id})"
         try:
             notes: Counter[str] = Counter()
-            result = _fit(item, tokenizer, renderer, max_length, cut_prompt_left, notes)
+            if isinstance(whole, DataError):
+                raise whole
+            result = _fit(item, tokenizer, renderer, max_length, cut_prompt_left, notes, whole)
             if isinstance(result, FitResult) and result.answer_lost:
                 report.answers_lost += 1
                 if on_lost_answer == "skip":
@@ -121,6 +129,17 @@ def encode(
         if progress is not None:
             progress(place + 1)
     return Encoded(rows, report, places)
+
+
+def _with_tokens(
+    items: Iterable[Record | Conversation], tokenizer: PreTrainedTokenizerBase, renderer: Renderer
+) -> Iterator[tuple[Record | Conversation, RecordTokens | DataError | None]]:
+    """Each item with its tokens before fitting, where it is a record."""
+    rest = iter(items)
+    while batch := list(islice(rest, _BATCH)):
+        found = iter(tokens_of_records(renderer, tokenizer, [item for item in batch if isinstance(item, Record)]))
+        for item in batch:
+            yield item, next(found) if isinstance(item, Record) else None
 
 
 def conversation_tokens(
@@ -166,11 +185,12 @@ def _fit(
     max_length: int | None,
     cut_prompt_left: bool,
     notes: Counter[str],
+    whole_row: RecordTokens | None,
 ) -> FitResult | LeftOut:
     """The item's row, or why it does not fit."""
     result: FitResult | None
     if isinstance(item, Record):
-        result = fit_record(item, renderer, tokenizer, max_length if item.documents else None, notes)
+        result = fit_record(item, renderer, tokenizer, max_length if item.documents else None, notes, whole_row)
     else:
         result = fit_documents(
             item.documents,
@@ -229,12 +249,13 @@ def _abstaining(
 
 
 def _count(report: LengthReport, item: Record | Conversation, result: FitResult) -> None:
-    prompt = sum(label == -100 for label in result.labels)
+    labels = np.asarray(result.labels)
+    prompt = int(np.count_nonzero(labels == -100))
     report.kept += 1
     report.prompt_tokens.append(prompt)
     report.response_tokens.append(len(result.labels) - prompt)
     report.whole_tokens.append(result.whole_tokens)
-    report.aligned_tokens += aligned_tokens(result.labels)
+    report.aligned_tokens += aligned_tokens(labels)
     report.documents += len(item.documents)
     report.documents_dropped += len(result.dropped_documents)
     report.shortened += result.shortened

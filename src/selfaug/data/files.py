@@ -21,7 +21,8 @@ from selfaug.data.fields import RowError, Where, present, shown
 from selfaug.data.folders import Splits, choose, is_named, missing_shards, splits_of
 
 __all__ = [
-    "SUFFIXES", "Found", "data_files", "find_files", "has_split", "is_data_file", "iter_rows", "table_rows",
+    "SUFFIXES", "Found", "count_lines", "data_files", "find_files", "has_split", "is_data_file", "iter_rows",
+    "table_rows",
 ]  # fmt: skip
 
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
@@ -259,6 +260,14 @@ def _twice(names: Sequence[PurePath]) -> str:
 def _listing(names: Sequence[PurePath]) -> str:
     shown_ = ", ".join(map(str, names[:_SHOWN]))
     return shown_ + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def count_lines(path: Path) -> int | None:
+    """About how many rows a file of lines holds; ``None`` for other files."""
+    if kind_of(path) not in [(suffix, "") for suffix in _LINES]:
+        return None
+    with path.open("rb") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
 
 
 def iter_rows(path: Path) -> Iterator[tuple[Where, RowOrError]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from selfaug.data.record import Document, Record
-from selfaug.data.tokens import record_tokens
+from selfaug.data.tokens import RecordTokens, record_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,13 +53,15 @@ def fit_record(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     notes: Counter[str] | None = None,
+    whole: RecordTokens | None = None,
 ) -> FitResult | None:
     """The record's tokens with as many of its documents as fit in ``max_length``; ``None`` where it cannot fit.
 
     Documents are dropped from the least relevant end: the lowest score where all have one, else the last. Of the
     first that does not fit whole, the beginning stays, cut between tokens, if at least 16 tokens of it fit. A record
     with documents of which nothing fits does not fit. A larger ``max_length`` never keeps less. ``max_length=None``
-    keeps everything. ``notes`` are those of :func:`selfaug.data.tokens.record_tokens`.
+    keeps everything. ``notes`` are those of :func:`selfaug.data.tokens.record_tokens`, and ``whole`` is what it gives
+    for the whole record, where that is known.
 
     Raises:
         ConfigError, DataError: As :func:`selfaug.data.tokens.record_tokens`.
@@ -69,7 +71,13 @@ def fit_record(
         prompt, response = record_tokens(renderer, tokenizer, record, documents, notes)
         return prompt + response, [-100] * len(prompt) + response
 
-    return fit_documents(record.documents, tokens, tokenizer, max_length)
+    known = None
+    if whole is not None:
+        known = whole.prompt + whole.response, [-100] * len(whole.prompt) + whole.response
+        if notes is not None:
+            notes.clear()
+            notes.update(whole.notes)
+    return fit_documents(record.documents, tokens, tokenizer, max_length, known)
 
 
 def fit_documents(
@@ -77,13 +85,14 @@ def fit_documents(
     tokens: Callable[[Sequence[Document]], tuple[Ids, Ids]],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
+    whole_row: tuple[Ids, Ids] | None = None,
 ) -> FitResult | None:
     """:func:`fit_record` for anything whose ``(input_ids, labels)`` are a function of its documents.
 
-    ``tokens`` is called some 2·log2(documents) + 10 times.
+    ``tokens`` is called some 2·log2(documents) + 10 times; for all documents only where ``whole_row`` is not given.
     """
     documents = tuple(documents)
-    ids, labels = tokens(documents)
+    ids, labels = tokens(documents) if whole_row is None else whole_row
     whole = len(ids)
     if max_length is None or whole <= max_length:
         return FitResult(ids, labels, documents, (), False, whole)

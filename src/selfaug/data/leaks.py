@@ -7,7 +7,7 @@ document.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,11 +141,11 @@ class Leaks:
         return [f"{name}: {line}" for line in self.lines()[1:] if self.other_answers]
 
 
-def check_leaks(train: Collection[Example], held_out: Sequence[Example]) -> Leaks:
+def check_leaks(train: Iterable[Example], held_out: Sequence[Example]) -> Leaks:
     """What the held-out examples share with the training examples; see :class:`Leaks`.
 
     Args:
-        train: Is gone through twice.
+        train: Gone through twice, so no iterator.
         held_out: Only what these hold is indexed: they are usually the few.
     """
     index = _Index(held_out)

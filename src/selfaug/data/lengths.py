@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from selfaug.data.lost_answers import LOST_HINT
 from selfaug.data.reasons import WARN_ABOVE_SHARE, Reason, by_reason, reason_lines
@@ -30,13 +33,17 @@ class LeftOut:
     hint: str = ""
 
 
-def quantiles(values: Sequence[int]) -> dict[str, float]:
+def quantiles(values: ArrayLike) -> dict[str, float]:
     """Smallest, 10 %, median, 90 %, 99 % and largest of ``values`` (each one of them), and the mean; empty for none."""
-    if not values:
+    ordered = np.sort(np.asarray(values, dtype=np.int64))
+    if not len(ordered):
         return {}
-    ordered = sorted(values)
     points = {name: float(ordered[round(point * (len(ordered) - 1))]) for name, point in _POINTS.items()}
-    return points | {"mean": sum(ordered) / len(ordered)}
+    return points | {"mean": int(ordered.sum()) / len(ordered)}
+
+
+def _counts() -> array[int]:
+    return array("i")
 
 
 @dataclass
@@ -82,9 +89,9 @@ class LengthReport:
     thoughts_closed: int = 0
     thoughts_unprompted: int = 0
     aligned_tokens: int = 0
-    prompt_tokens: list[int] = field(default_factory=list, repr=False)
-    response_tokens: list[int] = field(default_factory=list, repr=False)
-    whole_tokens: list[int] = field(default_factory=list, repr=False)
+    prompt_tokens: array[int] = field(default_factory=_counts, repr=False)
+    response_tokens: array[int] = field(default_factory=_counts, repr=False)
+    whole_tokens: array[int] = field(default_factory=_counts, repr=False)
 
     @property
     def escaped_specials(self) -> int:
@@ -92,9 +99,21 @@ class LengthReport:
         return sum(self.escaped.values())
 
     @property
-    def total_tokens(self) -> list[int]:
+    def total_tokens(self) -> NDArray[np.int32]:
         """Tokens per kept row."""
-        return [p + r for p, r in zip(self.prompt_tokens, self.response_tokens, strict=True)]
+        return np.asarray(self.prompt_tokens, np.int32) + np.asarray(self.response_tokens, np.int32)
+
+    def add(self, other: LengthReport) -> None:
+        """Take in the report of the rows that follow."""
+        for entry in fields(self):
+            if entry.name not in ("max_length", "on_lost_answer"):
+                own, more = getattr(self, entry.name), getattr(other, entry.name)
+                if isinstance(own, int):
+                    setattr(self, entry.name, own + more)
+                elif isinstance(own, Counter):
+                    own.update(more)
+                else:
+                    own.extend(more)
 
     def quantiles(self) -> dict[str, dict[str, float]]:
         """:func:`quantiles` of tokens per row: ``prompt``, ``response``, ``total``, and ``whole`` (before fitting)."""
@@ -121,7 +140,7 @@ class LengthReport:
         limit = "no limit" if self.max_length is None else f"max_length {self.max_length}"
         lines = [f"{self.kept} of {self.rows} rows kept ({limit}), {self.aligned_tokens} aligned tokens"]
         for name, points in self.quantiles().items():
-            if points and not (name == "whole" and self.whole_tokens == self.total_tokens):
+            if points and not (name == "whole" and np.array_equal(self.total_tokens, self.whole_tokens)):
                 label = "before fitting" if name == "whole" else name
                 lines.append(f"tokens, {label}: " + ", ".join(f"{key} {value:.0f}" for key, value in points.items()))
         if self.documents_dropped:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,10 @@ from selfaug.data.folders import choose
 from selfaug.data.formats import Format, detect, get_format, mapped
 from selfaug.data.record import Conversation, Item, Record
 
-__all__ = ["LOOKED_AT", "Loaded", "Reader", "hub_split", "read_rows", "read_table", "table_row"]
+__all__ = [
+    "LOOKED_AT", "Loaded", "Reader", "Reading", "fingerprint_of", "hub_split", "open_rows", "open_table", "read_rows",
+    "read_table", "table_row",
+]  # fmt: skip
 
 Kind = Literal["record", "conversation", "trl"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -50,6 +54,198 @@ class Loaded:
     problems: list[RowError] = field(default_factory=list)
     name: str = ""
     values: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+class Reading:
+    """The examples of a file, folder or data set, read anew each time that they are gone through.
+
+    Iterating gives the usable ones in order. What they turned out to be is known when the end was reached.
+
+    Args:
+        name: What is read: the path or name given, the file that is a folder's split, or folder and split.
+        files: The files; empty for a data set of the hub.
+        opened: Function that opens the sources anew: names, for messages, and rows with their places.
+        fixed: The format; ``None`` to tell it from the first rows.
+        on_bad_row: Whether a bad row is an ``error``, or ``skip`` leaves it out.
+        needs_documents: Whether a record without documents is a bad row.
+        identity: Everything besides the files that decides the examples.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: tuple[Path, ...],
+        opened: Callable[[], Iterator[tuple[str, Iterator[tuple[Where, Any]]]]],
+        fixed: Format | None,
+        on_bad_row: str,
+        needs_documents: bool,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.name = name
+        self.files = files
+        self.identity = identity
+        self.format = ""
+        self.kind: Kind = "record"
+        self.count = 0
+        self.problems: list[RowError] = []
+        self.notes: tuple[str, ...] = ()
+        self._opened = opened
+        self._fixed = fixed
+        self._on_bad_row = on_bad_row
+        self._needs_documents = needs_documents
+
+    def __iter__(self) -> Iterator[Item | dict[str, Any]]:
+        for item, _ in self.with_values():
+            yield item
+
+    def with_values(
+        self, fields: Sequence[str] = (), progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[Item | dict[str, Any], tuple[Any, ...]]]:
+        """Each example with the values of fields of its row.
+
+        Args:
+            fields: Names; ``a.b`` is the field b of a.
+            progress: Called with the number of rows read so far, after each row.
+
+        Raises:
+            DataError: As :func:`read_rows`.
+        """
+        self.count, self.problems = 0, []
+        shown_first: list[Item | dict[str, Any]] = []
+        counted = itertools.count(1)
+        kinds: set[type] = set()
+        first: Reader | None = None
+        for source, rows in self._opened():
+            reader = Reader(source, rows, self._fixed, self._needs_documents, first)
+            first = first or reader
+            for item, of_row in reader:
+                if isinstance(item, RowError):
+                    if self._on_bad_row == "error":
+                        raise item
+                    self.problems.append(item)
+                else:
+                    self.count += 1
+                    kinds.add(type(item))
+                    if len(shown_first) < _SHOWN:
+                        shown_first.append(item)
+                    yield item, tuple(_value(of_row, name) for name in fields)
+                if progress is not None:
+                    progress(next(counted))
+            first.unread = (first.unread | reader.unread) - {name.partition(".")[0] for name in fields}
+        if not shown_first or first is None:
+            raise self._none_usable()
+        self.format = first.format.name
+        self.kind = "trl" if isinstance(shown_first[0], dict) else "record" if Record in kinds else "conversation"
+        notes = first.notes(shown_first)
+        self.notes = tuple(line if line.startswith(" ") else f"{self.name}: {line}" for line in notes)
+
+    def first(self) -> Item | dict[str, Any]:
+        """The first example, after the first rows of each source were looked at.
+
+        Raises:
+            DataError: As :func:`read_rows`, for what these rows show.
+        """
+        self.problems = []
+        found: Item | dict[str, Any] | None = None
+        like: Reader | None = None
+        for source, rows in self._opened():
+            reader = Reader(source, rows, self._fixed, self._needs_documents, like)
+            like = like or reader
+            for number, (item, _) in enumerate(reader, start=1):
+                if not isinstance(item, RowError):
+                    found = found or item
+                elif self._on_bad_row == "error":
+                    raise item
+                else:
+                    self.problems.append(item)
+                if found is not None and number >= LOOKED_AT:
+                    break
+        if found is None:
+            raise self._none_usable()
+        return found
+
+    def _none_usable(self) -> DataError:
+        if not self.problems:
+            return DataError(f"{self.name}: no usable row", "check the format (--format) and the rows.")
+        first, count = self.problems[0], len(self.problems)
+        return DataError(f"{self.name}: no usable row; the first of {count} bad rows: {first.message}", first.hint)
+
+
+def open_rows(
+    path: str | Path,
+    *,
+    format: str = "auto",  # noqa: A002
+    on_bad_row: str = "error",
+    needs_documents: bool = True,
+    split: str | Sequence[str] = "train",
+    mapping: Mapping[str, str] | Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> Reading:
+    """The examples of a file, a folder of files, or a data set of the hub, to be gone through; see :func:`read_rows`.
+
+    Raises:
+        DataError: If the path does not exist.
+        ConfigError: If ``format`` or ``on_bad_row`` is not a known name, or ``mapping`` cannot be.
+    """
+    if on_bad_row not in _ON_BAD_ROW:
+        raise ConfigError(
+            f"on_bad_row={on_bad_row!r} is not known.{nearest(str(on_bad_row), _ON_BAD_ROW)}", "use error or skip."
+        )
+    fixed = _fixed(format, mapping)
+    name, folder = str(path), Path(path).expanduser()
+    wanted = (split,) if isinstance(split, str) else tuple(split)
+    files: tuple[Path, ...] = ()
+    table: Any = None
+    if _is_hub_name(name):
+        table = _hub_table(name, wanted)
+    elif any((folder / mark).is_file() for mark in _SAVED):
+        table, files = _saved_table(folder, wanted), (folder,)
+    else:
+        found_files = find_files(folder, wanted)
+        files, name = found_files.files, _name_of(name, found_files)
+        if found_files.note:
+            say(found_files.note)
+
+    def opened() -> Iterator[tuple[str, Iterator[tuple[Where, Any]]]]:
+        sources = (
+            [(name, _table_rows(table, name))]
+            if table is not None
+            else ((str(file), iter_rows(file)) for file in files)
+        )
+        for source, rows in sources:
+            yield source, rows if columns is None else _selected(rows, columns)
+
+    identity = {
+        "table": None if table is None else fingerprint_of(table),
+        "format": format,
+        "mapping": mapping,
+        "columns": columns,
+        "needs_documents": needs_documents,
+        "on_bad_row": on_bad_row,
+    }
+    return Reading(name, files, opened, fixed, on_bad_row, needs_documents, identity)
+
+
+def open_table(
+    table: Any,
+    name: str,
+    *,
+    format: str = "auto",  # noqa: A002
+    mapping: Mapping[str, str] | Sequence[str] | None = None,
+    on_bad_row: str = "error",
+) -> Reading:
+    """The examples of a table of ``datasets``, to be gone through; see :func:`read_rows`."""
+
+    def opened() -> Iterator[tuple[str, Iterator[tuple[Where, Any]]]]:
+        yield name, _table_rows(table, name)
+
+    identity = {"table": fingerprint_of(table), "format": format, "mapping": mapping, "on_bad_row": on_bad_row}
+    return Reading(name, (), opened, _fixed(format, mapping), on_bad_row, True, identity)
+
+
+def fingerprint_of(table: Any) -> str:
+    """What ``datasets`` tells a table's content by."""
+    return str(getattr(table, "_fingerprint", None) or random.getrandbits(64))
 
 
 def read_rows(
@@ -87,29 +283,16 @@ def read_rows(
             :class:`RowError`) a row is bad and ``on_bad_row`` is "error".
         ConfigError: If ``format`` or ``on_bad_row`` is not a known name, or ``mapping`` cannot be.
     """
-    if on_bad_row not in _ON_BAD_ROW:
-        raise ConfigError(
-            f"on_bad_row={on_bad_row!r} is not known.{nearest(str(on_bad_row), _ON_BAD_ROW)}", "use error or skip."
-        )
-    fixed = _fixed(format, mapping)
-    name, folder = str(path), Path(path).expanduser()
-    wanted = (split,) if isinstance(split, str) else tuple(split)
-    if _is_hub_name(name):
-        sources: list[tuple[str, Iterator[tuple[Where, Any]]]] = [(name, _hub_rows(name, wanted))]
-        files: tuple[Path, ...] = ()
-    elif any((folder / mark).is_file() for mark in _SAVED):
-        sources, files = [(name, _saved_rows(folder, wanted))], (folder,)
-    else:
-        found_files = find_files(folder, wanted)
-        files, name = found_files.files, _name_of(name, found_files)
-        if found_files.note:
-            say(found_files.note)
-        sources = [(str(file), iter_rows(file)) for file in files]
-
-    if columns is not None:
-        sources = [(source, _selected(rows, columns)) for source, rows in sources]
-    loaded = _collected(name, sources, fixed, on_bad_row, needs_documents, fields, progress)
-    return replace(loaded, files=files)
+    reading = open_rows(
+        path,
+        format=format,
+        on_bad_row=on_bad_row,
+        needs_documents=needs_documents,
+        split=split,
+        mapping=mapping,
+        columns=columns,
+    )
+    return _loaded(reading, fields, progress)
 
 
 def _name_of(path: str, found: Found) -> str:
@@ -127,8 +310,19 @@ def read_table(
     on_bad_row: str = "error",
 ) -> Loaded:
     """All training examples of a table of ``datasets``; see :func:`read_rows`."""
-    fixed = _fixed(format, mapping)
-    return _collected(name, [(name, _table_rows(table, name))], fixed, on_bad_row, True, (), None)
+    return _loaded(open_table(table, name, format=format, mapping=mapping, on_bad_row=on_bad_row))
+
+
+def _loaded(reading: Reading, fields: Sequence[str] = (), progress: Callable[[int], None] | None = None) -> Loaded:
+    items: list[Item | dict[str, Any]] = []
+    values: list[tuple[Any, ...]] = []
+    for item, of_row in reading.with_values(fields, progress):
+        items.append(item)
+        if fields:
+            values.append(of_row)
+    for line in reading.notes:
+        say(line)
+    return Loaded(reading.kind, items, reading.format, reading.files, reading.problems, reading.name, values)
 
 
 def _fixed(format_: str, mapping: Mapping[str, str] | Sequence[str] | None) -> Format | None:
@@ -143,44 +337,6 @@ def _fixed(format_: str, mapping: Mapping[str, str] | Sequence[str] | None) -> F
 def _selected(rows: Iterator[tuple[Where, Any]], columns: Sequence[str]) -> Iterator[tuple[Where, Any]]:
     for where, row in rows:
         yield where, row if isinstance(row, RowError) else {key: row[key] for key in columns if key in row}
-
-
-def _collected(
-    name: str,
-    sources: Sequence[tuple[str, Iterator[tuple[Where, Any]]]],
-    fixed: Format | None,
-    on_bad_row: str,
-    needs_documents: bool,
-    fields: Sequence[str],
-    progress: Callable[[int], None] | None,
-) -> Loaded:
-    items: list[Item | dict[str, Any]] = []
-    problems: list[RowError] = []
-    values: list[tuple[Any, ...]] = []
-    counted = itertools.count(1)
-    first: Reader | None = None
-    for source, rows in sources:
-        reader = Reader(source, rows, fixed, needs_documents, first)
-        first = first or reader
-        for item, of_row in reader:
-            if not isinstance(item, RowError):
-                items.append(item)
-                if fields:
-                    values.append(tuple(_value(of_row, name) for name in fields))
-            elif on_bad_row == "error":
-                raise item
-            else:
-                problems.append(item)
-            if progress is not None:
-                progress(next(counted))
-        first.unread = (first.unread | reader.unread) - {name.partition(".")[0] for name in fields}
-    if not items or first is None:
-        first_problem = f"; the first of {len(problems)} bad rows: {problems[0].message}" if problems else ""
-        hint = problems[0].hint if problems else "check the format (--format) and the rows."
-        raise DataError(f"{name}: no usable row{first_problem}", hint)
-    for line in first.notes(items):
-        say(line if line.startswith(" ") else f"{name}: {line}")
-    return Loaded(_kind(items), items, first.format.name, (), problems, name, values)
 
 
 class Reader:
@@ -332,12 +488,6 @@ def _told(item: Item | dict[str, Any]) -> str:
     return shown(item)
 
 
-def _kind(items: list[Item | dict[str, Any]]) -> Kind:
-    if all(isinstance(item, Conversation) for item in items):
-        return "conversation"
-    return "trl" if isinstance(items[0], dict) else "record"
-
-
 def _is_hub_name(name: str) -> bool:
     """Whether this can only mean a data set of the hub: ``org/name`` that no file or folder here could be."""
     if not _HUB_NAME.fullmatch(name) or name.lower().endswith((*SUFFIXES, ".gz", ".bz2", ".txt")):
@@ -376,22 +526,21 @@ def _choose(name: str, splits: Sequence[str], wanted: Sequence[str]) -> str:
     return chosen
 
 
-def _hub_rows(name: str, wanted: Sequence[str]) -> Iterator[tuple[Where, Any]]:
+def _hub_table(name: str, wanted: Sequence[str]) -> Any:
     import datasets
 
     split = hub_split(name, wanted)
     try:
-        table = datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, split=split)
     except Exception as error:  # The hub's client raises what its HTTP library, its cache and its builders raise.
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{name}: the data set's split {split!r} could not be loaded from the hub ({first})",
             "check the name, the split and the network; a local file is given by its path.",
         ) from None
-    yield from _table_rows(table, name)
 
 
-def _saved_rows(folder: Path, wanted: Sequence[str]) -> Iterator[tuple[Where, Any]]:
+def _saved_table(folder: Path, wanted: Sequence[str]) -> Any:
     import datasets
 
     try:
@@ -400,7 +549,7 @@ def _saved_rows(folder: Path, wanted: Sequence[str]) -> Iterator[tuple[Where, An
         raise DataError(f"{folder}: not a whole saved data set ({error})", "save it again.") from None
     if isinstance(table, datasets.DatasetDict):
         table = table[_choose(str(folder), list(table), wanted)]
-    yield from _table_rows(table, str(folder))
+    return table
 
 
 def _table_rows(table: Any, name: str) -> Iterator[tuple[Where, Mapping[str, Any]]]:

@@ -15,10 +15,26 @@ from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.record import Conversation, Item, Record
 
 __all__ = [
-    "Split", "asked_of", "documents_of", "plain", "question_of", "row_of", "split_by_document", "titles_of",
+    "HeldOut", "Split", "asked_of", "documents_of", "hold_out", "plain", "question_of", "row_of",
+    "split_by_document", "titles_of",
 ]  # fmt: skip
 
 Example: TypeAlias = Item | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which examples are held out.
+
+    Args:
+        places: Their places in the data set.
+        groups: How many groups of examples that belong together there were.
+        examples: How many examples there were.
+    """
+
+    places: frozenset[int]
+    groups: int
+    examples: int
 
 
 @dataclass(frozen=True)
@@ -58,13 +74,27 @@ def split_by_document(
         ConfigError: If ``fraction`` is not between 0 and 1.
         DataError: If all examples belong together, or the groups are too large for the fraction.
     """
+    held_out = hold_out(examples, fraction, seed, keys)
+    return Split(
+        [example for i, example in enumerate(examples) if i not in held_out.places],
+        [example for i, example in enumerate(examples) if i in held_out.places],
+        held_out.groups,
+        held_out.places,
+    )
+
+
+def hold_out(
+    examples: Iterable[Example], fraction: float, seed: int = 0, keys: Sequence[Collection[str]] = ()
+) -> HeldOut:
+    """The places that :func:`split_by_document` holds out; the examples are gone through once, and none is kept."""
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
         raise ConfigError(
             f"held_out={fraction!r} is not a fraction between 0 and 1, of the examples to hold out",
             "give a fraction such as 0.1, or 0 to hold nothing out.",
         )
     groups = _groups(examples, keys)
-    target = min(len(examples) - 1, max(1, math.floor(fraction * len(examples) + 0.5)))
+    count = sum(len(group) for _, group in groups)
+    target = min(count - 1, max(1, math.floor(fraction * count + 0.5)))
     chosen: set[int] = set()
     for group in sorted(groups, key=lambda group: _draw(seed, group[0])):
         if len(chosen) + len(group[1]) <= target:
@@ -72,22 +102,17 @@ def split_by_document(
     if not chosen:
         # Every group is larger than the target: the smallest, where that leaves more to train on than it takes.
         smallest = min(groups, key=lambda group: (len(group[1]), _draw(seed, group[0])), default=("", []))[1]
-        if 2 * len(smallest) > len(examples) or len(groups) < 2:
+        if 2 * len(smallest) > count or len(groups) < 2:
             tie = "a document, what is asked or a value of group_by" if keys else "a document or what is asked"
             raise DataError(
-                f"{len(examples)} examples cannot be split by document: they form {len(groups)} groups that share"
+                f"{count} examples cannot be split by document: they form {len(groups)} groups that share"
                 f" {tie}, the largest of {max((len(g) for _, g in groups), default=0)}, and"
                 f" {target} should be held out",
                 "hold nothing out (--held_out 0) and give a held-out file of your own, or split before documents are"
                 " retrieved (`selfaug prepare --corpus` does).",
             )
         chosen.update(smallest)
-    return Split(
-        [example for i, example in enumerate(examples) if i not in chosen],
-        [example for i, example in enumerate(examples) if i in chosen],
-        len(groups),
-        frozenset(chosen),
-    )
+    return HeldOut(frozenset(chosen), len(groups), count)
 
 
 class _Signs(dict[int, str]):
@@ -156,9 +181,9 @@ def row_of(example: Example) -> list[str]:
     return [_written(example.messages if isinstance(example, Conversation) else example)]
 
 
-def _groups(examples: Sequence[Example], keys: Sequence[Collection[str]]) -> list[tuple[str, list[int]]]:
+def _groups(examples: Iterable[Example], keys: Sequence[Collection[str]]) -> list[tuple[str, list[int]]]:
     """Groups of places that belong together, each with the smallest of its texts as its name."""
-    parent = list(range(len(examples)))
+    parent: list[int] = []
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -168,6 +193,7 @@ def _groups(examples: Sequence[Example], keys: Sequence[Collection[str]]) -> lis
     first: dict[bytes, int] = {}
     names = []
     for i, example in enumerate(examples):
+        parent.append(i)
         texts = [("question", plain(question_of(example)))]
         texts += [("document", plain(text)) for text in documents_of(example)]
         names.append(min(text for _, text in texts))
@@ -176,7 +202,7 @@ def _groups(examples: Sequence[Example], keys: Sequence[Collection[str]]) -> lis
             key = hashlib.blake2b(f"{kind}\n{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
             parent[root(i)] = root(first.setdefault(key, i))
     members: defaultdict[int, list[int]] = defaultdict(list)
-    for i in range(len(examples)):
+    for i in range(len(parent)):
         members[root(i)].append(i)
     return [(min(names[i] for i in group), group) for group in members.values()]
 

@@ -50,6 +50,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Any] | None 
     return text
 
 
+@lru_cache(maxsize=64)
 def digest(text: str) -> str:
     """sha256 of the UTF-8 text, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -170,10 +171,14 @@ class ChatTemplate:
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, computed once for this tokenizer, template and variables, whatever the tools."""
         known = _ONCE.setdefault(self.tokenizer, {})
-        key = (name, self.source, json.dumps(dict(self.kwargs), sort_keys=True, default=str))
+        key = (name, *self._key)
         if key not in known:
             known[key] = make()
         return known[key]
+
+    @cached_property
+    def _key(self) -> tuple[str, str]:
+        return self.source, json.dumps(dict(self.kwargs), sort_keys=True, default=str)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, generation: bool = False, source: str = "") -> str:
         """The text of ``messages``; with ``generation`` the opening of an assistant turn stands at its end.

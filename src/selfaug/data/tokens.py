@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from selfaug.common.errors import DataError
 from selfaug.data.record import Document, Record
@@ -18,7 +20,18 @@ if TYPE_CHECKING:
 
     from selfaug.data.prompts import Renderer
 
-__all__ = ["aligned_tokens", "ends_generation", "record_tokens", "response_tail", "text_ids"]
+__all__ = [
+    "RecordTokens", "aligned_tokens", "ends_generation", "record_tokens", "response_tail", "text_ids",
+    "tokens_of_records",
+]  # fmt: skip
+
+
+class RecordTokens(NamedTuple):
+    """Token ids of a record's prompt and response, and the counts that :func:`record_tokens` puts into its notes."""
+
+    prompt: list[int]
+    response: list[int]
+    notes: Counter[str]
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, bos: bool = False) -> list[int]:
@@ -26,10 +39,15 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, bos: bool = False
 
     A tokenizer that is set to add an EOS to each text would otherwise end the prompt before the answer.
     """
-    ids: list[int] = tokenizer(text, add_special_tokens=bos)["input_ids"]
-    if bos and ids and ids[-1] == tokenizer.eos_token_id:
-        return ids[:-1]
-    return ids
+    return _texts_ids(tokenizer, [text], bos=bos)[0]
+
+
+def _texts_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, bos: bool) -> list[list[int]]:
+    """:func:`text_ids` of each text, in one call of the tokenizer."""
+    if not texts:
+        return []
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=bos, return_attention_mask=False)["input_ids"]
+    return [ids[:-1] if bos and ids and ids[-1] == tokenizer.eos_token_id else ids for ids in rows]
 
 
 def ends_generation(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
@@ -70,25 +88,66 @@ def record_tokens(
         ConfigError: If the tokenizer has another chat template than the renderer's.
         DataError: If the template refuses the record or does not show the answer, or there is no EOS.
     """
+    found: Counter[str] = Counter()
+    texts = _texts(renderer, tokenizer, record, documents, found)
+    ((prompt_ids, response_ids),) = _ids(renderer, tokenizer, [texts])
+    if notes is not None:
+        notes.clear()
+        notes.update(found)
+    return prompt_ids, response_ids
+
+
+def tokens_of_records(
+    renderer: Renderer, tokenizer: PreTrainedTokenizerBase, records: Iterable[Record]
+) -> list[RecordTokens | DataError]:
+    """What :func:`record_tokens` gives for each record, or raises; the tokenizer is called once for all.
+
+    Raises:
+        ConfigError: If the tokenizer has another chat template than the renderer's.
+    """
+    results: list[tuple[tuple[str, str], Counter[str]] | DataError] = []
+    for record in records:
+        notes: Counter[str] = Counter()
+        try:
+            results.append((_texts(renderer, tokenizer, record, None, notes), notes))
+        except DataError as error:
+            results.append(error)
+    ids = iter(_ids(renderer, tokenizer, [found[0] for found in results if not isinstance(found, DataError)]))
+    return [found if isinstance(found, DataError) else RecordTokens(*next(ids), found[1]) for found in results]
+
+
+def _texts(
+    renderer: Renderer,
+    tokenizer: PreTrainedTokenizerBase,
+    record: Record,
+    documents: Sequence[Document] | None,
+    notes: Counter[str],
+) -> tuple[str, str]:
+    """Prompt and response."""
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"tokenizer {tokenizer.name_or_path!r} has no EOS token, so a tuned model would never stop",
             "set tokenizer.eos_token.",
         )
     prompt = renderer.prompt_text(tokenizer, record, documents)
-    found: Counter[str] = Counter()
-    response = _response(renderer, tokenizer, record, documents, prompt, found)
-    if notes is not None:
-        notes.clear()
-        notes.update(found)
+    return prompt, _response(renderer, tokenizer, record, documents, prompt, notes)
+
+
+def _ids(
+    renderer: Renderer, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]
+) -> list[tuple[list[int], list[int]]]:
+    """The ids of prompts and their responses."""
     plain = renderer.mode == "plain"
-    prompt_ids = text_ids(tokenizer, prompt, bos=plain)
-    joint_ids = text_ids(tokenizer, prompt + response, bos=plain)
-    if joint_ids[: len(prompt_ids)] == prompt_ids and len(joint_ids) > len(prompt_ids):
-        response_ids = joint_ids[len(prompt_ids) :]
-    else:
-        response_ids = text_ids(tokenizer, response)
-    return prompt_ids, response_ids + response_tail(tokenizer, response)
+    joint = [prompt + response for prompt, response in texts]
+    ids = _texts_ids(tokenizer, [*(prompt for prompt, _ in texts), *joint], bos=plain)
+    rows = []
+    for (_, response), prompt_ids, joint_ids in zip(texts, ids[: len(texts)], ids[len(texts) :], strict=True):
+        if joint_ids[: len(prompt_ids)] == prompt_ids and len(joint_ids) > len(prompt_ids):
+            response_ids = joint_ids[len(prompt_ids) :]
+        else:
+            response_ids = text_ids(tokenizer, response)
+        rows.append((prompt_ids, response_ids + response_tail(tokenizer, response)))
+    return rows
 
 
 def _response(
@@ -136,9 +195,10 @@ def _response(
     return response
 
 
-def aligned_tokens(labels: Sequence[int]) -> int:
+def aligned_tokens(labels: ArrayLike) -> int:
     """The number of t with ``labels[t] == -100`` and ``labels[t + 1] == -100``: prompt tokens predicted from prompt.
 
     For a single unpadded, unpacked sequence this counts its aligned positions.
     """
-    return sum(now == -100 and then == -100 for now, then in pairwise(labels))
+    prompt = np.asarray(labels) == -100
+    return int(np.count_nonzero(prompt[1:] & prompt[:-1]))

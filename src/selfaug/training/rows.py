@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl.data_utils import get_dataset_column_names
 
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.progress import counting
+from selfaug.common.ranks import once_per_machine
 from selfaug.common.terminal import say
 from selfaug.data.encode import aligned_tokens, encode
 from selfaug.data.fields import RowError
 from selfaug.data.fit import fit_ids
+from selfaug.data.lengths import LengthReport
 from selfaug.data.lost_answers import LOST_HINT, OnLostAnswer, lost_in_prompt, prompt_and_response
 from selfaug.data.prompts import Renderer
-from selfaug.data.read import LOOKED_AT, Reader, table_row
+from selfaug.data.read import LOOKED_AT, Reader, fingerprint_of, table_row
 from selfaug.data.record import Item, Where, parse_conversation, parse_record
+from selfaug.data.stored import ITEM, Encoding, find_or_make, open_table, write_encoded
 from selfaug.data.tables import trl_table
 
 __all__ = [
@@ -38,7 +44,6 @@ __all__ = [
 
 Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
-_ITEM = "selfaug_item"
 _LOST = "selfaug_answer_lost"
 _MANY_ROWS = 5000  # the fewest that take seconds
 
@@ -47,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 def items_table(items: Sequence[Item]) -> Dataset:
     """A table of records and conversations as they are; columns of their own would give each row all fields of any."""
-    return Dataset.from_dict({_ITEM: [json.dumps(item.to_row()) for item in items]})
+    return Dataset.from_dict({ITEM: [json.dumps(item.to_row()) for item in items]})
 
 
 def formatted(dataset: Rows, formatting_func: Callable[[Any], Any], text_field: str) -> Rows:
@@ -94,7 +99,7 @@ def check_rows(dataset: Rows, name: str, *, formatting_func: Any, text_field: st
         return
     columns = set(get_dataset_column_names(dataset))
     if formatting_func is not None:
-        if columns & {"input_ids", _ITEM}:
+        if columns & {"input_ids", ITEM}:
             raise ConfigError(
                 f"formatting_func is set, and the {name} data set holds tokens, which it would have no effect on.",
                 "leave formatting_func out, or give the rows from which the tokens were made.",
@@ -133,6 +138,7 @@ def prepare_rows(
     name: str,
     change: Callable[[list[Item]], list[Item]] | None = None,
     text_field: str = "text",
+    processes: int | None = None,
 ) -> Rows:
     """Rows with ``input_ids`` and ``labels``, each at most ``max_length`` tokens.
 
@@ -148,13 +154,15 @@ def prepare_rows(
         name: Of the data set, in messages.
         change: What becomes of records and conversations first.
         text_field: The column of TRL's plain texts.
+        processes: Number of processes that tokenise the records and conversations of a table on the disk.
 
     Raises:
         DataError: If a row is not what its columns promise, or nothing is left.
     """
     reader = _reader(dataset, name, text_field)
     if reader is None:
-        if isinstance(dataset, Dataset) and len(dataset) >= _MANY_ROWS:
+        tokens = "input_ids" in get_dataset_column_names(dataset)
+        if isinstance(dataset, Dataset) and len(dataset) >= _MANY_ROWS and not tokens:
             say(f"trl tokenises the {len(dataset):,} rows of the {name} data set ...")
         return _fit(tokenise(_exact(dataset)), max_length, cut_prompt_left, name, tokenizer, on_lost_answer)
     if reader.unread:
@@ -162,32 +170,60 @@ def prepare_rows(
     renderer = renderer or Renderer.for_tokenizer(tokenizer)
     if isinstance(dataset, IterableDataset):
         return _stream(dataset, reader, tokenizer, renderer, max_length, cut_prompt_left, on_lost_answer)
-    items: list[Any] = []
-    for number, row in enumerate(dataset, start=1):
-        for item in reader.items(table_row(row, dataset.features), Where(name, number, "row")):
-            if isinstance(item, RowError):
-                raise item
-            items.append(item)
-    items = items if change is None else change(items)
+    encoding = Encoding(tokenizer, renderer, max_length, cut_prompt_left, on_lost_answer, "error")
+    if change is None and dataset.cache_files:
+        return _kept_on_disk(dataset, reader, encoding, name, processes)
+    items = list(_items(dataset, reader, name))
     encoded = encode(
-        items,
+        items if change is None else change(items),
         tokenizer,
         renderer,
         max_length=max_length,
         cut_prompt_left=cut_prompt_left,
         on_lost_answer=on_lost_answer,
     )
-    for line in encoded.report.lines():
-        logger.info("%s: %s", name, line)
     # The command line has said this of rows that it encoded itself; those are token ids by now, and do not come here.
-    for message, hint in encoded.report.warnings() if encoded.rows and change is None else ():
+    _tell(name, encoded.report.lines(), encoded.report.warnings() if encoded.rows and change is None else ())
+    _require_rows(encoded.report, name)
+    return Dataset.from_list(encoded.rows)
+
+
+def _kept_on_disk(dataset: Dataset, reader: Reader, encoding: Encoding, name: str, processes: int | None) -> Dataset:
+    """The rows of a table that lies on the disk, in another that does, made once on each machine."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        with counting(f"tokens of {name}", len(dataset)) as progress:
+            report = write_encoded(folder, _items(dataset, reader, name), encoding, processes, progress)
+        _require_rows(report, name)
+        return {"lines": report.lines(), "warnings": report.warnings()}
+
+    key = {"table": fingerprint_of(dataset), "name": name} | encoding.key()
+    folder, facts = once_per_machine(lambda: find_or_make(key, make))
+    _tell(name, facts["lines"], facts["warnings"])
+    return open_table(folder)
+
+
+def _items(dataset: Dataset, reader: Reader, name: str) -> Iterator[Item]:
+    for number, row in enumerate(dataset, start=1):
+        for item in reader.items(table_row(row, dataset.features), Where(name, number, "row")):
+            if isinstance(item, RowError):
+                raise item
+            yield cast("Item", item)
+
+
+def _tell(name: str, lines: Iterable[str], warnings: Iterable[tuple[str, str]]) -> None:
+    for line in lines:
+        logger.info("%s: %s", name, line)
+    for message, hint in warnings:
         logger.warning("%s: %s. %s", name, message, hint)
-    if not encoded.rows:
+
+
+def _require_rows(report: LengthReport, name: str) -> None:
+    if not report.kept:
         raise DataError(
-            f"no row of the {name} data set fits max_length={max_length}: nothing is left to train on.",
+            f"no row of the {name} data set fits max_length={report.max_length}: nothing is left to train on.",
             "raise --max_length, or shorten the questions and answers.",
         )
-    return Dataset.from_list(encoded.rows)
 
 
 class _Packed(Reader):
@@ -197,7 +233,7 @@ class _Packed(Reader):
         self.unread = set()
 
     def items(self, row: Any, where: Where) -> Iterator[Item | dict[str, Any] | RowError]:
-        fields = json.loads(row[_ITEM])
+        fields = json.loads(row[ITEM])
         yield (
             parse_conversation(fields, where)
             if "messages" in fields
@@ -212,7 +248,7 @@ def _reader(dataset: Rows, name: str, text_field: str) -> Reader | None:
         DataError: If the rows are in no known format.
     """
     columns = set(get_dataset_column_names(dataset))
-    if _ITEM in columns:
+    if ITEM in columns:
         return _Packed()
     if "input_ids" in columns or {"prompt", "completion"} <= columns:
         return None
@@ -292,7 +328,7 @@ def _fit(
     tokenizer: Any,
     on_lost_answer: OnLostAnswer,
 ) -> Rows:
-    if max_length is None:
+    if max_length is None or (isinstance(dataset, Dataset) and _longest(dataset) <= max_length):
         return dataset
 
     def one(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,6 +367,12 @@ def _fit(
                 "raise --max_length, or set --cut_prompt_left true to cut prompts (never answers) at their left.",
             )
     return fitted
+
+
+def _longest(dataset: Dataset) -> int:
+    """Tokens of the longest row; only where rows begin is read."""
+    lists = dataset.select_columns("input_ids").with_format("arrow").iter(_MANY_ROWS)
+    return max((pc.max(pc.list_value_length(batch["input_ids"])).as_py() or 0 for batch in lists), default=0)
 
 
 def _capital(text: str) -> str:

@@ -344,6 +344,7 @@ class SelfAugTrainer(SFTTrainer):
                 name=name,
                 change=change,
                 text_field=args.dataset_text_field,
+                processes=args.dataset_num_proc,
             )
 
         prepared = prepare(dataset, dataset_name)

@@ -1,0 +1,267 @@
+"""Tables of training rows on disk, made once and found again by everything that decides them.
+
+Each lies in a folder of the cache of ``datasets``, beside what is to be said of it (``facts.json``). The folder takes
+its place whole, so runs that start at the same time do not meet half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets.arrow_writer import ArrowWriter
+
+from selfaug.common.errors import ConfigError
+from selfaug.common.fingerprint import text_hash, tokenizer_hash, versions
+from selfaug.data.encode import encode
+from selfaug.data.lengths import LengthReport
+from selfaug.data.record import Item
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from selfaug.data.prompts import Renderer
+
+__all__ = ["ITEM", "Encoding", "cache_folder", "find_or_make", "open_table", "write_encoded", "write_table"]
+
+VERSION = 1
+"""Raised with every change of which ids and labels a row gets, or of what is written here."""
+
+ITEM = "selfaug_item"
+"""The column of records and conversations as JSON texts."""
+
+_TABLE, _FACTS = "rows.arrow", "facts.json"
+_CHUNK = 1000  # items that go to a process at once, and rows of a record batch
+_IDS = pa.list_(pa.int32())
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What decides the token ids and labels of an item.
+
+    Args:
+        tokenizer: The model's.
+        renderer: How records become prompts.
+        max_length: Longest row in tokens; ``None`` for no limit.
+        cut_prompt_left: As in :func:`selfaug.data.encode.encode`.
+        on_lost_answer: As there.
+        on_bad_row: As there.
+        as_items: Whether the table holds the items that have a row, in column ``ITEM``, in the place of their tokens.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    max_length: int | None
+    cut_prompt_left: bool
+    on_lost_answer: Any
+    on_bad_row: Any
+    as_items: bool = False
+
+    def key(self) -> dict[str, Any]:
+        """All of it as JSON; a tokenizer is told by its content."""
+        tokenizer = self.tokenizer
+        settings = {name: value for name, value in vars(self).items() if name not in ("tokenizer", "renderer")}
+        return {
+            **settings,
+            "renderer": asdict(self.renderer),
+            "tokenizer": tokenizer_hash(tokenizer),
+            "template": tokenizer.chat_template,
+            "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
+            # The hash of a tokenizer that is written in Python does not cover its code.
+            "once": None if tokenizer.is_fast else random.SystemRandom().getrandbits(64),
+        }
+
+    def table(self, items: list[Item], first: int) -> tuple[pa.Table, LengthReport]:
+        """The rows of some items, and their report; ``first`` is the number of the first of them."""
+        encoded = encode(
+            items,
+            self.tokenizer,
+            self.renderer,
+            max_length=self.max_length,
+            cut_prompt_left=self.cut_prompt_left,
+            on_bad_row=self.on_bad_row,
+            on_lost_answer=self.on_lost_answer,
+            first=first,
+        )
+        if self.as_items:
+            columns = {ITEM: pa.array([json.dumps(items[place].to_row()) for place in encoded.places], pa.string())}
+        else:
+            names = ("input_ids", "labels")
+            columns = {name: pa.array([row[name] for row in encoded.rows], _IDS) for name in names}
+        return pa.table(columns), encoded.report
+
+
+def cache_folder() -> Path:
+    """Where tables are kept."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "selfaug"
+
+
+def find_or_make(deciding: Mapping[str, Any], make: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """The folder that holds what ``make`` wrote, now or in an earlier run, and the facts that it returned.
+
+    Args:
+        deciding: Everything that decides the result, as JSON.
+        make: Function that writes into a folder and returns facts, as JSON.
+
+    Raises:
+        ConfigError: If the cache cannot be written.
+    """
+    packages = {name: versions()[name] for name in ("selfaug", "transformers", "tokenizers")}
+    key = str(text_hash(json.dumps([VERSION, packages, deciding], sort_keys=True, default=str)))
+    folder = cache_folder() / key.removeprefix("sha256:")[:32]
+    if _is_whole(folder):
+        return folder, _facts(folder)
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        (unfinished / _FACTS).write_text(json.dumps(make(unfinished)), encoding="utf-8")
+        try:
+            unfinished.rename(folder)
+        except OSError:  # another run was faster, or what lies there is damaged
+            if not _is_whole(folder):
+                shutil.rmtree(folder)
+                unfinished.rename(folder)
+        return folder, _facts(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"training rows are kept in {folder.parent}, and it cannot be written: {error.strerror or error}",
+            "free some space, or name another folder in the environment variable HF_DATASETS_CACHE.",
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _facts(folder)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / _FACTS).read_text(encoding="utf-8")))
+
+
+def open_table(folder: Path) -> datasets.Dataset:
+    """The table in a folder of :func:`find_or_make`, mapped into memory."""
+    return datasets.Dataset.from_file(str(folder / _TABLE))
+
+
+def write_table(folder: Path, table: datasets.Dataset) -> None:
+    """Write a table into a folder of :func:`find_or_make`."""
+    with ArrowWriter(path=str(folder / _TABLE), features=table.features) as writer:
+        for batch in table.with_format("arrow").iter(_CHUNK):
+            writer.write_table(batch)
+        writer.finalize()
+
+
+def write_encoded(
+    folder: Path,
+    items: Iterable[Item],
+    encoding: Encoding,
+    processes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> LengthReport:
+    """Encode items into a table in a folder of :func:`find_or_make`, chunk by chunk.
+
+    Args:
+        folder: Folder of the table.
+        items: Records and conversations, gone through once.
+        encoding: What decides their rows.
+        processes: How many encode; they are given chunks by this one, which reads.
+        progress: Called with the number of items done.
+
+    Returns:
+        The report on all rows.
+    """
+    report = LengthReport(encoding.max_length, on_lost_answer=encoding.on_lost_answer)
+    writer: ArrowWriter | None = None
+    try:
+        for table, part in _encoded(items, encoding, processes or 1):
+            if writer is None:
+                features = datasets.Features.from_arrow_schema(table.schema)
+                writer = ArrowWriter(path=str(folder / _TABLE), features=features)
+            writer.write_table(table)
+            report.add(part)
+            if progress is not None:
+                progress(report.rows)
+        if writer is not None:
+            writer.finalize()
+    finally:
+        if writer is not None:
+            writer.close()
+    return report
+
+
+def _encoded(items: Iterable[Item], encoding: Encoding, processes: int) -> Iterator[tuple[pa.Table, LengthReport]]:
+    chunks = _chunks(items)
+    if processes == 1:
+        for chunk, first in chunks:
+            yield encoding.table(chunk, first)
+        return
+    try:
+        with ProcessPoolExecutor(processes, initializer=_begin, initargs=(encoding,)) as pool:
+            waiting: deque[Future[tuple[pa.Table, LengthReport]]] = deque()
+            try:
+                for chunk, first in chunks:
+                    waiting.append(pool.submit(_work, chunk, first))
+                    if len(waiting) > 2 * processes:  # what is read ahead stays little
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"one of the {processes} processes that tokenise the rows was killed, probably for want of memory",
+            "lower --dataset_num_proc, or leave it out.",
+        ) from error
+
+
+def _chunks(items: Iterable[Item]) -> Iterator[tuple[list[Item], int]]:
+    """Runs of items, each with the number of its first."""
+    rest, first = iter(items), 1
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk, first
+        first += len(chunk)
+
+
+# ---- in a process that encodes --------------------------------------------------------------------------------------
+
+_encoding: Encoding
+
+
+def _begin(encoding: Encoding) -> None:
+    global _encoding
+    _encoding = encoding
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who was asked to stop ends this process, too
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    # A killed parent cannot end anything.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(items: list[Item], first: int) -> tuple[pa.Table, LengthReport]:
+    return _encoding.table(items, first)
