@@ -1,4 +1,4 @@
-"""Do trl, transformers and peft still behave as we lean on, beyond their names (`test_trl_names.py`)?
+"""Tests that trl, transformers and peft behave as our code assumes, beyond their names (`test_trl_names.py`).
 
 A failure here names the file of ours that needs a look before the new version is allowed.
 """
@@ -34,7 +34,7 @@ def test_the_flag_alone_switches_every_adapter_layer_off(arch: str) -> None:
     for layer in layers:
         layer._disable_adapters = True
     assert torch.equal(tuned(ids).logits, base(ids).logits), (
-        "a PEFT layer no longer obeys its _disable_adapters flag: look at trl_names.py, reference/adapter.py"
+        "a PEFT layer no longer obeys its _disable_adapters flag: look at model/libraries.py, reference/adapter.py"
     )
 
 
@@ -57,13 +57,13 @@ def test_the_flag_alone_switches_saved_modules_and_tokens_off() -> None:
     assert not torch.equal(tuned(ids).logits, base(ids).logits)
     for layer in switchable_layers(tuned):
         layer._disable_adapters = True
-    assert torch.equal(tuned(ids).logits, base(ids).logits), "look at trl_names.py (switchable_layers)"
+    assert torch.equal(tuned(ids).logits, base(ids).logits), "look at model/libraries.py (switchable_layers)"
 
 
 def test_a_trained_head_is_a_wrapper_of_two() -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
     head: Any = get_peft_model(tiny("llama"), config).get_base_model().get_output_embeddings()
-    ours = "look at model_parts.py (head_of)"
+    ours = "look at model/parts.py (head_of)"
     assert isinstance(head.original_module, nn.Linear), ours
     assert head.active_adapters == ["default"], ours
     assert isinstance(head.modules_to_save["default"], nn.Linear), ours
@@ -149,7 +149,7 @@ def test_the_trainer_has_the_attributes_that_we_read(trained: SimpleNamespace) -
     assert trainer._get_output_dir(trial=None) == str(trained.folder), ours
     text = trainer.model.config.get_text_config()
     for name in ("num_experts", "num_experts_per_tok"):
-        assert hasattr(text, name), "look at model_parts.py (auxiliary_loss)"
+        assert hasattr(text, name), "look at model/parts.py (auxiliary_loss)"
 
 
 def test_a_packed_micro_batch_has_what_the_plan_reads(trained: SimpleNamespace) -> None:
@@ -171,13 +171,13 @@ def test_a_packed_micro_batch_has_what_the_plan_reads(trained: SimpleNamespace) 
 
 
 def test_the_callback_comes_before_the_optimizer_moves(trained: SimpleNamespace) -> None:
-    assert trained.events == ["before", "after"], "look at resuming.py (StopOnNonFinite)"
+    assert trained.events == ["before", "after"], "look at training/trainer.py (_StopOnNonFinite)"
 
 
 def test_a_run_shorter_than_save_steps_is_saved_by_transformers(trained: SimpleNamespace) -> None:
     saved = {path.name for path in (Path(trained.folder) / "checkpoint-1").iterdir()}
     needed = {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
-    assert needed <= saved, "what resuming needs is saved elsewhere: look at checkpoint.py, trainer.py"
+    assert needed <= saved, "what resuming needs is saved elsewhere: look at run/checkpoint.py, training/trainer.py"
 
 
 def test_a_model_has_a_body_below_its_head() -> None:
@@ -185,6 +185,6 @@ def test_a_model_has_a_body_below_its_head() -> None:
     hidden = model.base_model(input_ids=torch.arange(5, 9)[None], use_cache=False).last_hidden_state
     torch.testing.assert_close(model.get_output_embeddings()(hidden), model(torch.arange(5, 9)[None]).logits)
     assert tiny("gemma2").config.get_text_config().final_logit_softcapping == 3.0, (
-        "look at model_parts.py (logit_shape)"
+        "look at model/parts.py (logit_shape)"
     )
-    assert "rope_type" in model.config.rope_parameters, "look at model_parts.py (depends_on_what_follows)"
+    assert "rope_type" in model.config.rope_parameters, "look at model/parts.py (depends_on_what_follows)"

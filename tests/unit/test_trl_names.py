@@ -1,4 +1,4 @@
-"""Are the private and fragile names of trl, transformers, peft and accelerate that we lean on still what they were?
+"""Tests that the private names of trl, transformers, peft and accelerate that we use are what they were.
 
 A failure here names the file of ours that needs a look before the new version is allowed.
 """
@@ -22,43 +22,43 @@ def parameters(function: Any) -> list[str]:
 # ---- names that must exist ------------------------------------------------------------------------------------------
 
 NAMES = {
-    "peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters": "trl_names.py, reference/adapter.py",
-    "peft.utils.other:AuxiliaryTrainingWrapper": "trl_names.py",
-    "peft.utils.other:ModulesToSaveWrapper.active_adapters": "model_parts.py (head_of)",
-    "peft.tuners.lora:LoraLayer.get_base_layer": "trl_names.py (lora_pairs)",
-    "peft.tuners.lora:LoraLayer.active_adapters": "trl_names.py (lora_pairs)",
-    "peft.tuners.lora:LoraLayer.pissa_init": "trl_names.py (pissa_parts)",
-    "peft.tuners.lora:LoraLayer.corda_init": "trl_names.py (corda_parts)",
-    "peft.tuners.lora.config:CordaConfig": "trl_names.py (corda_parts)",
-    "peft.tuners.lora.corda:preprocess_corda": "trl_names.py (corda_parts)",
-    "peft:PeftModel.get_base_model": "trainer.py",
-    "peft:PeftModel.active_peft_config": "trainer.py",
-    "trl.trainer.utils:maybe_gather_lm_head_ctx": "trl_names.py",
-    "trl.data_utils:get_dataset_column_names": "training_rows.py",
-    "trl.data_utils:maybe_convert_to_chatml": "training_rows.py",
+    "peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters": "model/libraries.py, reference/adapter.py",
+    "peft.utils.other:AuxiliaryTrainingWrapper": "model/libraries.py",
+    "peft.utils.other:ModulesToSaveWrapper.active_adapters": "model/parts.py (head_of)",
+    "peft.tuners.lora:LoraLayer.get_base_layer": "model/libraries.py (lora_pairs)",
+    "peft.tuners.lora:LoraLayer.active_adapters": "model/libraries.py (lora_pairs)",
+    "peft.tuners.lora:LoraLayer.pissa_init": "model/libraries.py (pissa_parts)",
+    "peft.tuners.lora:LoraLayer.corda_init": "model/libraries.py (corda_parts)",
+    "peft.tuners.lora.config:CordaConfig": "model/libraries.py (corda_parts)",
+    "peft.tuners.lora.corda:preprocess_corda": "model/libraries.py (corda_parts)",
+    "peft:PeftModel.get_base_model": "training/trainer.py",
+    "peft:PeftModel.active_peft_config": "training/trainer.py",
+    "trl.trainer.utils:maybe_gather_lm_head_ctx": "model/libraries.py",
+    "trl.data_utils:get_dataset_column_names": "training/rows.py",
+    "trl.data_utils:maybe_convert_to_chatml": "training/rows.py",
     "trl.scripts.utils:DatasetConfig": "cli/parsing.py",
     "trl:get_dataset": "cli/data.py",
     "trl:get_peft_config": "cli/train.py",
     "trl:get_quantization_config": "cli/train.py, run/models.py",
-    "trl:SFTTrainer._prepare_dataset": "trainer.py",
-    "trl:SFTTrainer.prediction_step": "trainer.py (compute_loss)",
-    "trl:SFTTrainer._tag_names": "trainer.py",
-    "trl:SFTTrainer._name": "trainer.py",
-    "transformers:Trainer.loss_is_scaled_for_ga": "trainer.py",
-    "transformers:Trainer.create_optimizer": "trainer.py",
-    "transformers:Trainer.get_batch_samples": "trainer.py",
-    "transformers:Trainer._run_epoch": "resuming.py",
-    "transformers:Trainer._save_checkpoint": "resuming.py",
-    "transformers:Trainer._get_output_dir": "resuming.py",
-    "transformers:Trainer.evaluation_loop": "trainer.py",
-    "transformers:Trainer._prepare_inputs": "trainer.py",
-    "transformers:TrainerCallback.on_pre_optimizer_step": "resuming.py (StopOnNonFinite)",
-    "transformers:PrinterCallback": "callbacks.py",
-    "transformers:ProgressCallback": "callbacks.py",
-    "transformers.models.mixtral.modeling_mixtral:load_balancing_loss_func": "model_parts.py (auxiliary_loss)",
-    "accelerate.parallelism_config:ParallelismConfig.tp_enabled": "trainer.py (_refuse_unsupported)",
-    "accelerate.parallelism_config:ParallelismConfig.cp_enabled": "trainer.py (_refuse_unsupported)",
-    "accelerate.parallelism_config:ParallelismConfig.sp_enabled": "trainer.py (_refuse_unsupported)",
+    "trl:SFTTrainer._prepare_dataset": "training/trainer.py",
+    "trl:SFTTrainer.prediction_step": "training/trainer.py (compute_loss)",
+    "trl:SFTTrainer._tag_names": "training/trainer.py",
+    "trl:SFTTrainer._name": "training/trainer.py",
+    "transformers:Trainer.loss_is_scaled_for_ga": "training/trainer.py",
+    "transformers:Trainer.create_optimizer": "training/trainer.py",
+    "transformers:Trainer.get_batch_samples": "training/trainer.py",
+    "transformers:Trainer._run_epoch": "training/trainer.py",
+    "transformers:Trainer._save_checkpoint": "training/trainer.py",
+    "transformers:Trainer._get_output_dir": "training/trainer.py",
+    "transformers:Trainer.evaluation_loop": "training/trainer.py",
+    "transformers:Trainer._prepare_inputs": "training/trainer.py",
+    "transformers:TrainerCallback.on_pre_optimizer_step": "training/trainer.py (_StopOnNonFinite)",
+    "transformers:PrinterCallback": "training/callbacks.py",
+    "transformers:ProgressCallback": "training/callbacks.py",
+    "transformers.models.mixtral.modeling_mixtral:load_balancing_loss_func": "model/parts.py (auxiliary_loss)",
+    "accelerate.parallelism_config:ParallelismConfig.tp_enabled": "training/trainer.py (_refuse_unsupported)",
+    "accelerate.parallelism_config:ParallelismConfig.cp_enabled": "training/trainer.py (_refuse_unsupported)",
+    "accelerate.parallelism_config:ParallelismConfig.sp_enabled": "training/trainer.py (_refuse_unsupported)",
     "accelerate.commands.launch:launch_command": "cli/launch.py",
     "accelerate.commands.launch:launch_command_parser": "cli/launch.py",
 }
@@ -78,14 +78,16 @@ def test_checkpoints_are_called_what_we_look_for() -> None:
 
     from selfaug.run.checkpoint import _NAME
 
-    assert _NAME.fullmatch(f"{PREFIX_CHECKPOINT_DIR}-12"), "checkpoint folders have another name: look at checkpoint.py"
+    assert _NAME.fullmatch(f"{PREFIX_CHECKPOINT_DIR}-12"), (
+        "checkpoint folders have another name: look at run/checkpoint.py"
+    )
 
 
 def test_fsdp_has_a_version() -> None:
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     names = {field.name for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
-    assert "fsdp_version" in names, "look at trainer.py (_refuse_unsupported)"
+    assert "fsdp_version" in names, "look at training/trainer.py (_refuse_unsupported)"
 
 
 # ---- signatures that we override or call ----------------------------------------------------------------------------
@@ -94,31 +96,31 @@ SIGNATURES: dict[str, tuple[Any, list[str], str]] = {
     "SFTTrainer._prepare_dataset": (
         SFTTrainer._prepare_dataset,
         ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
-        "trainer.py (_prepare_dataset), training_rows.py",
+        "training/trainer.py (_prepare_dataset), training/rows.py",
     ),
     "SFTTrainer.compute_loss": (
         SFTTrainer.compute_loss,
         ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
-        "trainer.py (compute_loss)",
+        "training/trainer.py (compute_loss)",
     ),
     "Trainer.get_batch_samples": (
         Trainer.get_batch_samples,
         ["self", "epoch_iterator", "num_batches", "device"],
-        "trainer.py (get_batch_samples)",
+        "training/trainer.py (get_batch_samples)",
     ),
     "Trainer._get_dataloader": (
         Trainer._get_dataloader,
         ["self", "dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"],
-        "trainer.py (_get_dataloader)",
+        "training/trainer.py (_get_dataloader)",
     ),
     "Trainer._save_checkpoint": (
-        Trainer._save_checkpoint, ["self", "model", "trial"], "trainer.py (_save_checkpoint)",
+        Trainer._save_checkpoint, ["self", "model", "trial"], "training/trainer.py (_save_checkpoint)",
     ),
-    "Trainer.log": (Trainer.log, ["self", "logs", "start_time"], "trainer.py (log)"),
+    "Trainer.log": (Trainer.log, ["self", "logs", "start_time"], "training/trainer.py (log)"),
     "load_balancing_loss_func": (
         importlib.import_module("transformers.models.mixtral.modeling_mixtral").load_balancing_loss_func,
         ["gate_logits", "num_experts", "top_k", "attention_mask"],
-        "model_parts.py (auxiliary_loss)",
+        "model/parts.py (auxiliary_loss)",
     ),
 }  # fmt: skip
 
@@ -129,24 +131,26 @@ def test_the_signature_is_as_it_was(name: str) -> None:
     assert parameters(function) == expected, f"{name} takes other arguments: look at src/selfaug/{ours}"
 
 
+@pytest.mark.nightly
 def test_the_whole_step_is_asked_for_before_it_is_trained() -> None:
     source = inspect.getsource(Trainer._run_epoch)
-    ours = "look at trainer.py (get_batch_samples, compute_loss): the plan of a step is made there"
+    ours = "look at training/trainer.py (get_batch_samples, compute_loss): the plan of a step is made there"
     for part in ("self.get_batch_samples(", "self.current_gradient_accumulation_steps =", "self.training_step("):
         assert part in source, f"Trainer._run_epoch has no {part!r}; {ours}"
     assert source.index("self.get_batch_samples(") < source.index("self.training_step("), ours
     assert source.index("on_pre_optimizer_step(") < source.index("self.optimizer.step()"), (
-        "the weights move before the callback: look at resuming.py (StopOnNonFinite)"
+        "the weights move before the callback: look at training/trainer.py (_StopOnNonFinite)"
     )
     assert "self.loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step), (
-        "gradient accumulation is scaled elsewhere: look at trainer.py (loss_is_scaled_for_ga)"
+        "gradient accumulation is scaled elsewhere: look at training/trainer.py (loss_is_scaled_for_ga)"
     )
 
 
+@pytest.mark.nightly
 def test_transformers_deletes_checkpoints_by_the_argument_that_we_take_away() -> None:
     source = inspect.getsource(Trainer._save_checkpoint)
     assert "self.args.save_total_limit" in source, (
-        "old checkpoints are deleted otherwise, perhaps before the new one is sealed: look at trainer.py "
+        "old checkpoints are deleted otherwise, perhaps before the new one is sealed: look at training/trainer.py "
         "(_save_checkpoint)"
     )
 
