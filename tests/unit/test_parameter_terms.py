@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +15,13 @@ from selfaug.common.errors import ConfigError
 from selfaug.methods import get_method
 from selfaug.methods.adapters import check_adapter
 from selfaug.model.libraries import lora_pairs
-from selfaug.step.parameter_terms import l2_penalty, overlap, overlap_of_layers, squared_norm
+from selfaug.step.parameter_terms import (
+    absolute_overlap_of_layers,
+    l2_penalty,
+    overlap,
+    overlap_of_layers,
+    squared_norm,
+)
 from tests.models import tiny, with_lora
 from tests.oracles import parameters as oracle
 
@@ -70,6 +77,14 @@ def test_over_a_models_layers(arch: str) -> None:
     assert l2_penalty(model).item() == pytest.approx(expected, rel=1e-10)
     mean = sum(oracle.overlap(p.W.tolist(), p.A.tolist())[0] for p in pairs if p.W is not None) / 14
     assert overlap_of_layers(model).item() == pytest.approx(mean, rel=1e-10)
+    total = sum(
+        abs(math.fsum(w * a for w, a in zip(row, column, strict=True)))
+        for p in pairs
+        if p.W is not None
+        for row in p.W.tolist()
+        for column in p.A.tolist()
+    )
+    assert absolute_overlap_of_layers(model).item() == pytest.approx(total, rel=1e-10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert l2_penalty(model).item() == pytest.approx(expected, rel=1e-10)
 

@@ -78,9 +78,7 @@ def test_checkpoints_are_called_what_we_look_for() -> None:
 
     from selfaug.run.checkpoint import _NAME
 
-    assert _NAME.fullmatch(f"{PREFIX_CHECKPOINT_DIR}-12"), (
-        "checkpoints have another name: look at run/checkpoint.py"
-    )
+    assert _NAME.fullmatch(f"{PREFIX_CHECKPOINT_DIR}-12"), "checkpoints have another name: look at run/checkpoint.py"
 
 
 def test_fsdp_has_a_version() -> None:

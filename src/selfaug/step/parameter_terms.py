@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from selfaug.common.errors import ConfigError
 from selfaug.model.libraries import LoraPair, lora_pairs
 
 __all__ = [
-    "ParameterTerm", "ewc_penalty", "l2_penalty", "overlap", "overlap_of_layers", "squared_norm",
-    "weighted_squared_norm",
+    "ParameterTerm", "absolute_overlap_of_layers", "ewc_penalty", "l2_penalty", "overlap", "overlap_of_layers",
+    "squared_norm", "weighted_squared_norm",
 ]  # fmt: skip
 
 
@@ -103,17 +104,35 @@ def overlap(W_OI: Tensor, A_RI: Tensor) -> Tensor:
     return W_OI.shape[1] * (A_RI @ W_OI.T).square().sum() / norms.clamp(min=tiny)
 
 
+def absolute_overlap(W_OI: Tensor, A_RI: Tensor) -> Tensor:
+    """``Σ_or |W Aᵀ|_or``; it falls as A shrinks."""
+    return (A_RI @ W_OI.T).abs().sum()
+
+
 def overlap_of_layers(model: nn.Module) -> Tensor:
     """Return the mean :func:`overlap` over all LoRA layers; embeddings are left out.
 
     Raises:
         ConfigError: If a pretrained weight is quantised.
     """
-    values = [_without_autocast(_overlap_of_layer, pair) for pair in _pairs(model) if pair.W is not None]
-    return torch.stack(values).mean()
+    return _overlaps(model, overlap).mean()
 
 
-def _overlap_of_layer(pair: LoraPair) -> Tensor:
+def absolute_overlap_of_layers(model: nn.Module) -> Tensor:
+    """Return the sum of :func:`absolute_overlap` over all LoRA layers; embeddings are left out.
+
+    Raises:
+        ConfigError: If a pretrained weight is quantised.
+    """
+    return _overlaps(model, absolute_overlap).sum()
+
+
+def _overlaps(model: nn.Module, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    pairs = [pair for pair in _pairs(model) if pair.W is not None]
+    return torch.stack([_without_autocast(partial(_overlap_of_layer, of=of), pair) for pair in pairs])
+
+
+def _overlap_of_layer(pair: LoraPair, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     assert pair.W is not None
     if not pair.W.is_floating_point():
         raise ConfigError(
@@ -121,7 +140,7 @@ def _overlap_of_layer(pair: LoraPair) -> Tensor:
             "load the model without quantisation, or choose another method.",
         )
     A_RI = _at_least_float32(pair.A)
-    return overlap(pair.W.detach().to(A_RI.dtype), A_RI)
+    return of(pair.W.detach().to(A_RI.dtype), A_RI)
 
 
 def _without_autocast(value: Callable[[LoraPair], Tensor], pair: LoraPair) -> Tensor:
