@@ -79,7 +79,7 @@ def task_data(
 
 
 def shared_with_training(sets: Sequence[TaskData], config: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each data set that shares questions or documents with the training rows.
+    """Return a warning for each data set that shares rows, questions or documents with the training data.
 
     The training rows are read again from the files in the run's configuration. The counts, or the reason why they
     are missing, are added to the description of the data set.
