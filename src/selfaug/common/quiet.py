@@ -39,27 +39,27 @@ LET_THROUGH: tuple[Topic, ...] = (
         r"|reinitiali[sz]|corrupt",
         "weights of the model or of the adapter are not those of its files",
     ),
-    Topic(r"\b(nan|inf)s?\b|non-?finite|overflow|diverg", "numbers are no longer numbers"),
+    Topic(r"\b(nan|inf)s?\b|non-?finite|overflow|diverg", "non-finite numbers"),
     Topic(
         r"(gpu|cuda|rocm|driver|nccl|gloo|device).*(not compatible|too old|(un|not )available|without|fail|mismatch)"
         r"|(not compatible|too old|without|fail).*(gpu|cuda|rocm|driver|nccl|gloo)|cuda initialization|out of memory",
-        "the device or its driver is not used, or not as it could be",
+        "the device or its driver is not used, or not fully",
     ),
     Topic(
         r"not installed|fall(s|ing)? back|fast path|do not have .* installed",
-        "something slower is used, and a package would mend it",
+        "a slower path that a package would avoid",
     ),
     Topic(r"contaminat|attend to each other|cross.?document", "rows of a batch see each other"),
     Topic(
         r"(target_modules|target_parameters|exclude_modules|_pattern\b|modules_to_save|config|argument|setting|specified)"
         r".*(ignored|no effect|not match|did not match|no module|no parameter|no modules were)",
-        "a setting of yours has no effect",
+        "a setting without effect",
     ),
     Topic(r"tie_word_embeddings|\bmerg(e|es|ed|ing)\b", "merging or saving may not keep what was trained"),
-    Topic(r"resum(e|ed|ing)|best (checkpoint|model)|not be saved correctly", "a run does not go on as it was"),
+    Topic(r"resum(e|ed|ing)|best (checkpoint|model)|not be saved correctly", "a run does not resume as it was"),
     Topic(
         r"retrying|timed? ?out|connection (error|reset|aborted|refused)|rate.?limited|http (429|5\d\d)|no space left",
-        "the network or the disk is what is waited for",
+        "waiting for the network or the disk",
     ),
 )
 """Topics of warnings that are shown, each with the reason; everything else below an error is dropped."""
