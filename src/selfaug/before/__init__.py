@@ -1,1 +1,1 @@
-"""What the base model is asked before the first step: texts, scores, Fisher information, a start, generated rows."""
+"""The use of the base model before the first step: scores, Fisher information, an adapter's start, generated rows."""

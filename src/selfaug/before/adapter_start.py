@@ -1,8 +1,8 @@
-"""Starts an adapter as a part of the pretrained weights, and exports it as a plain one on top of all of them.
+"""The start of an adapter from a part of the pretrained weights, and its export as a plain adapter on the full weights.
 
-PEFT computes the part. It is taken out of the weights while the adapter is trained: these are ``W - s B₀ A₀``, and the
-adapter starts at (A₀, B₀), so that the first output is the base's. Afterwards ``s (B A - B₀ A₀)``, a plain adapter of
-twice the rank, is left on top of W.
+PEFT computes the part ``s B₀ A₀``. During training the frozen weights are ``W - s B₀ A₀`` and the adapter starts at
+(A₀, B₀), so that the first output is the base's. The exported adapter is ``s (B A - B₀ A₀)`` on top of W, of twice the
+rank.
 
 Shapes: A is R × I, B is O × R, W is O × I.
 """
@@ -43,11 +43,11 @@ Part = tuple[Tensor, Tensor]
 
 
 class AdapterStart:
-    """The start of an adapter: taken out of the weights when this is made.
+    """The start of an adapter, which the constructor subtracts from the weights.
 
     Args:
-        before: The run before its first step, with a fresh adapter.
-        start: Where the method starts it.
+        before: Run before its first step, with a fresh adapter.
+        start: The method's choice of the start.
 
     Raises:
         ConfigError: If the weights are quantised, sharded, in float64, or smaller than the adapter's rank.
@@ -71,7 +71,7 @@ class AdapterStart:
             self._parts = _compute(before, start, pairs, texts)
         else:
             self._parts = [(kept[0][f"A.{i}"], kept[0][f"B.{i}"]) for i in range(len(pairs))]
-        # Every rank takes out the same, whatever its device rounds.
+        # Devices may round differently, so all ranks take the first one's start.
         self._parts = [
             broadcast([A.to(p.A.device), B.to(p.A.device)]) for p, (A, B) in zip(pairs, self._parts, strict=True)
         ]
@@ -82,17 +82,17 @@ class AdapterStart:
                 _add(pair, A_RI, B_OR, -1.0)
 
     def save(self) -> None:
-        """Keep the start beside the checkpoints: a resumed run must take out the same to the bit."""
+        """Store the start beside the checkpoints, since a resumed run must subtract exactly the same."""
         if is_main() and kept_tensors(self._path, self._made_by) is None:
             parts = {f"{n}.{i}": t for i, part in enumerate(self._parts) for n, t in zip("AB", part, strict=True)}
             keep_tensors(self._path, parts, self._made_by)
 
     @torch.no_grad()
     def finish(self, peft_config: Any) -> None:
-        """Put the part back, and leave a plain adapter of twice the rank that computes the same.
+        """Restore the weights, and turn the adapter into a plain one of twice the rank with the same output.
 
         Args:
-            peft_config: Of the adapter; says so afterwards.
+            peft_config: Configuration of the adapter, changed in place.
         """
         for pair, (A_RI, B_OR) in zip(self._pairs(), self._parts, strict=True):
             _add(pair, A_RI, B_OR, 1.0)
@@ -102,7 +102,7 @@ class AdapterStart:
             wide_A.weight = nn.Parameter(torch.cat([pair.A, A_RI.to(pair.A)]))
             wide_B.weight = nn.Parameter(torch.cat([pair.B, -B_OR.to(pair.B)], dim=1))
             wide_A.out_features = wide_B.in_features = layer.r[pair.name] = 2 * layer.r[pair.name]
-        factor = math.sqrt(2) if peft_config.use_rslora else 2  # the scale s stays
+        factor = math.sqrt(2) if peft_config.use_rslora else 2  # keeps the scale s
         peft_config.r, peft_config.lora_alpha = 2 * peft_config.r, factor * peft_config.lora_alpha
         peft_config.rank_pattern = {key: 2 * r for key, r in peft_config.rank_pattern.items()}
         peft_config.alpha_pattern = {key: factor * alpha for key, alpha in peft_config.alpha_pattern.items()}

@@ -1,4 +1,4 @@
-"""What is known before the first step, for everything that asks the base model something there."""
+"""The state of a run before its first step, for everything that uses the base model there."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class BeforeTraining:
     """A run before its first step.
 
     Args:
-        model: The causal LM inside all wrappers; with its adapter off it is the base.
+        model: Causal LM inside all wrappers; with its adapter off it is the base.
         peft_config: Configuration of the active adapter; ``None`` for full fine-tuning.
         config: Settings of the run.
-        method: What the settings ask for.
-        accelerator: The trainer's.
+        method: Method of the run.
+        accelerator: Accelerator of the trainer.
         sharded: Whether FSDP or ZeRO split the weights.
         tokenizer: Tokenizer of the model.
-        chosen_renderer: How records become prompts; ``None`` for the tokenizer's default.
+        chosen_renderer: Renderer of prompts; ``None`` for the tokenizer's default.
         max_length: Longest training row in tokens.
         takes_items: Whether the training data set was given as records or conversations, in a table.
-        rows: The tokenised training rows.
+        rows: Tokenised training rows.
         rows_of: Function that tokenises the rows of a file as training rows are.
-        single_rows: Whether the model must see one row at a time, since hidden states depend on the rest of a batch.
+        single_rows: Whether rows must pass one at a time, since hidden states depend on the rest of a batch.
     """
 
     model: nn.Module
@@ -58,12 +58,12 @@ class BeforeTraining:
 
     @property
     def renderer(self) -> Renderer:
-        """How records become prompts."""
+        """Renderer of prompts."""
         return self.chosen_renderer or Renderer.for_tokenizer(self.tokenizer)
 
     @property
     def folder(self) -> Path:
-        """Where results that a resumed run must find again are kept."""
+        """Folder of the results that a resumed run needs again."""
         return Path(self.config.output_dir)
 
     @property
@@ -77,17 +77,17 @@ class BeforeTraining:
         return int(self.accelerator.num_processes)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Context of the run's number format."""
+        """Return the autocast context of the run's number format."""
         context: AbstractContextManager[Any] = self.accelerator.autocast()
         return context
 
     def base_weights(self) -> dict[str, Tensor]:
-        """The base's weights by name: all but the adapter's."""
+        """Return the base's weights by name: all but the adapter's."""
         adapted = self.peft_config is not None
         return {name: p for name, p in self.model.named_parameters() if not (adapted and p.requires_grad)}
 
     def base_facts(self) -> dict[str, str]:
-        """What a result of the base depends on besides what it was asked: its weights and its number formats."""
+        """Return what the base's outputs depend on besides their inputs: digest of the weights, number formats."""
         return {
             "base": digest(self.base_weights()),
             "dtype": str(self.model.dtype),

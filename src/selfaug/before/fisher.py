@@ -1,6 +1,6 @@
 """The diagonal Fisher information of the base's next-token distribution for each adapted weight.
 
-Computed once before the first step, kept in the output folder, and found again by what it depends on.
+It is computed once before the first step and stored in the output folder together with everything that determines it.
 
 Shapes: T tokens of a row, H hidden, N rows of a block, V vocabulary; a weight W is O × I.
 """
@@ -46,19 +46,19 @@ def fisher_diagonal(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Tensor], int]:
-    """``Σ_rows (∂/∂W Σ_t log p(y_t | x_≤t))²`` for each adapted W, and the number of tokens to divide it by.
+    """Return ``Σ_rows (∂/∂W Σ_t log p(y_t | x_≤t))²`` for each adapted W, and the number of tokens to divide it by.
 
-    Every y_t is drawn from the base's own distribution at t, so the scores of a row's positions have mean 0 and are
-    independent given x: the square of their sum has the expectation of the sum of their squares, and one backward pass
-    a row gives an unbiased estimate of the Fisher matrix per token. (With the text's own next token in the place of y
-    it would be the "empirical Fisher", which is another matrix.)
+    Every y_t is drawn from the base's distribution at t, so the scores of a row's positions have mean 0 and are
+    independent given x. The square of their sum then has the same expectation as the sum of their squares, and one
+    backward pass a row gives an unbiased estimate of the Fisher matrix per token. (The text's own next tokens would
+    give the "empirical Fisher", which is another matrix.)
 
     Args:
-        model: The causal LM inside all wrappers, under a LoRA adapter; the adapter is off meanwhile.
+        model: Causal LM inside all wrappers, with a LoRA adapter, which is switched off meanwhile.
         texts: Token ids of each row.
-        draw: From logits (N × V) to tokens (N); by default a draw from their softmax.
-        seed: Of these draws.
-        progress: Called with the number of rows done.
+        draw: Function from logits (N × V) to tokens (N); by default a draw from their softmax.
+        seed: Seed of these draws.
+        progress: Function called with the number of rows done.
 
     Returns:
         A tensor in the layout of each linear layer's own weight, float32 (float64 for float64 weights), in the order
@@ -82,9 +82,9 @@ def fisher_diagonal(
                 ids_BT = torch.tensor([list(ids)], device=weights[0].device)
                 hidden_TH = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
                 slope_TH = _slope(hidden_TH, head, draw)
-                # An expert that no token was sent to has no gradient.
-                found = torch.autograd.grad(hidden_TH, weights, slope_TH, allow_unused=True)
-                for total, gradient in zip(sums, found, strict=True):
+                # An expert that no token was routed to has no gradient.
+                gradients = torch.autograd.grad(hidden_TH, weights, slope_TH, allow_unused=True)
+                for total, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:
                         total.add_(gradient.to(total.dtype).square_())
                 tokens += len(hidden_TH)
@@ -97,7 +97,7 @@ def fisher_diagonal(
 
 
 def _slope(hidden_TH: Tensor, head: LMHead, draw: Draw) -> Tensor:
-    """``∂/∂hidden Σ_t log p(y_t)``, in row blocks."""
+    """Return ``∂/∂hidden Σ_t log p(y_t)``, computed in row blocks."""
     parts = []
     for block_NH in hidden_TH.detach().split(_BLOCK):
         block_NH.requires_grad_(True)
@@ -110,7 +110,7 @@ def _slope(hidden_TH: Tensor, head: LMHead, draw: Draw) -> Tensor:
 
 
 def linear_pairs(model: nn.Module) -> list[LoraPair]:
-    """The LoRA layers on linear layers: those whose update has a weight to be weighed by."""
+    """Return the LoRA layers that adapt linear layers."""
     return [pair for pair in lora_pairs(model) if pair.W is not None]
 
 
@@ -125,13 +125,14 @@ def _weight(pair: LoraPair) -> Tensor:
 
 
 def ensure_fisher(before: BeforeTraining, wanted: Texts) -> None:
-    """Give each adapted layer of the model its part of the Fisher diagonal, as ``selfaug_fisher`` (O × I).
+    """Set ``selfaug_fisher`` (O × I), the Fisher diagonal, on each adapted layer of the model.
 
-    It comes from the output folder where the same base, texts and seed made it, else from one pass; ranks share it.
+    It is read from the output folder where the same base, texts and seed made it, and computed otherwise; the ranks
+    share the rows.
 
     Args:
-        before: The run before its first step.
-        wanted: The texts that are read.
+        before: Run before its first step.
+        wanted: Texts to compute it on.
 
     Raises:
         ConfigError: If the rows are a stream, or the model is quantised.
@@ -151,18 +152,18 @@ def ensure_fisher(before: BeforeTraining, wanted: Texts) -> None:
     kept = kept_tensors(path, made_by)
     before.accelerator.wait_for_everyone()  # no rank writes while another still reads
     if kept is not None:
-        found = [kept[0][f"layer.{i}"] for i in range(len(pairs))]
+        fisher = [kept[0][f"layer.{i}"] for i in range(len(pairs))]
     else:
         if is_main():
             say(f"the Fisher information of {len(pairs)} layers from {len(texts)} rows of {wanted.name} ...")
-        mine = texts[before.rank :: before.ranks]
-        with before.autocast(), counting("Fisher information", len(mine)) as progress:
-            sums, tokens = fisher_diagonal(model, mine, seed=before.config.seed + before.rank, progress=progress)
+        own_texts = texts[before.rank :: before.ranks]
+        with before.autocast(), counting("Fisher information", len(own_texts)) as progress:
+            sums, tokens = fisher_diagonal(model, own_texts, seed=before.config.seed + before.rank, progress=progress)
         device = before.accelerator.device
         total = before.accelerator.reduce(torch.tensor(float(tokens), device=device), reduction="sum")
-        found = [before.accelerator.reduce(part.to(device), reduction="sum") / total for part in sums]
+        fisher = [before.accelerator.reduce(part.to(device), reduction="sum") / total for part in sums]
         if is_main():
-            keep_tensors(path, {f"layer.{i}": part for i, part in enumerate(found)}, made_by)
-    for pair, part in zip(pairs, found, strict=True):
+            keep_tensors(path, {f"layer.{i}": part for i, part in enumerate(fisher)}, made_by)
+    for pair, part in zip(pairs, fisher, strict=True):
         turned = part.T if getattr(pair.layer, "fan_in_fan_out", False) else part
         pair.layer.selfaug_fisher = turned.to(pair.A.device)

@@ -1,4 +1,4 @@
-"""Training rows that the base writes itself before the first step."""
+"""Training rows that the base generates before the first step."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["check_generation", "composed", "refuse_rewriting", "rows_with_genera
 
 
 def check_generation(before: BeforeTraining) -> None:
-    """Refuse what the method's writing cannot work with, before the first step.
+    """Check before the first step that the run allows the method's generation.
 
     Raises:
-        ConfigError: With the remedy.
+        ConfigError: If it does not.
     """
     method, config = before.method, before.config
     changes = method.changes(config)
@@ -53,7 +53,7 @@ def check_generation(before: BeforeTraining) -> None:
 
 
 def refuse_rewriting(method: str, name: str) -> ConfigError:
-    """What to say where rows have no words to be rewritten."""
+    """Return the error for rows without texts to rewrite."""
     return ConfigError(
         f"method={method!r} lets the base rewrite answers, and {name} has rows in a format of trl's own, a stream, or "
         "token ids: what is the question and what its answer is not told.",
@@ -62,11 +62,11 @@ def refuse_rewriting(method: str, name: str) -> ConfigError:
 
 
 def rows_with_generated(before: BeforeTraining, prepare: Callable[[Any], Dataset]) -> Dataset:
-    """The training rows after the method's rewriting, and behind them the conversations that it composes.
+    """Return the training rows after the method's rewriting, followed by the conversations that it composes.
 
     Args:
-        before: The run before its first step.
-        prepare: Tokenises the training rows again, after a change of its records and conversations.
+        before: Run before its first step.
+        prepare: Function that tokenises the training rows again, after a change of their records and conversations.
     """
     config, changes = before.config, before.method.changes(before.config)
     if is_main():
@@ -82,18 +82,18 @@ def rows_with_generated(before: BeforeTraining, prepare: Callable[[Any], Dataset
 
 
 def composed(rows: Dataset, compose: Compose, writer: Writer) -> Dataset:
-    """Return ``rows`` and behind them exactly ``round(ratio · rows)`` rows that the base wrote."""
+    """Return ``rows`` followed by exactly ``round(ratio · rows)`` rows that the base wrote."""
     count = round(compose.ratio * len(rows))
     kept = rows.select_columns(["input_ids", "labels"])
     written: Any = compose.write(writer, count) if count else []
     if written and not isinstance(written[0], dict):
         written = encode(written, writer.tokenizer, writer.renderer, max_length=writer.max_length).rows
-    assert len(written) == count, "the writer saw that each row fits"
+    assert len(written) == count, "the writer checked that each row fits"
     return concatenate_datasets([kept, Dataset.from_list(written, features=kept.features)]) if count else kept
 
 
 def writer_of(before: BeforeTraining) -> Writer:
-    """Who writes for this run: the endpoint that the settings name, or the loaded model with its adapter off."""
+    """Return the run's writer, on the endpoint that the settings name or the loaded model with its adapter off."""
     config, tokenizer, renderer = before.config, before.tokenizer, before.renderer
     made_by: dict[str, Any] = {
         "template": renderer.chat_template_sha256,

@@ -1,4 +1,4 @@
-"""Mixes rows of a method's own into the training rows."""
+"""Mixing of a method's own rows into the training rows."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["mixed", "rows_of_file"]
 def rows_of_file(
     path: Path, tokenizer: Any, renderer: Renderer | None, max_length: int | None, prepare: Callable[[Dataset], Dataset]
 ) -> Dataset:
-    """The rows that fit, tokenised as training rows are.
+    """Read the rows of a file that fit, tokenised as training rows are.
 
     Args:
-        path: Where they are: a file or folder in any format.
-        tokenizer: Of the model.
-        renderer: How records become prompts; ``None`` for the tokenizer's default.
-        max_length: In tokens.
-        prepare: The trainer's own preparation, for trl's formats.
+        path: File or folder of rows in any format.
+        tokenizer: Tokenizer of the model.
+        renderer: Renderer of prompts; ``None`` for the tokenizer's default.
+        max_length: Longest row in tokens; ``None`` for any length.
+        prepare: The trainer's preparation of rows, for trl's formats.
 
     Raises:
-        DataError: If a row cannot be used, or none fits.
+        DataError: If a row cannot be used, or no row fits.
     """
     loaded = read_rows(path, needs_documents=False)
     if loaded.kind == "trl":
@@ -46,13 +46,13 @@ def rows_of_file(
 
 
 def mixed(rows: Any, others: Dataset, mix: Mix, seed: int) -> Dataset:
-    """``rows`` and behind them ``round(ratio · rows)`` of ``others``, drawn without repetition by the seed.
+    """Return ``rows`` followed by ``round(ratio · rows)`` of ``others``, drawn without replacement by the seed.
 
-    Their order does not matter: the trainer shuffles.
+    The order does not matter, since the trainer shuffles.
 
     Raises:
         ConfigError: If ``rows`` is a stream, whose length is not known.
-        DataError: If there are too few others.
+        DataError: If ``others`` has too few rows.
     """
     if isinstance(rows, IterableDataset):
         raise ConfigError(

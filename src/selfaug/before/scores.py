@@ -1,7 +1,6 @@
 """The base model's score of each response token, from one pass over the training rows before the first step.
 
-Scores are found again by a hash of a row's tokens, so they follow it through any collation, packing
-or split over ranks.
+Scores are looked up by a hash of a row's tokens, and so are independent of collation, packing and the split over ranks.
 
 Shapes: T tokens of a row, N selected positions, H hidden.
 """
@@ -35,7 +34,7 @@ class BaseScores:
     """The base's NLL (nats) of each response token of each row, by the row's tokens.
 
     Args:
-        made_by: What the scores depend on besides the tokens: digest of the base's weights, and their dtype.
+        made_by: Facts that the scores depend on besides the tokens: digest of the base's weights, and number formats.
     """
 
     def __init__(self, made_by: Mapping[str, str]) -> None:
@@ -46,36 +45,36 @@ class BaseScores:
         return len(self._nll_T)
 
     def add(self, input_ids: Sequence[int] | Tensor, nll_T: Tensor) -> None:
-        """Take the scores of a row: float32, NaN where a token is no response token."""
+        """Add the scores of a row: float32, NaN for tokens outside of responses."""
         key = _key(input_ids)
         known = self._nll_T.get(key)
         self._nll_T[key] = nll_T if known is None else torch.where(nll_T.isnan(), known, nll_T)
 
     def has(self, input_ids: Sequence[int], labels: Sequence[int]) -> bool:
-        """Whether every response token of the row has a score."""
+        """Return whether every response token of the row has a score."""
         known = self._nll_T.get(_key(input_ids))
         return known is not None and not bool(known[response_places(labels)].isnan().any())
 
     def of(self, input_ids: Sequence[int] | Tensor, token_N: Tensor) -> Tensor:
-        """The scores of some tokens of a row (N).
+        """Return the scores of some tokens of a row (N).
 
         Raises:
             DataError: If the row, or one of the tokens, was not scored.
         """
         known = self._nll_T.get(_key(input_ids))
-        found_N = None if known is None else known[token_N]
-        if found_N is None or bool(found_N.isnan().any()):
+        nll_N = None if known is None else known[token_N]
+        if nll_N is None or bool(nll_N.isnan().any()):
             raise DataError(
                 "a batch holds a document that is no row of the training data set, so the base has not scored it.",
                 "leave the batches as the trainer makes them: a collator of your own may not cut or join rows.",
             )
-        return found_N
+        return nll_N
 
     def save(self, path: Path) -> None:
-        """Write everything into one file.
+        """Write all scores into one file.
 
         Raises:
-            DiskError: If it cannot be written.
+            DiskError: If the file cannot be written.
         """
         parts = {
             "nll": torch.cat([*self._nll_T.values(), torch.zeros(0)]),
@@ -86,7 +85,7 @@ class BaseScores:
 
     @classmethod
     def load(cls, path: Path, made_by: Mapping[str, str]) -> BaseScores:
-        """What the file holds, if the same base made it; else nothing."""
+        """Return the scores in a file if the same base made them; otherwise none."""
         scores = cls(made_by)
         kept = kept_tensors(path, scores.made_by)
         if kept is not None:
@@ -105,18 +104,18 @@ def score_rows(
     batch_tokens: int = 8192,
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[list[int], Tensor]]:
-    """For each row its ``input_ids`` and the base's NLL of its response tokens (T, float32, NaN elsewhere).
+    """Return the ``input_ids`` of each row, and the base's NLL of its response tokens (T, float32, NaN elsewhere).
 
     Args:
-        model: The causal LM inside all wrappers.
-        base: Gives the base's hidden states and head.
-        rows: ``input_ids`` and ``labels`` each.
-        batch_tokens: Bound on padded tokens of one pass; at least one row is taken.
-        progress: Called with the number of rows done.
+        model: Causal LM inside all wrappers.
+        base: Reference that returns the base's hidden states and head.
+        rows: Rows with ``input_ids`` and ``labels``.
+        batch_tokens: Largest number of tokens in a pass, padding included; a pass has at least one row.
+        progress: Function called with the number of rows done.
     """
     pending = sorted(((list(r["input_ids"]), list(r["labels"])) for r in rows), key=lambda row: len(row[0]))
     device = next(model.parameters()).device
-    found: list[tuple[list[int], Tensor]] = []
+    scored: list[tuple[list[int], Tensor]] = []
     while pending:
         longest = len(pending[-1][0])
         count = min(len(pending), max(1, batch_tokens // max(longest, 1)))
@@ -138,14 +137,14 @@ def score_rows(
         ):
             nll_T = torch.full((len(ids),), math.nan)
             nll_T[target] = nll_n
-            found.append((ids, nll_T))
+            scored.append((ids, nll_T))
         if progress is not None:
-            progress(len(found))
-    return found
+            progress(len(scored))
+    return scored
 
 
 def response_places(labels: Sequence[int]) -> Tensor:
-    """Places of the tokens that are learnt; nothing predicts the first token of a row."""
+    """Return the positions of the tokens that are learnt, without a row's first token, which nothing predicts."""
     return (
         (torch.tensor(labels[1:]) != _IGNORED).nonzero().squeeze(-1) + 1
         if len(labels) > 1

@@ -1,4 +1,4 @@
-"""The texts that the base is run on before the first step, for methods that need some."""
+"""The draw of texts that the base is run on before the first step, for methods that need some."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IGNORED = -100
 
 
 def draw_texts(before: BeforeTraining, texts: Texts) -> list[list[int]]:
-    """Token ids of the rows, drawn by the run's seed.
+    """Return the token ids of rows that are drawn by the run's seed.
 
     Raises:
         ConfigError: If the training rows are a stream.
@@ -40,7 +40,7 @@ def draw_texts(before: BeforeTraining, texts: Texts) -> list[list[int]]:
 
 
 def text_of(row: Mapping[str, Any], *, prompt: bool) -> list[int]:
-    """A row's tokens, or with ``prompt`` those before its first response token, where there are any."""
+    """Return a row's tokens, or with ``prompt`` those before its first response token, if there are any."""
     ids = list(row["input_ids"])
     if not prompt:
         return ids

@@ -1,4 +1,4 @@
-"""Turns the base's scores of response tokens into their weights in the loss."""
+"""The weights of response tokens in the loss, from the base's scores of them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["scores_of_base", "token_weights"]
 
 
 def scores_of_base(before: BeforeTraining) -> BaseScores:
-    """The base's scores of all training rows: from the disk where the same base made them, else by one pass.
+    """Return the base's scores of all training rows, from the disk where the same base made them, else from one pass.
 
-    They lie in the reference cache where one is named, so that every run with it shares the pass, and in the output
-    folder otherwise. Ranks share the rows, and each ends with all scores.
+    They are stored in the reference cache if there is one, so that all runs that use it share the pass, and otherwise
+    in the output folder. The ranks share the rows, and each gets all scores.
 
     Raises:
         ConfigError: If the rows are a stream, or the model is sharded.
@@ -54,11 +54,11 @@ def scores_of_base(before: BeforeTraining) -> BaseScores:
         return scores
     if is_main():
         say(f"the base model scores the responses of {len(missing)} rows ...")
-    mine = missing[before.rank :: before.ranks]
-    with before.autocast(), counting("scores of responses", len(mine)) as progress:
+    own_rows = missing[before.rank :: before.ranks]
+    with before.autocast(), counting("scores of responses", len(own_rows)) as progress:
         tokens = 0 if before.single_rows else 8192
-        found = score_rows(before.model, BaseReference(), mine, batch_tokens=tokens, progress=progress)
-    for input_ids, nll_T in gather_object(found):
+        scored = score_rows(before.model, BaseReference(), own_rows, batch_tokens=tokens, progress=progress)
+    for input_ids, nll_T in gather_object(scored):
         scores.add(input_ids, nll_T.cpu())
     if is_main():
         scores.save(path)
@@ -68,7 +68,7 @@ def scores_of_base(before: BeforeTraining) -> BaseScores:
 def token_weights(
     method: Method, config: SelfAugConfig, scores: BaseScores, rows: Any
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """For the plan of a step: from a document's tokens, and places among them, to weights (float32).
+    """Return the function from a document's tokens, and positions among them, to weights (float32).
 
     Raises:
         DataError: If the method would learn no token at all.

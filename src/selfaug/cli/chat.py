@@ -1,4 +1,4 @@
-"""`selfaug chat`: talk to a run's model with the prompt that it was trained on, over documents of your own."""
+"""`selfaug chat`: a conversation with a run's model over documents of the user, with the prompt of its training."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _COMMANDS = "/documents shows what was retrieved, /reset forgets the conversatio
 
 @dataclass
 class Settings:
-    """What `selfaug chat` was asked to do."""
+    """Settings of `selfaug chat`."""
 
     run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
-    question: str | None = option(None, "Answer this one question on stdout, and end.", group="Question and documents")
-    documents: str | None = option(None, "File of passages, or folder of .txt, .md and such files.", metavar="PATH")
-    top_k: int = option(5, "Documents for each question.", metavar="K")
-    untuned: bool = option(False, "The base model answers instead: the adapter is off.", group="Who answers")
-    compare: bool = option(False, "The base model's answer, then the tuned one's.")
+    question: str | None = option(None, "Answer this question on stdout, and exit.", group="Question and documents")
+    documents: str | None = option(None, "File of passages, or folder of .txt, .md and similar files.", metavar="PATH")
+    top_k: int = option(5, "Number of documents for each question.", metavar="K")
+    untuned: bool = option(False, "Let the base model answer, with the adapter off.", group="Who answers")
+    compare: bool = option(False, "Show the base model's answer, then the tuned model's.")
     base: str | None = option(
         None,
-        "Where the base model lies now, if not where the run found it; without a value, the same as --untuned.",
+        "Folder or hub name of the base model, if it has moved since training; without a value the same as --untuned.",
         metavar="MODEL",
         const="",
     )
@@ -52,7 +52,7 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Answer one question, or as many as are asked; the exit code."""
+    """Answer one question or hold a conversation, and return the exit code."""
     from selfaug.run.folder import RunFolder
 
     settings = call.settings
@@ -96,7 +96,7 @@ def _answer(session: Session, question: str, models: tuple[str, ...]) -> None:
             emit(f"[{model}]")
         replies[model] = session.reply(prompt, model, sys.stdout)
         emit("")
-    # The tuned model's words are the conversation that goes on, where both have answered.
+    # Where both have answered, the conversation continues with the tuned model's answer.
     session.remember(question, replies[models[-1]])
 
 

@@ -1,8 +1,8 @@
-"""`selfaug compare`: methods side by side, on your data, with intervals.
+"""`selfaug compare`: trains and measures methods side by side on the user's data, with intervals.
 
-Every method is trained at the same number of its strengths and with the same seeds, as ordinary run folders; then a
-table, a picture and a sentence. Stopped at any time, it goes on where it was; finished runs are never repeated. What
-`compare` does not know is a flag of `selfaug train`, the same for all runs.
+Every method is trained at the same number of strengths and with the same seeds, in ordinary run folders. The output is
+a table, a figure and a sentence. A comparison can be stopped and resumed at any time; finished runs are never repeated.
+Flags that `compare` does not know are flags of `selfaug train`, the same for all runs.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ __all__ = ["COMMAND", "Settings", "run", "train_words"]
 
 @dataclass
 class Settings:
-    """What `selfaug compare` was asked to do."""
+    """Settings of `selfaug compare`."""
 
     output_dir: str = option(REQUIRED, "Folder of the comparison.", group="Comparison", metavar="FOLDER")
-    methods: list[str] = option(REQUIRED, "Names, or combinations a+b; sft is always among them.", metavar="NAME")
+    methods: list[str] = option(REQUIRED, "Methods, or combinations a+b; sft is always included.", metavar="NAME")
     name: str = option(
-        "comparison", "Name of the table and picture, where comparisons share a folder and runs.", metavar="NAME"
+        "comparison", "Name of the output files, where comparisons share a folder and runs.", metavar="NAME"
     )
-    seeds: int = option(3, "How many seeds, from 0.")
-    processes: int | None = option(None, "Runs at a time; on GPUs each has one.", shown="one a GPU, or 1")
-    settings: int = option(3, "Strengths of each method.", group="Strengths and options")
+    seeds: int = option(3, "Number of seeds, from 0.")
+    processes: int | None = option(None, "Number of runs at a time; on GPUs each has one.", shown="one a GPU, or 1")
+    settings: int = option(3, "Number of strengths of each method.", group="Strengths and options")
     strengths: list[str] | dict[str, Any] | None = option(
-        None, "Strengths that are chosen by hand: selfaug=0.5,2,8.", metavar="METHOD=VALUES"
+        None, "Strengths of a method in place of its own: selfaug=0.5,2,8.", metavar="METHOD=VALUES"
     )
     options: list[str] | dict[str, Any] | None = option(
         None, "Further options of a method: replay.replay_data=texts.jsonl.", metavar="METHOD.NAME=VALUE"
     )
     grid: list[str] | dict[str, Any] | None = option(
-        None, "A train option and its values: align_fraction=1,0.125.", metavar="NAME=VALUES"
+        None, "Option of `selfaug train` and its values: align_fraction=1,0.125.", metavar="NAME=VALUES"
     )
     task_metric: str | None = option(
         None, "Metric of the task's axis, such as answer_nll.", group="Axes", metavar="NAME", shown="the primary one"
     )
-    shift: bool = option(False, "Measure, too, how far each run moved the model on the prompts of the data.")
+    shift: bool = option(False, "Also measure how far each run moved the model on the prompts of the data.")
     data: list[str] = option([], "Records to answer.", group="Measuring (as for `selfaug evaluate`)", metavar="PATH")
     general: list[str] = option([], "General tasks.", metavar="NAME")
     general_data: list[str] = option([], "Texts for nats per token.", metavar="FILE")
-    general_limit: int | None = option(None, "Items of each general task.")
+    general_limit: int | None = option(None, "Number of items of each general task.")
     max_new_tokens: int | None = option(None, "Longest answer in tokens.")
-    batch_size: int | None = option(None, "Prompts at a time when measuring.")
-    limit: int | None = option(None, "First records of the data.")
+    batch_size: int | None = option(None, "Prompts in a batch when measuring.")
+    limit: int | None = option(None, "Number of records of the data, from the first.")
 
 
 COMMAND = Command(
@@ -74,7 +74,7 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Check every run, run what is missing, show; the exit code (1 where a run failed)."""
+    """Check every run, run the missing ones, show the results, and return the exit code (1 where a run failed)."""
     settings = call.settings
     folder, name = Path(settings.output_dir).expanduser().resolve(), settings.name
     if not name or name.startswith(".") or "/" in name or (folder / name).is_dir():
@@ -94,7 +94,7 @@ def run(call: Call[Settings]) -> int:
 
 
 def train_words(call: Call[Settings]) -> list[str]:
-    """What is for `selfaug train`: keys of the file as flags, then the flags that were typed, which go before them."""
+    """Return the words for `selfaug train`: keys of the file as flags, then typed flags, which override them."""
     words = []
     for name, value in call.keys.items():
         values = value if isinstance(value, list) else [value]
@@ -103,7 +103,7 @@ def train_words(call: Call[Settings]) -> list[str]:
 
 
 def _check(study: Study) -> None:
-    """Whether every setting can be trained: said now, and not hours later."""
+    """Check that every setting can be trained, before the first run starts."""
     from selfaug.cli.parsing import parse
     from selfaug.cli.train import settle
     from selfaug.common.files import missing_path

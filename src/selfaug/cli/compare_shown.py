@@ -22,14 +22,14 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
     """Write ``NAME.json``, ``NAME.md`` and ``NAME.svg``, and the table to stdout.
 
     Args:
-        study: What was compared.
-        folder: Of the comparison.
-        name: Of the files.
-        failures: Runs that are missing from it.
+        study: Study whose runs are compared.
+        folder: Folder of the comparison.
+        name: Name of the files, without their endings.
+        failures: Runs that failed and are missing.
 
     Raises:
-        ConfigError: If no run of ``sft`` is finished: there is nothing to measure against. Where only a world lacks
-            it, that world is left out.
+        ConfigError: If no run of ``sft``, which the others are measured against, is finished. A single world without
+            one is left out.
         DataError: If runs of a world were measured on different items.
     """
     from selfaug.common.files import write_durably
@@ -43,13 +43,13 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
     for world, finished in _worlds(study, folder).items():
         if not any(setting.method == "sft" for setting in finished):
             continue
-        found = summary(read_scores(finished, study.task_metric))
+        world_summary = summary(read_scores(finished, study.task_metric))
         runs = {setting.label: folders for setting, folders in finished.items()}
-        for point in found["points"]:
+        for point in world_summary["points"]:
             point["runs"] = [run.name for run in runs[point["setting"]]]
             if study.shift is not None:
                 point["shift"] = [_shift(run) for run in runs[point["setting"]]]
-        summaries[" ".join(as_typed(world))] = found
+        summaries[" ".join(as_typed(world))] = world_summary
     if not summaries:
         raise ConfigError(
             "no run of sft is finished, and it is what the others are measured against",
@@ -68,7 +68,7 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
 
 
 def _worlds(study: Study, folder: Path) -> dict[Pairs, dict[Setting, list[Path]]]:
-    """The finished runs of each setting of each world."""
+    """Return the finished runs of each setting of each world."""
     from selfaug.study.run import folder_of, is_finished
 
     worlds: dict[Any, dict[Setting, list[Path]]] = {setting.world: {} for setting in study.points()}
@@ -79,10 +79,10 @@ def _worlds(study: Study, folder: Path) -> dict[Pairs, dict[Setting, list[Path]]
 
 
 def _shift(run: Path) -> float:
-    """KL(base ‖ tuned) at the prompt positions, nats per token."""
+    """Return KL(base ‖ tuned) at the prompt positions, in nats per token."""
     from selfaug.report.shifts import read_shift
     from selfaug.run.folder import RunFolder
 
-    found = read_shift(RunFolder(run))
-    assert found is not None
-    return found.regions["prompt"].base_to_tuned[0]
+    shift = read_shift(RunFolder(run))
+    assert shift is not None
+    return shift.regions["prompt"].base_to_tuned[0]

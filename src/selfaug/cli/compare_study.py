@@ -1,4 +1,4 @@
-"""The study that the settings of `selfaug compare` describe, read and checked before anything runs."""
+"""The study that the settings of `selfaug compare` describe, with checks before anything runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["MEASURING", "shared_options", "study_of"]
 
 MEASURING = ("data", "general", "general_data", "general_limit", "max_new_tokens", "batch_size", "limit")
-"""Settings that are `selfaug evaluate`'s."""
+"""Settings that are passed to `selfaug evaluate`."""
 
 
 def study_of(settings: Settings, train: Sequence[str]) -> Study:
-    """The comparison that settings describe.
+    """Return the study that settings describe.
 
     Raises:
         ConfigError: If a value cannot be read.
@@ -88,16 +88,19 @@ def study_of(settings: Settings, train: Sequence[str]) -> Study:
 
 
 def shared_options(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """What options are in runs without a grid; one that waits for a method or a preset to set it stays open."""
+    """Return the values of options in runs without a grid, without those that only a method or preset sets."""
     from selfaug.training.config import PRESETS
 
     preset = PRESETS["default"] if values["preset"] == "default" else {}
-    found = {name: preset.get(name) if values.get(name) is None else values[name] for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    shared = {name: preset.get(name) if values.get(name) is None else values[name] for name in names}
+    return {name: value for name, value in shared.items() if value is not None}
 
 
 def _worlds(grid: dict[str, list[Any]], train: Sequence[str]) -> list[str]:
-    """Words for what a grid makes worlds of, where none stand for all runs; its paths become absolute."""
+    """Return words that set each world option of the grid that has no value for all runs.
+
+    The paths of these options in the grid become absolute.
+    """
     from selfaug.study.grid import WORLD
 
     words = []
@@ -110,7 +113,7 @@ def _worlds(grid: dict[str, list[Any]], train: Sequence[str]) -> list[str]:
 
 
 def _as_the_grid_says(shared: dict[str, Any], grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """A shared model under the grid's own name for it: `lab` stands for a folder."""
+    """Return the shared options with the model's name as the grid writes it: `lab` stands for a folder."""
     from selfaug.lab.shipped import resolve
 
     name = "model_name_or_path"
@@ -119,7 +122,7 @@ def _as_the_grid_says(shared: dict[str, Any], grid: Mapping[str, Sequence[Any]])
 
 
 def _shift(settings: Settings) -> tuple[str, ...] | None:
-    """Words of `selfaug shift`, or nothing where it is not asked for."""
+    """Return the words of `selfaug shift`, or ``None`` where the shift is not measured."""
     if not settings.shift:
         return None
     if len(settings.data) > 1:
@@ -134,7 +137,7 @@ def _words(name: str, value: Any) -> list[str]:
 
 
 def _absolute(words: Iterable[str]) -> list[str]:
-    """Files become absolute, and folders that are written as paths: a comparison may be gone on with from elsewhere."""
+    """Make paths of files and folders absolute, since a comparison may be resumed from another working directory."""
     paths = [(word, Path(word).expanduser()) for word in words]
     return [str(p.resolve()) if p.is_file() or ("/" in word and p.exists()) else word for word, p in paths]
 
@@ -146,13 +149,13 @@ def _pairs(given: Any, name: str) -> dict[str, list[Any]]:
         return {}
     if isinstance(given, Mapping):
         return {str(key): list(value) if isinstance(value, list) else [value] for key, value in given.items()}
-    found = {}
+    pairs = {}
     for text in given:
         key, equals, values = str(text).partition("=")
         if not equals or not values:
             raise ConfigError(f"{name}: {text!r} is not of the form NAME=VALUE,VALUE", "write selfaug=0.5,2,8.")
-        found[key] = [yaml.safe_load(value) for value in values.split(",")]
-    return found
+        pairs[key] = [yaml.safe_load(value) for value in values.split(",")]
+    return pairs
 
 
 def _number(method: str, value: Any) -> float:
@@ -165,11 +168,11 @@ def _number(method: str, value: Any) -> float:
 def _options(given: Any) -> dict[str, dict[str, Any]]:
     if isinstance(given, Mapping):
         return {str(method): dict(options) for method, options in given.items()}
-    found: dict[str, dict[str, Any]] = {}
+    of_methods: dict[str, dict[str, Any]] = {}
     for key, values in _pairs(given, "options").items():
         method, dot, option = key.partition(".")
         if not dot:
             raise ConfigError(f"options: {key!r} names no option", "write replay.replay_data=texts.jsonl.")
         path = Path(str(values[0])).expanduser()
-        found.setdefault(method, {})[option] = str(path.resolve()) if path.exists() else values[0]
-    return found
+        of_methods.setdefault(method, {})[option] = str(path.resolve()) if path.exists() else values[0]
+    return of_methods

@@ -1,7 +1,7 @@
-"""Options of a verb out of one data class: its flags, its help, and the keys of its YAML file.
+"""The options of a verb, defined by a data class: its flags, its help, and the keys of its YAML file.
 
-Each field, made with :func:`selfaug.common.options.option`, is one option. What is typed goes before the file, the file
-before the default. Data classes of other libraries, which know no groups, are taken as well.
+Each field, made with :func:`selfaug.common.options.option`, is one option. Typed values override the file, and the file
+overrides defaults. Data classes of other libraries, whose fields have no groups, are supported too.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ VERBOSE = "Show all that other libraries print and warn of, and not only what ma
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are ``ConfigError``s with a hint, and which never guesses an abbreviation."""
+    """An argument parser that raises ``ConfigError`` with a hint, and does not accept abbreviations."""
 
     def __init__(self, *args: Any, list_with: str = "--help", **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
         self.list_with = list_with
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
+        """Raise the error that argparse would print."""
         raise ConfigError(message, f"`{self.prog} {self.list_with}` lists every option and its values.")
 
 
@@ -54,13 +54,13 @@ class Command(Generic[Options]):
     """A verb of the command line.
 
     Args:
-        name: The words after ``selfaug``.
-        options: The data class of its options, or several of them for a verb that reads its own words.
-        about: What the verb does, for its help.
-        examples: Command lines to be copied.
-        parts: The verbs below it; it then has no options of its own.
-        takes_others: Whether options that it does not know are for another verb, and no mistake.
-        reads_itself: Whether it reads its words by itself, so that ``options`` only serve the help.
+        name: Words after ``selfaug``.
+        options: Data class of its options, or several for a verb that parses its own words.
+        about: Description for its help.
+        examples: Command lines for its help.
+        parts: Subcommands; a verb with subcommands has no options of its own.
+        takes_others: Whether unknown options are kept for another verb instead of being refused.
+        reads_itself: Whether it parses its own words, so that ``options`` only serve the help.
     """
 
     name: str
@@ -73,12 +73,12 @@ class Command(Generic[Options]):
 
     @property
     def prog(self) -> str:
-        """The command as it is typed."""
+        """Command as it is typed."""
         return f"selfaug {self.name}"
 
     @property
     def kinds(self) -> tuple[type, ...]:
-        """The data classes of its options."""
+        """Data classes of its options."""
         return self.options if isinstance(self.options, tuple) else (self.options,)
 
 
@@ -87,12 +87,12 @@ class Call(Generic[Options]):
     """One call of a verb.
 
     Args:
-        command: The verb, or that of its parts that was named.
-        settings: The options in force; of a verb that reads its own words the class itself.
-        given: Names of the options that were typed or stand in the file.
-        argv: What was typed after the verb.
-        words: What is for another verb.
-        keys: Settings of the file that are for another verb.
+        command: Verb, or the subcommand that was named.
+        settings: Values of the options; for a verb that parses its own words the data class itself.
+        given: Names of the options that were typed or are in the file.
+        argv: Words after the verb.
+        words: Words for another verb.
+        keys: Settings of the file for another verb.
     """
 
     command: Command[Options]
@@ -108,11 +108,11 @@ class Option:
     """One option, as a flag and as a key of a file.
 
     Args:
-        name: The name of the field; the flag is ``--name``.
-        hint: The type of the field.
-        default: The default, or :data:`REQUIRED`.
-        about: The metadata of the field.
-        group: The title of its group in the help.
+        name: Name of the field; the flag is ``--name``.
+        hint: Type of the field.
+        default: Default, or :data:`REQUIRED`.
+        about: Metadata of the field.
+        group: Title of its group in the help.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Option:
 
     @functools.cached_property
     def kinds(self) -> tuple[Any, ...]:
-        """The types that it may hold besides none; of a literal that of its values."""
+        """Types that it may hold besides none; for a literal the type of its values."""
         union = typing.get_origin(self.hint) in (typing.Union, types.UnionType)
         found = [kind for kind in (typing.get_args(self.hint) if union else (self.hint,)) if kind is not types.NoneType]
         literal = [kind for kind in found if typing.get_origin(kind) is typing.Literal]
@@ -131,7 +131,7 @@ class Option:
 
     @functools.cached_property
     def choices(self) -> tuple[Any, ...]:
-        """The values taken, where there are few; else nothing."""
+        """Allowed values, where they are listed; else nothing."""
         if typing.get_origin(self.hint) is typing.Literal:
             return typing.get_args(self.hint)
         enums = [kind for kind in self.kinds if isinstance(kind, type) and issubclass(kind, Enum)]
@@ -139,9 +139,9 @@ class Option:
 
     @functools.cached_property
     def elements(self) -> Any:
-        """The type of what is typed one after another, or ``None`` where one word is a value.
+        """Type of the elements of a list, or ``None`` for a single value.
 
-        A text is one word also where a list of texts may stand in its place.
+        An option that takes a text or a list of texts is typed as a single value.
         """
         inner = [typing.get_args(kind)[0] for kind in self.kinds if typing.get_origin(kind) is list]
         return None if not inner or (inner == [str] and str in self.kinds) else inner[0]
@@ -158,7 +158,7 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """The placeholder of its value."""
+        """Placeholder of its value."""
         if "metavar" in self.about or self.about.get("positional"):
             return str(self.about.get("metavar", self.name.upper()))
         words = {bool: "true|false", int: "N", float: "NUMBER", str: "TEXT"}
@@ -166,28 +166,28 @@ class Option:
 
     @property
     def help(self) -> str:
-        """What it means, with the default."""
+        """Help text, with the default."""
         text, shown = str(self.about.get("help", "")), self.about.get("shown")
         if shown is None and self.default not in (None, REQUIRED, "", []) and "default:" not in text.lower():
             shown = _as_typed(self.default).replace("%", "%%")
         return text if shown is None else f"{text} (default: {shown})"
 
     def arguments(self) -> dict[str, Any]:
-        """What ``add_argument`` is told besides the flag; what is not typed leaves no trace in its result."""
-        told: dict[str, Any] = {"default": argparse.SUPPRESS, "type": self.convert, "help": self.help}
+        """Return the arguments of ``add_argument``; an option that is not typed is absent from the parser's result."""
+        arguments: dict[str, Any] = {"default": argparse.SUPPRESS, "type": self.convert, "help": self.help}
         if self.about.get("repeated"):
-            told["action"] = "append"
+            arguments["action"] = "append"
         elif self.elements is not None:
-            told["nargs"] = "+"
+            arguments["nargs"] = "+"
         elif self.is_switch or "const" in self.about or self.about.get("positional"):
-            told |= {"nargs": "?", "const": True if self.is_switch else self.about.get("const")}
-        return told | ({"choices": self.choices} if self.choices else {"metavar": self.metavar})
+            arguments |= {"nargs": "?", "const": True if self.is_switch else self.about.get("const")}
+        return arguments | ({"choices": self.choices} if self.choices else {"metavar": self.metavar})
 
     def convert(self, text: str) -> Any:
-        """A typed word as a value.
+        """Convert a typed word to a value.
 
         Raises:
-            ArgumentTypeError: If it cannot be one.
+            ArgumentTypeError: If that is impossible.
         """
         try:
             return self._convert(text)
@@ -210,14 +210,14 @@ class Option:
         return (typing.get_origin(self.kinds[0]) or self.kinds[0])(text)
 
     def read(self, value: Any, where: str) -> Any:
-        """A value that YAML read, as the flag would have it.
+        """Convert a value from YAML to the value that the flag would give.
 
         Args:
-            value: What YAML read.
+            value: Value from YAML.
             where: File and key, for the message.
 
         Raises:
-            ConfigError: If the flag could not hold it.
+            ConfigError: If the option does not allow the value.
         """
         origins = {typing.get_origin(kind) or kind for kind in self.kinds}
         if (value is None and self.optional) or (isinstance(value, dict) and dict in origins):
@@ -259,7 +259,7 @@ class Option:
 
 
 def _as_typed(value: Any) -> str:
-    """A default as it would be typed."""
+    """Return a default as it would be typed."""
     if isinstance(value, (list, tuple)):
         return " ".join(map(_as_typed, value))
     if isinstance(value, bool):
@@ -268,21 +268,21 @@ def _as_typed(value: Any) -> str:
 
 
 def options_of(*kinds: type) -> dict[str, Option]:
-    """The options that data classes hold, by name; of two fields of one name the first."""
-    found: dict[str, Option] = {}
+    """Return the options of data classes by name; of two fields with the same name the first."""
+    options: dict[str, Option] = {}
     for kind in kinds:
         hints = typing.get_type_hints(kind)
         title = vars(kind).get("GROUP", f"More settings ({kind.__name__})")
         for one in dataclasses.fields(kind):
             title = one.metadata.get("group", title)
-            if one.init and one.name not in found:
+            if one.init and one.name not in options:
                 made = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
-                found[one.name] = Option(one.name, hints[one.name], made, one.metadata, title)
-    return found
+                options[one.name] = Option(one.name, hints[one.name], made, one.metadata, title)
+    return options
 
 
 def build_parser(command: Command[Any], options: Mapping[str, Option]) -> Parser:
-    """The parser of a verb with its options, whose help is a page with groups and examples."""
+    """Return the parser of a verb, whose help has groups and examples."""
     width = min(_WIDEST, shutil.get_terminal_size().columns - 2)
     lines = [f"  {example}" for example in command.examples]
     parser = Parser(
@@ -302,7 +302,7 @@ def build_parser(command: Command[Any], options: Mapping[str, Option]) -> Parser
             groups[one.group] = parser.add_argument_group(one.group)
         group = groups[one.group]
         if one.about.get("positional"):
-            group.add_argument(one.name, **one.arguments()).required = False  # it may stand in the file
+            group.add_argument(one.name, **one.arguments()).required = False  # the file may give it
             continue
         group.add_argument(f"--{one.name}", **one.arguments())
         if one.is_switch and one.default is True:
@@ -333,7 +333,7 @@ def _usage(command: Command[Any], options: Mapping[str, Option]) -> str:
 
 
 def take_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The words without ``--config FILE``, and the file.
+    """Return the words without ``--config FILE``, and the file.
 
     Raises:
         ConfigError: If it is given twice or names no file.
@@ -355,39 +355,40 @@ def take_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def read_words(parser: Parser, options: Mapping[str, Option], words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """What was typed by name, and the words that the parser does not know.
+    """Return the typed values by name, and the words that the parser does not know.
 
-    ``--a-b`` is ``--a_b``. Where bare words are taken, a switch takes the next word only if it is true or false.
+    ``--a-b`` means ``--a_b``. Where a verb has positional arguments, a switch takes the next word only if that is true
+    or false.
     """
     flags = {f"--{name}" for name in options} | {f"--no_{name}" for name, one in options.items() if one.is_switch}
     bare = any(one.about.get("positional") for one in options.values())
-    said = []
+    normalised = []
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         known = flag if flag in flags else f"--{flag[2:].replace('-', '_')}"
         if not flag.startswith("--") or known not in flags:
-            said.append(word)
+            normalised.append(word)
             continue
         one = options.get(known[2:])
         after = words[place + 1].lower() if place + 1 < len(words) else ""
         if bare and one is not None and one.is_switch and not equals and after not in _TRUTH:
             equals, value = "=", "true"
-        said.append(f"{known}{equals}{value}")
-    found, rest = parser.parse_known_args(said)
-    return {name: value for name, value in vars(found).items() if name in options}, rest
+        normalised.append(f"{known}{equals}{value}")
+    parsed, rest = parser.parse_known_args(normalised)
+    return {name: value for name, value in vars(parsed).items() if name in options}, rest
 
 
 def resolved(options: Mapping[str, Option], typed: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option's value: what was typed, else what the file says, else the default."""
+    """Return every option's value: the typed one, else that of the file, else the default."""
     return {name: typed.get(name, file.get(name, one.default)) for name, one in options.items()}
 
 
 def read(command: Command[Options], argv: Sequence[str]) -> Call[Options]:
-    """A call of a verb, from what was typed after it and the file that ``--config`` names.
+    """Read a call of a verb from the words after it and the file that ``--config`` names.
 
     Raises:
-        ConfigError: For an unknown option or key (with the near one), a wrong type or choice, an option that lacks.
-        SystemExit: After the help.
+        ConfigError: If an option or key is unknown (with a similar name), has a wrong type or value, or is missing.
+        SystemExit: After printing the help.
     """
     if command.parts:
         return read(_part(command, argv), list(argv)[1:])

@@ -1,7 +1,8 @@
-"""`selfaug demo`: one fine-tune that forgets and one that does not, on a small model that comes with the package.
+"""`selfaug demo`: fine-tunes a small model of the package once with forgetting and once without.
 
-The lab's model learns to answer from documents twice, with LoRA and with SelfAug: same rows, order, seed and learning
-rate. Both are measured on the task and on everything that the model could do before. Needs no network and no GPU.
+The lab's model learns to answer from documents twice, with LoRA and with SelfAug, on the same rows with the same order,
+seed and learning rate. Both runs are measured on the task and on everything that the model could do before. The demo
+needs no network and no GPU.
 """
 
 from __future__ import annotations
@@ -26,29 +27,29 @@ from selfaug.lab.task import Distance
 __all__ = ["COMMAND", "METHODS", "run", "train_words"]
 
 METHODS = {"lora": "sft", "selfaug": "selfaug"}
-"""Folder of each run, and its method."""
+"""Method of each run, by its folder."""
 
 TRAIN_ROWS, TEST_ROWS, SKILL_ITEMS = 1600, 200, 60
 SETTINGS: dict[str, object] = {
     "learning_rate": 1e-2,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 16,
-    "lora_dropout": 0.0,  # dropout takes a third of a step on a CPU
+    "lora_dropout": 0.0,  # dropout would take a third of a step's time on a CPU
     "logging_steps": 15,
     "report_to": "none",
     "use_cpu": True,
 }
-"""What both trainings share: of one epoch's learning rates the best for LoRA's own task score (docs/lab.md)."""
+"""Settings of both trainings; the learning rate is the best for LoRA's task score after one epoch (docs/lab.md)."""
 
 
 @dataclass
 class Settings:
-    """What `selfaug demo` was asked to do."""
+    """Settings of `selfaug demo`."""
 
     model_name_or_path: str = option(
         "lab", "'lab', or the folder of a model that `selfaug lab make` made.", group="Model and task", metavar="MODEL"
     )
-    documents: int = option(Distance.documents, "Documents of each question, 1 to 20.")
+    documents: int = option(Distance.documents, "Number of documents of each question, 1 to 20.")
     alpha: float | None = option(None, "Weight of the alignment.", shown="that of `selfaug train`")
     seed: int = option(0, "Seed of rows, order and adapters.")
     output_dir: str = option(
@@ -66,7 +67,7 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Make rows, train twice, measure, show; the exit code."""
+    """Make rows, train twice, measure, show the result, and return the exit code."""
     from selfaug.lab.shipped import resolve
     from selfaug.lab.task import Distance
     from selfaug.run.folder import REPORT, RunFolder
@@ -78,7 +79,7 @@ def run(call: Call[Settings]) -> int:
             f"{model!r} is no model of the lab, and the demo's questions are about the lab's world.",
             "give the folder of `selfaug lab make`; for your own model there is `selfaug train`.",
         )
-    distance = Distance(documents=settings.documents)  # refuses numbers out of range
+    distance = Distance(documents=settings.documents)  # raises for numbers out of range
     if settings.alpha is not None and not settings.alpha > 0:
         raise ConfigError(f"alpha={settings.alpha} holds nothing to the base.", "give more than 0.")
     folder = Path(settings.output_dir).expanduser()
@@ -90,7 +91,7 @@ def run(call: Call[Settings]) -> int:
     check_writable(folder)
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    # As the caches of pytest and ruff do: a demo in a checkout leaves git's status clean.
+    # A demo in a checkout leaves git's status clean, as the caches of pytest and ruff do.
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     train, test = _rows(folder, distance, settings.seed)
     for name, method in METHODS.items():
@@ -106,9 +107,9 @@ def run(call: Call[Settings]) -> int:
     from selfaug.cli.demo_picture import draw
     from selfaug.cli.demo_shown import answers_text, lines, table_text
 
-    found = lines(runs, settings.documents)
-    draw(found, folder / "demo.svg")
-    emit(table_text(found))
+    measured = lines(runs, settings.documents)
+    draw(measured, folder / "demo.svg")
+    emit(table_text(measured))
     emit("")
     emit(answers_text(runs))
     emit("")
@@ -118,7 +119,7 @@ def run(call: Call[Settings]) -> int:
 
 
 def train_words(method: str, model: str, train: Path, output: Path, seed: int, alpha: float | None) -> list[object]:
-    """The words of `selfaug train` for one of the two runs."""
+    """Return the words of `selfaug train` for one of the two runs."""
     words: list[object] = [
         "--method", method, "--model_name_or_path", model, "--dataset_name", train, "--output_dir", output,
         "--seed", seed, "--overwrite_output_dir", "true",
@@ -132,17 +133,17 @@ def _rows(folder: Path, distance: Distance, seed: int) -> tuple[Path, Path]:
     from selfaug.lab.task import rows
     from selfaug.lab.world import World
 
-    found = []
+    paths = []
     for part, count in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
         path = folder / f"{part}.jsonl"
         made = rows(part, count, World.make(), distance, seed)  # type: ignore[arg-type]
         path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in made), encoding="utf-8")
-        found.append(path)
-    return found[0], found[1]
+        paths.append(path)
+    return paths[0], paths[1]
 
 
 def _verb(name: str, words: Sequence[object]) -> None:
-    """Run a verb as a user would, in this process: what it prints as data is shown at the end, and not here."""
+    """Run a verb in this process as a user would, without its data on stdout, which the demo shows at the end."""
     text = [str(word) for word in words]
     say(f"\n$ {shlex.join(['selfaug', name, *text])}")
     module = importlib.import_module(f"selfaug.cli.{name}")

@@ -21,7 +21,7 @@ _WIDTH = 76
 
 @dataclass(frozen=True)
 class Score:
-    """A share of items answered rightly, from 0 to 1: what it changed by, and the 95 % interval of the change."""
+    """A share of correct answers, from 0 to 1, its change from the base, and the 95 % interval of the change."""
 
     value: float
     change: float
@@ -36,7 +36,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was measured: of the base, and of each run by its name."""
+    """One row of the table: the score of the base, and that of each run by its name."""
 
     name: str
     base: float
@@ -45,9 +45,9 @@ class Line:
 
 
 def lines(runs: Mapping[str, Path], documents: int) -> list[Line]:
-    """The task, each general skill, and their mean."""
+    """Return the rows of the table: the task, each general skill, and the mean of the skills."""
     results = {name: read_results(RunFolder(path).results) for name, path in runs.items()}
-    found = []
+    scored = []
     for group in ("task", "general"):
         first, *_ = results.values()
         for part, (metric, _) in primary(first, group).items():
@@ -56,16 +56,16 @@ def lines(runs: Mapping[str, Path], documents: int) -> list[Line]:
             scores = {name: _score(entry["tuned"]["value"], entry["difference"]) for name, entry in entries.items()}
             skill = part.rpartition(":")[2].removeprefix("lab_")
             name = f"RAG task, {documents} documents ({metric})" if group == "task" else skill
-            found.append(Line(name, base, scores, group))
+            scored.append(Line(name, base, scores, group))
     means = {name: _general_mean(list(read_samples(RunFolder(path).samples))) for name, path in runs.items()}
     base = next(iter(means.values()))[0]
-    return [*found, Line("general, mean", base, {name: score for name, (_, score) in means.items()}, "mean")]
+    return [*scored, Line("general, mean", base, {name: score for name, (_, score) in means.items()}, "mean")]
 
 
-def table_text(found: Sequence[Line]) -> str:
-    """Score of the base and of each run, in percent; changes with their 95 % intervals."""
-    rows: list[Sequence[str]] = [("", "base", *found[0].runs)]
-    for line in found:
+def table_text(measured: Sequence[Line]) -> str:
+    """Return the table of scores in percent, with the changes' 95 % intervals."""
+    rows: list[Sequence[str]] = [("", "base", *measured[0].runs)]
+    for line in measured:
         name = f"  {line.name}" if line.group == "general" else line.name
         rows.append((name, f"{100 * line.base:.0f}", *map(str, line.runs.values())))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -75,23 +75,25 @@ def table_text(found: Sequence[Line]) -> str:
     return "\n".join("   ".join(row).rstrip() for row in padded)
 
 
-def _score(value: float, apart: Mapping[str, Any]) -> Score:
-    return Score(value, apart["value"], tuple(apart["interval"]) if apart["interval"] else None)
+def _score(value: float, change: Mapping[str, Any]) -> Score:
+    return Score(value, change["value"], tuple(change["interval"]) if change["interval"] else None)
 
 
 def _general_mean(samples: Sequence[Mapping[str, Any]]) -> tuple[float, Score]:
-    """Of all general items: the base's score, and the run's. Each skill has as many items."""
+    """Return the scores of base and run on all general items; each skill has equally many."""
     general = [sample for sample in samples if sample["part"].startswith("general:")]
     base, tuned = items_of(general, "acc")
-    found = difference([(base, tuned)], shared_items=True)
-    assert found is not None
+    change = difference([(base, tuned)], shared_items=True)
+    assert change is not None
     value = sum(sample["base"]["values"]["acc"] for sample in general) / len(general)
-    return value, Score(value + found.value, found.value, found.interval)
+    return value, Score(value + change.value, change.value, change.interval)
 
 
 def answers_text(runs: Mapping[str, Path]) -> str:
-    """Three prompts with the answers of all models: the task's first, and the first that the base passes and the first
-    run fails of the two skills which that run lost most.
+    """Return three prompts with the answers of all models.
+
+    They are the first item of the task, and of each of the two skills that the first run lost most the first item that
+    the base passes and the run fails.
     """
     samples = {
         name: {(s["part"], s["id"]): s for s in read_samples(RunFolder(path).samples)} for name, path in runs.items()
@@ -120,7 +122,7 @@ def answers_text(runs: Mapping[str, Path]) -> str:
 
 
 def _asked(sample: Mapping[str, Any]) -> str:
-    text = str(sample.get("question") or sample["prompt"])  # general tasks have prompts alone
+    text = str(sample.get("question") or sample["prompt"])  # general tasks have only prompts
     return _one_line(text.replace("<|im_start|>", "").replace("<|im_end|>", ""), 2 * _WIDTH)
 
 

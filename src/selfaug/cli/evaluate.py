@@ -1,7 +1,7 @@
-"""`selfaug evaluate`: what a run gained at its task and lost elsewhere, base and tuned on the same prompts.
+"""`selfaug evaluate`: measures what a run gained at its task and lost elsewhere, against its base on the same prompts.
 
-The table (or with `--json` the results) goes to stdout; everything else to stderr. Finished parts lie in
-`RUN/evaluation` and are not repeated.
+The table (or with `--json` the results) goes to stdout, everything else to stderr. Finished parts are stored in
+`RUN/evaluation` and not repeated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["COMMAND", "Settings", "results_table", "run"]
 
 @dataclass
 class Settings:
-    """What `selfaug evaluate` was asked to do."""
+    """Settings of `selfaug evaluate`."""
 
     run: str = option(REQUIRED, "The --output_dir of a finished training.", group="Run", positional=True)
     data: list[str] = option(
@@ -42,36 +42,40 @@ class Settings:
     format: str = data_format()
     map: list[str] | None = field_map()
     on_bad_row: OnBadRow = bad_rows()
-    limit: int | None = option(None, "Only the first N records of each data set.")
-    no_task: bool = option(False, "Measure general ability alone.")
+    limit: int | None = option(None, "Number of records of each data set, from the first.")
+    no_task: bool = option(False, "Measure only general ability.")
     max_new_tokens: int = option(128, "Longest answer in tokens.")
-    max_length: int | None = option(None, "Tokens of prompt and accepted answer.", shown="as in training")
-    abstentions: str | None = option(None, "YAML file of further ways to say that there is no answer.", metavar="FILE")
+    max_length: int | None = option(None, "Longest prompt with accepted answer in tokens.", shown="as in training")
+    abstentions: str | None = option(None, "YAML file of further phrases that count as abstention.", metavar="FILE")
     judge_url: str | None = option(
         None,
-        "OpenAI-compatible endpoint that gives the CRAG verdicts, instead of rules.",
+        "OpenAI-compatible endpoint of a judge that gives the CRAG verdicts in place of rules.",
         group="Judge of the answers (without it, rules)",
         metavar="URL",
     )
-    judge_model: str | None = option(None, "The judge's name there.", metavar="NAME")
-    judge_key_env: str = option("OPENAI_API_KEY", "Environment variable with its API key.", metavar="NAME")
+    judge_model: str | None = option(None, "Name of the judge's model at the endpoint.", metavar="NAME")
+    judge_key_env: str = option("OPENAI_API_KEY", "Environment variable with the API key.", metavar="NAME")
     judge_timeout: float = option(60.0, "Seconds for one verdict.", metavar="SECONDS")
-    judge_retries: int = option(4, "Further tries of one verdict.")
+    judge_retries: int = option(4, "Number of retries of one verdict.")
     general: list[str] = option(
         [],
-        "'paper', 'quick', or any task of lm_eval; NAME=FILE takes its data from a file.",
+        "'paper', 'quick', or any task of lm_eval; NAME=FILE takes the task's data from a file.",
         group="General ability",
         metavar="NAME",
     )
-    general_data: list[str] = option([], "Plain texts (.txt, .json, .jsonl) for nats per token.", metavar="FILE")
-    general_limit: int | None = option(None, "Only the first N items of each general task, instead of its own limit.")
-    max_gen_toks: int | None = option(None, "Longest generated answer of general tasks, instead of their own.")
+    general_data: list[str] = option([], "Plain texts (.txt, .json, .jsonl) to measure the NLL of.", metavar="FILE")
+    general_limit: int | None = option(None, "Number of items of each general task, in place of its own limit.")
+    max_gen_toks: int | None = option(None, "Longest answer of general tasks in tokens, in place of their own limit.")
     include_path: str | None = option(None, "Folder with further task YAMLs of lm_eval.", metavar="FOLDER")
-    allow_code_execution: bool = option(False, "Let tasks run code that the model writes; only in a sandbox.")
-    backend: Literal["hf", "vllm"] = option("hf", "What runs general tasks; 'hf' is the model that is loaded anyway.")
-    batch_size: int = option(8, "Prompts at a time.", group="Model")
+    allow_code_execution: bool = option(False, "Let tasks run code that the model writes; use only in a sandbox.")
+    backend: Literal["hf", "vllm"] = option(
+        "hf", "Backend of general tasks; 'hf' uses the model that is loaded anyway."
+    )
+    batch_size: int = option(8, "Prompts in a batch.", group="Model")
     dtype: str = option("auto", "Number format of the weights; 'auto' is the base's own.", choices=DTYPES)
-    base: str | None = option(None, "Where the base model lies now, if not where the run found it.", metavar="MODEL")
+    base: str | None = option(
+        None, "Folder or hub name of the base model, if it has moved since training.", metavar="MODEL"
+    )
     seed: int = option(0, "Seed of the bootstrap.", group="Results")
     store: str | None = option(
         None, "Folder of finished parts; runs with one base can share it.", metavar="FOLDER", shown="RUN/evaluation"
@@ -92,7 +96,7 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Check everything, measure what is not measured yet, write results; the exit code."""
+    """Check everything, measure missing parts, write the results, and return the exit code."""
     settings = call.settings
     if settings.base is not None:
         settings.base = shipped.resolve(settings.base)
@@ -130,7 +134,7 @@ def run(call: Call[Settings]) -> int:
             samples += lines
             new += 1
     except BaseException:
-        if new:  # what was finished is there to be read, whatever stopped the rest
+        if new:  # finished parts are written even if an error or interruption stopped the rest
             write(folder, results, samples)
         raise
     write(folder, results, samples)
@@ -147,7 +151,7 @@ def run(call: Call[Settings]) -> int:
 
 
 def _check(settings: Settings) -> None:
-    """Refuse options that are out of range or contradict each other."""
+    """Check that options are in range and do not contradict each other."""
     for name in ("max_new_tokens", "max_length", "limit", "general_limit", "max_gen_toks", "batch_size"):
         number = getattr(settings, name)
         if number is not None and number < 1:
@@ -175,7 +179,7 @@ def _check(settings: Settings) -> None:
 
 
 def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[str]) -> dict[str, Any]:
-    """Everything of the results but the parts."""
+    """Return the results without the parts."""
     from selfaug.common.fingerprint import versions
     from selfaug.common.redaction import redacted, without_secrets
     from selfaug.run.manifest import config_hash, device
@@ -209,24 +213,24 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """One line a metric: base, tuned, the difference with its 95 % interval; ``*`` marks a part's primary metric."""
+    """Return a table with a line for each metric; ``*`` marks a part's primary metric, intervals are of 95 %."""
     from selfaug.shift.table import columns
 
     head = ("part", "metric", "base", "tuned", "difference", "95 % interval", "n", "better")
     rows: list[Sequence[str]] = []
     for name, part in results["parts"].items():
         for label, entry in part["metrics"].items():
-            apart = entry["difference"]
-            interval = apart["interval"]
+            gap = entry["difference"]
+            interval = gap["interval"]
             rows.append(
                 (
                     name,
                     label + ("*" if entry["primary"] else ""),
                     f"{entry['base']['value']:.4f}",
                     f"{entry['tuned']['value']:.4f}",
-                    f"{apart['value']:+z.4f}",
+                    f"{gap['value']:+z.4f}",
                     "-" if interval is None else f"{interval[0]:+z.4f} .. {interval[1]:+z.4f}",
-                    str(apart["n"]),
+                    str(gap["n"]),
                     "higher" if entry["higher_is_better"] else "lower",
                 )
             )

@@ -1,4 +1,4 @@
-"""The parts that `selfaug evaluate` measures, from its flags: everything is checked, no model is loaded."""
+"""The parts that `selfaug evaluate` measures, made from its flags with all checks that need no model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["all_parts"]
 
 
 def all_parts(settings: Settings, folder: RunFolder, origin: Origin) -> list[Part]:
-    """The parts in the order in which they are measured: task, texts, general tasks."""
+    """Return the parts in the order in which they are measured: task, texts, general tasks."""
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.data.forms import read_forms
     from selfaug.data.prompts import Renderer
@@ -36,7 +36,7 @@ def all_parts(settings: Settings, folder: RunFolder, origin: Origin) -> list[Par
     parts: list[Part] = []
     tokenizer = load_tokenizer(origin.final)
     if settings.general:
-        # First, because a mistyped task is said before a long reading of data.
+        # General tasks come first, so that a mistyped name is an error before data is read.
         parts += _general(settings, origin, tokenizer)
     if settings.general_data:
         parts = [*_texts(settings, origin, tokenizer), *parts]
@@ -98,10 +98,10 @@ def _tasks(
     if settings.data or not config.get("held_out"):
         for line in shared_with_training(sets, config, manifest):
             say(line)
-    for found in sets:
-        with counting(f"prompts of {found.name}", len(found.items)) as progress:
+    for data_set in sets:
+        with counting(f"prompts of {data_set.name}", len(data_set.items)) as progress:
             prompts = ask(
-                found.items,
+                data_set.items,
                 tokenizer,
                 renderer,
                 max_length=longest,
@@ -111,7 +111,7 @@ def _tasks(
             )
         if not prompts.asked:
             raise DataError(
-                f"none of the {len(found.items)} rows of {found.described['name']} can be asked: "
+                f"none of the {len(data_set.items)} rows of {data_set.described['name']} can be asked: "
                 f"{'; '.join(f'{count}: {reason}' for reason, count in prompts.left_out.items())}",
                 "raise --max_length or lower --max_new_tokens.",
             )
@@ -119,22 +119,22 @@ def _tasks(
             ([*one.prompt_ids, *one.response_ids] for one in prompts.asked),
             origin.embeddings,
             tokenizer,
-            str(found.described["name"]),
+            str(data_set.described["name"]),
         )
         if prompts.answers_lost:
             many = len(prompts.asked)
             warn(
-                f"{found.name}: {prompts.answers_lost} of {many} questions "
+                f"{data_set.name}: {prompts.answers_lost} of {many} questions "
                 f"({100 * prompts.answers_lost / many:.0f} %) have their answer only in documents that do not fit, and "
                 "are asked all the same: an answer is right by luck there, an abstention counts as none.",
                 "raise --max_length, or lower --max_new_tokens; answers_lost in results.json counts them.",
             )
         parts.append(
             TaskPart(
-                found.name,
+                data_set.name,
                 prompts,
-                found.described,
-                found.bad_rows,
+                data_set.described,
+                data_set.bad_rows,
                 tokenizer,
                 renderer,
                 settings.max_new_tokens,

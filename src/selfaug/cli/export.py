@@ -1,4 +1,4 @@
-"""The files that a finished training exports."""
+"""The export of a finished training: weights, tokenizer, renderer and model card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
-# Pickles of the trainer's own; nothing that is exported needs one to be loaded.
+# Pickles of the trainer, which loading an exported model does not need.
 _PICKLES = ("training_args.bin",)
 
 
@@ -28,15 +28,15 @@ def export(
 ) -> Path:
     """Write the finished adapter (or, without PEFT, the model) with tokenizer, renderer and model card.
 
-    The folder appears whole or not at all. Every rank calls this: a sharded model is gathered by all of them.
+    The folder appears as a whole or not at all. Every rank must call this, since a sharded model is gathered by all.
 
     Args:
-        trainer: After its training.
-        renderer: Saved beside the weights.
-        folder: Of the run.
-        settings: Of the run.
-        manifest: Gets the entry ``finished``.
-        result: What ``trainer.train`` returned.
+        trainer: Trainer after training.
+        renderer: Renderer to save beside the weights.
+        folder: Folder of the run.
+        settings: Settings of the run.
+        manifest: Manifest of the run; the entry ``finished`` is added.
+        result: Result of ``trainer.train``.
     """
     final = folder.adapter if settings.model.use_peft else folder.model
     partial = folder.path / f".{final.name}.partial"

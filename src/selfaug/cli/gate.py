@@ -1,6 +1,6 @@
-"""`selfaug gate`: pass a run (exit 0), fail it (1), or find too few items to decide (3); a mistake exits with 2.
+"""`selfaug gate`: passes a run (exit code 0), fails it (1), or finds too few items to decide (3); errors exit with 2.
 
-It decides on the interval of the paired difference of base and tuned, not on the difference itself.
+The decision uses the interval of the paired difference of base and tuned model, not the difference itself.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _SAID = {
 
 @dataclass
 class Settings:
-    """What `selfaug gate` was asked to do."""
+    """Settings of `selfaug gate`."""
 
     run: str = option(REQUIRED, "Folder of an evaluated run; its results.json is read.", group="Run", positional=True)
     max_drop: list[str] = option(
         [],
-        "How much may be lost, such as general=2pt. NAME is task or general (the mean of its parts), a part, "
+        "Largest loss allowed, such as general=2pt. NAME is task or general (the mean of its parts), a part, "
         "PART:METRIC, or a glob ('general:*', '*:f1'). LIMIT is in points (2pt), of the base's value (5%%), or in the "
         "metric's own unit (0.02).",
         group="Limits (each may be given several times)",
         metavar="NAME=LIMIT",
         repeated=True,
     )
-    min_gain: list[str] = option([], "How much must be gained, such as task=0.", metavar="NAME=LIMIT", repeated=True)
+    min_gain: list[str] = option([], "Smallest gain required, such as task=0.", metavar="NAME=LIMIT", repeated=True)
     json: bool = option(False, "Print JSON instead of the table.", group="Output")
 
 
@@ -61,7 +61,7 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Decide every rule, print the table; the exit code."""
+    """Decide every rule, print the table, and return the exit code."""
     from selfaug.evaluation.results import read_results
     from selfaug.report.gate import check, overall, parse_rule
 
@@ -78,9 +78,9 @@ def run(call: Call[Settings]) -> int:
     checks: list[Check] = []
     notes: list[str] = []
     for rule in rules:
-        found, said = check(rule, results)
-        checks += found
-        notes += said
+        found_checks, found_notes = check(rule, results)
+        checks += found_checks
+        notes += found_notes
     verdict = overall(checks)
     if settings.json:
         emit(json.dumps(_as_json(folder.path, verdict, checks, notes), indent=2, ensure_ascii=False))
@@ -106,7 +106,7 @@ def _folder(name: str) -> RunFolder:
 
 
 def _check_weights(folder: RunFolder, results: Mapping[str, Any]) -> None:
-    """Refuse results of other weights than the finished ones; a folder without a manifest cannot tell."""
+    """Check that the results are of the finished weights; without a manifest this is not known."""
     finished = folder.read_manifest().get("finished") or {}
     weights, measured = finished.get("weights"), results["hashes"].get("tuned")
     if weights is not None and measured is not None and weights != measured:
@@ -125,11 +125,11 @@ def _table(checks: Sequence[Check]) -> str:
     for one in checks:
         gain, unit = one.gain, one.gain.unit
 
-        def said(value: float, unit: str = unit) -> str:
+        def shown(value: float, unit: str = unit) -> str:
             return format_metric(value, unit, signed=True)
 
-        between = "none" if gain.low is None or gain.high is None else f"[{said(gain.low)}, {said(gain.high)}]"
-        rows.append([one.verdict, str(one.rule), one.subject, said(gain.value), between, said(one.floor),
+        between = "none" if gain.low is None or gain.high is None else f"[{shown(gain.low)}, {shown(gain.high)}]"
+        rows.append([one.verdict, str(one.rule), one.subject, shown(gain.value), between, shown(one.floor),
                      unit_label(unit, difference=True), f"{gain.n:,}"])  # fmt: skip
     return columns(("verdict", "rule", "measured", "gain", "between", "at least", "unit", "items"), rows, 3)
 

@@ -1,7 +1,8 @@
-"""`selfaug lab`: make the lab's model from nothing, or write rows of its RAG task.
+"""`selfaug lab`: trains the lab's model from scratch, or writes rows of its RAG task.
 
-`lab make` trains the model and prints the hash of its weights; killed, it goes on from its last checkpoint. `lab task`
-writes canonical rows that `selfaug train` and `selfaug prepare` read. Data on stdout, talk on stderr.
+`lab make` trains the model and prints the hash of its weights; a killed call can be resumed from its last checkpoint.
+`lab task` writes canonical rows that `selfaug train` and `selfaug prepare` read. Data goes to stdout, messages to
+stderr.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ __all__ = ["COMMAND", "run"]
 
 @dataclass
 class MakeSettings:
-    """What `selfaug lab make` was asked to do."""
+    """Settings of `selfaug lab make`."""
 
     output_dir: str = option(REQUIRED, "Folder of the model.", group="Output", metavar="FOLDER")
     size: str = option(
         Making.size, f"Size of the model: {', '.join(SIZES)}.", group="Model and training", metavar="NAME"
     )
-    steps: int = option(Making.steps, "Optimiser steps.")
-    tokens: int = option(Making.tokens, "Tokens of a step, about.")
+    steps: int = option(Making.steps, "Number of optimiser steps.")
+    tokens: int = option(Making.tokens, "Approximate number of tokens of a step.")
     learning_rate: float = option(Making.learning_rate, "Highest learning rate.")
     seed: int = option(Making.seed, "Seed of weights, order and mixture.")
-    threads: int = option(Making.threads, "Threads of the products; their number decides the last bits.")
+    threads: int = option(Making.threads, "Threads of matrix products; their number decides the last bits.")
     precision: str = option(
-        Making.precision, f"Number format of the products: {' or '.join(PRECISIONS)} (for a GPU).", metavar="NAME"
+        Making.precision, f"Number format of matrix products: {' or '.join(PRECISIONS)} (for a GPU).", metavar="NAME"
     )
-    workers: int = option(0, "Processes that make batches; they change nothing.", group="Machine and talk")
+    workers: int = option(0, "Processes that make batches, without effect on the result.", group="Machine and progress")
     device: str = option("cpu", "Device: cpu, cuda, ...", metavar="NAME")
     checkpoint_every: int = option(200, "Steps between checkpoints.", metavar="STEPS")
     probe_every: int = option(0, "Steps between tests of all skills; 0 for none.", metavar="STEPS")
@@ -48,18 +49,20 @@ class MakeSettings:
 
 @dataclass
 class TaskSettings:
-    """What `selfaug lab task` was asked to do."""
+    """Settings of `selfaug lab task`."""
 
     part_of: Literal["train", "test"] = option(
-        "train", "Which rows; the two share no land, town, river or person.", group="Rows"
+        "train", "Part of the task; the two share no land, town, river or person.", group="Rows"
     )
-    count: int = option(1000, "Rows.")
+    count: int = option(1000, "Number of rows.")
     seed: int = option(0, "Seed of the rows.")
     documents: int = option(
-        Distance.documents, "Documents of a question, 1 to 20.", group="How far the task lies from what the model knows"
+        Distance.documents,
+        "Number of documents of a question, 1 to 20.",
+        group="How far the task lies from what the model knows",
     )
-    sentences: int = option(Distance.sentences, "Sentences of filling in each document.")
-    told: int = option(Distance.told, "Facts that a document tells, 1 to 5.")
+    sentences: int = option(Distance.sentences, "Number of filler sentences in each document.")
+    told: int = option(Distance.told, "Number of facts in a document, 1 to 5.")
     known: float = option(
         Distance.known, "Share of distracting documents about lands that the base knows.", metavar="SHARE"
     )
@@ -100,7 +103,7 @@ COMMAND: Command[Any] = Command(
 
 
 def run(call: Call[Any]) -> int:
-    """Make a model or rows; the exit code."""
+    """Make a model or rows, and return the exit code."""
     return _make(call.settings) if call.command is MAKE else _task(call.settings)
 
 
@@ -121,10 +124,10 @@ def _make(settings: MakeSettings) -> int:
 
         def step(done: int) -> None:
             if not progress.estimate.done:
-                progress.estimate.begin(done - 1)  # a making that was stopped goes on from its checkpoint
+                progress.estimate.begin(done - 1)  # the training resumes from a checkpoint
             progress(done)
 
-        found = make(
+        digest = make(
             folder,
             making,
             device=settings.device,
@@ -135,7 +138,7 @@ def _make(settings: MakeSettings) -> int:
             progress=step,
         )
     say(f"written: {folder}")
-    emit(found)
+    emit(digest)
     return 0
 
 

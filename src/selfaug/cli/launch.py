@@ -1,7 +1,7 @@
-"""The processes of `selfaug train`: how many there are, and how they are started, stopped and waited for.
+"""The processes of `selfaug train`: their number, and how they are started, stopped and waited for.
 
-Run as a module, this file is the launcher: it calls ``accelerate launch`` in its own process, forwards SIGINT and
-SIGTERM to the training processes, and leaves with the exit code of the one that failed first.
+Run as a module, this file is the launcher. It runs ``accelerate launch`` in its own process, forwards SIGINT and
+SIGTERM to the training processes, and exits with the code of the training process that failed first.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class LaunchFlags:
         }
 
     def names(self) -> list[str]:
-        """Every name that goes to ``accelerate launch``."""
+        """Return the names of all flags for ``accelerate launch``."""
         return [*self._actions, "accelerate_config"]
 
     def knows(self, name: str) -> bool:
-        """Whether a name, without dashes, is one of accelerate's."""
+        """Return whether a name, without dashes, is a flag of accelerate."""
         return name in self._actions or name == "accelerate_config"
 
     def words(self, name: str, value: Any, where: str) -> list[str]:
-        """A YAML entry as command-line words."""
+        """Convert a YAML entry to command-line words."""
         if name == "accelerate_config":
             return ["--config_file", _config_file(str(value))]
         if self._actions[name].nargs == 0:
@@ -61,14 +61,14 @@ class LaunchFlags:
         return [f"--{name}", str(value)]
 
     def take(self, words: Sequence[str], flags: Iterable[str]) -> list[str]:
-        """Of words that the training parser does not know, those of ``accelerate launch``; there must be no others.
+        """Return the words for ``accelerate launch`` among those that the training parser does not know.
 
         Args:
-            words: What was left over, in order.
-            flags: The training parser's flags, for the near name.
+            words: Words that the training parser does not know, in order.
+            flags: Flags of the training parser, for a similar name in the message.
 
         Raises:
-            ConfigError: For a word that neither knows.
+            ConfigError: If neither parser knows a word.
         """
         taken: list[str] = []
         rest = iter(words)
@@ -89,7 +89,7 @@ class LaunchFlags:
         return taken
 
     def check(self, words: Sequence[str]) -> argparse.Namespace:
-        """Let accelerate's parser check types and choices."""
+        """Check types and choices with accelerate's parser."""
         parsed: argparse.Namespace = self._parser.parse_args([*words, "script"])
         if parsed.config_file is not None and not Path(parsed.config_file).is_file():
             raise ConfigError(
@@ -124,7 +124,7 @@ def _refuse_word(word: str, known: Sequence[str]) -> NoReturn:
 
 
 def _config_file(name: str) -> str:
-    """A path as it is; a name such as ``zero3`` as the file of that name that trl ships."""
+    """Return a path as it is, and for a name such as ``zero3`` the file that trl ships under it."""
     if Path(name).is_file():
         return name
     shipped = {Path(entry.name).stem: entry for entry in resources.files("trl.accelerate_configs").iterdir()}
@@ -138,20 +138,20 @@ def _config_file(name: str) -> str:
 
 
 def is_launched() -> bool:
-    """Whether this process is already one of several that a launcher started."""
+    """Return whether this process is one of several that a launcher started."""
     return "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def processes_wanted(words: Sequence[str], *, use_cpu: bool) -> list[str] | None:
-    """The words for ``accelerate launch``, or ``None`` where this process is enough.
+    """Return the words for ``accelerate launch``, or ``None`` where one process is enough.
 
-    Several visible GPUs are used even when nothing asks for them, as ``trl sft`` does: in one process the trainer would
-    fall back to replicating the model in threads.
+    Several visible GPUs are used by default, as in ``trl sft``; a single process would fall back to replicating the
+    model in threads.
     """
     import torch
 
     parsed = LaunchFlags().check(words)
-    asked = parsed.num_processes or 1
+    requested = parsed.num_processes or 1
     if (
         parsed.multi_gpu
         and parsed.num_processes is None
@@ -164,8 +164,8 @@ def processes_wanted(words: Sequence[str], *, use_cpu: bool) -> list[str] | None
             "give --num_processes, or leave --multi_gpu out.",
         )
     on_cpu = use_cpu or parsed.cpu or not torch.cuda.is_available()
-    if on_cpu and asked > 1 and parsed.config_file is None:
-        # accelerate starts several CPU processes through MPI alone; its GPU launcher is torchrun, which needs no GPU.
+    if on_cpu and requested > 1 and parsed.config_file is None:
+        # accelerate starts CPU processes only through MPI; its GPU launcher is torchrun, which works without GPUs.
         kept = [word for word in words if word != "--cpu"]
         return [*kept, "--multi_gpu"] if "--multi_gpu" not in kept else kept
     if words or (torch.cuda.device_count() > 1 and not use_cpu):
@@ -178,14 +178,14 @@ def launch(words: Sequence[str], train_words: Sequence[str]) -> int:
 
     Args:
         words: Flags of ``accelerate launch``.
-        train_words: The words after ``selfaug train``; the training processes read them again, launch flags included.
+        train_words: Words after ``selfaug train``, launch flags included; the training processes read them again.
     """
     parsed = LaunchFlags().check(words)
     if (parsed.num_machines or 1) > 1:
         several_machines()
     say(f"starting {parsed.num_processes or 'several'} processes ...")
     command = [sys.executable, "-m", __spec__.name, *words, "--module", "selfaug", "train", *train_words]
-    # Its own session: a Ctrl-C at the terminal would otherwise reach the training processes twice.
+    # In the same session a Ctrl-C would reach the training processes twice.
     child = subprocess.Popen(command, start_new_session=True)
     previous = {number: signal.signal(number, lambda got, _: child.send_signal(got)) for number in _FORWARDED}
     try:
@@ -207,14 +207,14 @@ def _forward(number: int, _: object) -> None:
 
 
 def _follow_parent(parent: int) -> None:
-    # A killed parent cannot forward anything; its training must not go on unseen.
+    # A killed parent cannot forward signals, and its training must not continue in the background.
     while os.getppid() == parent:
         time.sleep(1.0)
     _forward(signal.SIGTERM, None)
 
 
 def _main(words: Sequence[str]) -> int:
-    """Run ``accelerate launch`` here; the exit code is that of the first training process that failed."""
+    """Run ``accelerate launch`` in this process, and return the exit code of the first training process that failed."""
     quieten()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -223,7 +223,7 @@ def _main(words: Sequence[str]) -> int:
     for number in _FORWARDED:
         signal.signal(number, _forward)
     arguments = launch_command_parser().parse_args(list(words))
-    # torchrun answers a signal by killing its workers after 30 seconds; ours save a checkpoint, which may take longer.
+    # On a signal torchrun kills its workers after 30 seconds, but ours save a checkpoint, which may take longer.
     arguments.signals_to_handle = "SIGHUP,SIGQUIT"
     try:
         launch_command(arguments)

@@ -1,6 +1,6 @@
-"""`selfaug merge`: fold a run's adapter into its base, write it, and measure what share of the tuning was written.
+"""`selfaug merge`: folds a run's adapter into its base, writes the model, and measures how much of the tuning it keeps.
 
-The folder's path goes to stdout; everything else to stderr. What is measured is what is read back from the disk.
+The folder's path goes to stdout, everything else to stderr. The measurement uses the model as read back from the disk.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ __all__ = ["COMMAND", "run", "run_prompts"]
 
 @dataclass
 class Settings:
-    """What `selfaug merge` was asked to do."""
+    """Settings of `selfaug merge`."""
 
     run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
     output_dir: str = option(REQUIRED, "Folder of the merged model.", group="Merged model", metavar="OUT")
     base: str | None = option(
-        None, "Where the base model lies now, if not where the run found it.", group="Run", metavar="MODEL"
+        None, "Folder or hub name of the base model, if it has moved since training.", group="Run", metavar="MODEL"
     )
     dtype: str = option(
         "auto",
@@ -50,7 +50,7 @@ class Settings:
     )
     overwrite_output_dir: bool = option(False, "Replace the merged model in OUT.")
     prompts: int = option(
-        50, "Prompts of the run whose answers are compared; 0 compares the weights alone.", group="What is measured"
+        50, "Number of prompts whose answers are compared; 0 compares only the weights.", group="What is measured"
     )
 
 
@@ -66,7 +66,10 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Check everything, fold, write, read back and measure; the exit code. The folder appears whole or not at all."""
+    """Check everything, fold, write, read back and measure; return the exit code.
+
+    The folder appears as a whole or not at all.
+    """
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.data.prompts import Renderer
     from selfaug.lab import shipped
@@ -129,7 +132,7 @@ def _check_space(out: Path, base: Path, dtype: str) -> None:
 
     parent = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
     size = sum(path.stat().st_size for path in weight_files(base))
-    # Two bytes a weight may become four; never mind the few bytes that a smaller format saves.
+    # Files of two bytes a weight may double; the saving of a smaller format is ignored.
     needed = size * (2 if dtype == "float32" else 1) + 2**24
     free = shutil.disk_usage(parent).free
     if free < needed:
@@ -142,15 +145,15 @@ def _check_space(out: Path, base: Path, dtype: str) -> None:
 def run_prompts(
     folder: RunFolder, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, context: int | None, count: int
 ) -> list[list[int]]:
-    """Return the token ids of at most ``count`` prompts, evenly from what the run held out, else was trained on.
+    """Return the token ids of at most ``count`` prompts, evenly spaced in the held-out, else the training rows.
 
-    Where its rows cannot be had, they are simple questions, and it is said.
+    Where these rows are missing, the prompts are simple questions, and a message says so.
 
     Args:
-        folder: A finished run.
-        tokenizer: Saved with the adapter.
-        renderer: Saved with the adapter.
-        context: Longest sequence of the model; a prompt that leaves no room for an answer is cut at its left.
+        folder: Folder of a finished run.
+        tokenizer: Tokenizer of the run.
+        renderer: Renderer of the run.
+        context: Longest sequence of the model in tokens; a prompt that leaves no room for an answer is cut at its left.
         count: Largest number of prompts.
     """
     from selfaug.data.encode import encode
@@ -169,17 +172,17 @@ def run_prompts(
             cut_prompt_left=True,
             on_bad_row="skip",
         ).rows
-        # What stands before the first answer; the labels of all of it are -100.
+        # A prompt ends before the first token with a label.
         prompts = [row["input_ids"][: next(i for i, label in enumerate(row["labels"]) if label >= 0)] for row in rows]
         room = None if context is None else max(1, context - LONGEST_ANSWER)
-        found = [prompt if room is None else prompt[-room:] for prompt in prompts if prompt]
-        if found:
-            return found
+        fitting = [prompt if room is None else prompt[-room:] for prompt in prompts if prompt]
+        if fitting:
+            return fitting
     raise DataError("there are no prompts to compare answers on", "pass --prompts 0 to compare the weights alone.")
 
 
 def _rows_of(folder: RunFolder) -> Sequence[Record | Conversation]:
-    """What the run held out or was evaluated on, else what it was trained on; nothing where that cannot be read."""
+    """Return the held-out or evaluation rows of the run, else its training rows; none where they are unreadable."""
     from selfaug.data.read import read_rows
     from selfaug.evaluation.data import task_data
 
@@ -188,7 +191,7 @@ def _rows_of(folder: RunFolder) -> Sequence[Record | Conversation]:
     try:
         return task_data([], config, manifest, on_bad_row="skip")[0].items
     except UserError:
-        pass  # Nothing was held out, or it holds no records: conversations have prompts, too.
+        pass  # nothing was held out, or only conversations, which have prompts, too
     name, split = str(config.get("dataset_name") or ""), str(config.get("dataset_train_split") or "train")
     try:
         path = Path(name).expanduser()
@@ -209,7 +212,7 @@ def _rows_of(folder: RunFolder) -> Sequence[Record | Conversation]:
 
 
 class _TooLittleError(ConfigError):
-    """What was written keeps too little of the tuning."""
+    """The error of a written model that keeps too little of the tuning."""
 
 
 def _merge(
@@ -223,8 +226,8 @@ def _merge(
     """Write the merged model to ``out`` in a number format that keeps the tuning, and return what it keeps.
 
     Raises:
-        ConfigError: If the format that was asked for does not, or the adapter cannot be folded; ``out`` is then as it
-            was.
+        ConfigError: If the requested format loses the tuning, or the adapter cannot be folded; ``out`` is then
+            unchanged.
     """
     from selfaug.evaluation.merging import Answers
     from selfaug.run.models import Sides
@@ -234,7 +237,7 @@ def _merge(
     if prompts:
         with counting("answers", 3 * len(prompts)) as progress:
             answers = Answers.of(tuned, tokenizer, renderer, prompts, progress)
-    # The base as its files have it: an adapter may rewrite the weights under it as it is loaded.
+    # The base is loaded on its own, since loading an adapter may rewrite the base's weights.
     with Sides(dataclasses.replace(origin, switchable=False)).side("base") as base:
 
         def written(name: str) -> Kept:
@@ -263,7 +266,7 @@ def _write(
     """Write the merged model in one number format, read it back, and return what it keeps.
 
     Raises:
-        ConfigError: If that is too little, or the folder cannot be written.
+        ConfigError: If it keeps too little, or the folder cannot be written.
     """
     import torch
 
@@ -306,8 +309,8 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: 
     except SafetensorError as error:
         raise OSError(str(error)) from error
     if model.generation_config is not None:
-        # The run may have ended its answers with another token than the base does. Written after the model: with it,
-        # transformers refuses a changed configuration that holds a contradiction, and published ones do.
+        # The run may end its answers with another token than the base. This is written after the model, since together
+        # transformers would refuse a changed configuration with a contradiction, as some published ones have.
         model.generation_config.eos_token_id = stop_ids(model, tokenizer, renderer)
         model.generation_config.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
@@ -316,13 +319,13 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: 
 
 
 def _check_same(read: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Refuse what was read back where a weight is not the one that was written."""
+    """Check that each weight that is read back is the one that was written."""
     import torch
 
     known = dict(read.named_parameters(remove_duplicate=False))
     for name, parameter in model.named_parameters():
-        there = known.get(name)
-        if there is None or not torch.equal(there.to(parameter.device), parameter.float()):
+        other = known.get(name)
+        if other is None or not torch.equal(other.to(parameter.device), parameter.float()):
             raise ConfigError(
                 f"{name} is not read back as it was written; nothing was saved",
                 "check the disk; if it is sound, serve the base model with the adapter as it is.",

@@ -1,4 +1,4 @@
-"""Options that verbs share, those that `selfaug train` has beside `trl sft`'s, and defaults that differ from it."""
+"""Options that verbs share, options of `selfaug train` beyond `trl sft`, and defaults that differ from it."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ __all__ = [
 
 AUTO = "auto"
 LONGEST = 8192
-"""Default limit of tokens per sequence where the model's context is longer."""
+"""Default of ``max_length`` in tokens where the model's context is longer."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OnBadRow = Literal["error", "skip"]
 
 
 def data_format() -> Any:
-    """The option ``format`` of a verb that reads rows."""
-    return option("auto", "Format of the data (docs/data.md); 'auto' looks at the first rows.",
+    """Return the option ``format`` of a verb that reads rows."""
+    return option("auto", "Format of the data (docs/data.md); 'auto' detects it from the first rows.",
                   metavar="NAME")  # fmt: skip
 
 
 def field_map() -> Any:
-    """The option ``map`` of a verb that reads rows."""
+    """Return the option ``map`` of a verb that reads rows."""
     return option(
         None,
-        "Where the fields of a record stand in the rows, such as question=query documents=ctxs[].text answer=response "
+        "Paths of a record's fields in the rows, such as question=query documents=ctxs[].text answer=response "
         "(in YAML a mapping).",
         metavar="FIELD=PATH",
     )
 
 
 def bad_rows() -> Any:
-    """The option ``on_bad_row`` of a verb that reads rows."""
+    """Return the option ``on_bad_row`` of a verb that reads rows."""
     return option(
         "error",
-        "What a row that cannot be used does: 'error' stops, 'skip' leaves it out, counted and listed.",
+        "Treatment of a row that cannot be used: 'error' stops, 'skip' leaves it out, counted and listed.",
     )
 
 
 class DifferentDefault(NamedTuple):
-    """A flag of ``trl sft`` whose default is another here; :class:`OftenUsed` has ours."""
+    """A flag of ``trl sft`` whose default differs here; :class:`OftenUsed` has ours."""
 
     trl: Any
     shown: str
@@ -69,7 +69,7 @@ DIFFERENT_DEFAULTS = {
         None, "true where the device computes in bfloat16", "trl's `true` stops with an error on other devices"
     ),
 }
-"""Where `selfaug train` and `trl sft` differ when a flag is not given; the documentation's table is made from this."""
+"""Defaults that differ between `selfaug train` and `trl sft`; the documentation's table is made from this."""
 
 
 def _max_length(text: str) -> int | str | None:
@@ -103,9 +103,9 @@ class OftenUsed:
 
     learning_rate: float = option(2e-5, "Highest learning rate.")
     num_train_epochs: float = option(3.0, "Passes over the data.")
-    max_steps: int = option(-1, "Optimiser steps, instead of num_train_epochs where above 0.")
+    max_steps: int = option(-1, "Number of optimiser steps, in place of num_train_epochs where above 0.")
     per_device_train_batch_size: int = option(8, "Rows of a micro-batch on each device.")
-    gradient_accumulation_steps: int = option(1, "Micro-batches of an optimiser step.")
+    gradient_accumulation_steps: int = option(1, "Number of micro-batches of an optimiser step.")
     max_length: int | None = option(
         AUTO,
         "Longest row in tokens; 'none' for any length.",
@@ -113,23 +113,23 @@ class OftenUsed:
         type=_max_length,
         metavar="N",
     )
-    packing: bool = option(False, "Several rows in one sequence, which do not see each other.")
+    packing: bool = option(False, "Pack several rows into one sequence, in which they do not attend to each other.")
     use_peft: bool = option(True, "Train a LoRA adapter; 'false' trains every weight, with --reference a path.")
     lora_r: int = option(16, "Rank of the adapter.")
-    lora_alpha: int = option(32, "Scale of the adapter, divided by its rank.")
+    lora_alpha: int = option(32, "Scale of the adapter; it is divided by the rank.")
     lora_target_modules: list[str] | None = option(["all-linear"], "Modules that get an adapter.", metavar="NAME")
     bf16: bool | None = option(None, "Compute in bfloat16.", shown=DIFFERENT_DEFAULTS["bf16"].shown)
-    gradient_checkpointing: bool = option(True, "Less memory for about a fifth more time.")
-    seed: int = option(42, "Seed of the adapter's weights, of the order of rows and of what is drawn.")
+    gradient_checkpointing: bool = option(True, "Save memory for about a fifth more time.")
+    seed: int = option(42, "Seed of the adapter's weights, of the order of rows and of all draws.")
     logging_steps: float = option(10, "Optimiser steps between log lines.")
     save_steps: float = option(500, "Optimiser steps between checkpoints; the last one is always saved.")
     eval_strategy: str = option(
         "no",
-        "When it is evaluated: 'no', 'steps' or 'epoch'; with held_out or eval_dataset after each epoch.",
+        "Time of evaluation: 'no', 'steps' or 'epoch'; with held_out or eval_dataset after each epoch.",
         metavar="WHEN",
     )
     resume_from_checkpoint: str | None = option(
-        None, "Go on from a checkpoint; without a value from the last whole one.", const="true", metavar="FOLDER"
+        None, "Resume from a checkpoint; without a value from the last whole one.", const="true", metavar="FOLDER"
     )
     report_to: str | None = option("none", "Tracker of the log, such as wandb or tensorboard.", metavar="NAME")
 
@@ -140,7 +140,7 @@ class Devices:
 
     GROUP: ClassVar[str] = "Several devices (any flag of `accelerate launch` is taken)"
 
-    num_processes: int | None = option(None, "Processes, one a device.", shown="one for each GPU that is visible")
+    num_processes: int | None = option(None, "Number of processes, one a device.", shown="one for each visible GPU")
     accelerate_config: str | None = option(
         None, "Configuration of accelerate: a file, or a name such as fsdp2 or zero3.", metavar="NAME"
     )
@@ -148,7 +148,7 @@ class Devices:
 
 @dataclass
 class RunArguments:
-    """What `selfaug train` takes besides `trl sft`'s flags and the method's: data, and the run folder."""
+    """Options of `selfaug train` besides those of `trl sft` and the method: data, prompt and the run folder."""
 
     eval_dataset: str | None = option(
         None,
@@ -158,7 +158,7 @@ class RunArguments:
     )
     held_out: float | None = option(
         None,
-        "Part of the records, between 0 and 1, kept out of training and evaluated on. Records that share a document "
+        "Share of the records, between 0 and 1, kept out of training and evaluated on. Records that share a document "
         "stay together.",
         metavar="FRACTION",
     )
@@ -178,7 +178,7 @@ class RunArguments:
     overwrite_output_dir: bool = option(
         False, "Remove the run that output_dir holds; other files in it stay.", group="Run folder"
     )
-    full_weight_hash: bool = option(False, "Hash every byte of the base weights for the manifest, not a sample.")
+    full_weight_hash: bool = option(False, "Hash every byte of the base weights for the manifest, not only a sample.")
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str):
@@ -210,7 +210,7 @@ class RunArguments:
 
 
 SHORT_HELP = (WhatIsTrained, *OWN_OPTIONS, RunArguments, OftenUsed, Devices)
-"""What `selfaug train --help` shows."""
+"""Data classes of the options that `selfaug train --help` shows."""
 
 TRAIN: Command[Any] = Command(
     "train",

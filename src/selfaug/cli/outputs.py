@@ -1,4 +1,4 @@
-"""Files that appear in a folder all at once or not at all."""
+"""Output folders: checks before writing, and folders that appear as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_free", "check_writable", "open_to_others", "written_whole"]
 
 
 def open_to_others(folder: Path) -> None:
-    """Give the files of a folder the rights that new files have here: safetensors writes for the owner alone."""
+    """Give a folder's files the default permissions, since safetensors makes files readable for the owner only."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -24,14 +24,14 @@ def open_to_others(folder: Path) -> None:
 
 
 def check_writable(folder: Path, setting: str = "output_dir") -> None:
-    """Try whether files can be written in a folder, which need not exist yet; nothing is left behind.
+    """Check that files can be written in a folder, which need not exist yet; nothing is left behind.
 
     Args:
-        folder: The folder.
-        setting: What names it, for the message.
+        folder: Path of the folder.
+        setting: Setting that names it, for the message.
 
     Raises:
-        ConfigError: If it lies in a file, may not be written, or its disk is full.
+        ConfigError: If its path leads through a file, it may not be written, or its disk is full.
     """
     there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
     if not there.is_dir():
@@ -48,15 +48,15 @@ def check_writable(folder: Path, setting: str = "output_dir") -> None:
 
 
 def check_free(folder: Path, *, ours: Collection[str], overwrite: bool) -> None:
-    """Refuse an output folder that holds something that must not be replaced.
+    """Check that an output folder holds nothing that must not be replaced.
 
     Args:
-        folder: It may be missing or empty.
-        ours: Names of files that may be replaced.
-        overwrite: Whether they may.
+        folder: Path of the folder, which may be missing or empty.
+        ours: Names of the files that the verb writes.
+        overwrite: Whether these files may be replaced.
 
     Raises:
-        ConfigError: If it is a file, holds files of others, or holds ours and ``overwrite`` is false.
+        ConfigError: If it is a file, holds other files, or holds ours and ``overwrite`` is false.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {str(folder)!r} is a file", "name a folder.")
@@ -77,7 +77,7 @@ def check_free(folder: Path, *, ours: Collection[str], overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the block ends, and is removed if it fails.
+    """Yield a temporary folder that replaces ``folder`` at the end of the block, and is removed if the block fails.
 
     Raises:
         ConfigError: If the folder cannot be written.
@@ -88,7 +88,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp's folders are closed to others.
+        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders for the owner only
         yield temporary
         if folder.is_dir() and any(folder.iterdir()):
             aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))

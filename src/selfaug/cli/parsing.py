@@ -1,7 +1,7 @@
-"""The settings of `selfaug train`: every flag of `trl sft` and `accelerate launch`, from the command line over YAML.
+"""The settings of `selfaug train` from command line and YAML, with every flag of `trl sft` and `accelerate launch`.
 
-Flags come from the same data classes that ``trl sft`` reads, with ``SelfAugConfig`` in the place of ``SFTConfig``. What
-neither they nor ``accelerate launch`` know is an error that names the near one.
+Flags come from the data classes of ``trl sft``, with ``SelfAugConfig`` in place of ``SFTConfig``. An unknown flag is an
+error that names a similar one.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 __all__ = ["Arguments", "Settings", "build", "default_values", "options", "parse", "print_all_help"]
 
 
-# A secret, and what was asked of one call: none belongs to the settings that a run is known by.
+# A secret, and flags of a single call, do not identify a run.
 _NOT_OF_THE_RUN = frozenset({"hub_token", "resume_from_checkpoint", "overwrite_output_dir", "full_weight_hash"})
 
-# What trl's parser makes of its own defaults; so they stand in the settings of finished runs, which may go on.
+# trl's parser changes these defaults, and the settings of runs to be resumed hold the changed values.
 _AS_TRL_READS = {"debug": None, "include_num_input_tokens_seen": False}
 
 
 @dataclass
 class Settings:
-    """Everything that `selfaug train` was asked for, typed."""
+    """The settings of `selfaug train`, as data classes."""
 
     script: ScriptArguments
     training: SelfAugConfig
@@ -54,11 +54,11 @@ class Settings:
 
 @dataclass
 class Arguments:
-    """Values by name, before they become data classes, and what is for ``accelerate launch``.
+    """Values by name, before they become data classes, and the flags for ``accelerate launch``.
 
     Args:
-        values: Every flag of the parser, with defaults filled in.
-        given: Names that the user set, on the command line or in the file.
+        values: Value of every flag, defaults included.
+        given: Names of the flags that the user set, on the command line or in the file.
         launch: Flags for ``accelerate launch``.
     """
 
@@ -68,7 +68,7 @@ class Arguments:
 
 
 def data_classes() -> tuple[type, ...]:
-    """The data classes that the values become, in the order of :class:`Settings`."""
+    """Return the data classes of the values, in the order of :class:`Settings`."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from selfaug.training.config import SelfAugConfig
@@ -77,30 +77,30 @@ def data_classes() -> tuple[type, ...]:
 
 
 def default_values() -> dict[str, Any]:
-    """The default of each setting that has one of its own."""
+    """Return the default of each setting whose data class states one."""
     fields = [entry for data_class in data_classes() for entry in dataclasses.fields(data_class)]
     return {entry.name: entry.default for entry in fields if entry.default is not dataclasses.MISSING}
 
 
 def options() -> dict[str, Option]:
-    """Every option of `selfaug train`: those of the short help first, then the rest of TRL's by data class.
+    """Return every option of `selfaug train`: those of the short help first, then the rest of TRL's by data class.
 
-    What TRL knows has its type and choices; the short help has our defaults and words.
+    Options of TRL keep their types and choices; those of the short help have our defaults and texts.
     """
     short = options_of(*SHORT_HELP)
     of_devices = options_of(Devices)
-    theirs = options_of(*data_classes())
-    found = {
-        name: replace(theirs[name], default=one.default, group=one.group, about={**theirs[name].about, **one.about})
+    library = options_of(*data_classes())
+    merged = {
+        name: replace(library[name], default=one.default, group=one.group, about={**library[name].about, **one.about})
         for name, one in short.items()
-        if name not in of_devices  # accelerate's parser reads them
+        if name not in of_devices  # accelerate's parser takes them
     }
-    found |= {name: one for name, one in theirs.items() if name not in found}
-    return found | {name: replace(found[name], default=default) for name, default in _AS_TRL_READS.items()}
+    merged |= {name: one for name, one in library.items() if name not in merged}
+    return merged | {name: replace(merged[name], default=default) for name, default in _AS_TRL_READS.items()}
 
 
 def print_all_help(command: Command[Any]) -> None:
-    """Print the help with every flag but those of `accelerate launch`."""
+    """Print the help with every flag except those of `accelerate launch`."""
     from selfaug.methods import available
 
     about = f"{command.about}\n\nMethods: {', '.join(available())}."
@@ -110,14 +110,14 @@ def print_all_help(command: Command[Any]) -> None:
 def parse(argv: Sequence[str]) -> Arguments:
     """Read flags, and the YAML file that ``--config`` names, into values.
 
-    Keys of the file are the flags' names; ``env`` sets environment variables as in trl.
+    Keys of the file are the names of flags; ``env`` sets environment variables as in trl.
 
     Raises:
-        ConfigError: For an unknown flag or key (with the near one), a wrong type or choice, a missing file.
+        ConfigError: If a flag or key is unknown (with a similar name), a type or value is wrong, or a file is missing.
     """
     words, path = take_config(argv)
     keys = read_settings(path) if path is not None else {}
-    # Before torch and the hub's client are imported: they read the environment once.
+    # This must precede the import of torch and the hub's client, which read the environment only once.
     os.environ.update(_environment(keys.pop("env", {}), path))
     known = options()
     launch = LaunchFlags()
@@ -141,16 +141,16 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def _normal(values: dict[str, Any]) -> dict[str, Any]:
-    # Local paths become absolute: the run's config.yaml and the adapter must work from any folder.
+    # The run's config.yaml and the adapter must work from any folder, so local paths become absolute.
     for name in ("model_name_or_path", "dataset_name", "eval_dataset", "chat_template_path", "renderer", "reference"):
         value = values.get(name)
         if name == "reference" and value in ("base", "initial"):
-            continue  # words of the setting, also where a folder has that name
+            continue  # a keyword of the setting, even if a folder has the same name
         if name in ("model_name_or_path", "reference") and isinstance(value, str):
             values[name] = value = shipped.resolve(value)
         if isinstance(value, str) and Path(value).expanduser().exists():
             values[name] = str(Path(value).expanduser().resolve())
-    if values["reference_cache"] is not None:  # may be made by the run itself
+    if values["reference_cache"] is not None:  # need not exist yet: the run can make it
         values["reference_cache"] = str(Path(values["reference_cache"]).expanduser().resolve())
     values["output_dir"] = str(Path(values["output_dir"] or "trainer_output").expanduser().resolve())
     if values["bf16"] is None:
@@ -161,7 +161,7 @@ def _normal(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(values: Mapping[str, Any]) -> Settings:
-    """Turn values into the data classes, which check what belongs together.
+    """Make the data classes from values; they check combinations.
 
     Raises:
         ConfigError: If a value or a combination is refused.
@@ -180,7 +180,7 @@ def build(values: Mapping[str, Any]) -> Settings:
         except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
             raise refused(error, (), values) from error
     script, training, model, mixture, run = built
-    # What a preset or method chose is part of the settings that the run is known by.
+    # Values chosen by a preset or method belong to the settings that identify the run.
     own = options_of(*OWN_OPTIONS)
     recorded |= {name: redacted(_plain(getattr(training, name))) for name in sorted(own.keys() & recorded.keys())}
     return Settings(script, training, model, mixture, run, recorded)
@@ -218,5 +218,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and value.is_integer():
-        return int(value)  # 10 and 10.0 are one setting
+        return int(value)  # 10 and 10.0 are the same setting
     return value

@@ -1,4 +1,4 @@
-"""Says what a library refuses of the settings as an error of ours: which setting, what it was, and what to do."""
+"""The conversion of a library's refusal of settings into an error with the settings, their values and a hint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["plain", "refused"]
 
 
 def refused(error: Exception, names: Sequence[str], values: Mapping[str, Any]) -> ConfigError:
-    """The library's refusal, with those of the settings that differ from their defaults or that it names itself."""
+    """Return the error, with the settings that the library names, else those that differ from their defaults."""
     text = tidy(error)
     chosen = [name for name in names or values if name in _defaults() and values.get(name) != _defaults()[name]]
     mentioned = [
@@ -22,10 +22,10 @@ def refused(error: Exception, names: Sequence[str], values: Mapping[str, Any]) -
         for name in chosen
         if re.search(rf"\b{name}\b", text) or (len(_shown(values[name])) > 2 and _shown(values[name]) in text)
     ]
-    said = (mentioned or (chosen if names else []))[:3]
-    message = f"{', '.join(f'--{name} {_shown(values[name])}' for name in said)} cannot be used: {text}"
-    out = f"leave {' and '.join(f'--{name}' for name in said)} out"
-    if not said:
+    blamed = (mentioned or (chosen if names else []))[:3]
+    message = f"{', '.join(f'--{name} {_shown(values[name])}' for name in blamed)} cannot be used: {text}"
+    out = f"leave {' and '.join(f'--{name}' for name in blamed)} out"
+    if not blamed:
         message, out = f"the training could not be set up: {text}", "leave the setting out"
     if isinstance(error, ImportError) or "install" in text.lower():
         return ConfigError(message, f"install the package that is named above, or {out}.")
@@ -47,5 +47,5 @@ def _shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The value behind a member of an enumeration; any other as it is."""
+    """Return the value of an enumeration's member, and any other value as it is."""
     return getattr(value, "value", value)

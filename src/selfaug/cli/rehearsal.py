@@ -1,8 +1,8 @@
-"""Tries the settings on the model without its weights, so that what the libraries would refuse is said at once.
+"""The rehearsal: a trial of the settings on the model without its weights, so that libraries refuse bad ones at once.
 
-transformers, trl and peft look at most of their settings when the model is loaded, when the first step begins or when
-the first evaluation ends: minutes later. Here the model is built on the meta device, where weights take no room and no
-time, and the libraries' own code is asked to do with it what it will do with the loaded one.
+transformers, trl and peft check most of their settings when the model is loaded, when the first step begins or when the
+first evaluation ends, minutes later. Here the model is built on the meta device, where weights take no memory and no
+time, and the libraries' own code runs on it as it will on the loaded model.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 
 __all__ = ["adapter_settings", "rehearse"]
 
-# A device without storage cannot do everything; what fails for that reason says nothing about a setting.
+# Some operations fail on a device without storage, which says nothing about a setting.
 _OF_META = re.compile(r"\bmeta\b|no data|FakeTensor")
 _MEASURED = ("loss", "nll", "entropy", "mean_token_accuracy", "runtime", "samples_per_second", "steps_per_second")
 
 
-class _NotTried(Exception):  # noqa: N818 - no error: the rest of the rehearsal is left out
+class _NotTried(Exception):  # noqa: N818 - not an error: it skips the rest of the rehearsal
     pass
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """Names the settings of one stage of the rehearsal, with the values that are in force.
+    """A context whose errors name the settings of one stage of the rehearsal, with their values.
 
     Args:
-        values: Of the data classes, by name.
+        values: Values of the data classes, by name.
     """
 
     values: Mapping[str, Any]
@@ -56,7 +56,7 @@ class _Stage:
     @contextlib.contextmanager
     def __call__(self, *names: str) -> Iterator[None]:
         try:
-            with unwarned():  # the real run says them, once
+            with unwarned():  # the real run gives the warnings
                 yield
         except (UserError, _NotTried):
             raise
@@ -69,22 +69,22 @@ class _Stage:
 
 
 def rehearse(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse what transformers, trl, peft and PyTorch will refuse of these settings, before any weight is read.
+    """Check, before any weight is read, that transformers, trl, peft and PyTorch will accept the settings.
 
     Args:
-        settings: Of the run; not changed.
-        tokenizer: With the tokens that the run will use.
+        settings: Settings of the run; not changed.
+        tokenizer: Tokenizer with the tokens that the run will use.
 
     Raises:
-        ConfigError: With the setting, what was received, and what the library says of it.
+        ConfigError: If not; with the setting, its value, and the library's message.
     """
     if settings.training.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return  # its own initialisation splits weights while a model is built
+        return  # DeepSpeed's own initialisation splits weights while a model is built
     values = {**vars(settings.training), **vars(settings.model)}
     stage = _Stage(values)
     logger = logging.getLogger()
     level = logger.manager.disable
-    logging.disable(logging.WARNING)  # the real run says them, once
+    logging.disable(logging.WARNING)  # the real run gives the warnings
     state = torch.random.get_rng_state()
     try:
         _check_metric(settings.training)
@@ -103,7 +103,7 @@ def rehearse(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _check_metric(training: Any) -> None:
-    """Transformers looks for the metric when the first evaluation ends."""
+    """Check the name of the metric, which transformers does only when the first evaluation ends."""
     wanted = training.metric_for_best_model
     schedules = ("reduce_lr_on_plateau", "greedy")
     decides = training.load_best_model_at_end or plain(training.save_strategy) == "best"
@@ -126,7 +126,7 @@ def _check_metric(training: Any) -> None:
 def _check_checkpointing(training: Any) -> None:
     from torch.utils.checkpoint import checkpoint
 
-    # `preserve_rng_state` is taken out of the others by name; `selective` is trl's.
+    # checkpoint() takes `preserve_rng_state` out of its keyword arguments; `selective` belongs to trl.
     known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state", "selective"} - {
         "function",
         "args",
@@ -141,7 +141,7 @@ def _check_checkpointing(training: Any) -> None:
 
 
 def _check_hub(training: Any) -> None:
-    """Trl makes the repository when the model is loaded."""
+    """Check the settings of the hub, where trl makes the repository only when the model is loaded."""
     if not training.push_to_hub:
         return
     from huggingface_hub import HfApi
@@ -173,7 +173,7 @@ def _check_kernels(settings: Settings, stage: _Stage) -> None:
     from transformers.integrations.liger import apply_liger_kernel
     from transformers.utils import is_liger_kernel_available
 
-    # Where it is there it changes modules of transformers, which is the real run's to do.
+    # An installed liger-kernel is not tried, since it would change modules of transformers.
     if settings.training.use_liger_kernel and not is_liger_kernel_available():
         with stage("use_liger_kernel"):
             apply_liger_kernel(None, None)
@@ -187,7 +187,7 @@ def _check_compilation(settings: Settings, stage: _Stage) -> None:
 
 
 def _bare_model(settings: Settings, stage: _Stage) -> nn.Module:
-    """The model without weights, of the class that trl takes."""
+    """Return the model without weights, of the class that trl uses."""
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
     from trl import get_quantization_config
@@ -203,7 +203,7 @@ def _bare_model(settings: Settings, stage: _Stage) -> nn.Module:
             trust_remote_code=training.trust_remote_code,
         )
     except Exception:
-        raise _NotTried from None  # `check_model` has looked at it
+        raise _NotTried from None  # `check_model` has checked it
     _check_loading(extra, config)
     with stage("model_init_kwargs"):
         from transformers.integrations.accelerate import check_and_set_device_map
@@ -215,17 +215,17 @@ def _bare_model(settings: Settings, stage: _Stage) -> nn.Module:
             from transformers.quantizers.auto import get_hf_quantizer
 
             get_hf_quantizer(copy.deepcopy(config), quantization, None, True, {})
-    found = getattr(transformers, (config.architectures or [""])[0], None)
+    model_class = getattr(transformers, (config.architectures or [""])[0], None)
     options = {} if implementation is None else {"attn_implementation": implementation}
     if isinstance(dtype, str) and dtype not in ("auto", ""):
         options["dtype"] = getattr(torch, dtype, None)
-    if found is None and training.trust_remote_code:
-        raise _NotTried  # code that a model brings may not work without storage
+    if model_class is None and training.trust_remote_code:
+        raise _NotTried  # a model's own code may not work without storage
     with stage("attn_implementation"), torch.device("meta"):
         model: nn.Module = (
             AutoModelForCausalLM.from_config(config, **options)
-            if found is None
-            else found._from_config(config, **options)
+            if model_class is None
+            else model_class._from_config(config, **options)
         )
     return model
 
@@ -249,14 +249,14 @@ def _check_loading(extra: Mapping[str, Any], config: Any) -> None:
 
 
 def adapter_settings(chosen: Any) -> PeftConfig | None:
-    """PEFT's settings of the adapter; ``None`` without one.
+    """Return PEFT's settings of the adapter; ``None`` without one.
 
-    trl turns a single word of ``lora_target_modules`` into a text, which PEFT reads as a regular expression over the
-    modules' full names, so that ``q_proj`` alone would match none. A word without any sign of a pattern is taken as one
-    of several words would be: as the end of names.
+    trl turns a single word of ``lora_target_modules`` into a string, which PEFT reads as a regular expression over the
+    modules' full names, so that ``q_proj`` alone would match none. Here a word without special characters is treated
+    as in a list: it matches the end of names.
 
     Args:
-        chosen: A `trl.ModelConfig`.
+        chosen: Settings of the model, a `trl.ModelConfig`.
 
     Raises:
         ConfigError: If PEFT refuses a value.
@@ -349,13 +349,13 @@ def _check_names(
 
 
 def _set_up(model: nn.Module, settings: Settings, tokenizer: PreTrainedTokenizerBase, stage: _Stage) -> None:
-    """Let trl's trainer be made around the model, and make its optimizer, schedule and data loader."""
+    """Make trl's trainer around the model, with its optimizer, schedule and data loader."""
     from transformers.integrations import get_reporting_integration_callbacks
     from trl import SFTTrainer
 
     class Rehearsal(SFTTrainer):
         def _move_model_to_device(self, model: Any, device: Any) -> None:
-            """There is nothing to move."""
+            """Do nothing: there are no weights to move."""
 
     with tempfile.TemporaryDirectory() as folder:
         training = _harmless(settings.training, folder)
@@ -386,13 +386,13 @@ def _rows(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def _harmless(training: Any, folder: str) -> Any:
-    """A copy of the settings that writes nothing, uploads nothing and needs no other process."""
+    """Return a copy of the settings that writes nothing, uploads nothing and needs no other process."""
     kept = copy.copy(training)
     for name in ("model_init_kwargs", "gradient_checkpointing_kwargs", "dataset_kwargs", "lr_scheduler_kwargs"):
         setattr(kept, name, copy.deepcopy(getattr(training, name)))
     kept.output_dir, kept.push_to_hub, kept.chat_template_path = folder, False, None
     kept.model_init_kwargs, kept.dataset_num_proc = None, None
-    # These are about rows that are not there yet.
+    # These settings depend on rows, which have not been read yet.
     kept.assistant_only_loss, kept.resume_from_checkpoint = False, None
     kept.activation_offloading = False
     if kept.padding_free and not kept.packing:

@@ -1,4 +1,4 @@
-"""`selfaug relate`: whether forgetting follows the shift, over several runs."""
+"""`selfaug relate`: correlates forgetting with the shift over several runs."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ _PLACES = {
 
 @dataclass
 class Settings:
-    """What `selfaug relate` was asked to do."""
+    """Settings of `selfaug relate`."""
 
     runs: list[str] = option(
         REQUIRED, "Folders of runs whose shift is measured.", group="Runs", metavar="RUN", positional=True
     )
     points: Literal["runs", "checkpoints"] = option(
-        "runs", "'runs' for finished weights, 'checkpoints' for every measured one."
+        "runs", "'runs' for finished weights alone, 'checkpoints' for every measured checkpoint too."
     )
     where: str = option(
-        "prompt", "Where the shift is taken: a region, or 'prompt' or 'data'.", group="What is related", metavar="PLACE"
+        "prompt", "Region whose shift is taken, or 'prompt' or 'data'.", group="What is related", metavar="PLACE"
     )
     direction: str = option("base_to_tuned", "Direction of the KL: 'base_to_tuned' or 'tuned_to_base'.", metavar="NAME")
     forgetting: str = option(
         "nll",
-        "'nll', the rise of the NLL of general text; or of results.json 'general', the mean loss of all general parts, "
-        "or PART or PART:METRIC.",
+        "'nll' for the rise of the NLL of general text; or from results.json 'general' for the mean loss over all "
+        "general parts, PART or PART:METRIC.",
         metavar="WHAT",
     )
-    output: str | None = option(None, "File of the picture, .svg or .png.", group="Interval and output", metavar="FILE")
-    resamples: int = option(10_000, "Resamples of the bootstrap over runs.")
+    output: str | None = option(None, "File of the figure, .svg or .png.", group="Interval and output", metavar="FILE")
+    resamples: int = option(10_000, "Number of resamples of the bootstrap over runs.")
     seed: int = option(0, "Seed of the bootstrap.")
     json: bool = option(False, "Print JSON instead of the table.")
 
@@ -71,7 +71,7 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Read the runs, print their points and the coefficients, draw the picture; the exit code."""
+    """Read the runs, print points and coefficients, draw the figure, and return the exit code."""
     from selfaug.shift.picture import ENDINGS, draw, headline
     from selfaug.shift.relate import relate
 
@@ -120,7 +120,7 @@ def _points(settings: Settings) -> list[Point]:
         if folder.path.resolve() in seen:
             raise ConfigError(f"{folder.path} is named twice, and would count twice", "name each run once.")
         seen.add(folder.path.resolve())
-        found, about = points_of(
+        run_points, about = points_of(
             folder,
             where=settings.where,
             direction=settings.direction,
@@ -128,17 +128,17 @@ def _points(settings: Settings) -> list[Point]:
             every=settings.points == "checkpoints",
         )
         if first is not None and about != first[1]:
-            apart = [name for name in about["sources"] if about["sources"][name] != first[1]["sources"][name]]
-            what = ", ".join([*apart, *(["base"] if about["base"] != first[1]["base"] else [])])
+            differing = [name for name in about["sources"] if about["sources"][name] != first[1]["sources"][name]]
+            what = ", ".join([*differing, *(["base"] if about["base"] != first[1]["base"] else [])])
             raise DataError(
                 f"the shift of {folder.path} was measured on something else than that of {first[0]} ({what}), so the "
                 "two cannot be compared",
                 "run `selfaug shift` on all of them with the same --dataset_name, --general_text and --max_length.",
             )
         first = first or (folder.path, about)
-        # Two runs may have folders of the same name in different places.
+        # Folders of two runs may have the same name.
         unique = folder.path.name if all(p.run != folder.path.name for p in points) else str(folder.path)
-        points += [type(point)(**{**asdict(point), "run": unique}) for point in found]
+        points += [type(point)(**{**asdict(point), "run": unique}) for point in run_points]
     return points
 
 

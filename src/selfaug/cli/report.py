@@ -1,4 +1,4 @@
-"""`selfaug report`: one page on what runs gained, lost and cost; one file, no network."""
+"""`selfaug report`: writes one page on what runs gained, lost and cost, as a single file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["COMMAND", "run"]
 
 @dataclass
 class Settings:
-    """What `selfaug report` was asked to do."""
+    """Settings of `selfaug report`."""
 
     runs: list[str] = option(
         REQUIRED, "Folders of runs, measured or not.", group="Runs", metavar="RUN", positional=True
@@ -26,12 +26,12 @@ class Settings:
     )
     output: str | None = option(
         None,
-        "The file; - for stdout.",
+        "File of the page; - for stdout.",
         metavar="FILE",
         shown="RUN/report.html for one run, report.html for several, stdout for md",
     )
     title: str | None = option(None, "Title of the page.", shown="the runs' names")
-    regressions: int = option(5, "How many worst answers of each part are shown.")
+    regressions: int = option(5, "Number of worst answers shown for each part.")
 
 
 COMMAND = Command(
@@ -46,7 +46,7 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Read the runs' folders and write the page; the exit code."""
+    """Read the runs' folders, write the page, and return the exit code."""
     settings = call.settings
     if settings.regressions < 0:
         raise ConfigError(f"--regressions is {settings.regressions}", "give 0 or more.")

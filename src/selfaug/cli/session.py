@@ -1,4 +1,4 @@
-"""A conversation over documents with a tuned model or its base."""
+"""A conversation over documents with a tuned model and its base."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "printable"]
 
-# What a model writes must not move the cursor, ring, or recolour the terminal.
+# A model's output must not control the terminal.
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters other than tab and line feed."""
+    """Return ``text`` without control characters other than tab and line feed."""
     return text.translate(_CONTROLS)
 
 
 @dataclass
 class Session:
-    """A loaded run, the documents it may read, and what was said so far.
+    """A loaded run, its documents, and the conversation so far.
 
     Make one with :meth:`load`.
 
     Args:
-        sides: The base and the tuned model.
-        tokenizer: Saved with the adapter.
-        renderer: Saved with the adapter.
+        sides: Base and tuned model.
+        tokenizer: Tokenizer of the run.
+        renderer: Renderer of the run.
         corpus: Documents to answer from, or ``None``.
-        top_k: Documents for each question.
-        max_new_tokens: Longest answer.
-        temperature: 0 takes the likeliest token.
-        seed: Of the draws.
+        top_k: Number of documents for each question.
+        max_new_tokens: Longest answer in tokens.
+        temperature: Temperature of the draws; 0 for the likeliest tokens.
+        seed: Seed of the draws.
     """
 
     sides: Sides
@@ -69,14 +69,14 @@ class Session:
         """Load a finished run.
 
         Args:
-            folder: The run.
+            folder: Folder of the run.
             documents: File or folder to answer from, or ``None``.
-            needs_base: Whether the base will be asked.
-            base: Where the base model lies now, if not where the run found it.
+            needs_base: Whether the base will be used.
+            base: Folder or hub name of the base model, if it has moved since training.
             options: Further fields of the session.
 
         Raises:
-            ConfigError: If the base model or the documents are not there, or the base is not the run's.
+            ConfigError: If the base model or the documents are missing, or the base is not the run's.
             DataError: If the documents cannot be read.
         """
         from selfaug.cli.encoding import load_tokenizer
@@ -91,11 +91,13 @@ class Session:
         sides = Sides(check_origin(folder, base, needs_base=needs_base), together=True)
         for name in ("tuned", "base") if needs_base else ("tuned",):
             with sides.side(name):
-                pass  # loaded now, and not at the first question
+                pass  # loads the model before the first question
         return cls(sides, load_tokenizer(final), Renderer.load(final), corpus, **options)
 
     def ask(self, question: str) -> list[int]:
-        """The prompt's token ids: the trained layout, with the best documents that fit, after what was said before.
+        """Return the token ids of the prompt: the conversation so far, then the question with the best documents.
+
+        The layout is that of training; documents that do not fit are dropped.
 
         Raises:
             DataError: If the question does not fit the model's context.
@@ -121,7 +123,7 @@ class Session:
                     f"the question needs {len(bare)} tokens, and the model's context leaves {room} for it",
                     "ask something shorter, or lower --max_new_tokens.",
                 )
-            del turns[:2]  # the oldest question and answer make room first
+            del turns[:2]  # the oldest question and answer are dropped first
 
     def _ids(
         self, record: Record, documents: Sequence[Document], turns: Sequence[dict[str, str]]
@@ -130,20 +132,20 @@ class Session:
             ids = self.renderer.prompt_ids(self.tokenizer, record, documents)
         else:
             first, *rest = self.renderer.messages(record, documents)
-            system, asked = ([first], rest) if rest else ([], [first])
+            system, user = ([first], rest) if rest else ([], [first])
             template = ChatTemplate(
                 self.tokenizer, self.renderer.chat_template, kwargs=self.renderer.chat_template_kwargs
             )
-            ids = text_ids(self.tokenizer, template.render([*system, *turns, *asked], generation=True))
+            ids = text_ids(self.tokenizer, template.render([*system, *turns, *user], generation=True))
         return ids, [-100] * len(ids)
 
     def reply(self, prompt: Sequence[int], model: str, out: TextIO) -> str:
         """Generate an answer, streaming it to ``out``.
 
         Args:
-            prompt: From :meth:`ask`.
-            model: ``tuned`` or ``base``.
-            out: Gets the text as it comes.
+            prompt: Token ids from :meth:`ask`.
+            model: Name of the model: ``tuned`` or ``base``.
+            out: Stream that the text is written to.
         """
         import torch
         from transformers import TextStreamer
@@ -175,16 +177,16 @@ class Session:
                 streamer=Stream(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
                 **sampling,
             )
-        said, _ = without_stop(answer[0, len(prompt) :].tolist(), stops)
-        text: str = self.tokenizer.decode(said, skip_special_tokens=True)
+        reply_ids, _ = without_stop(answer[0, len(prompt) :].tolist(), stops)
+        text: str = self.tokenizer.decode(reply_ids, skip_special_tokens=True)
         return printable(text).strip()
 
     def remember(self, question: str, reply: str) -> None:
-        """Keep a question, without its documents, and its answer for the turns to come."""
+        """Add a question, without its documents, and its answer to the conversation."""
         if self.renderer.mode == "chat":
-            asked = {"role": "user", "content": self.renderer.escape(question)}
-            self._turns += [asked, {"role": "assistant", "content": self.renderer.escape_answer(reply)}]
+            user = {"role": "user", "content": self.renderer.escape(question)}
+            self._turns += [user, {"role": "assistant", "content": self.renderer.escape_answer(reply)}]
 
     def forget(self) -> None:
-        """Begin a new conversation."""
+        """Start a new conversation."""
         self._turns.clear()

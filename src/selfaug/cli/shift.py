@@ -1,4 +1,4 @@
-"""`selfaug shift`: how far a run has moved the model's distribution from its base's, where, and in which layers."""
+"""`selfaug shift`: measures how far a run moved the model's distribution from its base's, by region and layer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["COMMAND", "run"]
 
 @dataclass
 class Settings:
-    """What `selfaug shift` was asked to do."""
+    """Settings of `selfaug shift`."""
 
     run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
     checkpoints: Literal["last", "all"] = option(
@@ -43,19 +43,19 @@ class Settings:
     )
     map: list[str] | None = field_map()
     on_bad_row: OnBadRow = bad_rows()
-    limit: int = option(200, "Rows of it, drawn by the seed; 0 for all.")
-    max_length: int | None = option(None, "Tokens of a row or a piece of text.", shown="the run's")
+    limit: int = option(200, "Number of rows, drawn by the seed; 0 for all.")
+    max_length: int | None = option(None, "Longest row or piece of text in tokens.", shown="the run's")
     general_text: str | None = option(
         None,
         "Text that is no part of the task: a .txt file, or .json with a list of texts.",
         group="General text",
         metavar="FILE",
     )
-    general_limit: int = option(200, "Pieces of it, drawn by the seed; 0 for all.")
+    general_limit: int = option(200, "Number of pieces of general text, drawn by the seed; 0 for all.")
     layers: bool = option(True, "Whether hidden states are compared too.", group="Model and passes")
     seed: int = option(0, "Seed of the draws.")
     dtype: str = option("auto", "Number format of the model; 'auto' is the base's own.", choices=DTYPES)
-    batch_tokens: int = option(4096, "Tokens of one pass.")
+    batch_tokens: int = option(4096, "Largest number of tokens in one pass.")
     memory_mb: int | None = option(None, "Memory for logits in MiB.", shown="96 on a CPU, 512 elsewhere")
     json: bool = option(False, "Print shift.json instead of the table.", group="Output")
 
@@ -72,7 +72,7 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Measure what is not measured yet, write ``shift.json`` after each checkpoint, print the table; the exit code."""
+    """Measure missing states, write ``shift.json`` after each, print the table, and return the exit code."""
     from selfaug.run.folder import RunFolder
 
     settings = call.settings
@@ -83,7 +83,7 @@ def run(call: Call[Settings]) -> int:
 
     check_writable(folder.path, "the run folder")
 
-    found = states(folder, every=settings.checkpoints == "all")
+    weights = states(folder, every=settings.checkpoints == "all")
     texts, sources = _texts(settings, folder)
     origin = check_origin(folder, flag=None)
     sides = Sides(origin, settings.dtype, together=True)
@@ -91,9 +91,9 @@ def run(call: Call[Settings]) -> int:
     path = folder.shift
     known = _known(path, head)
     measured: list[dict[str, Any]] = []
-    for state in found:
+    for state in weights:
         measured.append(_entry(state, sides, texts, settings, [*known, *measured]))
-        _write(path, head, [*measured, *_later(known, found, measured)])
+        _write(path, head, [*measured, *_later(known, weights, measured)])
     whole = read_json(path)
     if settings.json:
         emit(json.dumps(whole, indent=2, ensure_ascii=False))
@@ -130,11 +130,11 @@ def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str,
     chosen = sampled(items, settings.limit, settings.seed)
     texts, too_long = task_texts(chosen, tokenizer, renderer, longest)
     if too_long:
-        told = f"{too_long} of {len(chosen)} rows do not fit max_length={longest} and are left out."
+        left_out = f"{too_long} of {len(chosen)} rows do not fit max_length={longest} and are left out."
         if too_long > WARN_ABOVE_SHARE * len(chosen):
-            warn(told, "raise --max_length: what is left may not speak for your data.")
+            warn(left_out, "raise --max_length: what is left may not speak for your data.")
         else:
-            say(told)
+            say(left_out)
     sources = {
         "data": {
             "name": name,
@@ -152,7 +152,7 @@ def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str,
 
 
 def _head(settings: Settings, folder: RunFolder, origin: Origin, sources: dict[str, Any]) -> dict[str, Any]:
-    """All of ``shift.json`` but the measurements; ``settings`` to ``base`` decide whether old ones still hold."""
+    """Return ``shift.json`` without measurements; earlier ones are valid if ``settings`` to ``base`` are equal."""
     from selfaug.common.fingerprint import versions
     from selfaug.run.manifest import device
 
@@ -172,7 +172,7 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, sources: dict[s
 
 
 def _known(path: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What an earlier call measured with the same settings, data and base; else nothing, and it is said why."""
+    """Return an earlier call's measurements with the same settings, data and base; otherwise none, with a message."""
     if not path.exists():
         return []
     try:
@@ -192,7 +192,7 @@ def _known(path: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _entry(
     state: State, sides: Sides, texts: Sequence[Text], settings: Settings, known: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The measurement of one state; one of the same weights is taken over."""
+    """Return the measurement of one state; an earlier one of the same weights is reused."""
     from selfaug.shift.measure import measure
 
     origin = sides.origin.at(state.folder)
@@ -203,7 +203,7 @@ def _entry(
     start = time.perf_counter()
     sides.move(origin)
     with sides.side("tuned") as model, counting(state.name, len(texts)) as progress:
-        found = measure(
+        measurement = measure(
             model,
             sides.reference(),
             texts,
@@ -212,11 +212,11 @@ def _entry(
             block_bytes=None if settings.memory_mb is None else settings.memory_mb * 2**20,
             progress=progress,
         )
-    return {**about, **found, "seconds": round(time.perf_counter() - start, 2)}
+    return {**about, **measurement, "seconds": round(time.perf_counter() - start, 2)}
 
 
 def _later(known: Sequence[dict[str, Any]], found: Sequence[State], measured: Sequence[Any]) -> list[dict[str, Any]]:
-    """Earlier measurements of states that this call has not come to yet, so that an interruption loses none."""
+    """Return earlier measurements of states that are still to come, so that an interruption loses none."""
     names = {state.name for state in found[len(measured) :]} | {entry["name"] for entry in known}
     names -= {entry["name"] for entry in measured}
     return [entry for entry in known if entry["name"] in names]

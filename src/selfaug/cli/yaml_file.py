@@ -1,4 +1,4 @@
-"""Reads a YAML file of settings, and says where it is wrong."""
+"""The reader of YAML files of settings, whose errors name the line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["read_settings"]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once."""
+    """A loader that refuses a repeated key."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -30,10 +30,10 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; an empty file is an empty mapping.
+    """Return the mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-        ConfigError: If the file is missing, no text, no YAML, or holds something else; with the line.
+        ConfigError: If the file is missing, no text, no YAML, or no mapping; the message names the line.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Errors, the terminal and HTTP endpoints, for every part of the package."""
+"""Errors, files, statistics, the terminal and HTTP endpoints, for every part of the package."""

@@ -1,4 +1,4 @@
-"""A client of OpenAI-compatible endpoints: transient failures are tried again, permanent ones are errors."""
+"""A client of OpenAI-compatible endpoints that retries after transient failures."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Found = TypeVar("Found")
 
 
 class EndpointError(UserError):
-    """The endpoint gives no answers at all."""
+    """The error of an endpoint that cannot be reached or refuses requests."""
 
 
-class _PassingError(Exception):
-    """An answer that another try may better."""
+class _TransientError(Exception):
+    """A failure after which a retry may succeed."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
@@ -39,21 +39,21 @@ class _PassingError(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is served.
+    """A server of a model.
 
     Args:
-        url: Up to ``/v1`` or to ``/chat/completions``.
-        api_key: Sent as a bearer token; never written anywhere.
+        url: URL up to ``/v1`` or to ``/chat/completions``.
+        api_key: API key, sent as a bearer token and never written anywhere.
         timeout: Seconds for one reply.
-        retries: Further tries after time-outs, refused connections and the server's passing errors.
-        first_wait: Seconds before the second try; doubled each time, up to a minute, unless the server says how long.
-        concurrency: Requests on their way at once.
-        role: What it is to the user, in messages.
-        settings: The prefix of the settings that name it, in messages.
-        error: What is raised.
+        retries: Number of retries after time-outs, refused connections and transient server errors.
+        first_wait: Seconds before the first retry; doubled each time, up to a minute, unless the server names a time.
+        concurrency: Number of requests in flight at once.
+        role: Name of the model's role in messages.
+        settings: Prefix of the settings that describe the endpoint, for messages.
+        error: Type of the errors raised.
 
     Raises:
-        ConfigError: If the URL is none.
+        ConfigError: If the URL is not valid, or holds a user name or password.
     """
 
     url: str
@@ -80,7 +80,7 @@ class Endpoint:
             )
 
     def address(self, path: str) -> str:
-        """The URL of ``/chat/completions`` or ``/completions``."""
+        """Return the URL of ``/chat/completions`` or ``/completions``."""
         root = self.url.rstrip("/")
         for known in _PATHS:
             root = root.removesuffix(known)
@@ -89,7 +89,7 @@ class Endpoint:
     def each(
         self, rows: Sequence[Row], ask: Callable[[Row], Found], progress: Callable[[int], None] | None = None
     ) -> list[Found]:
-        """``ask(row)`` for every row, several at a time, in the order of the rows; the first error ends it."""
+        """Return ``ask(row)`` for every row, in their order; several run at a time, and the first error ends all."""
         done = 0
         lock = Lock()
 
@@ -108,20 +108,20 @@ class Endpoint:
                 return [future.result() for future in futures]
             except BaseException:
                 for future in futures:
-                    future.cancel()  # an endpoint that is down is not asked another thousand times
+                    future.cancel()  # spares an endpoint that is down the remaining requests
                 raise
 
     def post(self, path: str, body: Mapping[str, Any]) -> bytes:
-        """The raw reply to a JSON body.
+        """Post a JSON body, and return the raw reply.
 
         Raises:
-            EndpointError: Or ``error``, if the endpoint refuses, or does not answer after all tries.
+            EndpointError: If the endpoint refuses, or does not answer after all tries; or of type ``error``.
         """
         wait = self.first_wait
         for left in range(self.retries, -1, -1):
             try:
                 return self._post(path, body)
-            except _PassingError as error:
+            except _TransientError as error:
                 if not left:
                     raise self.error(
                         f"the {self.role} at {self.address(path)} gave no answer in {self.retries + 1} tries: {error}",
@@ -142,14 +142,14 @@ class Endpoint:
                 raw: bytes = reply.read()
                 return raw
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode("utf-8", "replace").strip()
+            detail = error.read(500).decode("utf-8", "replace").strip()
             if error.code in _RETRIED:
                 after = error.headers.get("Retry-After", "")
                 wait = float(after) if after.isdigit() else None
-                raise _PassingError(f"HTTP {error.code} {said[:200]}", wait) from None
+                raise _TransientError(f"HTTP {error.code} {detail[:200]}", wait) from None
             raise self.error(
-                f"the {self.role} at {self.address(path)} refuses: HTTP {error.code} {said[:200]}",
+                f"the {self.role} at {self.address(path)} refuses: HTTP {error.code} {detail[:200]}",
                 f"check --{self.settings}_url, --{self.settings}_model and the API key in the environment.",
             ) from None
         except (OSError, http.client.HTTPException) as error:  # refused, unknown host, time-out, broken off
-            raise _PassingError(str(getattr(error, "reason", error)) or type(error).__name__) from None
+            raise _TransientError(str(getattr(error, "reason", error)) or type(error).__name__) from None

@@ -1,4 +1,4 @@
-"""The errors that a user can fix, and how they are shown."""
+"""Errors that a user can fix."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["ConfigError", "DataError", "UserError", "nearest", "tidy"]
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: what was wrong, and what to do about it.
+    """An error that the user can fix, with a hint.
 
     The command line prints ``error: {message}``, a blank line and ``hint: {hint}`` on stderr and exits with 2, without
     a traceback. In Python it is an ordinary ``ValueError`` whose text holds both parts.
 
     Args:
-        message: Which setting or file, what was received, why it matters.
-        hint: What to do.
+        message: Setting or file, the received value, and why it matters.
+        hint: Advice on what to do.
     """
 
     said_elsewhere = False
@@ -39,7 +39,7 @@ def _again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) 
 
 
 def _sentence(text: str) -> str:
-    """The text with a full stop, unless it ends a sentence already or with something to be copied."""
+    """Return the text with a full stop, unless it already ends in one or in something to be copied."""
     text = text.rstrip()
     return text if text.endswith((".", "?", "!", ":", "`", "'", '"')) or "\n" in text else f"{text}."
 
@@ -53,13 +53,13 @@ class DataError(UserError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The text ``" Did you mean 'x'?"`` with the known name closest to ``name``, or an empty text."""
+    """Return ``" Did you mean 'x'?"`` with the known name closest to ``name``, or an empty text."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def tidy(error: BaseException) -> str:
-    """What a library says of an error, as one paragraph of bounded length."""
+    """Return the message of a library's exception as one paragraph of bounded length."""
     # A KeyError's own text is the repr of its message.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text = " ".join(text.split()) or type(error).__name__

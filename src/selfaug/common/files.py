@@ -1,4 +1,4 @@
-"""Text files: reading one that a user named, or saying why not, and writing a file whole or not at all."""
+"""Text files: reading files that a user named, with errors that say why not, and writing files atomically."""
 
 from __future__ import annotations
 
@@ -23,58 +23,56 @@ logger = logging.getLogger(__name__)
 
 
 def missing_path(setting: str, name: str, hint: str, error: type[UserError] = ConfigError) -> UserError:
-    """Return the error for a path that does not exist, with its near neighbour and the part of it that does exist."""
+    """Return the error for a path that does not exist, with a similar name or the part of the path that exists."""
     path = Path(name).expanduser()
     parent = path.parent
-    said = f"{setting} {name!r} does not exist"
+    message = f"{setting} {name!r} does not exist"
     if parent.is_dir():
-        return error(f"{said}.{nearest(path.name, [entry.name for entry in parent.iterdir()])}", hint)
+        return error(f"{message}.{nearest(path.name, [entry.name for entry in parent.iterdir()])}", hint)
     while not parent.exists():
         parent = parent.parent
-    return error(f"{said}: of its path only {str(parent)!r} does", hint)
+    return error(f"{message}: of its path only {str(parent)!r} does", hint)
 
 
 def read_text(path: str | Path, what: str = "", *, hint: str = "", error: type[UserError] = DataError) -> str:
     """Return the text of a UTF-8 file, without its byte order mark and with line feeds at the ends of lines.
 
     Args:
-        path: The file; ``~`` is the home folder.
-        what: The setting or file that the message begins with.
-        hint: What to do, whatever is wrong; by default it depends on what is.
-        error: The kind of error.
+        path: Path of the file; ``~`` is the home folder.
+        what: Setting or file that the message begins with.
+        hint: Hint of the error; by default it depends on the cause.
+        error: Type of the error.
 
     Raises:
-        UserError: Of that kind, if the file is missing, is a folder, may not be read or is no UTF-8 text.
+        UserError: If the file is missing, is a folder, may not be read or is no UTF-8 text; of type ``error``.
     """
-    with _Told(path, what, hint, error):
+    with _ReadErrors(path, what, hint, error):
         text = Path(path).expanduser().read_bytes().removeprefix(codecs.BOM_UTF8).decode()
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: str | Path, what: str = "", *, hint: str = "", error: type[UserError] = DataError) -> Any:
-    """Return what a JSON file holds; arguments and errors are those of :func:`read_text`.
+    """Return the content of a JSON file; arguments and errors are those of :func:`read_text`.
 
     Raises:
-        UserError: Also if the file is no JSON; with the line.
+        UserError: Also if the file is no JSON; the message names the line.
     """
     text = read_text(path, what, hint=hint, error=error)
-    with _Told(path, what, hint, error):
+    with _ReadErrors(path, what, hint, error):
         return json.loads(text)
 
 
 def json_lines(
     path: str | Path, what: str = "", *, hint: str = "", error: type[UserError] = DataError
 ) -> Iterator[tuple[int, Any]]:
-    """Yield number (from 1) and value of each line of a JSONL file; arguments and errors as of :func:`read_text`.
-
-    Blank lines are passed over.
+    """Yield number (from 1) and value of each non-blank line of a JSONL file; arguments are those of :func:`read_text`.
 
     Raises:
         UserError: Also if a line is no JSON.
     """
-    with _Told(path, what, hint, error) as told, Path(path).expanduser().open("rb") as file:
+    with _ReadErrors(path, what, hint, error) as errors, Path(path).expanduser().open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            told.first = number
+            errors.first = number
             line = raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode().strip()
             if line:
                 yield number, json.loads(line)
@@ -83,23 +81,23 @@ def json_lines(
 def read_yaml(
     path: str | Path, what: str = "", *, hint: str = "", error: type[UserError] = ConfigError, loader: Any = None
 ) -> Any:
-    """Return what a YAML file holds; arguments and errors are those of :func:`read_text`.
+    """Return the content of a YAML file; arguments and errors are those of :func:`read_text`.
 
-    ``loader`` is PyYAML's safe one where none is given.
+    ``loader`` is PyYAML's safe loader by default.
 
     Raises:
-        UserError: Also if the file is no YAML; with the line.
+        UserError: Also if the file is no YAML; the message names the line.
     """
     import yaml
 
     text = read_text(path, what, hint=hint, error=error)
-    with _Told(path, what, hint, error):
+    with _ReadErrors(path, what, hint, error):
         return yaml.load(text, Loader=loader or yaml.SafeLoader)
 
 
 @dataclass
-class _Told:
-    """A block whose errors are told as the user's; arguments as of :func:`read_text`, ``first`` its first line."""
+class _ReadErrors:
+    """A context that turns errors of reading into the user's; ``first`` is the number of the text's first line."""
 
     path: str | Path
     what: str
@@ -107,7 +105,7 @@ class _Told:
     error: type[UserError]
     first: int = 1
 
-    def __enter__(self) -> _Told:
+    def __enter__(self) -> _ReadErrors:
         return self
 
     def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
@@ -118,31 +116,31 @@ class _Told:
                     self.what or "the file", str(self.path), self.hint or "check the path.", self.error
                 ) from None
             case IsADirectoryError():
-                said, hint = "it is a folder", "name a file."
+                reason, hint = "it is a folder", "name a file."
             case OSError():
-                said, hint = problem.strerror or str(problem), "make it readable."
+                reason, hint = problem.strerror or str(problem), "make it readable."
             case UnicodeDecodeError():
                 line = problem.object.count(b"\n", 0, problem.start)
-                said, hint = f"byte 0x{problem.object[problem.start]:02x} is not UTF-8", "save it as UTF-8 text."
+                reason, hint = f"byte 0x{problem.object[problem.start]:02x} is not UTF-8", "save it as UTF-8 text."
             case json.JSONDecodeError():
-                line, said = problem.lineno - 1, f"it is no JSON: {problem.msg} (column {problem.colno})"
+                line, reason = problem.lineno - 1, f"it is no JSON: {problem.msg} (column {problem.colno})"
                 hint = "mend the file."
             case RecursionError():
-                said, hint = "it is nested too deeply", "mend the file."
-            case ValueError():  # a date that there is not, a number of too many digits
-                said, hint = tidy(problem), "mend the file."
+                reason, hint = "it is nested too deeply", "mend the file."
+            case ValueError():  # an impossible date, a number with too many digits
+                reason, hint = tidy(problem), "mend the file."
             case Exception() if hasattr(problem, "problem_mark"):
                 line = getattr(problem.problem_mark, "line", None)
-                said, hint = f"it is no YAML: {getattr(problem, 'problem', None) or tidy(problem)}", "mend the file."
+                reason, hint = f"it is no YAML: {getattr(problem, 'problem', None) or tidy(problem)}", "mend the file."
             case _:
                 return
         where = "" if line is None else f", line {self.first + line},"
         name = f"{self.what} {str(self.path)!r}".lstrip()
-        raise self.error(f"{name}{where} cannot be read: {said}", self.hint or hint) from None
+        raise self.error(f"{name}{where} cannot be read: {reason}", self.hint or hint) from None
 
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a log of ours, a line each, without what a kill tore; none where there is no file."""
+    """Yield the JSON objects of a log of ours, one a line, without lines that a kill cut; none without a file."""
     if not path.is_file():
         return
     for line in path.read_bytes().split(b"\n"):
@@ -155,9 +153,9 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def json_of_ours(path: Path) -> Any:
-    """Return what a JSON file holds that we wrote ourselves; ``None`` where it is missing or damaged, to be made anew.
+    """Return the content of a JSON file that we wrote ourselves; ``None`` where it is missing or damaged.
 
-    A damaged one is logged.
+    A damaged file is logged.
     """
     if not path.is_file():
         return None
@@ -169,7 +167,7 @@ def json_of_ours(path: Path) -> Any:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
+    """Wait until a file, or a folder's list of entries, is on disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # folders cannot be opened on every system
@@ -184,16 +182,17 @@ def flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Yield a path beside ``path``; the file that the block writes there takes the place of ``path`` at its end.
+    """Yield a temporary path; the file that the block writes there replaces ``path`` at the end of the block.
 
-    It is on disk before it does, so that ``path`` is the old file or the new one, whatever happens in between.
+    It is flushed to disk first, so that ``path`` is always either the old file or the new one.
 
     Args:
-        path: The file.
-        shared: Several processes may write it at the same time. Else what a kill leaves is overwritten the next time.
+        path: Path of the file.
+        shared: Whether several processes may write the file at the same time. If not, a temporary file that a kill left
+            is overwritten the next time.
 
     Raises:
-        OSError: If it cannot be written; nothing is left behind.
+        OSError: If the file cannot be written; no temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
@@ -209,10 +208,10 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 def write_durably(path: Path, text: str, *, shared: bool = False) -> None:
-    """Write a text file that is either the old one or the new one, whatever happens in between.
+    """Write a text file atomically: it is always either the old file or the new one.
 
     Raises:
-        OSError: If it cannot be written; nothing is left behind.
+        OSError: If the file cannot be written; no temporary file is left.
     """
     with replacing(path, shared=shared) as temporary:
         temporary.write_text(text, encoding="utf-8")

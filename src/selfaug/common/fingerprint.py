@@ -1,4 +1,4 @@
-"""Hashes of texts, files and tokenizers, and versions of packages: what tells one result's origin from another's."""
+"""Hashes of texts, files and tokenizers, and versions of packages, which identify the origin of a result."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ PACKAGES = ("selfaug", "torch", "transformers", "trl", "peft", "accelerate", "da
 
 
 def text_hash(text: str | None) -> str | None:
-    """``sha256:`` of a text's UTF-8 bytes; ``None`` of ``None``."""
+    """Return ``sha256:`` and the hash of a text's UTF-8 bytes; ``None`` of ``None``."""
     return None if text is None else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def file_hash(path: str | Path) -> str:
-    """``sha256:`` of a file's bytes."""
+    """Return ``sha256:`` and the hash of a file's bytes."""
     path = Path(path)
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def files_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Path, size in bytes and hash of each data file."""
+    """Return path, size in bytes and hash of each data file."""
     return [{"path": str(path), "bytes": path.stat().st_size, "hash": file_hash(path)} for path in paths]
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of what decides token ids: the fast tokenizer's definition (else its vocabulary), and special tokens.
+    """Return the hash of what decides token ids: the fast tokenizer's definition (else its vocabulary), special tokens.
 
     The truncation and padding that a fast tokenizer remembers from its last call are left out.
     """
@@ -49,11 +49,11 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def versions(*more: str) -> dict[str, str | None]:
-    """The version of Python, of each package that takes part and of ``more``; ``None`` where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Return the versions of Python, of ``PACKAGES`` and of ``more``; ``None`` for a package that is not installed."""
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in (*PACKAGES, *more):
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed

@@ -1,4 +1,4 @@
-"""One option: a field of a data class that says its default and its help, for the command line, YAML and Python."""
+"""The definition of options as fields of a data class, with default and help, for command line, YAML and Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["REQUIRED", "option"]
 
 REQUIRED: Any = dataclasses.MISSING
-"""The default of an option that must be given."""
+"""Default of an option that must be given."""
 
 
 def option(
@@ -26,20 +26,20 @@ def option(
     positional: bool = False,
     repeated: bool = False,
 ) -> Any:
-    """A field of a data class of options; its type hint says what the option holds.
+    """Define a field of a data class of options; its type hint is the type of the option.
 
     Args:
-        default: The default, or :data:`REQUIRED`. It is added to the help, and so not written there.
-        help: What the option means, as argparse formats it: a percent sign is written twice.
-        group: Title of a group of the help that begins here; ``None`` for that of the field above, or ``GROUP`` of the
+        default: Default, or :data:`REQUIRED`. It is appended to the help, so the text need not name it.
+        help: Help text, as argparse formats it: a percent sign is written twice.
+        group: Title of the help's group that begins here; ``None`` for that of the field above, or ``GROUP`` of the
             class.
         metavar: Placeholder of the value in the help.
-        choices: The values taken.
-        shown: What the help says instead of the default, such as what an option that is not given follows.
-        type: The function that reads a typed value, where the type hint does not say it.
-        const: The value of the flag without a value.
-        positional: Whether it is typed by its place, without a flag.
-        repeated: Whether a list is typed one value a flag, each with the flag before it.
+        choices: Allowed values.
+        shown: Text that the help shows in place of the default, such as the source of the value.
+        type: Function that parses a typed value, where the type hint is not enough.
+        const: Value of the flag where none follows it.
+        positional: Whether the option is a positional argument, without a flag.
+        repeated: Whether a list is typed with the flag before each value.
     """
     given = {
         "help": help, "group": group, "metavar": metavar, "choices": choices, "shown": shown, "type": type,

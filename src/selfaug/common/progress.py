@@ -1,7 +1,7 @@
-"""Progress on stderr: how far a piece of work is, and how long the rest will take.
+"""Progress on stderr: the share of work that is done, and an estimate of the remaining time.
 
-A bar where stderr is a terminal; elsewhere plain lines, the first after the first unit of work that took noticeable
-time, later ones at growing intervals, so that a log of days has some hundred lines.
+On a terminal it is a bar, elsewhere plain lines. The first line follows the first unit of work that took noticeable
+time, later ones come at growing intervals, so that a log of days has some hundred lines.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ __all__ = ["Estimate", "Screen", "Work", "counting", "span"]
 Clock = Callable[[], float]
 
 _NOTICEABLE = 1.0
-"""Seconds below which neither the work done nor the rest is worth a line."""
+"""Seconds below which neither elapsed nor remaining time is worth a line."""
 _LINES_AT = (10.0, 60.0, 300.0, 900.0, 1800.0)
-"""Seconds after which a plain line is due; from then on one every half hour."""
+"""Seconds after which plain lines are due; later ones follow every half hour."""
 
 
 class Estimate:
-    """``left = (total - done) · seconds / done``, which runs down while the next unit is under way.
+    """``left = (total - done) · seconds / done``, counted down while the next unit is under way.
 
-    Over everything done so far: rich and tqdm look at the last seconds alone, and know nothing of work whose units take
-    longer than that.
+    The mean is over all units done so far. rich and tqdm use the last seconds only, and so give no estimate where a
+    unit takes longer.
 
     Args:
-        total: Units of work; ``None`` where it is not known.
-        done: How many of them were done before the clock started.
-        clock: Gives seconds.
+        total: Number of units; ``None`` where it is not known.
+        done: Number of units that were done before the clock started.
+        clock: Function that returns seconds.
     """
 
     def __init__(self, total: int | None, done: int = 0, clock: Clock = time.monotonic) -> None:
@@ -45,11 +45,11 @@ class Estimate:
         self._began = self._updated = clock()
 
     def begin(self, done: int) -> None:
-        """So many units turn out to have been done before the clock started."""
+        """Set the number of units that were done before the clock started, where it becomes known later."""
         self.done = self._before = done
 
     def update(self, done: int) -> None:
-        """So many units are done now."""
+        """Set the number of units that are done."""
         if done != self.done:
             self.done, self._updated = done, self._clock()
 
@@ -60,17 +60,17 @@ class Estimate:
 
     @property
     def left(self) -> float | None:
-        """Seconds until the end; ``None`` before the first unit is done, or where the total is not known."""
+        """Seconds that remain; ``None`` before the first unit is done, or where the total is not known."""
         new = self.done - self._before
         if not self.total or new <= 0:
             return None
         each, rest = (self._updated - self._began) / new, max(0, self.total - self.done)
-        # A unit that takes longer than the others takes nothing off those after it.
+        # A unit that takes longer than the mean does not shorten the estimate for later ones.
         return max(rest * each - (self._clock() - self._updated), max(0, rest - 1) * each)
 
 
 def span(seconds: float) -> str:
-    """A time as people say it, in its two largest units: ``13 min 30 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    """Return a duration in its two largest units: ``13 min 30 s``, ``2 h 5 min``, ``3 d 4 h``."""
     whole = round(seconds)
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     for large, name, small, other in (
@@ -85,11 +85,11 @@ class Work:
     """One piece of work on a :class:`Screen`.
 
     Args:
-        screen: Where it is shown.
-        what: Its name.
-        total: Units of it; ``None`` where that is not known.
-        done: How many of them were done before.
-        always: Whether the first unit gets a plain line however little time it took.
+        screen: Screen that shows it.
+        what: Name of the work.
+        total: Number of units; ``None`` where it is not known.
+        done: Number of units that were done before.
+        always: Whether the first unit gets a plain line even if it took little time.
     """
 
     def __init__(self, screen: Screen, what: str, total: int | None, done: int = 0, always: bool = False) -> None:
@@ -97,16 +97,16 @@ class Work:
         self._screen, self._always = screen, always
         self._bar: TaskID | None = None
         self._due = 0.0 if always else _NOTICEABLE
-        self._told = False
+        self._wrote_line = False
         if screen.bars is not None:
             self._bar = screen.bars.add_task(what, total=total, completed=done, estimate=self.estimate)
 
     def __call__(self, done: int) -> None:
-        """So many units are done now."""
+        """Set the number of units that are done."""
         self.update(done)
 
     def update(self, done: int, *, line: bool = True) -> None:
-        """So many units are done now; with ``line`` false no plain line is written, since another one says the same."""
+        """Set the number of units that are done; ``line`` false suppresses a plain line where the caller writes one."""
         if done == self.estimate.done:
             return
         self.estimate.update(done)
@@ -114,48 +114,48 @@ class Work:
             self._screen.bars.update(self._bar, completed=done)
         elif self.estimate.elapsed >= self._due and self._worth_a_line():
             self._due = _next_line(self.estimate.elapsed)
-            self._told = True
+            self._wrote_line = True
             if line:
                 self._screen.line(self.text())
 
     def _worth_a_line(self) -> bool:
         left = self.estimate.left
         if self.estimate.done == self.estimate.total:
-            return False  # what comes next says it
-        return self._always or self._told or left is None or left >= _NOTICEABLE
+            return False  # the caller's next message shows that the work is done
+        return self._always or self._wrote_line or left is None or left >= _NOTICEABLE
 
     def left(self) -> str:
-        """``13 min 30 s left``, or nothing where that cannot be told."""
+        """Return the remaining time, as in ``13 min 30 s left``; empty where there is no estimate."""
         left = self.estimate.left
         return "" if left is None else f"{span(left)} left"
 
     def text(self) -> str:
-        """What is done and what is left, as a line."""
+        """Return the progress as a line of text."""
         done, total = self.estimate.done, self.estimate.total
         if not total:
             return f"{self.what}: {done:,} in {span(self.estimate.elapsed)}"
         return f"{self.what}: {done:,} of {total:,} ({100 * done // total} %), about {self.left()}"
 
     def expect(self, total: int) -> None:
-        """So many units there are."""
+        """Set the number of units."""
         self.estimate.total = total
         if self._screen.bars is not None and self._bar is not None:
             self._screen.bars.update(self._bar, total=total)
 
     def remove(self) -> None:
-        """Take it off the screen."""
+        """Remove the bar from the screen."""
         if self._screen.bars is not None and self._bar is not None:
             self._screen.bars.remove_task(self._bar)
             self._bar = None
 
 
 class Screen:
-    """What shows pieces of work: bars on a terminal, else lines; on further processes of a distributed run nothing.
+    """The display of pieces of work: bars on a terminal, else lines; only in the first process of a distributed run.
 
     Args:
-        wants_bars: Whether there may be bars.
+        wants_bars: Whether bars are allowed.
         transient: Whether bars vanish at the end.
-        clock: Gives seconds.
+        clock: Function that returns seconds.
     """
 
     def __init__(self, *, wants_bars: bool = True, transient: bool = True, clock: Clock = time.monotonic) -> None:
@@ -165,7 +165,7 @@ class Screen:
         self.bars: Progress | None = _bars(stream, transient) if drawn else None
 
     def start(self) -> None:
-        """Begin to draw."""
+        """Start drawing."""
         if self.bars is not None:
             self.bars.start()
 
@@ -176,7 +176,7 @@ class Screen:
             self.bars = None
 
     def add(self, what: str, total: int | None, done: int = 0, *, always: bool = False) -> Work:
-        """Show one more :class:`Work`."""
+        """Add a piece of work."""
         return Work(self, what, total, done, always)
 
     def line(self, text: str) -> None:
@@ -189,11 +189,11 @@ class Screen:
 
 @contextlib.contextmanager
 def counting(what: str, total: int | None) -> Iterator[Work]:
-    """Progress on stderr while the block runs; gives what to call with the number of units done.
+    """Show progress on stderr while the block runs; yield the function to call with the number of units done.
 
     Args:
-        what: The work's name.
-        total: Units of it; ``None`` where that is not known.
+        what: Name of the work.
+        total: Number of units; ``None`` where it is not known.
     """
     screen = Screen()
     screen.start()
@@ -205,7 +205,7 @@ def counting(what: str, total: int | None) -> Iterator[Work]:
 
 
 def _next_line(elapsed: float) -> float:
-    """When the next plain line is due, after one at ``elapsed``; not at once where that was just before a set time."""
+    """Return the time of the next plain line after one at ``elapsed``, skipping one that would follow too soon."""
     return next((at for at in _LINES_AT if at > 1.5 * elapsed), elapsed + _LINES_AT[-1])
 
 
@@ -221,5 +221,5 @@ def _bars(stream: TextIO, transient: bool) -> Progress:
             return Text(f"{span(estimate.elapsed)}{left}")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeColumn())
-    # The stream as it is now: rich would look up `sys.stderr`, which is another one while libraries are muted.
+    # The stream is fixed here, since rich looks up `sys.stderr`, which is replaced while libraries are muted.
     return Progress(*columns, console=Console(file=stream), transient=transient)

@@ -1,8 +1,7 @@
-"""What other libraries say while a verb runs: their bars and warnings are dropped, but for those that matter.
+"""The filter of other libraries' output while a verb runs: bars and warnings are dropped, except those that matter.
 
-The one place that decides it, for the whole process and those that it starts. ``--verbose`` (or ``SELFAUG_VERBOSE=1``)
-lets everything through. Errors and exceptions always are. In Python (`SelfAugTrainer` in a script of yours) nothing
-here is in force: the process is yours.
+It covers the whole process and those that it starts. ``--verbose`` (or ``SELFAUG_VERBOSE=1``) shows everything; errors
+and exceptions are always shown. In Python (`SelfAugTrainer` in a script) nothing is filtered.
 """
 
 from __future__ import annotations
@@ -40,37 +39,37 @@ LET_THROUGH: tuple[Topic, ...] = (
         r"|reinitiali[sz]|corrupt",
         "weights of the model or of the adapter are not those of its files",
     ),
-    Topic(r"\b(nan|inf)s?\b|non-?finite|overflow|diverg", "numbers are no longer numbers"),
+    Topic(r"\b(nan|inf)s?\b|non-?finite|overflow|diverg", "non-finite numbers"),
     Topic(
         r"(gpu|cuda|rocm|driver|nccl|gloo|device).*(not compatible|too old|(un|not )available|without|fail|mismatch)"
         r"|(not compatible|too old|without|fail).*(gpu|cuda|rocm|driver|nccl|gloo)|cuda initialization|out of memory",
-        "the device or its driver is not used, or not as it could be",
+        "the device or its driver is not used, or not fully",
     ),
     Topic(
         r"not installed|fall(s|ing)? back|fast path|do not have .* installed",
-        "something slower is used, and a package would mend it",
+        "a slower path that a package would avoid",
     ),
     Topic(r"contaminat|attend to each other|cross.?document", "rows of a batch see each other"),
     Topic(
         r"(target_modules|target_parameters|exclude_modules|_pattern\b|modules_to_save|config|argument|setting|specified)"
         r".*(ignored|no effect|not match|did not match|no module|no parameter|no modules were)",
-        "a setting of yours has no effect",
+        "a setting without effect",
     ),
     Topic(r"tie_word_embeddings|\bmerg(e|es|ed|ing)\b", "merging or saving may not keep what was trained"),
-    Topic(r"resum(e|ed|ing)|best (checkpoint|model)|not be saved correctly", "a run does not go on as it was"),
+    Topic(r"resum(e|ed|ing)|best (checkpoint|model)|not be saved correctly", "a run does not resume as it was"),
     Topic(
         r"retrying|timed? ?out|connection (error|reset|aborted|refused)|rate.?limited|http (429|5\d\d)|no space left",
-        "the network or the disk is what is waited for",
+        "waiting for the network or the disk",
     ),
 )
 """Topics of warnings that are shown, each with the reason; everything else below an error is dropped."""
 
 _MATTERS = re.compile("|".join(f"(?:{topic.pattern})" for topic in LET_THROUGH), re.IGNORECASE | re.DOTALL)
-# What the library's developers should change is nothing to the user, whatever it speaks of.
+# Warnings that address the library's developers do not matter to the user, whatever their topic.
 _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
-# Read by the libraries when they are imported, and by the processes that this one starts. Not the hub's own variable:
-# a download is a wait that only its bars measure, and they show on terminals alone.
+# The libraries read these when they are imported, in this process and those that it starts. The hub's own variable is
+# left alone: only its bars show how long a download takes, and they appear on terminals only.
 _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -80,17 +79,17 @@ _NATIVE = "TORCH_CPP_LOG_LEVEL"
 
 
 def matters(message: str) -> bool:
-    """Whether a warning of a library is one of :data:`LET_THROUGH`."""
+    """Return whether a library's warning has one of the topics of :data:`LET_THROUGH`."""
     return _MATTERS.search(message) is not None
 
 
 def is_verbose() -> bool:
-    """Whether the user wants to see all that libraries say."""
+    """Return whether the user wants to see all output of libraries."""
     return os.environ.get(_VARIABLE, "").lower() not in ("", "0", "false")
 
 
 def take_verbose(words: Sequence[str]) -> list[str]:
-    """The words of a command line without ``--verbose``, which is noted in the environment for later processes."""
+    """Return the words of a command line without ``--verbose``, which is set in the environment for child processes."""
     kept = [word for word in words if word != FLAG]
     if len(kept) < len(words):
         os.environ[_VARIABLE] = "1"
@@ -98,7 +97,7 @@ def take_verbose(words: Sequence[str]) -> list[str]:
 
 
 def quieten() -> None:
-    """Let libraries that are imported from now on be quiet, and show our own log as talk; may be called twice."""
+    """Silence libraries that are imported from now on, and show the package's log as messages; may be called twice."""
     own = logging.getLogger("selfaug")
     if not any(isinstance(handler, _OwnHandler) for handler in own.handlers):
         own.addHandler(_OwnHandler())
@@ -107,7 +106,7 @@ def quieten() -> None:
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Over several machines PyTorch's native log says which of them is waited for.
+    # With several machines, PyTorch's native log names the one that the others wait for.
     if os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1"):
         os.environ.setdefault(_NATIVE, "ERROR")
     logging.setLoggerClass(_Logger)
@@ -116,7 +115,7 @@ def quieten() -> None:
 
 
 def several_machines() -> None:
-    """Undo for processes to come what :func:`quieten` hides of machines that wait for each other."""
+    """Show PyTorch's native log again in child processes, since it reports on machines that wait for each other."""
     os.environ.pop(_NATIVE, None)
 
 
@@ -132,22 +131,22 @@ def libraries_muted() -> Iterator[None]:
 
 @contextmanager
 def unwarned(pattern: str = "") -> Iterator[None]:
-    """Drop Python's warnings while the block runs, all or those that begin with a pattern: what we see to ourselves."""
+    """Drop Python's warnings while the block runs: all, or those that begin with a pattern; for what we handle."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=pattern)
         yield
 
 
 class _Logger(logging.getLoggerClass()):  # type: ignore[misc]
-    """A logger that keeps what does not matter to itself: libraries bring their own handlers, so none is the place."""
+    """A logger that drops warnings that do not matter; handlers cannot do it, since libraries bring their own."""
 
     def filter(self, record: logging.LogRecord) -> Any:
-        # A level below WARNING is one that somebody set, as `--log_level info` does: then all of it is wanted.
-        asked_for = self.getEffectiveLevel() < logging.WARNING
-        if record.levelno == logging.WARNING and not asked_for and record.name.partition(".")[0] != "selfaug":
+        # A level below WARNING was set by the user, as with `--log_level info`, who then wants everything.
+        wants_all = self.getEffectiveLevel() < logging.WARNING
+        if record.levelno == logging.WARNING and not wants_all and record.name.partition(".")[0] != "selfaug":
             try:
                 message = record.getMessage()
-            except (TypeError, ValueError):  # a library's own slip, which its handler will report
+            except (TypeError, ValueError):  # a wrong format string, which the library's handler will report
                 message = str(record.msg)
             if not is_main() or not matters(message):
                 return False
@@ -155,7 +154,7 @@ class _Logger(logging.getLoggerClass()):  # type: ignore[misc]
 
 
 class _OwnHandler(logging.Handler):
-    """Shows the package's own log as talk."""
+    """A handler that shows the package's own log as messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:

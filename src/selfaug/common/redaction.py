@@ -1,7 +1,7 @@
-"""Keeps credentials out of what is written and said; nothing else is left out.
+"""The removal of credentials from everything that is written or printed.
 
-A credential is known by its name (``hub_token``, ``OPENAI_API_KEY``, ``password``) or by its looks (``hf_...``,
-``sk-...``, the password of a URL). Names that only sound like one (``max_new_tokens``, ``eos_token``) are kept.
+A credential is recognised by its name (``hub_token``, ``OPENAI_API_KEY``, ``password``) or its form (``hf_...``,
+``sk-...``, the password of a URL). Names that only resemble one (``max_new_tokens``, ``eos_token``) are not affected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["HIDDEN", "is_secret", "redacted", "without_secrets"]
 
 HIDDEN = "***"
 
-# Tokens of a tokenizer's vocabulary, and what a token can be counted or handled as.
+# Words that before "token" name no credential: tokens of a vocabulary, and counts or treatments of tokens.
 _OF_VOCABULARY = frozenset(
     {
         "eos", "bos", "pad", "unk", "sep", "cls", "mask", "eot", "eom", "eod", "eor", "eoi", "eoa", "boi", "bor", "boa",
@@ -46,7 +46,7 @@ _IN_HEADER = re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{12,}")
 
 
 def is_secret(name: str) -> bool:
-    """Whether a setting or variable of this name holds a credential."""
+    """Return whether a setting or variable of this name holds a credential."""
     plain = name.lower().lstrip("-").replace("-", "_")
     if _NAMES.search(plain):
         return True
@@ -57,7 +57,7 @@ def is_secret(name: str) -> bool:
 
 
 def redacted(value: Any) -> Any:
-    """``value`` (JSON) in which credentials read ``***``: those of secret names, and those known by their looks."""
+    """Return ``value`` (JSON) with ``***`` in place of credentials, recognised by name or form."""
     if isinstance(value, str):
         for look in _LOOKS:
             value = look.sub(HIDDEN, value)
@@ -77,7 +77,7 @@ def redacted(value: Any) -> Any:
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """A command line whose credentials read ``***``."""
+    """Return a command line with ``***`` in place of credentials."""
     kept: list[str] = []
     hide = False
     for word in words:

@@ -1,9 +1,9 @@
-"""Means of items with standard errors, and bootstrap intervals of their differences: the one bootstrap of selfaug.
+"""Metrics over items with standard errors, and bootstrap intervals of their paired differences.
 
 Every metric is a ratio of sums over items, ``Σ numerator / Σ denominator``: accuracy (denominators 1), precision
-(1 where the model abstained, else 0), nats per token (tokens). One estimator, one standard error and one bootstrap then
+(1 where the model abstained, else 0), nats per token (tokens). One estimator, one standard error and one bootstrap
 serve all of them. A metric that is no such ratio, such as the expected calibration error (ECE), does not fit
-:class:`Items`: extend :func:`selfaug.evaluation.results.metric`, which gives such metrics no interval so far.
+:class:`Items` and has no interval: extend :func:`selfaug.evaluation.results.metric` for it.
 
 Shapes: n items, R runs, b resamples of a block.
 """
@@ -24,18 +24,18 @@ __all__ = [
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_BLOCK_DRAWS = 2**19  # draws held at once: 4 MiB of indices, and as much for each of the sums
+_BLOCK_DRAWS = 2**19  # draws in memory at once: 4 MiB of indices, and as much for each of the sums
 
 Floats: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Items:
-    """A metric's items, in an order that base and tuned share.
+    """A metric's numerators and denominators, item by item, in the same order for base and tuned model.
 
     Args:
-        numerator_n: What is summed.
-        denominator_n: What the sum is divided by; 0 where the metric does not look at the item.
+        numerator_n: Numerator of each item.
+        denominator_n: Denominator of each item; 0 for an item that does not count.
     """
 
     numerator_n: Floats
@@ -43,7 +43,7 @@ class Items:
 
     @classmethod
     def of(cls, values: Sequence[float | Sequence[float] | None]) -> Items:
-        """From a sample log: a number counts once, ``[numerator, denominator]`` as it says, ``None`` not at all."""
+        """Make items from values of a sample log: a number (denominator 1), a pair, or ``None`` (not counted)."""
         pairs = [
             (0.0, 0.0) if v is None else (float(v[0]), float(v[1])) if isinstance(v, Sequence) else (float(v), 1.0)
             for v in values
@@ -53,19 +53,19 @@ class Items:
 
     @property
     def count(self) -> int:
-        """Items that the metric looks at."""
+        """Number of items that count."""
         return int(np.count_nonzero(self.denominator_n))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Tuned minus base.
+    """The difference of a metric, tuned minus base.
 
     Args:
-        value: The difference; over several runs its mean.
+        value: Difference; the mean over several runs.
         stderr: Standard deviation of the resampled differences; ``None`` with fewer than two items.
         interval: Percentiles of the resampled differences; ``None`` with fewer than two items, or where more than 1 %
-            of the resamples left a denominator of 0.
+            of the resamples have a denominator of 0.
     """
 
     value: float
@@ -74,16 +74,16 @@ class Difference:
 
 
 def value(items: Items) -> float | None:
-    """``Σ numerator / Σ denominator``; ``None`` where no item counts."""
+    """Return ``Σ numerator / Σ denominator``; ``None`` where no item counts."""
     total = math.fsum(items.denominator_n)
     return math.fsum(items.numerator_n) / total if total else None
 
 
 def standard_error(items: Items) -> float | None:
-    """``sqrt(n / (n - 1) · Σ (numerator - value · denominator)²) / Σ denominator`` over the n items that count.
+    """Return ``sqrt(n / (n - 1) · Σ (numerator - value · denominator)²) / Σ denominator`` over the n items that count.
 
-    With denominators of 1 this is the sample standard deviation over √n; else the usual linearisation of a ratio.
-    ``None`` with fewer than two items.
+    With denominators of 1 this is the sample standard deviation over √n, otherwise the usual linearisation of a ratio.
+    With fewer than two items it is ``None``.
     """
     ratio, n = value(items), items.count
     if ratio is None or n < 2:
@@ -101,20 +101,21 @@ def difference(
     seed: int = 0,
     shared_items: bool = False,
 ) -> Difference | None:
-    """``mean over runs of (value(tuned) - value(base))`` with a paired, hierarchical bootstrap interval.
+    """Return ``mean over runs of (value(tuned) - value(base))`` with a paired, hierarchical bootstrap interval.
 
     A resample draws runs, then items of each drawn run, the same for base and tuned. With one run only items are drawn.
 
     Args:
-        runs: ``(base, tuned)`` of each run, item by item.
-        resamples: How many.
-        confidence: Part of the resampled differences that the interval holds, in (0, 1).
-        seed: Of the draws.
-        shared_items: The runs were measured on the same items in the same order (other training seeds, one test set):
-            then one draw of items serves all runs of a resample, or the luck of the items would average out.
+        runs: Items ``(base, tuned)`` of each run.
+        resamples: Number of resamples.
+        confidence: Share of the resampled differences inside the interval, in (0, 1).
+        seed: Seed of the draws.
+        shared_items: Whether the runs were measured on the same items in the same order (one test set, several training
+            seeds). If so, all runs of a resample share one draw of items; separate draws would average out the
+            variation that is due to the items.
 
     Returns:
-        ``None`` where a run has no item that counts.
+        The difference, or ``None`` where a run has no item that counts.
 
     Raises:
         ValueError: If base and tuned have different lengths, or ``shared_items`` and runs differ in theirs.
@@ -131,15 +132,15 @@ def difference(
     if min(min(base.count, tuned.count) for base, tuned in runs) < 2:
         return Difference(observed, None, None)
     drawn = _resampled(runs, resamples, np.random.default_rng(seed), shared_items)
-    found = interval(drawn, (1 - confidence) / 2)
-    stderr = None if found is None else float(drawn[np.isfinite(drawn)].std(ddof=1))
-    return Difference(observed, stderr, found)
+    bounds = interval(drawn, (1 - confidence) / 2)
+    stderr = None if bounds is None else float(drawn[np.isfinite(drawn)].std(ddof=1))
+    return Difference(observed, stderr, bounds)
 
 
 def interval(drawn_b: Floats, tail: float = (1 - CONFIDENCE) / 2) -> tuple[float, float] | None:
-    """The percentiles of resampled values that leave ``tail`` below and above.
+    """Return the percentiles of resampled values that leave a share of ``tail`` below and above.
 
-    ``None`` where more than 1 % of the values are not finite: resamples that left a denominator of 0.
+    The result is ``None`` where more than 1 % of the values are not finite, having a denominator of 0.
     """
     finite_b = drawn_b[np.isfinite(drawn_b)]
     if len(finite_b) < 0.99 * len(drawn_b):
@@ -149,10 +150,10 @@ def interval(drawn_b: Floats, tail: float = (1 - CONFIDENCE) / 2) -> tuple[float
 
 
 def ratios(items: Items, index_bn: NDArray[np.int64]) -> Floats:
-    """``Σ numerator / Σ denominator`` of each resample, whose items are a row of ``index_bn``; not finite over 0."""
+    """Return ``Σ numerator / Σ denominator`` of each resample (a row of ``index_bn``); not finite over 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        found_b: Floats = items.numerator_n[index_bn].sum(axis=1) / items.denominator_n[index_bn].sum(axis=1)
-    return found_b
+        ratio_b: Floats = items.numerator_n[index_bn].sum(axis=1) / items.denominator_n[index_bn].sum(axis=1)
+    return ratio_b
 
 
 def _resampled(

@@ -1,8 +1,9 @@
-"""Results kept on disk under a key, so that what was finished is found again and nothing is misread.
+"""Results stored on disk under a key, so that finished work is not repeated.
 
 A key is a hash of everything that decides the result: weights, prompts, settings, versions. There are three forms:
 :class:`Store` (a JSON file a result), :func:`keep_tensors` (a safetensors file), and :class:`Lines` (a JSONL file, for
-many small ones). Each is written whole and on disk; one that is damaged, or has another key, counts as missing.
+many small results). Writes are atomic and flushed to disk. A result that is damaged or has another key counts as
+missing.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ logger = logging.getLogger(__name__)
 
 
 class DiskError(UserError):
-    """A file could not be written."""
+    """The error of a file that cannot be written."""
 
 
 def key_of(deciding: Mapping[str, Any]) -> str:
-    """``sha256:`` of everything that decides a result, whatever its order."""
+    """Return ``sha256:`` and the hash of everything that decides a result, independent of its order."""
     return str(text_hash(json.dumps(deciding, sort_keys=True, ensure_ascii=True)))
 
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Make the folder of a file that the block writes, and say so where it cannot be written.
+    """Make the folder of a file that the block writes, and turn an ``OSError`` of the block into one for the user.
 
     Raises:
-        DiskError: In the place of an ``OSError``; no space left, say.
+        DiskError: If the file cannot be written, for lack of space, say.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -58,32 +59,32 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def write_whole(path: str | Path, text: str, *, shared: bool = False) -> None:
-    """As :func:`selfaug.common.files.write_durably`, in a folder that need not exist yet.
+    """Write a text file atomically, in a folder that need not exist yet.
 
     Raises:
-        DiskError: If it cannot be written.
+        DiskError: If the file cannot be written.
     """
     with writing(path):
         write_durably(Path(path), text, shared=shared)
 
 
 class Store:
-    """Results as JSON files of one folder.
+    """A store of results as JSON files of one folder.
 
     Args:
-        folder: The folder; it is made when the first result is written.
+        folder: Folder of the files; it is made when the first result is written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def path(self, name: str, key: str) -> Path:
-        """Where the result ``name`` with this key lies."""
+        """Return the path of the result ``name`` with this key."""
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:80]
         return self.folder / f"{plain}-{key.removeprefix('sha256:')[:16]}.json"
 
     def get(self, name: str, key: str) -> Any:
-        """What was stored, or ``None`` where it is not there or its file is damaged."""
+        """Return a stored result, or ``None`` where its file is missing or damaged."""
         body = json_of_ours(self.path(name, key))
         return body["payload"] if isinstance(body, dict) and body.get("key") == key and "payload" in body else None
 
@@ -91,7 +92,7 @@ class Store:
         """Store a result.
 
         Raises:
-            DiskError: If it cannot be written.
+            DiskError: If its file cannot be written.
         """
         text = json.dumps({"key": key, "part": name, "payload": payload}, allow_nan=False)
         write_whole(self.path(name, key), text, shared=True)
@@ -105,17 +106,17 @@ def keep_tensors(
     *,
     shared: bool = False,
 ) -> None:
-    """Write tensors into one safetensors file that says what made them.
+    """Write tensors into one safetensors file, with everything that decides them.
 
     Args:
-        path: The file.
-        tensors: The tensors, by name.
-        made_by: Everything that decides them.
-        notes: Further texts to be kept with them.
-        shared: Several processes may write the file at the same time.
+        path: Path of the file.
+        tensors: Tensors by name.
+        made_by: Facts that decide the tensors.
+        notes: Further texts to store with them.
+        shared: Whether several processes may write the file at the same time.
 
     Raises:
-        DiskError: If it cannot be written.
+        DiskError: If the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -124,12 +125,12 @@ def keep_tensors(
         try:
             plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(plain, temporary, metadata={_MADE_BY: json.dumps(dict(made_by)), **(notes or {})})
-        except SafetensorError as error:  # what an OSError has become in it
+        except SafetensorError as error:  # safetensors wraps an OSError
             raise OSError(str(error)) from error
 
 
 def kept_tensors(path: str | Path, made_by: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Return the tensors and notes of a file; ``None`` where it is missing, is damaged, or something else made it."""
+    """Return the tensors and notes of a file; ``None`` where it is missing or damaged, or differs in ``made_by``."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -146,11 +147,11 @@ def kept_tensors(path: str | Path, made_by: Mapping[str, str]) -> tuple[dict[str
 
 
 class Lines:
-    """Small results by their keys in a JSONL file: a line each, appended as it comes and on disk before it counts.
+    """A store of small results by their keys in a JSONL file, one a line, flushed to disk as they are added.
 
     Args:
-        path: The file; it is made when the first result is added.
-        others: Further files to be read, not written: of other processes.
+        path: Path of the file; it is made when the first result is added.
+        others: Further files to read but not write, such as those of other processes.
     """
 
     def __init__(self, path: str | Path, others: Iterable[Path] = ()) -> None:
@@ -159,7 +160,7 @@ class Lines:
         self.rows = {row["key"]: row for file in files for row in whole_lines(file) if isinstance(row.get("key"), str)}
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Keep results, each with its ``key``.
+        """Store results, each with its ``key``.
 
         Raises:
             DiskError: If the file cannot be written.
@@ -170,7 +171,7 @@ class Lines:
         with writing(self.path), self.path.open("a+b") as file:
             size = file.tell()
             file.seek(max(size - 1, 0))
-            torn = file.read(1) not in (b"", b"\n")  # what a kill tore stays a line of its own
+            torn = file.read(1) not in (b"", b"\n")  # a line that a kill cut must not swallow the next one
             file.write(("\n" * torn + text).encode())
             file.flush()
             os.fsync(file.fileno())

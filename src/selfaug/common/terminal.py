@@ -1,4 +1,4 @@
-"""The terminal: talk goes to stderr, data to stdout."""
+"""Output to the terminal: messages go to stderr, data to stdout."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from selfaug.common.redaction import redacted
 
 __all__ = ["coloured", "emit", "is_main", "muted", "say", "talk", "warn"]
 
-_talk: TextIO | None = None  # where talk goes while stderr is muted
+_talk: TextIO | None = None  # the stream of messages while stderr is muted
 
 
 def is_main() -> bool:
-    """Whether this is the first process of a distributed run, or the only one."""
+    """Return whether this is the first process of a distributed run, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def talk() -> TextIO:
-    """The stream of talk: stderr, also inside :func:`muted`."""
+    """Return the stream of messages: stderr, also inside :func:`muted`."""
     return _talk or sys.stderr
 
 
 def say(text: str = "") -> None:
-    """Tell the person at the terminal something: a line on stderr, from the first process of a distributed run."""
+    """Write a message to stderr, without credentials, from the first process of a distributed run only."""
     if is_main():
         talk().write(f"{redacted(text)}\n")
         talk().flush()
 
 
 def warn(message: str, hint: str = "") -> None:
-    """Say that something will probably not be what the user wants, and on the next line what to do about it."""
+    """Warn that something is probably not what the user wants, with a hint on the next line."""
     yellow, plain = ("\033[1;33m", "\033[0m") if coloured() else ("", "")
     say(f"{yellow}warning:{plain} {message}" + (f"\n  hint: {hint}" if hint else ""))
 
@@ -46,13 +46,13 @@ def emit(text: str) -> None:
 
 
 def coloured() -> bool:
-    """Whether stderr shows colours: a terminal, and the user has not refused them with ``NO_COLOR``."""
+    """Return whether stderr shows colours: it is a terminal, and ``NO_COLOR`` is not set."""
     return talk().isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Drop what a library prints to stdout and stderr while the block runs; our own talk still comes through."""
+    """Drop what libraries print to stdout and stderr while the block runs; :func:`say` still writes."""
     global _talk
     before, _talk = _talk, talk()
     try:

@@ -1,6 +1,6 @@
-"""Checks the file of a multiple-choice task row by row, before lm_eval's templates meet it.
+"""A check of a multiple-choice task's file, row by row, before lm_eval's templates read it.
 
-A template that does not find a column fails without a word on the row, or takes something else for it.
+A template that lacks a column fails without naming the row, or uses another value in its place.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _FORM = (
 
 
 def check_file(task: str, path: Path) -> None:
-    """Refuse a file that holds no rows of JSON, or for :data:`TASK` rows of another form.
+    """Check that a file holds rows of JSON, and for :data:`TASK` rows of its form.
 
     Args:
         task: lm_eval's name of the task.
-        path: One JSON object a line, or a JSON list of them.
+        path: File with one JSON object a line, or with a JSON list of objects.
 
     Raises:
-        DataError: With the first row that cannot be used, and what is wrong with it.
+        DataError: If not; the message names the first unusable row and what is wrong with it.
     """
     rows = _rows(task, path)
     if not rows:

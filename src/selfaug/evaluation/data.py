@@ -1,4 +1,4 @@
-"""The records that a run's task is evaluated on."""
+"""The data sets that a run's task is evaluated on."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["TaskData", "shared_with_training", "task_data"]
 
 @dataclass(frozen=True)
 class TaskData:
-    """One data set to measure on.
+    """One data set to evaluate on.
 
     Args:
-        name: ``task``, or with several ``task:`` and the file's name.
-        items: What was read, at most ``limit`` of it.
-        described: For the results: files with hashes, rows, what was held out.
-        bad_rows: Rows that were left out because they could not be used.
+        name: Name of the part: ``task``, or where there are several ``task:`` and the file's name.
+        items: Records and conversations, at most ``limit`` of them.
+        described: Entry of the results: files with hashes, number of rows, held-out fraction.
+        bad_rows: Number of rows that were left out because they could not be used.
     """
 
     name: str
@@ -48,20 +48,20 @@ def task_data(
     on_bad_row: str = "error",
     limit: int | None = None,
 ) -> list[TaskData]:
-    """The data sets that ``--data`` names; without it, what the run itself held out or evaluated on.
+    """Return the data sets that ``--data`` names, or else the held-out or evaluation set of the run.
 
     Args:
         paths: Files, folders or hub names; may be empty.
-        config: Of the run.
-        manifest: Of the run; tells whether its data changed since.
-        form: The data's format.
-        mapping: Where the fields of a record stand in it.
-        on_bad_row: ``error`` or ``skip``.
-        limit: Only the first rows of each.
+        config: Settings of the run.
+        manifest: Manifest of the run, whose hashes tell whether its data has changed.
+        form: Format of the data.
+        mapping: Paths of a record's fields in the rows.
+        on_bad_row: Treatment of a row that cannot be used: ``error`` or ``skip``.
+        limit: Number of rows of each data set, from the first; ``None`` for all.
 
     Raises:
-        ConfigError: If none is named and the run has none.
-        DataError: If one cannot be read or holds no records.
+        ConfigError: If no data set is named and the run has none.
+        DataError: If a data set cannot be read or holds no records.
     """
     if paths:
         sets = [_read(path, form, HELD_OUT, on_bad_row, "data", mapping) for path in paths]
@@ -71,44 +71,44 @@ def task_data(
             names = [f"task:{stem}-{i}" for i, stem in enumerate(stems, 1)]
     else:
         sets, names = [_of_run(config, manifest, on_bad_row)], ["task"]
-    found = []
+    data_sets = []
     for name, (items, described, bad) in zip(names, sets, strict=True):
         kept = items if limit is None else items[:limit]
-        found.append(TaskData(name, kept, {**described, "rows": len(items), "limit": limit}, bad))
-    return found
+        data_sets.append(TaskData(name, kept, {**described, "rows": len(items), "limit": limit}, bad))
+    return data_sets
 
 
 def shared_with_training(sets: Sequence[TaskData], config: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
-    """Say what each data set shares with the rows that the run was trained on; nothing where they share nothing.
+    """Return a warning for each data set that shares rows, questions or documents with the training data.
 
-    The training rows are read again from where the run's configuration says that they lie. The counts, or why they
-    could not be had, go into what describes the data set.
+    The training rows are read again from the files in the run's configuration. The counts, or the reason why they
+    are missing, are added to the description of the data set.
 
     Args:
-        sets: What is measured on; not what the run itself held out of its training file.
-        config: The run's configuration.
-        manifest: The run's manifest; it tells whether the training files have changed.
+        sets: Data sets to evaluate on, other than the run's own held-out set.
+        config: Settings of the run.
+        manifest: Manifest of the run, whose hashes tell whether the training files have changed.
     """
     try:
         trained = _training_rows(config, manifest)
     except (ConfigError, DataError) as error:
-        for found in sets:
-            found.described["shared_with_training"] = {"not_checked": error.message}
-        names = ", ".join(str(found.described["name"]) for found in sets)
+        for data_set in sets:
+            data_set.described["shared_with_training"] = {"not_checked": error.message}
+        names = ", ".join(str(data_set.described["name"]) for data_set in sets)
         return [f"whether {names} shares rows with the training data could not be checked: {error.message}"]
     lines = []
-    for found in sets:
-        leaks = check_leaks(trained, found.items)
-        found.described["shared_with_training"] = leaks.counts()
-        lines += leaks.warning(str(found.described["name"]))
+    for data_set in sets:
+        leaks = check_leaks(trained, data_set.items)
+        data_set.described["shared_with_training"] = leaks.counts()
+        lines += leaks.warning(str(data_set.described["name"]))
     return lines
 
 
 def _training_rows(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[Example]:
-    """The rows that a run was trained on.
+    """Return the rows that a run was trained on.
 
     Raises:
-        DataError: If they are not there any more, or are others.
+        DataError: If their files are missing or have changed.
     """
     entries = config.get("datasets") or [
         {"path": config.get("dataset_name"), "split": config.get("dataset_train_split")}
@@ -156,7 +156,7 @@ def _of_run(
         fraction, seed = float(config["held_out"]), int(config.get("seed") or 0)
         kept: list[Any] = split_by_document(items, fraction, seed).held_out
         return kept, {**described, "held_out": fraction, "held_out_seed": seed}, bad
-    if name and has_split(Path(name).expanduser(), evaluated):  # as `train` looks for it beside its training file
+    if name and has_split(Path(name).expanduser(), evaluated):  # `train` evaluates on such a split, too
         return _read(name, form, evaluated, on_bad_row, "dataset_name", mapping)
     raise ConfigError(
         "the run held no data out and was not evaluated on any, so there is nothing to measure its task on",

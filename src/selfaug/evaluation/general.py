@@ -1,4 +1,4 @@
-"""Scores of base and tuned model on general tasks: lm_eval's own numbers, each item's, and our intervals."""
+"""Scores of base and tuned model on general tasks: lm_eval's scores, the items' values, and paired intervals."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _USUAL = (
 )  # fmt: skip
 
 
-def recorded(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What is kept of lm_eval's answer, finite and as JSON."""
-    results = found["results"]
+def recorded(output: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the parts of lm_eval's output that are stored, as JSON of finite numbers."""
+    results = output["results"]
     tables: dict[str, Any] = {}
-    for task, row in {**results, **(found.get("groups") or {})}.items():
+    for task, row in {**results, **(output.get("groups") or {})}.items():
         for label, number in row.items():
             key, comma, chosen = label.partition(",")
             if not comma or key.endswith("_stderr") or not isinstance(number, (int, float)):
@@ -34,10 +34,10 @@ def recorded(found: Mapping[str, Any], name: str) -> dict[str, Any]:
                 "filter": chosen,
                 "value": float(number),
                 "stderr": float(stderr) if known else None,
-                "higher_is_better": bool((found["higher_is_better"].get(task) or {}).get(key, True)),
+                "higher_is_better": bool((output["higher_is_better"].get(task) or {}).get(key, True)),
             }
     items: dict[str, dict[int, dict[str, Any]]] = {}
-    for task, samples in found["samples"].items():
+    for task, samples in output["samples"].items():
         for sample in samples:
             item = items.setdefault(task, {}).setdefault(int(sample["doc_id"]), _item(task, sample))
             for key in sample["metrics"]:
@@ -45,8 +45,8 @@ def recorded(found: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {
         "name": name,
         "tables": tables,
-        "versions": {task: str(version) for task, version in found["versions"].items()},
-        "shots": {task: shots for task, shots in found["n-shot"].items() if isinstance(shots, int)},
+        "versions": {task: str(version) for task, version in output["versions"].items()},
+        "shots": {task: shots for task, shots in output["n-shot"].items() if isinstance(shots, int)},
         "samples": [item for task in sorted(items) for _, item in sorted(items[task].items())],
     }
 
@@ -63,7 +63,7 @@ def _item(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     while isinstance(response, (list, tuple)) and len(response) == 1:
         response = response[0]
     if not isinstance(response, str):
-        # Log-likelihoods of the choices: what the model answers is the likeliest one.
+        # The log-likelihoods of the choices take the place of an answer.
         response = " | ".join(str(part[0]) if isinstance(part, (list, tuple)) else str(part) for part in response)
     return {
         "subtask": task,
@@ -78,7 +78,7 @@ def _item(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(raw: Any) -> float | list[float] | None:
-    """A number, ``[sum, count]`` of a list of numbers, or ``None`` for what is neither."""
+    """Return a number, ``[sum, count]`` of a list of numbers, or ``None`` for anything else."""
     if isinstance(raw, (bool, int, float)) or type(raw).__module__ == "numpy":
         return float(raw) if math.isfinite(float(raw)) else None
     if isinstance(raw, list) and raw and all(isinstance(part, (bool, int, float)) for part in raw):
@@ -87,10 +87,10 @@ def _value(raw: Any) -> float | list[float] | None:
 
 
 def side_samples(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The items of both models beside each other, as in the sample log.
+    """Return the items of both models side by side, as in the sample log.
 
     Raises:
-        AssertionError: If they did not see the same prompts.
+        AssertionError: If the models did not get the same prompts.
     """
     rows = []
     for one, other in zip(base["samples"], tuned["samples"], strict=True):
@@ -111,14 +111,14 @@ def general_metrics(
     samples: Sequence[Mapping[str, Any]],
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The metrics of a task or group, and those of a group's tasks: lm_eval's numbers, our intervals.
+    """Return the metrics of a task or group, and those of a group's tasks, with lm_eval's scores and our intervals.
 
     Args:
-        task: What was run.
-        base: Of :meth:`Harness.run` on the base model.
-        tuned: On the tuned one.
-        samples: Of :func:`side_samples`.
-        seed: Of the bootstrap.
+        task: Task or group that was run.
+        base: Output of :meth:`Harness.run` for the base model.
+        tuned: Output of :meth:`Harness.run` for the tuned model.
+        samples: Output of :func:`side_samples`.
+        seed: Seed of the bootstrap.
     """
     tables = {side: body["tables"] for side, body in zip(SIDES, (base, tuned), strict=True)}
     leaves = sorted({sample["subtask"] for sample in samples})
@@ -130,7 +130,7 @@ def general_metrics(
         if name != task.task and name not in leaves:
             continue  # a group within the group
         mine = samples if name == task.task else [sample for sample in samples if sample["subtask"] == name]
-        found = {}
+        entries = {}
         for label, row in tables["base"][name].items():
             other = tables["tuned"].get(name, {}).get(label)
             if other is None:
@@ -149,11 +149,11 @@ def general_metrics(
                 more={"metric": row["metric"], "filter": row["filter"]},
             )
             if entry is not None:
-                found[label] = entry
+                entries[label] = entry
         if name == task.task:
-            metrics = found
+            metrics = entries
         else:
-            subtasks[name] = found
+            subtasks[name] = entries
     return metrics, subtasks
 
 

@@ -23,7 +23,7 @@ __all__ = ["GeneralPart", "TextPart"]
 
 @dataclass
 class TextPart:
-    """Plain texts."""
+    """Plain texts, measured by their NLL."""
 
     name: str
     texts: list[str]
@@ -39,7 +39,7 @@ class TextPart:
         return {"windows": self._prompts_hash(), "batch_size": self.batch_size}
 
     def look_ahead(self) -> None:
-        """Its texts are read already."""
+        """Do nothing: the texts have been read already."""
 
     def size(self) -> int:  # noqa: D102
         return len(self.pieces)
@@ -95,7 +95,7 @@ class GeneralPart:
 
     @property
     def needs_model(self) -> bool:
-        """Only where lm_eval does not load its own."""
+        """Whether the loaded model is used; other backends of lm_eval load their own."""
         return self.backend_args is None
 
     def deciding(self) -> dict[str, Any]:  # noqa: D102
@@ -111,15 +111,15 @@ class GeneralPart:
         }
 
     def look_ahead(self) -> None:
-        """Load the task's data and code, and lay out its first item, or each one of a local file.
+        """Load the task's data and code, and fill its templates with its first item, or each one of a local file.
 
         Raises:
-            UserError: If the data cannot be had or read, or a package is missing.
+            UserError: If the data is missing or cannot be read, or a package is missing.
         """
         self.harness.look_ahead(self.task, self.max_length)
 
     def size(self) -> int | None:
-        """lm_eval knows when it has built its requests."""
+        """Return ``None``: lm_eval reports the number once it has built its requests."""
         return None
 
     def compute(self, side: str, model: PreTrainedModel | None, progress: Progress) -> Any:  # noqa: D102

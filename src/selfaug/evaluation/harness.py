@@ -1,4 +1,4 @@
-"""Runs lm_eval tasks on the loaded model, and turns its faults into errors for the user."""
+"""The interface to lm_eval: runs its tasks on the loaded model, and turns its exceptions into errors for the user."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 __all__ = ["SEEDS", "Harness", "backend_args", "file_facts"]
 
 SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234, "fewshot_random_seed": 1234}
-"""lm_eval's own defaults, written down."""
+"""lm_eval's own defaults, fixed here."""
 
-# Instructions of IFEval whose check asks NLTK for data that it downloads.
+# Instructions of IFEval whose check needs data that NLTK downloads.
 _NEEDS_NLTK = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
 _OWN_TASKS = Path(__file__).parent / "tasks"
 _NO_LM_EVAL = "install it: pip install 'selfaug[eval]'."
 
 
 class Harness:
-    """lm_eval with its index of tasks, and our own task YAMLs.
+    """lm_eval with its index of tasks, and the package's own task YAMLs.
 
     Args:
-        include_path: A folder with further task YAMLs.
+        include_path: Folder with further task YAMLs.
 
     Raises:
         ConfigError: If lm_eval is not installed, or the folder does not exist.
@@ -66,7 +66,7 @@ class Harness:
             self._manager: Any = TaskManager(include_path=folders)
 
     def known(self) -> dict[str, list[str]]:
-        """Every name, with the tasks or groups that it stands for: a tag its tasks, any other name itself."""
+        """Return every name with the names that it expands to: a tag to its tasks, any other name to itself."""
         index = self._manager.task_index
         return {
             name: sorted(index[name].tags) if index[name].kind.name == "TAG" else [name]
@@ -74,10 +74,10 @@ class Harness:
         }
 
     def check(self, task: GeneralTask, *, allow_code_execution: bool) -> None:
-        """Refuse, before a model is loaded, a task that runs the model's code where that is not allowed.
+        """Check before a model is loaded that a task is allowed.
 
         Raises:
-            ConfigError: If it does; or a file is given for a group.
+            ConfigError: If it runs the model's code where that is not allowed, or a file is given for a group.
         """
         entry = self._manager.task_index[task.task]
         if task.data is not None and entry.kind.name != "TASK":
@@ -88,18 +88,18 @@ class Harness:
             raise code_refused(task.task)
 
     def settings(self, name: str) -> dict[str, Any]:
-        """The YAML of a task with what it includes; functions stay names, so nothing is imported or downloaded."""
+        """Return a task's YAML with its includes; functions stay names, so nothing is imported or downloaded."""
         from lm_eval.tasks._yaml_loader import load_yaml
 
         path = self._manager.task_index[name].yaml_path
         return {} if path is None else dict(load_yaml(path, resolve_func=False))
 
     def look_ahead(self, task: GeneralTask, max_length: int | None) -> None:
-        """Do everything of a task that needs no model: its data, packages, functions and templates.
+        """Check everything of a task that needs no model: data, packages, functions and templates.
 
         Args:
-            task: Of :func:`selfaug.evaluation.suites.chosen`.
-            max_length: Longest sequence of the model.
+            task: Task, as :func:`selfaug.evaluation.suites.chosen` returns it.
+            max_length: Longest sequence of the model in tokens; ``None`` where it is not known.
 
         Raises:
             ConfigError, DataError: If the task cannot be run.
@@ -135,20 +135,20 @@ class Harness:
         allow_code_execution: bool = False,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Run one task on one model: lm_eval's own numbers, and every item's, as JSON.
+        """Run one task on one model, and return lm_eval's scores and the values of every item as JSON.
 
         Args:
-            task: Of :func:`selfaug.evaluation.suites.chosen`.
-            model: The loaded model; or the name of another backend of lm_eval, which loads its own.
-            tokenizer: Saved with the run.
-            model_args: Of that backend.
-            batch_size: Requests at a time.
-            max_length: Longest sequence; ``None`` asks the model.
-            allow_code_execution: Run code that the model writes.
-            progress: Told how many requests the loaded model has answered; another backend's answers are not counted.
+            task: Task, as :func:`selfaug.evaluation.suites.chosen` returns it.
+            model: Loaded model, or the name of another backend of lm_eval, which loads its own.
+            tokenizer: Tokenizer of the run.
+            model_args: Arguments of the other backend.
+            batch_size: Number of requests in a batch.
+            max_length: Longest sequence in tokens; ``None`` for the model's own limit.
+            allow_code_execution: Whether code that the model writes may be run.
+            progress: Callback for the number of answered requests; called only for a loaded model.
 
         Raises:
-            ConfigError, DataError: If the task cannot be run: its data, an extra package or the model's length.
+            ConfigError, DataError: If the task's data, an extra package or the model's length does not allow it.
         """
         import lm_eval
 
@@ -168,7 +168,7 @@ class Harness:
                 lm = (HFLM if progress is None else _counted(progress))(
                     pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, max_length=max_length
                 )
-            found = lm_eval.simple_evaluate(
+            output = lm_eval.simple_evaluate(
                 model=lm,
                 model_args=None if model_args is None else dict(model_args),
                 tasks=[spec],
@@ -185,7 +185,7 @@ class Harness:
                 confirm_run_unsafe_code=allow_code_execution,
                 **SEEDS,
             )
-        return {**recorded(found, task.task), "left_out": left_out, "chat_template": chat}
+        return {**recorded(output, task.task), "left_out": left_out, "chat_template": chat}
 
     def _spec(self, task: GeneralTask) -> Any:
         if task.data is None:
@@ -212,7 +212,7 @@ class Harness:
         }
 
     def _without_missing_data(self, spec: Any, task: GeneralTask) -> tuple[dict[str, list[int]] | None, dict[str, int]]:
-        """Items to keep by task, where some need NLTK's data and it is not there; ``None`` keeps all."""
+        """Return the items to keep by task where NLTK's data is missing (``None`` for all), and the number dropped."""
         if "ifeval" not in task.task:
             return None, {}
         loaded = self._manager.load([spec])["tasks"]
@@ -237,12 +237,12 @@ class Harness:
 
 
 def _counted(progress: Progress) -> Any:
-    """lm_eval's class for a loaded model, which also tells how many requests are answered, and of how many."""
+    """Return a subclass of lm_eval's class for a loaded model that reports the number of answered requests."""
     from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM
 
     class Hook(CacheHook):
-        """Called by lm_eval with each answer, so that a cache can keep it."""
+        """lm_eval's hook for caches, which it calls with each answer."""
 
         done = 0
 
@@ -253,29 +253,29 @@ def _counted(progress: Progress) -> Any:
     class Counted(HFLM):
         expected = 0
 
-        def _asked(self, requests: Any) -> None:
+        def _expect(self, requests: Any) -> None:
             if not self.expected:
                 self.set_cache_hook(Hook(None))
             self.expected += len(requests)
             progress.expect(self.expected)
 
         def loglikelihood(self, requests: Any, *rest: Any, **options: Any) -> Any:
-            self._asked(requests)
+            self._expect(requests)
             return super().loglikelihood(requests, *rest, **options)
 
         def loglikelihood_rolling(self, requests: Any, *rest: Any, **options: Any) -> Any:
-            self._asked(requests)
+            self._expect(requests)
             return super().loglikelihood_rolling(requests, *rest, **options)
 
         def generate_until(self, requests: Any, *rest: Any, **options: Any) -> Any:
-            self._asked(requests)
+            self._expect(requests)
             return super().generate_until(requests, *rest, **options)
 
     return Counted
 
 
 def _lay_out(leaf: Any, document: Any, task: GeneralTask, number: int) -> None:
-    """Fill the task's templates with an item, as lm_eval will."""
+    """Check that an item fits the task's templates, by filling them as lm_eval will."""
     try:
         leaf.doc_to_text(document)
         target = leaf.doc_to_target(document)
@@ -293,17 +293,17 @@ def _lay_out(leaf: Any, document: Any, task: GeneralTask, number: int) -> None:
 
 
 def file_facts(task: GeneralTask) -> dict[str, Any] | None:
-    """Path, size and hash of a task's local file."""
+    """Return path, size and hash of a task's local file, or ``None`` without one."""
     if task.data is None:
         return None
     return {"path": str(task.data), "bytes": task.data.stat().st_size, "hash": file_hash(task.data)}
 
 
 def backend_args(backend: str, origin: Origin, dtype: str) -> dict[str, dict[str, Any]]:
-    """Arguments, by side, of a backend of lm_eval that loads its own model: vLLM's, with the adapter as LoRA.
+    """Return the arguments, by side, of an lm_eval backend that loads its own model (vLLM, with the adapter as LoRA).
 
     Raises:
-        ConfigError: If the run's adapter is none that the backend takes.
+        ConfigError: If the backend does not support the run's adapter.
     """
     common = {"dtype": dtype, "revision": origin.revision, "trust_remote_code": origin.trust_remote_code}
     tokenizer = {"tokenizer": str(origin.final)}
@@ -322,7 +322,7 @@ def backend_args(backend: str, origin: Origin, dtype: str) -> dict[str, dict[str
 
 
 def _lora_rank(final: Path) -> int | None:
-    """The adapter's largest rank, or ``None`` where it has none."""
+    """Return the adapter's largest rank, or ``None`` where it has none."""
     path = final / ADAPTER_CONFIG
     if not path.is_file():
         return None

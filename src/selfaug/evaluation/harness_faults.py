@@ -1,4 +1,4 @@
-"""The messages and exceptions of lm_eval: which reach the user, and as what."""
+"""Context managers that silence lm_eval and turn its exceptions into errors for the user."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _HUB_SECONDS = 5.0
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """lm_eval and NLTK print to stdout, which is for data, and warn of what we chose on purpose.
+    """Silence lm_eval and NLTK, which print to stdout and warn of settings that were chosen on purpose.
 
     Their progress bars, which no setting switches off, are dropped too: :class:`selfaug.evaluation.harness.Harness`
-    counts what they would count.
+    reports progress itself.
     """
     logger = logging.getLogger("lm_eval")
     level = logger.level
     if not is_verbose():
         logger.setLevel(logging.ERROR)
     try:
-        # Whatever the user wants to see of it, stdout stays for data.
+        # Also in verbose mode, stdout is for data only.
         with contextlib.redirect_stdout(talk()), libraries_muted(), _without_git():
             yield
     finally:
@@ -42,7 +42,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_git() -> Iterator[None]:
-    """lm_eval asks git for a commit of the folder it happens to run in, which says `fatal:` outside of one."""
+    """Keep lm_eval from asking git for the commit of the working directory, which prints `fatal:` outside of one."""
     from lm_eval import evaluator
 
     own = getattr(evaluator, "get_git_commit_hash", None)
@@ -55,7 +55,7 @@ def _without_git() -> Iterator[None]:
 
 @contextlib.contextmanager
 def translated(task: GeneralTask) -> Iterator[None]:
-    """What lm_eval and the hub's libraries raise, as an error that says what to do."""
+    """Turn exceptions of lm_eval and the hub's libraries into errors with a hint."""
     try:
         yield
     except (ConfigError, DataError):
@@ -93,9 +93,9 @@ def _first(error: BaseException) -> str:
 
 @cache
 def offline_where_unreachable() -> None:
-    """Switch the hub off for this process where it does not answer, so that its libraries look at their caches alone.
+    """Switch the hub off for this process where it does not answer, so that its libraries only use their caches.
 
-    They would try each file of each data set five times, half a minute in all.
+    Otherwise they try each file of each data set five times, half a minute in all.
     """
     import datasets
     from huggingface_hub import constants
@@ -111,7 +111,7 @@ def offline_where_unreachable() -> None:
 
 
 def code_refused(task: str) -> ConfigError:
-    """The error for a task that runs what the model wrote."""
+    """Return the error for a task that runs code that the model writes."""
     return ConfigError(
         f"general task {task} runs code that the model writes, on this machine",
         "pass --allow_code_execution in a sandbox, or leave the task out.",
@@ -119,7 +119,7 @@ def code_refused(task: str) -> ConfigError:
 
 
 def repeatable_language_detection() -> None:
-    """Seed langdetect: it draws at random, and the same answers would get other IFEval scores from call to call."""
+    """Seed langdetect, which draws at random: IFEval would otherwise score the same answers differently each time."""
     try:
         from langdetect import DetectorFactory
     except ImportError:

@@ -1,7 +1,7 @@
-"""The correctness of answers by the verdict of a language model behind an OpenAI-compatible endpoint.
+"""A judge of answers: a language model behind an OpenAI-compatible endpoint that gives verdicts on correctness.
 
-What rules can settle (no answer, an exact match) is not asked. Verdicts are kept on disk by the hash of model and
-prompt. One that cannot be read is counted and shown, never guessed.
+Rules decide abstentions and exact matches without a request. Replies are kept on disk under a hash of model and
+prompt. An unreadable reply is counted and shown, never guessed.
 """
 
 from __future__ import annotations
@@ -40,47 +40,50 @@ _VERDICTS: tuple[Verdict, ...] = ("right", "missing", "wrong")
 
 
 class JudgeError(UserError):
-    """The judge gives no verdicts at all."""
+    """The error of a judge that cannot be reached or refuses requests."""
 
 
 def parse_verdict(reply: str) -> Verdict | None:
-    """The verdict in a reply: its only JSON object with ``verdict``, or the bare word; ``None`` for anything else.
+    """Return the verdict in a reply: in a JSON object with ``verdict``, or as a bare word; else ``None``.
 
-    Two objects that contradict each other are no verdict.
+    JSON objects that contradict each other give no verdict.
     """
     bare = reply.strip().strip("\"'.` ").lower()
     if bare in _VERDICTS:
         return bare
-    found = set()
+    verdicts = set()
     for text in _OBJECT.findall(reply):
         try:
             value = json.loads(text).get("verdict")
         except ValueError:
             continue
-        found.add(value.strip().lower() if isinstance(value, str) else None)
-    if len(found) != 1:
+        verdicts.add(value.strip().lower() if isinstance(value, str) else None)
+    if len(verdicts) != 1:
         return None
-    verdict = found.pop()
+    verdict = verdicts.pop()
     return verdict if verdict in _VERDICTS else None
 
 
 @dataclass
 class Judge:
-    """A judge, its cache, and what came of asking it.
+    """A judge with its cache and counts of its replies.
 
     Args:
-        url: Of the endpoint: up to ``/v1`` or to ``/chat/completions``.
-        model: Its name there.
-        cache: JSONL file of verdicts; ``None`` for no cache.
-        api_key: Sent as a bearer token; never written anywhere.
+        url: URL of the endpoint, up to ``/v1`` or to ``/chat/completions``.
+        model: Name of the model at the endpoint.
+        cache: JSONL file of replies; ``None`` for no cache.
+        api_key: API key, sent as a bearer token and never written anywhere.
         timeout: Seconds for one reply.
-        retries: Further tries of a question after time-outs, refused connections and the server's passing errors.
-        first_wait: Seconds before the second try; doubled each time, up to a minute, unless the server says how long.
-        concurrency: Questions on their way at once.
-        forms: The forms of abstention that need no judge; ``None`` for the package's own.
+        retries: Number of retries of a request after time-outs, refused connections and transient server errors.
+        first_wait: Seconds before the first retry; doubled each time, up to a minute, unless the server names a time.
+        concurrency: Number of requests in flight at once.
+        forms: Forms of abstention that need no judge; ``None`` for the package's own.
+        asked: Number of requests sent.
+        from_cache: Number of replies taken from the cache.
+        unparsed: Replies without a readable verdict.
 
     Raises:
-        ConfigError: If the URL is none.
+        ConfigError: If the URL is not valid.
     """
 
     url: str
@@ -112,10 +115,10 @@ class Judge:
         abstention: str = "",
         progress: Callable[[int], None] | None = None,
     ) -> list[Verdict | None]:
-        """A verdict for each (question, accepted answers, response); ``None`` where the reply could not be read.
+        """Return a verdict for each (question, accepted answers, response); ``None`` where the reply is unreadable.
 
         Raises:
-            JudgeError: If the endpoint refuses, or does not answer after all tries. What it said before is kept.
+            JudgeError: If the endpoint refuses, or does not answer after all tries. Earlier replies are kept.
             DiskError: If the cache cannot be written.
         """
         return self._endpoint.each(rows, lambda row: self._verdict(*row, abstention), progress)
@@ -154,13 +157,13 @@ class Judge:
 
     def _keep(self, key: str, reply: str) -> None:
         self._known[key] = reply
-        # A reply that cannot be read may be a passing fault: it is asked for again next time.
+        # An unreadable reply may be a transient fault, so it is not cached.
         if self._lines is not None and parse_verdict(reply) is not None:
             self._lines.add([{"key": key, "model": self.model, "reply": reply}])
 
 
 def _content(raw: bytes) -> str:
-    """The text of a chat completion, or the raw reply where it is none: then it cannot be read, and is shown so."""
+    """Return the text of a chat completion, or for another reply its raw text, to be shown as unreadable."""
     try:
         body: Any = json.loads(raw)
         return str(body["choices"][0]["message"]["content"])

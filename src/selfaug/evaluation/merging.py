@@ -1,8 +1,8 @@
-"""Write a tuned model's weights in a number format, and measure what share of the tuning the written model keeps.
+"""Functions that write a tuned model's weights in a number format and measure how much of the tuning is kept.
 
-W is a weight of the base, ``T = W + D`` the tuned one (the adapter folded in, float32), M what is written. A number
-format is too coarse where D is smaller than half its step at W: rounding T to the nearest then gives W back, and the
-tuning is lost without any error being large.
+W is a base weight, ``T = W + D`` the tuned weight (float32, the adapter folded in) and M the written weight. A number
+format is too coarse where D is smaller than half its spacing at W: rounding T to the nearest value then gives W back.
+The tuning is lost, although no single rounding error is large.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ ENOUGH = 0.95
 """Least share of the tuning that must be kept, by weights and by outputs."""
 
 ENOUGH_ANSWERS = 0.96
-"""Least share of greedy answers that must be the adapter's."""
+"""Least share of greedy answers that must equal the adapter's."""
 
 NOISE = 1e-6
-"""KL in nats a token that float32 outputs of the same weights may have from each other."""
+"""KL, in nats per token, that float32 outputs of equal weights may differ by."""
 
 LONGEST_ANSWER = 24
-"""Tokens of an answer that are compared."""
+"""Number of tokens of an answer that are compared."""
 
 Progress = Callable[[int], None]
 Rounding = Callable[[Tensor, torch.dtype, torch.Generator], Tensor]
@@ -44,12 +44,12 @@ Rounding = Callable[[Tensor, torch.dtype, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Share:
-    """What one adapted parameter, or several together, keep of their tuning.
+    """The share of the tuning that one adapted parameter, or several together, keep.
 
     Args:
         along: <M - W, D>.
         size: <D, D>.
-        changed: Number of weights that are written as something else than the base's would be.
+        changed: Number of weights whose written value differs from that of the base weight.
         count: Number of weights.
     """
 
@@ -60,7 +60,7 @@ class Share:
 
     @classmethod
     def of(cls, written: Tensor, tuned: Tensor, base: Tensor) -> Share:
-        """The share of one parameter, from M in its number format and T and W in float32."""
+        """Return the share of one parameter from M in its number format, and T and W in float32."""
         delta = tuned - base
         return cls(
             along=float(torch.sum((written.float() - base) * delta, dtype=torch.float64)),
@@ -76,18 +76,18 @@ class Share:
 
     @property
     def kept(self) -> float:
-        """<M - W, D> / <D, D>: 1 where the whole tuning is there, 0 where the base was written."""
+        """<M - W, D> / <D, D>: 1 where the whole tuning is kept, 0 where the base was written."""
         return self.along / self.size if self.size else 1.0
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a written model keeps of the tuning.
+    """The share of the tuning that a written model keeps.
 
     Args:
         dtype: Number format of the written weights.
         weights: :class:`Share` of each adapted parameter, by its name.
-        outputs: What it answers, or ``None`` where no prompts were compared.
+        outputs: Comparison of its outputs with the adapter's; ``None`` where no prompts were compared.
     """
 
     dtype: str
@@ -96,7 +96,7 @@ class Kept:
 
     @property
     def total(self) -> Share:
-        """All adapted parameters together."""
+        """Share of all adapted parameters together."""
         return sum(self.weights.values(), Share())
 
     @property
@@ -105,16 +105,17 @@ class Kept:
         return min(self.weights, key=lambda name: self.weights[name].kept, default=None)
 
     def lacks(self) -> str | None:
-        """Say what is too little, or return ``None`` where enough is kept."""
-        total, said = self.total, self.outputs
+        """Return a clause that says where too little is kept, or ``None`` where enough is."""
+        total, outputs = self.total, self.outputs
         if not total.kept >= ENOUGH:
             return f"its weights keep {total.kept:.0%} of what training changed"
-        if said is None:
+        if outputs is None:
             return None
-        if not said.same >= ENOUGH_ANSWERS * said.prompts:
-            return f"it answers {said.prompts - said.same} of {said.prompts} prompts differently from the adapter"
-        if not said.kl <= (1 - ENOUGH) * said.base_kl + NOISE:
-            return f"its outputs keep {said.kept:.0%} of what training changed"
+        if not outputs.same >= ENOUGH_ANSWERS * outputs.prompts:
+            different = outputs.prompts - outputs.same
+            return f"it answers {different} of {outputs.prompts} prompts differently from the adapter"
+        if not outputs.kl <= (1 - ENOUGH) * outputs.base_kl + NOISE:
+            return f"its outputs keep {outputs.kept:.0%} of what training changed"
         return None
 
     def __str__(self) -> str:
@@ -133,12 +134,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class Outputs:
-    """How near a written model's outputs are to the adapter's, at the tokens of the adapter's greedy answers.
+    """The distance of a written model's outputs from the adapter's, at the tokens of the adapter's greedy answers.
 
     Args:
         prompts: Number of prompts.
-        same: Number of prompts whose greedy answer is the adapter's, token by token.
-        base_same: Number of prompts that the base answers as the adapter does.
+        same: Number of prompts whose greedy answer equals the adapter's, token by token.
+        base_same: Number of prompts for which the base's greedy answer equals the adapter's.
         kl: KL(adapter || written), mean over tokens, in nats.
         base_kl: KL(adapter || base), mean over tokens, in nats.
     """
@@ -171,12 +172,12 @@ def write_weights(
     """Change the parameters of ``model`` from T to M, and return the share that each adapted one keeps.
 
     Args:
-        model: The tuned model in float32 with its adapter folded in; changed in place.
-        base: The base model in the number formats of its files.
-        dtype: Number format to write; a parameter that the base keeps in another format than
-            the rest is not written in a narrower one.
-        rounded: How adapted parameters are rounded; ``None`` for :func:`stochastically`. All others are rounded to the
-            nearest.
+        model: Tuned model in float32 with its adapter folded in; changed in place.
+        base: Base model in the number formats of its files.
+        dtype: Number format to write. A parameter that the base keeps in another format than the rest is not written
+            in a narrower one.
+        rounded: Rounding of adapted parameters; ``None`` for :func:`stochastically`. All others are rounded to the
+            nearest value.
 
     Raises:
         ConfigError: If a weight is not finite in this format.
@@ -207,21 +208,21 @@ def write_weights(
 
 
 def stochastically(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Round each value to one of its two neighbours in ``dtype`` by chance, so that the mean is the value.
+    """P(upper) = (x - lower) / (upper - lower): round each value at random to a neighbour in ``dtype``, unbiased.
 
-    P(upper) = (x - lower) / (upper - lower). What is exact in the format stays as it is. Many small changes of weights
-    are kept in their sum, which is what a layer computes; rounded to the nearest, each of them would be lost alone.
+    Values that are exact in the format stay as they are. A layer computes sums, and the sum of many small changes of
+    weights is kept on average; rounding to the nearest would lose each of them.
 
     Args:
-        values: float32, of any shape, all finite in ``dtype``.
-        dtype: float16, bfloat16 or float32.
-        generator: Source of the draws, on the device of ``values``.
+        values: Values in float32, of any shape, all finite in ``dtype``.
+        dtype: Number format: float16, bfloat16 or float32.
+        generator: Random generator on the device of ``values``.
     """
     if dtype.itemsize >= values.dtype.itemsize:
         return values.to(dtype)
     size = values.abs()
     nearest = size.to(dtype)
-    # The bits of floats of one sign are in the order of their values.
+    # The bit patterns of non-negative floats are ordered as their values.
     lower = nearest.view(torch.int16) - (nearest.float() > size).to(torch.int16)
     low, high = lower.view(dtype).float(), (lower + 1).view(dtype).float()
     draws = torch.rand(size.shape, generator=generator, device=size.device)
@@ -231,15 +232,15 @@ def stochastically(values: Tensor, dtype: torch.dtype, generator: torch.Generato
 
 @dataclass(frozen=True)
 class Answers:
-    """The adapter's greedy answers to some prompts, and what adapter and base say at each of their tokens.
+    """The adapter's greedy answers to some prompts, and the distributions of adapter and base at each of their tokens.
 
     Make one with :meth:`of`.
 
     Args:
         prompts: Token ids of the prompts.
         ids: Token ids of the answers, one for each prompt.
-        adapter: log p(. | prompt, answer so far) of base and adapter, T x V for each prompt, float32 on the CPU.
-        base: The same of the base.
+        adapter: log p(. | prompt, answer so far) of the adapter, T x V for each prompt, float32 on the CPU.
+        base: The same log probabilities of the base.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -256,14 +257,14 @@ class Answers:
         prompts: Sequence[Sequence[int]],
         progress: Progress = lambda _: None,
     ) -> Answers:
-        """Let a run's models answer.
+        """Generate the adapter's answers, and compute the distributions of adapter and base.
 
         Args:
-            sides: The run's models.
-            tokenizer: Saved with the run.
-            renderer: Saved with the run.
-            prompts: Token ids.
-            progress: Called with the number of prompts done, from 0 to three times their number.
+            sides: Base and tuned model of the run.
+            tokenizer: Tokenizer of the run.
+            renderer: Renderer of the run.
+            prompts: Token ids of the prompts.
+            progress: Function called with the number of passes done; each prompt has three.
         """
         count = len(prompts)
         with sides.side("tuned") as model:
@@ -281,21 +282,21 @@ class Answers:
             return cls(prompts, ids, adapter, _outputs(model, prompts, ids, lambda done: progress(2 * count + done)))
 
     def compare(self, model: PreTrainedModel, progress: Progress = lambda _: None) -> Outputs:
-        """Return how near a written model is to the adapter.
+        """Compare a written model with the adapter.
 
-        Its greedy answer is the adapter's where its likeliest token is the adapter's at each token of the answer: up to
-        there both have read the same.
+        Its greedy answer equals the adapter's where its likeliest token does at every token of the answer: both have
+        then the same context at each token.
 
         Args:
-            model: The written model, in evaluation mode.
-            progress: Called with the number of prompts done.
+            model: Written model, in evaluation mode.
+            progress: Function called with the number of prompts done.
         """
-        found = _outputs(model, self.prompts, self.ids, progress)
+        written = _outputs(model, self.prompts, self.ids, progress)
         return Outputs(
             prompts=len(self.prompts),
-            same=_same(self.adapter, found),
+            same=_same(self.adapter, written),
             base_same=_same(self.adapter, self.base),
-            kl=_kl(self.adapter, found),
+            kl=_kl(self.adapter, written),
             base_kl=_kl(self.adapter, self.base),
         )
 
@@ -304,16 +305,16 @@ def _outputs(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], progress: Progress
 ) -> list[Tensor]:
     device = model.get_input_embeddings().weight.device
-    known = "logits_to_keep" in inspect.signature(model.forward).parameters
-    found = []
+    takes_limit = "logits_to_keep" in inspect.signature(model.forward).parameters
+    outputs = []
     for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
         ids = torch.tensor([[*prompt, *answer[:-1]]], device=device)
-        last = {"logits_to_keep": len(answer)} if known else {}
+        last = {"logits_to_keep": len(answer)} if takes_limit else {}
         with torch.no_grad():
             logits_TV = model(input_ids=ids, use_cache=False, **last).logits[0, -len(answer) :]
-        found.append(logits_TV.float().log_softmax(-1).cpu())
+        outputs.append(logits_TV.float().log_softmax(-1).cpu())
         progress(place)
-    return found
+    return outputs
 
 
 def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> int:
@@ -323,8 +324,8 @@ def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> int:
 def _kl(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     total = 0.0
     for a, b in zip(one, other, strict=True):
-        apart = torch.where(a > -torch.inf, a - b, 0.0)
-        total += float(torch.sum(a.exp() * apart, dtype=torch.float64))
+        log_ratio = torch.where(a > -torch.inf, a - b, 0.0)
+        total += float(torch.sum(a.exp() * log_ratio, dtype=torch.float64))
     return max(0.0, total / max(1, sum(len(a) for a in one)))
 
 

@@ -1,4 +1,4 @@
-"""The interface of a part of an evaluation: what decides it, what it asks of a model, how answers become metrics.
+"""The interface of a part of an evaluation: its cache key, what it computes with a model, and its metrics.
 
 A part is computed per side (base, tuned) into a payload of plain JSON, which is stored; from the two payloads its entry
 in the results and its lines in the sample log are made, which costs nothing and is done anew each time.
@@ -21,13 +21,13 @@ _LONGEST_PROMPT = 4000
 
 
 class Progress(Protocol):
-    """Told how far the computing of a side is."""
+    """A callback that is told how many steps of a side are done."""
 
     def __call__(self, done: int, /) -> None:
-        """So many steps are done."""
+        """Set the number of steps that are done."""
 
     def expect(self, total: int) -> None:
-        """So many steps there are, where :meth:`Part.size` did not know it."""
+        """Set the number of steps, where :meth:`Part.size` did not know it."""
 
 
 @dataclass(frozen=True)
@@ -45,34 +45,34 @@ class Part(Protocol):
 
     @property
     def needs_model(self) -> bool:
-        """Whether the loaded model computes it; else another program loads its own."""
+        """Whether the loaded model computes it; otherwise another program loads its own."""
 
     def deciding(self) -> dict[str, Any]:
-        """Everything besides the weights and the libraries' versions that decides the payloads.
+        """Return everything that decides the payloads besides the weights and the libraries' versions.
 
-        It becomes part of the key under which a payload is stored. If the shape of the payload changes, add a version
-        here (or raise it), or :meth:`finish` receives stored payloads of the old shape.
+        It becomes part of the key under which a payload is stored. If the shape of the payload changes, add or raise a
+        version here; otherwise :meth:`finish` receives stored payloads of the old shape.
         """
 
     def look_ahead(self) -> None:
-        """Refuse, before any model is loaded, what would stop it later; called only if it is to be computed.
+        """Check before any model is loaded that the part can be computed; called only for parts that will be.
 
         Raises:
             UserError: If it cannot be computed.
         """
 
     def size(self) -> int | None:
-        """Steps of one side that progress counts to; ``None`` where they are known only to who computes."""
+        """Return the number of steps of one side; ``None`` where :meth:`compute` reports it with `Progress.expect`."""
 
     def compute(self, side: str, model: PreTrainedModel | None, progress: Progress) -> Any:
-        """The payload of one side."""
+        """Compute the payload of one side."""
 
     def finish(self, payloads: Mapping[str, Any], seed: int) -> Finished:
-        """What comes of both sides."""
+        """Return the entry and the sample lines that follow from the payloads of both sides."""
 
 
 def shown(prompt: str) -> dict[str, str]:
-    """The prompt for the sample log, its middle left out where it is long, and the hash of the whole."""
+    """Return the prompt for the sample log, without its middle where it is long, and the hash of the whole prompt."""
     whole = str(text_hash(prompt))
     if len(prompt) > _LONGEST_PROMPT:
         half = _LONGEST_PROMPT // 2

@@ -39,7 +39,7 @@ _METRIC: dict[str, type | tuple[type, ...]] = {
     "unit": str, "higher_is_better": bool, "primary": bool, "base": dict, "tuned": dict,
     "difference": (dict, type(None)),
 }  # fmt: skip
-_ROUNDING = 1e-9  # lm_eval sums in another order than we do
+_ROUNDING = 1e-9  # lm_eval adds items up in another order
 
 
 def metric(
@@ -53,21 +53,21 @@ def metric(
     reported: Mapping[str, tuple[float, float | None]] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """A metric's entry: both values with standard errors, and their paired difference with its interval.
+    """Return a metric's entry: both values with standard errors, and their paired difference with its interval.
 
     Args:
         base: Items of the base model.
-        tuned: Of the tuned one, in the same order.
-        unit: ``fraction``, ``score`` (-1 to 1), ``nats/token``, or what the metric counts.
-        higher_is_better: Its direction.
-        primary: Whether it is the one that stands for its part in averages.
-        seed: Of the bootstrap.
-        reported: Value and standard error by side, where another program computed them. Where its values are not the
-            ratio of the items' sums, the items cannot tell the interval and the difference has none.
-        more: Further fields.
+        tuned: Items of the tuned model, in the same order.
+        unit: Unit: ``fraction``, ``score`` (-1 to 1), ``nats/token``, or what the metric counts.
+        higher_is_better: Whether higher values are better.
+        primary: Whether the metric represents its part in averages.
+        seed: Seed of the bootstrap.
+        reported: Value and standard error by side, where another program computed them. Where its values are not
+            ratios of the items' sums, items cannot be resampled and the difference has no interval.
+        more: Further fields of the entry.
 
     Returns:
-        ``None`` where no item counts.
+        The entry, or ``None`` where no item counts.
     """
     own = {side: (value(items), standard_error(items)) for side, items in zip(SIDES, (base, tuned), strict=True)}
     chosen = dict(own) if reported is None else dict(reported)
@@ -80,67 +80,67 @@ def metric(
         if stderr is None and agree:
             stderr = own[side][1]
         sides[side] = {"value": chosen[side][0], "stderr": stderr, "n": items.count}
-    apart: dict[str, Any] = {"value": (chosen["tuned"][0] or 0.0) - (chosen["base"][0] or 0.0)}
-    found = difference([(base, tuned)], seed=seed) if agree else None
-    apart["stderr"] = None if found is None else found.stderr
-    apart["interval"] = None if found is None or found.interval is None else list(found.interval)
-    apart |= {"confidence": CONFIDENCE, "method": "paired bootstrap over items", "resamples": RESAMPLES, "seed": seed}
-    apart["n"] = min(base.count, tuned.count)
+    gap: dict[str, Any] = {"value": (chosen["tuned"][0] or 0.0) - (chosen["base"][0] or 0.0)}
+    estimate = difference([(base, tuned)], seed=seed) if agree else None
+    gap["stderr"] = None if estimate is None else estimate.stderr
+    gap["interval"] = None if estimate is None or estimate.interval is None else list(estimate.interval)
+    gap |= {"confidence": CONFIDENCE, "method": "paired bootstrap over items", "resamples": RESAMPLES, "seed": seed}
+    gap["n"] = min(base.count, tuned.count)
     if not agree:
-        apart["no_interval_because"] = "the metric is no ratio of sums over items"
-    elif found is not None and found.interval is None:
-        apart["no_interval_because"] = "too few items count"
+        gap["no_interval_because"] = "the metric is no ratio of sums over items"
+    elif estimate is not None and estimate.interval is None:
+        gap["no_interval_because"] = "too few items count"
     head = {"unit": unit, "higher_is_better": higher_is_better, "primary": primary, **(more or {})}
-    return {**head, **sides, "difference": apart}
+    return {**head, **sides, "difference": gap}
 
 
 def problems(results: Any) -> list[str]:
-    """What is wrong with a results object, as ``place: what``; empty where it is whole."""
-    found = list(_fields(results, _REQUIRED, ""))
-    if found:
-        return found
+    """Return the faults of a results object as ``place: fault``; none where it is valid."""
+    faults = list(_fields(results, _REQUIRED, ""))
+    if faults:
+        return faults
     if results["schema"] != SCHEMA:
         return [f"schema: {results['schema']}, this selfaug reads {SCHEMA}"]
     for name, part in results["parts"].items():
         where = f"parts.{name}"
         bad = list(_fields(part, _PART, where))
-        found += bad
+        faults += bad
         if bad:
             continue
         if part["group"] not in GROUPS:
-            found.append(f"{where}.group: {part['group']!r}, one of {', '.join(GROUPS)}")
+            faults.append(f"{where}.group: {part['group']!r}, one of {', '.join(GROUPS)}")
         if sum(bool(entry.get("primary")) for entry in part["metrics"].values() if isinstance(entry, Mapping)) > 1:
-            found.append(f"{where}.metrics: more than one is primary")
+            faults.append(f"{where}.metrics: more than one is primary")
         for label, entry in part["metrics"].items():
-            found += _metric_problems(entry, f"{where}.metrics.{label}")
+            faults += _metric_problems(entry, f"{where}.metrics.{label}")
         for sub, inner in (part.get("subtasks") or {}).items():
             for label, entry in inner.items():
-                found += _metric_problems(entry, f"{where}.subtasks.{sub}.{label}")
-    found += [f"{place}: {number} is not finite" for place, number in _numbers(results) if not math.isfinite(number)]
-    return found
+                faults += _metric_problems(entry, f"{where}.subtasks.{sub}.{label}")
+    faults += [f"{place}: {number} is not finite" for place, number in _numbers(results) if not math.isfinite(number)]
+    return faults
 
 
 def _metric_problems(entry: Any, where: str) -> list[str]:
-    found = list(_fields(entry, _METRIC, where))
-    if found:
-        return found
+    faults = list(_fields(entry, _METRIC, where))
+    if faults:
+        return faults
     for side in SIDES:
-        found += _fields(entry[side], {"value": (int, float), "stderr": (int, float, type(None)), "n": int},
+        faults += _fields(entry[side], {"value": (int, float), "stderr": (int, float, type(None)), "n": int},
                          f"{where}.{side}")  # fmt: skip
-    apart = entry["difference"]
-    if found or apart is None:
-        return found
-    found += _fields(apart, {"value": (int, float), "interval": (list, type(None)), "n": int}, f"{where}.difference")
-    if found:
-        return found
-    if not math.isclose(apart["value"], entry["tuned"]["value"] - entry["base"]["value"], rel_tol=0, abs_tol=1e-12):
-        found.append(f"{where}.difference.value: not tuned minus base")
-    interval = apart["interval"]
+    gap = entry["difference"]
+    if faults or gap is None:
+        return faults
+    faults += _fields(gap, {"value": (int, float), "interval": (list, type(None)), "n": int}, f"{where}.difference")
+    if faults:
+        return faults
+    if not math.isclose(gap["value"], entry["tuned"]["value"] - entry["base"]["value"], rel_tol=0, abs_tol=1e-12):
+        faults.append(f"{where}.difference.value: not tuned minus base")
+    interval = gap["interval"]
     if interval is not None and not (len(interval) == 2 and interval[0] <= interval[1]):
-        found.append(f"{where}.difference.interval: {interval}, expected [low, high]")
-    if interval is None and not apart.get("no_interval_because"):
-        found.append(f"{where}.difference.no_interval_because: missing where there is no interval")
-    return found
+        faults.append(f"{where}.difference.interval: {interval}, expected [low, high]")
+    if interval is None and not gap.get("no_interval_because"):
+        faults.append(f"{where}.difference.no_interval_because: missing where there is no interval")
+    return faults
 
 
 def _fields(value: Any, wanted: Mapping[str, type | tuple[type, ...]], where: str) -> Iterator[str]:
@@ -152,10 +152,10 @@ def _fields(value: Any, wanted: Mapping[str, type | tuple[type, ...]], where: st
         if name not in value:
             yield f"{place}: missing"
         elif not isinstance(value[name], kind) or (isinstance(value[name], bool) and kind is not bool):
-            yield f"{place}: {type(value[name]).__name__}, expected {_said(kind)}"
+            yield f"{place}: {type(value[name]).__name__}, expected {_type_names(kind)}"
 
 
-def _said(kind: type | tuple[type, ...]) -> str:
+def _type_names(kind: type | tuple[type, ...]) -> str:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     return " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
 
@@ -172,7 +172,7 @@ def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write whole or not at all, after the check that readers make.
+    """Check the results as readers do, and write them atomically.
 
     Raises:
         DiskError: If the file cannot be written.
@@ -184,10 +184,10 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """The results of a run.
+    """Return the results of a run.
 
     Raises:
-        DataError: If the file is missing, damaged or of another schema; the first problems are named.
+        DataError: If the file is missing, damaged or of another schema; the message names the first problems.
     """
     path = Path(path)
     if not path.exists():
@@ -200,7 +200,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def read_samples(path: str | Path, part: str | None = None) -> Iterator[dict[str, Any]]:
-    """The lines of a sample log, of one part or of all, in order.
+    """Yield the lines of a sample log in order, of one part or of all.
 
     Raises:
         DataError: If the file is missing or damaged.
@@ -211,13 +211,13 @@ def read_samples(path: str | Path, part: str | None = None) -> Iterator[dict[str
 
 
 def items_of(samples: Sequence[Mapping[str, Any]], name: str) -> tuple[Items, Items]:
-    """A metric's items of base and tuned from samples of one part; what intervals are made of."""
+    """Return a metric's items of base and tuned from samples of one part; intervals are computed from them."""
     base, tuned = (Items.of([sample[side]["values"].get(name) for sample in samples]) for side in SIDES)
     return base, tuned
 
 
 def primary(results: Mapping[str, Any], group: str | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
-    """``{part: (name, metric)}`` of the metric that stands for each part, of one group or of all."""
+    """Return ``{part: (name, entry)}`` of each part's primary metric, for one group or all."""
     return {
         part: (name, entry)
         for part, body in results["parts"].items()

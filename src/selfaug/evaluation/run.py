@@ -1,4 +1,4 @@
-"""Runs the parts of an evaluation one after the other, so that nothing finished is lost or repeated."""
+"""The loop over the parts of an evaluation, which stores each finished part and never repeats it."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def evaluate(
     say: Callable[[str], None],
     fresh: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-    """Compute what is not in the store, and yield each part as it is finished: name, entry, samples.
+    """Compute what is not in the store, and yield name, entry and samples of each part as it is finished.
 
     Args:
-        parts: In order.
-        sides: The models; loaded when the first side that is not stored needs them.
-        store: Of finished sides.
-        seed: Of the bootstrap.
-        bar: Progress: what, and how many steps where that is known.
-        say: Told what is done and what is taken from before.
-        fresh: Compute everything anew.
+        parts: Parts in the order of computation.
+        sides: Base and tuned model, loaded when a side that is not stored needs them.
+        store: Store of finished sides.
+        seed: Seed of the bootstrap.
+        bar: Function that opens a progress bar for a name and a number of steps (``None`` where it is not known).
+        say: Function that prints a line about what is done or taken from the store.
+        fresh: Whether everything is computed anew.
 
     Raises:
-        UserError: Before anything is computed, if a part cannot be.
+        UserError: If a part cannot be computed; raised before anything is.
     """
     origin = sides.origin
     common = {
@@ -57,14 +57,14 @@ def evaluate(
         "versions": {name: version for name, version in versions().items() if name in _DECIDING_VERSIONS},
         "quantization": None if origin.quantization is None else str(origin.quantization),
     }
-    known: list[tuple[Part, dict[str, str], dict[str, Any]]] = []
+    planned: list[tuple[Part, dict[str, str], dict[str, Any]]] = []
     for part in parts:
         deciding = {"part": part.name.partition(":")[0], **common, **part.deciding()}
         keys = {"base": key_of(deciding), "tuned": key_of({**deciding, "tuned": origin.tuned_hash})}
         stored = {side: None if fresh else store.get(f"{part.name}-{side}", keys[side]) for side in SIDES}
-        known.append((part, keys, stored))
-    look_ahead([part for part, _, stored in known if None in stored.values()])
-    for part, keys, stored in known:
+        planned.append((part, keys, stored))
+    look_ahead([part for part, _, stored in planned if None in stored.values()])
+    for part, keys, stored in planned:
         for side in sides.order():
             found = stored[side]
             if found is not None:
@@ -75,11 +75,11 @@ def evaluate(
             if part.needs_model:
                 if not sides.holds(side):
                     say("loading the model ...")
-                # Before the bar: the time that loading takes says nothing of what the items take.
+                # The model is loaded before the bar starts, since loading would distort the estimated time.
                 with sides.side(side) as model, bar(what, part.size()) as progress:
                     payload = part.compute(side, model, progress)
             else:
-                sides.release()  # the other program loads its own, and needs the memory
+                sides.release()  # the other program needs the memory for its own model
                 with bar(what, part.size()) as progress:
                     payload = part.compute(side, None, progress)
             seconds = time.perf_counter() - began
@@ -98,10 +98,10 @@ def evaluate(
 
 
 def look_ahead(parts: Sequence[Part]) -> None:
-    """Ask each part that will be computed whether it can be, and name all that cannot at once.
+    """Check that each part to be computed can be, and report all that cannot in one error.
 
     Raises:
-        UserError: With every reason; nothing has been computed then.
+        UserError: If a part cannot be computed; with every reason.
     """
     faults: dict[str, UserError] = {}
     for part in parts:
@@ -130,7 +130,7 @@ def _device() -> str:
 def kept_parts(
     results: Path, samples: Path, hashes: Mapping[str, Any], replaced: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Parts and samples of an earlier evaluation of the same weights that the present one does not measure anew."""
+    """Return the parts and samples of an earlier evaluation of the same weights that are not measured anew."""
     earlier = json_of_ours(results)
     try:
         if problems(earlier) or any(earlier["hashes"].get(side) != hashes[side] for side in SIDES):
@@ -143,7 +143,7 @@ def kept_parts(
 
 
 def write(folder: RunFolder, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
-    """Write the sample log, then the results; each whole or as it was before.
+    """Write the sample log, then the results, each atomically.
 
     Raises:
         DiskError: If the disk is full.

@@ -1,4 +1,4 @@
-"""The evaluation of records: prompts as in training, greedy answers, answer NLL, and every score of the answers."""
+"""The evaluation of records: prompts as in training, greedy answers, the NLL of accepted answers, and scores."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ METRICS = {
     "groundedness": ("fraction", True),
     "answer_nll": ("nats/token", False),
 }
-"""Unit of each metric of the task, and whether higher is better; :func:`score` gives its values item by item."""
+"""Unit of each metric of the task, and whether higher is better; :func:`score` returns its values item by item."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One record as it is put to the models.
+    """One record with its prompt.
 
     Args:
-        index: Its place in the data.
-        record: What was read.
-        documents: Those that stand in the prompt.
-        prompt: The inference prompt, as in training.
-        prompt_ids: Its token ids.
-        response_ids: The first accepted answer (or the abstention text) and its end, as in training.
+        index: Index of the record in the data.
+        record: Record as it was read.
+        documents: Documents in the prompt.
+        prompt: Prompt without the response, as in training.
+        prompt_ids: Token ids of the prompt.
+        response_ids: Token ids of the first accepted answer (or the abstention text) and its end, as in training.
     """
 
     index: int
@@ -72,12 +72,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The records that fit, and how many do not, by reason.
+    """The prompts of the records that fit, and the number of records left out by reason.
 
     Args:
-        asked: Those that fit.
-        left_out: Counts of the others.
-        answers_lost: How many of ``asked`` have an accepted answer in their documents, and none in what fits of them.
+        asked: Records that fit.
+        left_out: Number of records left out, by reason.
+        answers_lost: Number of ``asked`` whose accepted answers all stand in documents that did not fit.
     """
 
     asked: list[Asked]
@@ -87,12 +87,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of one prompt.
+    """A model's answer to one prompt.
 
     Args:
-        text: Its greedy answer without special tokens and without a thought before it, stripped.
-        finished: Whether it ended by itself, and not at the limit.
-        nll: NLL of the accepted answer (not of ``text``): its sum in nats, and its number of tokens.
+        text: Greedy answer without special tokens and without a thought before it, stripped.
+        finished: Whether the answer ended by itself, and not at the limit.
+        nll: NLL of the accepted answer (not of ``text``): the sum in nats, and the number of tokens.
     """
 
     text: str
@@ -110,21 +110,21 @@ def ask(
     max_new_tokens: int,
     progress: Progress | None = None,
 ) -> Prompts:
-    """The prompts of the records, by the run's own renderer, documents dropped as in training where they do not fit.
+    """Render the prompts of the records with the run's renderer; documents that do not fit are dropped as in training.
 
     Args:
-        items: Conversations are left out and counted: their answers are not a few accepted strings.
-        tokenizer: Saved with the run.
-        renderer: Saved with the run.
-        max_length: Tokens of prompt and accepted answer in training; ``None`` for no limit.
-        context: Longest sequence of the model; prompt and generated answer must fit it.
-        max_new_tokens: Of the generated answer.
-        progress: Called with the number of items done.
+        items: Records and conversations. Conversations are left out and counted, since they have no accepted answers.
+        tokenizer: Tokenizer of the run.
+        renderer: Renderer of the run.
+        max_length: Largest number of tokens of prompt and accepted answer in training; ``None`` for no limit.
+        context: Longest sequence of the model in tokens; prompt and generated answer must fit it.
+        max_new_tokens: Largest number of tokens of the generated answer.
+        progress: Function called with the number of items done.
     """
     asked: list[Asked] = []
     left_out: Counter[str] = Counter()
     lost = 0
-    # Prompt + answer <= max_length and prompt + max_new_tokens <= context, said as one limit on a padded length.
+    # prompt + answer <= max_length and prompt + max_new_tokens <= context, written as one limit on a padded length.
     limits = [limit for limit in (max_length, context) if limit is not None]
     limit = min(limits, default=None)
     spare = 0 if context is None or limit is None else context - limit
@@ -165,21 +165,21 @@ def answer(
     batch_size: int,
     progress: Progress | None = None,
 ) -> list[Answer]:
-    """The model's answers, greedily, and how likely it finds the accepted ones.
+    """Generate the model's greedy answers, and compute the NLL of the accepted ones.
 
     Args:
-        model: In evaluation mode.
-        tokenizer: Saved with the run.
-        renderer: Saved with the run.
-        asked: Of :func:`ask`.
-        max_new_tokens: Longest answer.
-        batch_size: Prompts at a time.
-        progress: Called with the number of prompts done, from 0 to twice their number.
+        model: Model in evaluation mode.
+        tokenizer: Tokenizer of the run.
+        renderer: Renderer of the run.
+        asked: Records with prompts, as :func:`ask` returns them.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Number of prompts in a batch.
+        progress: Function called with the number of passes done; each prompt has two.
     """
     from selfaug.generation.decoding import continuation_nll, greedy, pad_id, stop_ids, without_stop
 
     stops = stop_ids(model, tokenizer, renderer)
-    said = greedy(
+    generated = greedy(
         model,
         [one.prompt_ids for one in asked],
         stops=stops,
@@ -195,9 +195,9 @@ def answer(
         progress=None if progress is None else lambda done: progress(len(asked) + done),
     )
     answers = []
-    for ids, nll in zip(said, nlls, strict=True):
+    for ids, nll in zip(generated, nlls, strict=True):
         kept, finished = without_stop(ids, stops)
-        # What is scored is what comes after a thought, which the prompt may have opened.
+        # The thought before an answer is not scored; the prompt may have opened it.
         text = split_thought(tokenizer.decode(kept, skip_special_tokens=True)).words
         answers.append(Answer(text.strip(), finished, nll))
     return answers
@@ -210,47 +210,47 @@ def score(
     verdicts: Sequence[Verdict | None] | None = None,
     forms: Forms | None = None,
 ) -> list[dict[str, Any]]:
-    """The values of each item by metric: numbers, ``(numerator, denominator)``, or ``None`` where it does not count.
+    """Return the values of each item by metric: a number, ``[numerator, denominator]``, or ``None`` if not counted.
 
-    A question without an answer is answered exactly by abstaining, and by nothing else.
+    Abstaining is the only correct response to a question without an answer.
 
     Args:
-        asked: The records.
-        answers: One each.
-        abstention: The text that was trained for questions without an answer.
-        verdicts: A judge's, with ``None`` where it gave none; without it CRAG verdicts are by rules.
-        forms: The forms of abstention that count; ``None`` for the package's own.
+        asked: Records with prompts.
+        answers: Answer to each record.
+        abstention: Text that was trained for questions without an answer.
+        verdicts: Verdicts of a judge, ``None`` for those it did not give; without them rules give the CRAG verdicts.
+        forms: Forms of abstention that count; ``None`` for the package's own.
     """
-    found = []
-    for place, (one, said) in enumerate(zip(asked, answers, strict=True)):
+    values = []
+    for place, (one, reply) in enumerate(zip(asked, answers, strict=True)):
         record = one.record
-        refused = abstains(said.text, abstention, forms)
+        refused = abstains(reply.text, abstention, forms)
         accepted = [split_thought(answer).words.strip() for answer in record.answers] if record.answerable else []
-        verdict = crag_verdict(said.text, accepted, abstention, forms) if verdicts is None else verdicts[place]
-        grounded, total = grounded_tokens(said.text, [document.text for document in one.documents])
-        found.append(
+        verdict = crag_verdict(reply.text, accepted, abstention, forms) if verdicts is None else verdicts[place]
+        grounded, total = grounded_tokens(reply.text, [document.text for document in one.documents])
+        values.append(
             {
-                "answer_match": answer_match(said.text, accepted) if record.answerable else float(refused),
-                "answer_f1": answer_f1(said.text, accepted) if record.answerable else float(refused),
-                "exact_match": exact_match(said.text, accepted) if record.answerable else float(refused),
-                "f1": token_f1(said.text, accepted) if record.answerable else float(refused),
+                "answer_match": answer_match(reply.text, accepted) if record.answerable else float(refused),
+                "answer_f1": answer_f1(reply.text, accepted) if record.answerable else float(refused),
+                "exact_match": exact_match(reply.text, accepted) if record.answerable else float(refused),
+                "f1": token_f1(reply.text, accepted) if record.answerable else float(refused),
                 "crag": None if verdict is None else POINTS[verdict],
                 "abstention_precision": float(not record.answerable) if refused else None,
                 "abstention_recall": None if record.answerable else float(refused),
                 "groundedness": None if refused or not one.documents else [grounded, total],
-                "answer_nll": list(said.nll),
+                "answer_nll": list(reply.nll),
             }
         )
-    return found
+    return values
 
 
 def task_metrics(samples: Sequence[Mapping[str, Any]], *, judged: bool, seed: int) -> dict[str, Any]:
-    """The metrics of a part from its samples; those that no item counts for are left out.
+    """Return the metrics of a part from its samples, without those that no item counts for.
 
     Args:
-        samples: With ``values`` under ``base`` and ``tuned``.
-        judged: A judge gave the CRAG verdicts: then the CRAG score stands for the part, else ``answer_f1``.
-        seed: Of the bootstrap.
+        samples: Samples with ``values`` under ``base`` and ``tuned``.
+        judged: Whether a judge gave the CRAG verdicts. If so, the CRAG score is the primary metric, else ``answer_f1``.
+        seed: Seed of the bootstrap.
     """
     chosen = "crag" if judged else "answer_f1"
     metrics = {}
@@ -267,7 +267,7 @@ def task_metrics(samples: Sequence[Mapping[str, Any]], *, judged: bool, seed: in
 def task_counts(
     asked: Sequence[Asked], answers: Mapping[str, Sequence[Answer]], abstention: str, forms: Forms | None = None
 ) -> dict[str, Any]:
-    """How many answers, per side, were cut at the limit, empty, or none."""
+    """Return the number of questions without an answer, and of cut, empty and abstaining responses of each side."""
     return {
         "questions_without_answer": sum(not one.record.answerable for one in asked),
         "cut_at_max_new_tokens": {side: sum(not a.finished for a in answers[side]) for side in SIDES},

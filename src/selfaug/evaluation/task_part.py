@@ -1,4 +1,4 @@
-"""The records of a run's task as a part of an evaluation."""
+"""Records of a run's task as a part of an evaluation."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class TaskPart:
         return key_of({"prompts": [(one.prompt_ids, one.response_ids) for one in self.prompts.asked]})
 
     def deciding(self) -> dict[str, Any]:
-        """Prompts, accepted answers' tokens and limits."""
+        """Return a hash of prompts and accepted answers, and the limits."""
         return {"prompts": self._prompts_hash(), "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
 
     def look_ahead(self) -> None:
-        """Its prompts are made already."""
+        """Do nothing: the prompts have been rendered already."""
 
     def size(self) -> int:
-        """Each prompt is answered once and scored once."""
+        """Return two steps a prompt: one to answer it, one to score it."""
         return 2 * len(self.prompts.asked)
 
     def compute(self, side: str, model: PreTrainedModel | None, progress: Progress) -> Any:  # noqa: D102
@@ -125,12 +125,12 @@ class TaskPart:
         unparsed: dict[str, int] = {}
         for side in SIDES:
             rows = [
-                (one.record.question, one.record.answers if one.record.answerable else (), said.text)
-                for one, said in zip(self.prompts.asked, answers[side], strict=True)
+                (one.record.question, one.record.answers if one.record.answerable else (), answer.text)
+                for one, answer in zip(self.prompts.asked, answers[side], strict=True)
             ]
             verdicts[side] = self.judge.verdicts(rows, self.renderer.abstention)
             unparsed[side] = sum(verdict is None for verdict in verdicts[side])
-        # What one side has no verdict on is compared on neither.
+        # An item without a verdict on one side is left out on both, so that the difference stays paired.
         both = [all(verdicts[side][i] is not None for side in SIDES) for i in range(len(self.prompts.asked))]
         verdicts = {side: [v if ok else None for v, ok in zip(verdicts[side], both, strict=True)] for side in SIDES}
         counts = {

@@ -20,12 +20,12 @@ _DEFAULT_WINDOW = 2048
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a text as the model reads it.
+    """A window of a text's tokens that the model reads in one pass.
 
     Args:
-        text: Number of the text in its file.
-        ids: Tokens; the first of a text stands behind what the tokenizer puts first (BOS), if anything.
-        context: How many of the first ones are not scored.
+        text: Index of the text in its file.
+        ids: Token ids; the first window of a text begins with BOS where the tokenizer adds it.
+        context: Number of leading tokens that are not scored.
     """
 
     text: int
@@ -34,14 +34,14 @@ class Window:
 
 
 def read_texts(path: str | Path, setting: str = "general_data") -> list[str]:
-    """The texts of a file: of ``.json`` a list of strings, of ``.jsonl`` each row's ``text``, else the whole file.
+    """Return the texts of a file.
 
     Args:
-        path: The file.
-        setting: The setting that names it, for messages.
+        path: File of texts: a list of strings in ``.json``, the ``text`` of each row in ``.jsonl``, else one text.
+        setting: Name of the setting that holds the path, for messages.
 
     Raises:
-        DataError: If the file does not exist, is no text, or holds none.
+        DataError: If the file does not exist, is not a text file, or holds no text.
     """
     suffix = Path(path).suffix.lower()
     texts: Any
@@ -63,12 +63,13 @@ def read_texts(path: str | Path, setting: str = "general_data") -> list[str]:
 
 
 def windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[Window]:
-    """The texts' tokens in windows of at most ``context`` tokens; every token but the first of a text is scored once.
+    """Return the texts' tokens in windows of at most ``context`` tokens.
 
-    A text longer than the context goes on in windows that begin with the second half of the one before, unscored.
+    Every token but the first of a text is scored once. Each further window of a text begins with the second half of
+    the window before, unscored.
     """
     size = context or _DEFAULT_WINDOW
-    found = []
+    pieces = []
     for number, text in enumerate(texts):
         ids: list[int] = tokenizer(text, add_special_tokens=True)["input_ids"]
         if ids and ids[-1] == tokenizer.eos_token_id and ids[0] != tokenizer.eos_token_id:
@@ -76,9 +77,9 @@ def windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: i
         start, scored = 0, 1
         while scored < len(ids):
             end = min(start + size, len(ids))
-            found.append(Window(number, ids[start:end], scored - start))
+            pieces.append(Window(number, ids[start:end], scored - start))
             start, scored = max(end - size // 2, start + 1), end
-    return found
+    return pieces
 
 
 def text_nll(
@@ -88,13 +89,13 @@ def text_nll(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[float, int]]:
-    """Nats and scored tokens of each text, in the order of the texts."""
+    """Return the NLL (nats) and the number of scored tokens of each text, in the order of the texts."""
     from selfaug.generation.decoding import continuation_nll
 
     rows = [(piece.ids[: piece.context], piece.ids[piece.context :]) for piece in pieces]
-    found = continuation_nll(model, rows, batch_size=batch_size, progress=progress)
+    nlls = continuation_nll(model, rows, batch_size=batch_size, progress=progress)
     totals: dict[int, tuple[float, int]] = {}
-    for piece, (nats, count) in zip(pieces, found, strict=True):
+    for piece, (nats, count) in zip(pieces, nlls, strict=True):
         before = totals.get(piece.text, (0.0, 0))
         totals[piece.text] = (before[0] + nats, before[1] + count)
     return [totals[number] for number in sorted(totals)]

@@ -1,1 +1,1 @@
-"""What the base model writes before training: requests, backends that answer them, and the store of replies."""
+"""Generation by the base model before training: requests, backends that answer them, and the store of replies."""

@@ -1,6 +1,6 @@
-"""Greedy decoding in batches, and the likelihood of given answers.
+"""Greedy decoding in batches, and the NLL of given continuations.
 
-Both take token ids and a causal model; batches are of like length, and results come back in the order that was given.
+Both take a causal model and token ids, batch rows of similar length, and return results in the order of the input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Progress = Callable[[int], None]
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> list[int]:
-    """Tokens that end an answer: the model's and the tokenizer's EOS, and the template's end of turn if it is one."""
+    """Return the ids that end an answer: EOS of model and tokenizer, and the template's end of turn if one token."""
     from selfaug.data.tokens import text_ids
 
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
@@ -37,15 +37,15 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rendere
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the padding; that of EOS where the tokenizer has none."""
+    """Return the id of the padding token, or that of EOS where the tokenizer has none."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return int(pad or 0)
 
 
 def without_stop(ids: Sequence[int], stops: Sequence[int]) -> tuple[list[int], bool]:
-    """An answer's ids without the stop token at their end, and whether there was one.
+    """Return an answer's ids without the stop token at their end, and whether there was one.
 
-    It goes by its id: not every template's end of turn is flagged as special.
+    Decoding without special tokens would not do: not every template's end of turn is a special token.
     """
     ended = bool(ids) and ids[-1] in stops
     return list(ids[: len(ids) - ended]), ended
@@ -61,28 +61,28 @@ def greedy(
     batch_size: int,
     progress: Progress | None = None,
 ) -> list[list[int]]:
-    """For each prompt the likeliest next tokens, one by one, up to and with a stop token or ``max_new_tokens``.
+    """Return the greedy answer to each prompt, up to and including a stop token, or of ``max_new_tokens`` tokens.
 
-    The model's own sampling settings, penalties included, are set aside: base and tuned answer plainly.
+    The model's own generation settings, penalties included, are ignored, so that base and tuned model are comparable.
 
     Args:
-        model: In evaluation mode.
-        prompts: Token ids.
+        model: Model in evaluation mode.
+        prompts: Token ids of each prompt.
         stops: Ids that end an answer.
         pad: Id of the padding, left of the prompts.
-        max_new_tokens: Longest answer.
-        batch_size: Prompts at a time.
-        progress: Called with the number of prompts done.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Number of prompts in a batch.
+        progress: Function called with the number of prompts done.
     """
-    found: list[list[int]] = [[] for _ in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
     done = 0
     for batch in in_batches(model, prompts, stops=stops, pad=pad, max_new_tokens=max_new_tokens, batch_size=batch_size):
         for i, answer in batch.items():
-            found[i] = answer
+            answers[i] = answer
         done += len(batch)
         if progress is not None:
             progress(done)
-    return found
+    return answers
 
 
 def in_batches(
@@ -96,17 +96,17 @@ def in_batches(
     context: int | None = None,
     change: Callable[[list[int]], Any] | None = None,
 ) -> Iterator[dict[int, list[int]]]:
-    """As :func:`greedy`, batch by batch: answers by the places of their prompts.
+    """Yield the answers of each batch by the indices of their prompts; greedy unless ``change`` alters the scores.
 
     Args:
-        model: As there.
-        prompts: As there.
-        stops: As there.
-        pad: As there.
-        max_new_tokens: As there.
-        batch_size: As there.
-        context: Longest sequence of the model; prompt and answer do not pass it.
-        change: From the places of a batch to a ``LogitsProcessor`` for its rows.
+        model: Model in evaluation mode.
+        prompts: Token ids of each prompt.
+        stops: Ids that end an answer.
+        pad: Id of the padding, left of the prompts.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Number of prompts in a batch.
+        context: Longest sequence of the model in tokens, which limits prompt and answer; ``None`` for no limit.
+        change: Function from the indices of a batch's prompts to a ``LogitsProcessor`` for its rows.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -120,8 +120,7 @@ def in_batches(
         settings = GenerationConfig(
             do_sample=False, num_beams=1, max_new_tokens=longest, eos_token_id=list(stops), pad_token_id=pad
         )
-        # `generate` fills what is unset from the model's own settings, so those are put aside, not overridden one by
-        # one.
+        # `generate` fills unset values from the model's own settings, so these are replaced as a whole.
         model.generation_config = GenerationConfig()
         try:
             out: Any = model.generate(
@@ -147,23 +146,24 @@ def continuation_nll(
     batch_size: int,
     progress: Progress | None = None,
 ) -> list[tuple[float, int]]:
-    """For each (context, continuation): ``-Σ log p(continuation token | all before it)`` in nats, and their number.
+    """Return ``-Σ log p(continuation token | all before it)`` in nats, and the number of these tokens, for each row.
 
-    Hidden states of the continuation meet the head in row blocks; full logits never exist.
+    Logits are computed in row blocks, never in full.
 
     Args:
-        model: In evaluation mode.
-        rows: Token ids; an empty context leaves the first token of the continuation out, as nothing predicts it.
-        batch_size: Rows at a time.
-        progress: Called with the number of rows done.
+        model: Model in evaluation mode.
+        rows: Token ids of context and continuation. Without a context the first token of the continuation is left out,
+            as nothing predicts it.
+        batch_size: Number of rows in a batch.
+        progress: Function called with the number of rows done.
     """
-    found: list[tuple[float, int]] = [(0.0, 0) for _ in rows]
+    results: list[tuple[float, int]] = [(0.0, 0) for _ in rows]
     device = model.get_input_embeddings().weight.device
     head = head_of(model)
     for places in _batches([len(a) + len(b) for a, b in rows], batch_size, progress):
         whole = [[*rows[i][0], *rows[i][1]] for i in places]
         width = max(map(len, whole))
-        # Padding stands behind, where a causal model does not look.
+        # Padding follows the tokens, so that causal attention does not reach it.
         ids = torch.tensor([row + [0] * (width - len(row)) for row in whole])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole])
         hidden = body_of(model)(
@@ -179,12 +179,12 @@ def continuation_nll(
         hidden_NH = torch.cat(picked).to(head.weight_VH.device)
         nll_N = row_values(hidden_NH, head, [NLL()], label_N=label_N.to(hidden_NH.device))[NLL().name].double().cpu()
         for i, part in zip(places, nll_N.split(counts), strict=True):
-            found[i] = (float(part.sum()), len(part))
-    return found
+            results[i] = (float(part.sum()), len(part))
+    return results
 
 
 def _batches(lengths: Sequence[int], size: int, progress: Progress | None) -> Iterator[list[int]]:
-    """Places, longest first: what does not fit into memory fails at once, and little is padded."""
+    """Yield batches of indices, longest rows first, so that too little memory shows at once and little is padded."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for start in range(0, len(order), size):
         yield order[start : start + size]

@@ -1,4 +1,4 @@
-"""What a chat template writes before and after the text of a user's first turn."""
+"""The texts that a chat template writes before and after the content of a user's first turn."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 __all__ = ["UserTurn", "user_turn"]
 
-# Private-use characters do not stand in sane text, so these are found again after rendering.
+# Private-use characters do not occur in templates, so these can be found after rendering.
 _WORDS = ("\ue0f7asked\ue0f8", "\ue0f7another\ue0f8")
 
 
 class UserTurn(NamedTuple):
-    """What stands before the user's words, and what ends them."""
+    """The texts before and after the user's words."""
 
     header: str
     end: str
 
 
 def user_turn(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> UserTurn:
-    """The opening of a user's first turn (a template's own system text included), and its end.
+    """Return the opening of a user's first turn (including a template's own system text), and its end.
 
     Raises:
-        ConfigError: If the template does not write the words as they are, the same before and behind them whatever
-            they say; or writes nothing before or behind them that would tell a user's turn from plain text.
+        ConfigError: If the template changes the words, its texts before and after depend on them, or one of these texts
+            is empty, so that a user's turn cannot be distinguished from plain text.
     """
     template = ChatTemplate(tokenizer, renderer.chat_template, kwargs=renderer.chat_template_kwargs)
     name = tokenizer.name_or_path
-    found = set()
+    surroundings = set()
     for words in _WORDS:
         try:
             text = template.render([{"role": "user", "content": words}], generation=True)
@@ -43,10 +43,10 @@ def user_turn(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> UserTur
         if text.count(words) != 1:
             raise _underivable(name, "it does not write a user's words once and as they are")
         header, _, rest = text.partition(words)
-        found.add((header, rest))
-    if len(found) != 1:
+        surroundings.add((header, rest))
+    if len(surroundings) != 1:
         raise _underivable(name, "what it writes around a user's words depends on them")
-    header, rest = found.pop()
+    header, rest = surroundings.pop()
     if not _without_start(header, tokenizer).strip():
         raise _underivable(name, "it writes nothing before a user's words, so a model could not know whose turn it is")
     control = matcher(control_strings(tokenizer, special_only=False)).search(rest)

@@ -1,4 +1,4 @@
-"""Generation by the model in memory with its adapter off: batched, each reply a function of its own request."""
+"""Generation in batches by the model in memory with its adapter off; each reply is a function of its own request."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["LocalModel"]
 
 
 class LocalModel:
-    """The causal LM inside all wrappers, answering with its adapter off.
+    """A source of replies from the loaded model with its adapter off.
 
-    A draw adds noise of the request's own seed to the scaled scores and takes the largest (Gumbel-max: an exact draw
-    from their softmax). So a reply does not depend on its neighbours in the batch, but for the rounding of padded
-    sums, and what a killed run still lacks is what it would have been.
+    A draw adds Gumbel noise from the request's own seed to the scaled scores and takes the largest, which is an exact
+    draw from their softmax. So a reply does not depend on the other requests of the batch (up to the rounding of padded
+    sums), and a resumed run gets the replies that the killed one would have got.
 
     Args:
-        model: Gives the replies.
-        tokenizer: Of the model.
-        renderer: Its chat template.
-        batch_size: Requests at a time.
+        model: Causal LM inside all wrappers.
+        tokenizer: Tokenizer of the model.
+        renderer: Renderer with the chat template.
+        batch_size: Number of requests in a batch.
     """
 
     def __init__(
@@ -43,13 +43,16 @@ class LocalModel:
         self.model, self.tokenizer, self.renderer, self.batch_size = model, tokenizer, renderer, batch_size
 
     def ask(self, requests: Sequence[Request]) -> Iterator[dict[int, Reply]]:
-        """Replies by the places of their requests, batch by batch; ``ended`` is false where there is no room."""
+        """Yield replies by the indices of their requests, batch by batch.
+
+        A request that fills the model's context gets an empty reply that has not ended.
+        """
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         prompts = [self._ids(request) for request in requests]
         full = {i: Reply("", False) for i, ids in enumerate(prompts) if context is not None and len(ids) >= context}
         if full:
             yield full
-        # Those that end at the same thing and are as long go together.
+        # A batch has one stop and one length.
         groups: dict[tuple[str, int], list[int]] = {}
         for i, request in enumerate(requests):
             if i not in full:
@@ -68,7 +71,7 @@ class LocalModel:
     ) -> Iterator[dict[int, Reply]]:
         own = text_ids(self.tokenizer, stop) if stop else []
         stops = sorted({*stop_ids(self.model, self.tokenizer, self.renderer), *(own if len(own) == 1 else ())})
-        found = in_batches(
+        batches = in_batches(
             self.model,
             [prompts[i] for i in places],
             stops=stops,
@@ -79,9 +82,9 @@ class LocalModel:
             change=lambda batch: _Draw([requests[places[i]] for i in batch]),
         )
         while True:
-            # Not held open while the replies are stored: the model is as it was outside.
+            # The context ends before each yield, so that the caller finds the model unchanged.
             with torch.no_grad(), adapters_off(self.model), evaluating(self.model):
-                batch = next(found, None)
+                batch = next(batches, None)
             if batch is None:
                 return
             yield {places[i]: self._reply(ids, stops, stop) for i, ids in batch.items()}
@@ -96,13 +99,13 @@ class LocalModel:
         kept, ended = without_stop(ids, stops)
         text: str = self.tokenizer.decode(kept, skip_special_tokens=False)
         places = [at for at in (text.find(stop) if stop else -1,) if at >= 0]
-        control = matcher(self.renderer.specials).search(text)  # a turn of its own that the model has begun
+        control = matcher(self.renderer.specials).search(text)  # the model has begun another turn
         places += [control.start()] if control else []
         return Reply(text[: min(places)].strip(), True) if places else Reply(text.strip(), ended)
 
 
 class _Draw(LogitsProcessor):
-    """Scores whose largest is a draw of each row's own generator."""
+    """A logits processor after which the largest score of a row is a draw by the row's own generator."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._requests = requests

@@ -13,16 +13,16 @@ __all__ = ["Reply", "Request"]
 
 @dataclass(frozen=True)
 class Request:
-    """One text that a model is to write.
+    """One text to be generated.
 
     Args:
-        messages: A conversation that it continues as the assistant; empty where ``text`` is given.
-        text: A text that it continues as it stands, control tokens included.
-        stop: What ends the reply besides the model's own end of turn; ``""`` for nothing.
+        messages: Conversation that the model continues as the assistant; empty where ``text`` is given.
+        text: Text that the model continues as it stands, control tokens included.
+        stop: Text that ends the reply besides the model's own end of turn; ``""`` for none.
         length: Longest reply in tokens.
-        temperature: 0 takes the likeliest token.
+        temperature: Temperature of the draws; 0 for the likeliest tokens.
         top_p: Share of the probability that is drawn from, in (0, 1].
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
 
     messages: tuple[Mapping[str, str], ...] = ()
@@ -34,7 +34,7 @@ class Request:
     seed: int = 0
 
     def key(self, made_by: Mapping[str, Any]) -> str:
-        """Hash of the request and of who answers it: the same key, the same reply."""
+        """Return the hash of the request and of ``made_by``, the facts about the model that determine the reply."""
         body = asdict(self)
         if not self.temperature:  # nothing is drawn
             body["seed"] = body["top_p"] = None
@@ -43,11 +43,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What was written.
+    """One reply of a model.
 
     Args:
-        text: Without what ended it.
-        ended: Whether the model ended it itself; else it was cut, or there was no room for it.
+        text: Text of the reply, without the stop text.
+        ended: Whether the model ended the reply itself; otherwise it was cut, or there was no room for it.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Generation by a model behind an OpenAI-compatible endpoint (a vLLM server, say) in the base's place."""
+"""Generation by a model behind an OpenAI-compatible endpoint (a vLLM server, say) in place of the loaded base."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ _AT_ONCE = 32
 
 
 class ServedModel:
-    """The base model served elsewhere; ``messages`` go to ``/chat/completions``, ``text`` to ``/completions``.
+    """A source of replies from a served model; ``messages`` go to ``/chat/completions``, ``text`` to ``/completions``.
 
     Args:
-        endpoint: Where.
-        name: Of the model there.
-        variables: More variables of its chat template, as vLLM takes them.
+        endpoint: Endpoint of the server.
+        name: Name of the model at the endpoint.
+        variables: Further variables of its chat template, as vLLM takes them.
     """
 
     def __init__(self, endpoint: Endpoint, name: str, variables: Mapping[str, Any] | None = None) -> None:
         self.endpoint, self.name, self.variables = endpoint, name, dict(variables or {})
 
     def ask(self, requests: Sequence[Request]) -> Iterator[dict[int, Reply]]:
-        """Replies by the places of their requests, some at a time.
+        """Yield replies by the indices of their requests, some at a time.
 
         Raises:
-            EndpointError: If it refuses, babbles, or does not answer after all tries; what it said before was yielded.
+            EndpointError: If the endpoint refuses, sends an invalid reply, or does not answer after all tries. Earlier
+                replies have been yielded.
         """
         broken: list[EndpointError] = []
 
         def one(request: Request) -> Reply | None:
-            if broken:  # it is not asked another thousand times
+            if broken:  # spares the remaining requests
                 return None
             try:
                 return self._one(request)
@@ -60,7 +61,7 @@ class ServedModel:
         if request.stop:
             body["stop"] = [request.stop]
         if request.text:
-            # The text holds the template's own start of text already.
+            # The text contains BOS already where the template has it.
             body |= {"prompt": request.text, "add_special_tokens": False}
             return self._reply("/completions", body)
         if self.variables:

@@ -1,4 +1,4 @@
-"""Replies that a model has given, kept as they come, so that what was killed in the middle goes on."""
+"""The store of a model's replies, written as they come, so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FOLDER = "generated"
 
 
 class Store:
-    """Replies by the keys of their requests, in ``samples-RANK.jsonl`` files of one folder.
+    """A store of replies by the keys of their requests, in ``samples-RANK.jsonl`` files of one folder.
 
     Every rank reads all files and writes its own.
 
     Args:
-        folder: The folder; it is made when the first reply is kept.
+        folder: Folder of the files; it is made when the first reply is stored.
         rank: Index of this process.
     """
 
@@ -33,7 +33,7 @@ class Store:
         }
 
     def add(self, replies: Iterable[tuple[str, Reply]]) -> None:
-        """Keep replies, durably.
+        """Store replies durably.
 
         Raises:
             DiskError: If the file cannot be written.

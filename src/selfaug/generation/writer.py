@@ -1,4 +1,4 @@
-"""The writer given to a method: answers its requests, each once, and counts what became of the replies."""
+"""The writer that a method uses to generate: it answers each request once, and reports what was kept."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ Item = Record | Conversation
 
 
 class Source(Protocol):
-    """A model that replies."""
+    """A model that replies to requests."""
 
     def ask(self, requests: Sequence[Request]) -> Iterator[dict[int, Reply]]:
-        """Replies by the places of their requests, some at a time."""
+        """Yield replies by the indices of their requests, some at a time."""
         ...
 
 
 class Writer:
-    """Answers requests, from the store where they were answered before.
+    """A writer that answers requests from the store, or else from a model.
 
     Args:
-        source: Replies to the others.
-        store: Of this rank.
-        made_by: What the replies depend on besides the requests: model, tokenizer, chat template, number format.
-        tokenizer: Of the model that is trained.
-        renderer: Of its prompts.
+        source: Model that replies to requests that are not in the store.
+        store: Store of replies, as this rank reads and writes it.
+        made_by: Facts that the replies depend on besides the requests: model, tokenizer, chat template, number format.
+        tokenizer: Tokenizer of the model that is trained.
+        renderer: Renderer of the training prompts.
         max_length: Longest training row in tokens.
         length: Longest reply in tokens.
-        seed: Of the run.
-        cut_prompt_left: As in training.
-        rank: Of this process.
-        ranks: Processes that share the work.
+        seed: Seed of the run.
+        cut_prompt_left: Whether too long prompts are cut at the left, as in training.
+        rank: Index of this process.
+        ranks: Number of processes that share the work.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class Writer:
         self._rank, self._ranks = rank, ranks
         self.asked = 0
         self.counts: dict[str, Counter[str]] = {}
-        # Ranks that do not share a disk know different replies; all must agree on what is still to be asked.
+        # Ranks without a shared disk hold different replies, but must agree on the missing ones.
         store.known.update(gather_object(list(store.known.items())))
 
     def write(self, requests: Sequence[Request], what: str) -> list[Reply]:
-        """A reply for each request, in their order.
+        """Return a reply for each request, in their order.
 
         Args:
-            requests: Equal ones get one reply.
-            what: Is written, for the progress bar.
+            requests: Requests to answer; equal ones get the same reply.
+            what: Name of the work, for the progress bar.
         """
         keys = [request.key(self._made_by) for request in requests]
         missing = [
@@ -92,29 +92,29 @@ class Writer:
             for key, request in dict(zip(keys, requests, strict=True)).items()
             if key not in self._store.known
         ]
-        mine = missing[self._rank :: self._ranks]
-        found: list[tuple[str, Reply]] = []
-        with counting(what, len(mine)) as progress:
-            for batch in self._source.ask([request for _, request in mine]) if mine else ():
-                replies = [(mine[i][0], reply) for i, reply in batch.items()]
+        own = missing[self._rank :: self._ranks]
+        answered: list[tuple[str, Reply]] = []
+        with counting(what, len(own)) as progress:
+            for batch in self._source.ask([request for _, request in own]) if own else ():
+                replies = [(own[i][0], reply) for i, reply in batch.items()]
                 self._store.add(replies)
-                found += replies
-                progress(len(found))
+                answered += replies
+                progress(len(answered))
         self.asked += len(missing)
         if missing:
-            self._store.known.update(gather_object(found))
+            self._store.known.update(gather_object(answered))
         return [self._store.known[key] for key in keys]
 
     def draw(self, share: float, *about: str) -> bool:
-        """Whether something is drawn, with this chance: a function of the run's seed and what it is about."""
+        """Return true with probability ``share``, as a function of the run's seed and ``about``."""
         return random.Random(f"{self.seed}\0{key_of({'about': about})}").random() < share
 
     def seed_of(self, *about: object) -> int:
-        """A seed of its own for something: a function of the run's seed and what it is about."""
+        """Return a seed that is a function of the run's seed and ``about``."""
         return random.Random(f"{self.seed}\0{about}").getrandbits(62)
 
     def prompt_of(self, item: Item) -> list[list[int]] | None:
-        """The prompt tokens of an item's training row, up to each response; ``None`` where it does not fit."""
+        """Return the prompt tokens before each response of an item's training row; ``None`` where it does not fit."""
         try:
             rows = encode(
                 [item], self.tokenizer, self.renderer, max_length=self.max_length, cut_prompt_left=self._cut_prompt_left
@@ -132,7 +132,7 @@ class Writer:
         return parts
 
     def report(self, method: str, counts: Mapping[str, int], items: Sequence[Item]) -> None:
-        """Say what became of a method's samples, and keep it with the finished items beside the samples."""
+        """Print the counts of a method's samples, and store them with the finished items beside the samples."""
         self.counts[method] = Counter(dict(counts))
         listed = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items() if number)
         say(f"{method}: {listed or 'nothing'}")
@@ -151,15 +151,16 @@ class Writer:
         count: int,
         attempt: Callable[[list[int]], list[Conversation | str]],
     ) -> list[Conversation]:
-        """``count`` different conversations that fit, by as many attempts as that takes.
+        """Return exactly ``count`` different conversations that fit, from as many attempts as needed.
 
         Args:
-            method: For messages.
-            count: Exactly so many.
-            attempt: From numbers of attempts, which are seeds, to a conversation each, or why there is none.
+            method: Name of the method, for messages.
+            count: Number of conversations.
+            attempt: Function from indices of attempts, to be used as seeds, to a conversation each, or the name of the
+                reason why there is none.
 
         Raises:
-            DataError: If fewer than a quarter of the attempts are of use.
+            DataError: If fewer than about a quarter of the attempts are usable.
         """
         kept: list[Conversation] = []
         seen: set[str] = set()
@@ -174,22 +175,22 @@ class Writer:
                 )
             numbers = list(range(tried, min(most, tried + count - len(kept))))
             tried += len(numbers)
-            for found in attempt(numbers):
-                reason = found if isinstance(found, str) else self._fault(found, seen)
+            for outcome in attempt(numbers):
+                reason = outcome if isinstance(outcome, str) else self._fault(outcome, seen)
                 counts[f"refused_{reason}" if reason else "kept"] += 1
                 if not reason:
-                    assert isinstance(found, Conversation)
-                    kept.append(found)
+                    assert isinstance(outcome, Conversation)
+                    kept.append(outcome)
         self.report(method, counts, kept)
         return kept
 
     def _fault(self, conversation: Conversation, seen: set[str]) -> str:
-        asked = " ".join(str(conversation.messages[0]["content"]).casefold().split())
-        if asked in seen:
+        question = " ".join(str(conversation.messages[0]["content"]).casefold().split())
+        if question in seen:
             return "repeated"
         if self.prompt_of(conversation) is None:
             return "too_long"
-        seen.add(asked)
+        seen.add(question)
         return ""
 
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, manifest, checkpoints and model card."""
+"""The files of a run: its folder, manifest, checkpoints and model card."""

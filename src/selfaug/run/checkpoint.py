@@ -1,7 +1,7 @@
-"""The seal of a checkpoint, and the choice of the checkpoint that a run goes on from.
+"""The seal of a checkpoint, and the choice of the checkpoint that a run resumes from.
 
-The last thing written into a checkpoint is its seal: the sizes and hashes of all other files. A folder without a seal,
-or with a file that differs from it, was torn (killed while saving, say) and is never resumed from.
+The last file written into a checkpoint is its seal: the sizes and hashes of all other files. A checkpoint is whole if
+its files agree with its seal. Otherwise it is torn (by a kill while it was saved, say), and is never resumed from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 SEAL = "selfaug_checkpoint.json"
-# A file above this size is known by its size alone: hashing the optimizer of a large model takes minutes.
+# Of a larger file only the size is compared: hashing the optimizer of a large model takes minutes.
 _HASHED_BYTES = 2**30
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -32,35 +32,35 @@ logger = logging.getLogger(__name__)
 
 
 def seal(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write the seal of a finished checkpoint with ``state`` (JSON) in it; atomically, after its files are on disk."""
+    """Write the seal of a finished checkpoint with ``state`` (JSON) in it, atomically, after its files are on disk."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SEAL)
     for path in paths:
         flush(path)
-    files = {path.relative_to(folder).as_posix(): _print(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in paths}
     write_durably(folder / SEAL, _seal_text({"files": files, "state": dict(state)}))
     flush(folder.parent)
 
 
 def unseal(folder: Path) -> None:
-    """Break the seal before files of a checkpoint are written anew: until the next one it counts as torn."""
+    """Remove the seal before files of a checkpoint are written anew; until the next seal the checkpoint is torn."""
     (folder / SEAL).unlink(missing_ok=True)
 
 
 def _seal_text(body: dict[str, Any]) -> str:
-    # The seal carries its own hash: a damaged one must not pass for a state that was never saved.
+    # The seal contains its own hash, so that a damaged seal is not read as another state.
     body = {"files": body["files"], "state": body["state"]}
     own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({"sha256": own, **body}, indent=1)
 
 
-def _print(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     hashed = {"sha256": file_hash(path).removeprefix("sha256:")} if size <= _HASHED_BYTES else {}
     return {"bytes": size, **hashed}
 
 
 def torn_because(folder: str | Path) -> str | None:
-    """Why a checkpoint is not whole, or ``None`` if it is."""
+    """Return the reason why a checkpoint is not whole, or ``None`` if it is."""
     folder = Path(folder)
     try:
         text = (folder / SEAL).read_text(encoding="utf-8")
@@ -76,33 +76,33 @@ def torn_because(folder: str | Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != written["bytes"] or _print(path) != written:
+        if path.stat().st_size != written["bytes"] or _fingerprint(path) != written:
             return f"{name} differs from what was written"
     return None
 
 
 def read_seal(folder: str | Path) -> dict[str, Any]:
-    """The ``state`` that was sealed with a whole checkpoint."""
+    """Return the ``state`` in the seal of a whole checkpoint."""
     folder = Path(folder)
     state: dict[str, Any] = json.loads((folder / SEAL).read_text(encoding="utf-8"))["state"]
     return state
 
 
 def step_of(folder: str | Path) -> int:
-    """Number of steps in a checkpoint's name; -1 for the name of something else."""
-    found = _NAME.fullmatch(Path(folder).name)
-    return int(found.group(1)) if found else -1
+    """Return the number of steps in a checkpoint's name; -1 for any other name."""
+    match = _NAME.fullmatch(Path(folder).name)
+    return int(match.group(1)) if match else -1
 
 
 def numbered(output_dir: str | Path) -> list[Path]:
-    """Checkpoint folders, the latest step first."""
+    """Return the checkpoint folders, the latest step first."""
     output_dir = Path(output_dir)
-    found = output_dir.iterdir() if output_dir.is_dir() else ()
-    return sorted((path for path in found if step_of(path) >= 0 and path.is_dir()), key=step_of, reverse=True)
+    entries = output_dir.iterdir() if output_dir.is_dir() else ()
+    return sorted((path for path in entries if step_of(path) >= 0 and path.is_dir()), key=step_of, reverse=True)
 
 
 def last_whole(output_dir: str | Path) -> Path | None:
-    """The whole checkpoint with the most steps; torn ones above it are named in a warning and passed over."""
+    """Return the whole checkpoint with the most steps; a warning names torn ones with more."""
     for folder in numbered(output_dir):
         reason = torn_because(folder)
         if reason is None:
@@ -112,14 +112,14 @@ def last_whole(output_dir: str | Path) -> Path | None:
 
 
 def rotate(output_dir: Path, limit: int | None, new: Path, best: str | None = None) -> None:
-    """Delete the oldest checkpoints until ``limit`` are left, unsealed ones first; never ``new`` or ``best``.
+    """Delete the oldest checkpoints until ``limit`` are left, unsealed ones first, but never ``new`` or ``best``.
 
     Args:
         output_dir: Folder of the checkpoints.
-        limit: How many to keep; ``None`` or 0 for all.
-        new: The one that was sealed just now. Neither times of change nor step numbers tell which that is: some file
-            systems have no true times, and a torn checkpoint of a killed run may have a higher number.
-        best: The one with the best metric, if known.
+        limit: Number of checkpoints to keep; ``None`` or 0 for all.
+        new: Checkpoint that has just been sealed. It cannot be found by time or number: some file systems have no
+            reliable times, and a torn checkpoint of a killed run may have a higher number.
+        best: Checkpoint with the best metric; ``None`` where it is not known.
     """
     if not limit:
         return
@@ -127,13 +127,13 @@ def rotate(output_dir: Path, limit: int | None, new: Path, best: str | None = No
     folders = [folder for folder in reversed(numbered(output_dir)) if folder.resolve() not in kept]
     excess = len(folders) + len(kept) - limit
     for folder in sorted(folders, key=_sealed_at)[: max(excess, 0)]:
-        # Its seal goes first: killed in between, what is left of it is not taken for a whole one.
+        # The seal is removed first, so that a kill during the deletion leaves no seemingly whole checkpoint.
         unseal(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sealed_at(folder: Path) -> float:
-    """Seconds since 1970; 0 for an unsealed one. Equal times leave the order as it is: by step."""
+    """Return the time of the seal in seconds since 1970; 0 without a seal."""
     try:
         return (folder / SEAL).stat().st_mtime
     except OSError:
@@ -141,12 +141,12 @@ def _sealed_at(folder: Path) -> float:
 
 
 def resolve(value: str | bool | None, output_dir: str | Path) -> Path | None:
-    """The checkpoint that ``resume_from_checkpoint`` means: ``None``, the last whole one, or the one named.
+    """Return the checkpoint that ``resume_from_checkpoint`` names: none, the last whole one, or a given folder.
 
     ``True``, ``"true"``, ``"last"`` and an empty value mean the last whole one.
 
     Raises:
-        ConfigError: If there is none, or the one named is torn or not there.
+        ConfigError: If there is no whole checkpoint, or the given one is torn or missing.
     """
     output_dir = Path(output_dir)
     if value is None or value is False or (isinstance(value, str) and value.lower() in ("false", "none")):

@@ -1,4 +1,4 @@
-"""The run folder: the names of its files, what may be written there, and opening a finished one."""
+"""The run folder: the names of its files, the check whether a run may write there, and opening a finished run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ADAPTER_CONFIG", "CONFIG", "MAY_DIFFER", "REPORT", "RESULTS", "SHIFT
 
 CONFIG, RESULTS, SHIFT, REPORT = "config.yaml", "results.json", "shift.json", "report.html"
 ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's name for an adapter's settings."""
+"""PEFT's name of the file with an adapter's settings."""
 
 _FILES = (CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, REPORT)
 _FOLDERS = ("checkpoints", "adapter", "model", "evaluation")
@@ -39,16 +39,16 @@ MAY_DIFFER = frozenset(
         "generation_key_env",
     }
 )  # fmt: skip
-"""Settings that a resumed run may change: how long it trains (the learning rate's schedule is stretched from there on),
-what is written, where it runs; not the data, the model or the objective."""
+"""Settings that a resumed run may change: the length of training (from there on the learning rate follows the schedule
+of the new length), the outputs and the hardware, but not the data, the model or the objective."""
 
 
 def config_differences(
     old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> dict[str, tuple[Any, Any]]:
-    """``{name: (old value, new value)}`` of the settings that decide what is learnt and are not the same.
+    """Return ``{name: (old value, new value)}`` of the settings that differ and decide what is learnt.
 
-    A setting that ``old`` lacks had its default there: an older version, which did not know it, wrote ``old``.
+    A setting that ``old`` lacks had its default: ``old`` was written by a version that did not have it yet.
     """
     known = {**(defaults or {}), **old}
     names = [name for name in {**old, **new} if name not in MAY_DIFFER]
@@ -57,12 +57,10 @@ def config_differences(
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``config.yaml``, ``manifest.json``, ``log.jsonl``, ``checkpoints/``, ``adapter/`` (``model/`` without PEFT).
-
-    What is measured of a run lies there, too.
+    """The folder of a run, with its settings, log, checkpoints, finished weights and measurements.
 
     Args:
-        path: The folder itself; what ``--output_dir`` names.
+        path: Path of the folder, as ``--output_dir`` names it.
     """
 
     path: Path
@@ -72,73 +70,73 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved settings; ``selfaug train --config`` reads them back."""
+        """File of the resolved settings, which ``selfaug train --config`` can read."""
         return self.path / CONFIG
 
     @property
     def manifest(self) -> Path:
-        """Hashes, versions, device, seeds, command line."""
+        """File of hashes, versions, device, seeds and the command line."""
         return self.path / "manifest.json"
 
     @property
     def log(self) -> Path:
-        """One JSON object a log event."""
+        """File of the log, one JSON object for each event."""
         return self.path / "log.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """The trainer's ``checkpoint-N`` folders."""
+        """Folder of the trainer's ``checkpoint-N`` folders."""
         return self.path / "checkpoints"
 
     @property
     def adapter(self) -> Path:
-        """The finished PEFT adapter with tokenizer, renderer and model card."""
+        """Folder of the finished PEFT adapter with tokenizer, renderer and model card."""
         return self.path / "adapter"
 
     @property
     def model(self) -> Path:
-        """The finished model of a run without PEFT."""
+        """Folder of the finished model of a run without PEFT."""
         return self.path / "model"
 
     @property
     def results(self) -> Path:
-        """What was measured of base and tuned model."""
+        """File of the evaluation's results for base and tuned model."""
         return self.path / RESULTS
 
     @property
     def samples(self) -> Path:
-        """The answers behind the results, one JSON object a line."""
+        """File of the answers behind the results, one JSON object a line."""
         return self.path / "samples.jsonl"
 
     @property
     def evaluation(self) -> Path:
-        """The finished parts of an evaluation."""
+        """Folder of the finished parts of an evaluation."""
         return self.path / "evaluation"
 
     @property
     def shift(self) -> Path:
-        """How far the tuned distributions are from the base's."""
+        """File of the measured distances of the tuned distributions from the base's."""
         return self.path / SHIFT
 
     @property
     def report(self) -> Path:
-        """The page that shows all of it."""
+        """Page that shows the run."""
         return self.path / REPORT
 
     @property
     def finished(self) -> Path | None:
-        """The folder of the finished adapter or model, or ``None`` while there is none."""
+        """Folder of the finished adapter or model, or ``None`` while there is none."""
         return next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a whole checkpoint to go on from."""
+        """Return whether there is a whole checkpoint to resume from."""
         return last_whole(self.checkpoints) is not None
 
     def read_config(self) -> dict[str, Any]:
-        """The settings of the run.
+        """Return the settings of the run.
 
         Raises:
-            ConfigError: If ``config.yaml`` is missing or is no mapping.
+            ConfigError: If ``config.yaml`` is missing or holds no mapping.
         """
         config = read_yaml(self.config, hint="restore the file, or train anew.")
         if not isinstance(config, dict):
@@ -146,19 +144,19 @@ class RunFolder:
         return config
 
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest of the run; empty where there is none.
+        """Return the manifest of the run; empty where there is none.
 
         Raises:
-            ConfigError: If it is damaged.
+            ConfigError: If the manifest is damaged.
         """
         return read_manifest(self.manifest) if self.manifest.is_file() else {}
 
     @classmethod
     def open(cls, path: str | Path, *, finished: bool = True) -> RunFolder:
-        """A run that the user named.
+        """Open a run that the user named.
 
         Raises:
-            ConfigError: If the folder does not exist or is no run, or has not ``finished`` where it must have.
+            ConfigError: If the folder does not exist or holds no run, or with ``finished`` the run is not finished.
         """
         folder = cls(Path(path).expanduser())
         if not folder.path.is_dir():
@@ -185,17 +183,17 @@ class RunFolder:
         resume: bool,
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
-        """Refuse a folder that a run with these settings may not write to; changes nothing on disk.
+        """Check that a run with these settings may write to the folder; nothing on disk is changed.
 
         Args:
             config: Resolved settings of the run.
             overwrite: Whether another run in the folder may be replaced.
-            resume: Whether the run in the folder is to be gone on with.
-            defaults: Defaults of settings that the run in the folder may be too old to know.
+            resume: Whether the run in the folder is to be resumed.
+            defaults: Defaults of settings that the run in the folder may lack, being older.
 
         Raises:
-            ConfigError: If the path is a file, the folder holds files that are not ours or another run, or a run is to
-                be resumed with settings that decide what is learnt and differ.
+            ConfigError: If the path is a file, the folder holds foreign files or another run, or the settings of a
+                resumed run differ where they decide what is learnt.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output_dir {self.path} is a file", "give a folder that is new or empty.")
@@ -222,9 +220,9 @@ class RunFolder:
     def create(self, config: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False) -> None:
         """Make the folder and write ``config.yaml``; with ``overwrite`` an older run in it is removed first.
 
-        Only what a run writes is removed: a file of the user's that lies there stays. A run that begins anew removes
-        torn checkpoints; :meth:`check_free` has seen that there is no whole one. What was made before the first step
-        and knows what it was made by (samples of the base's, its scores) stays, to be used again.
+        Only files of a run are removed; files of the user stay. A run that starts anew removes torn checkpoints, as
+        :meth:`check_free` has ensured that none is whole. Results from before the first step that record what made
+        them (the base's samples and scores) stay, to be used again.
         """
         if overwrite:
             for name in _FILES:
@@ -240,7 +238,7 @@ class RunFolder:
         write_durably(self.config, f"{head}\n{text}")
 
     def remove_if_empty(self) -> None:
-        """Take back folders that were made for a run that never began."""
+        """Remove the empty folders of a run that never began."""
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()
             self.path.rmdir()

@@ -1,9 +1,9 @@
 """The manifest: the data, template, tokenizer, weights, settings and versions that made a run.
 
-Hashes carry their kind: ``sha256:`` covers every byte; ``sampled-sha256:`` (base weights, unless the full hash is asked
-for) covers each weight file's name, size and header, and 64 blocks of 4 KiB spread evenly over the file. Reading a
-70-billion-parameter model twice would take longer than noticing that another checkpoint lies there, and any other
-training run, quantisation or conversion changes blocks all over a file. It does not prove that no byte was altered.
+The prefix of a hash names its kind: ``sha256:`` covers every byte; ``sampled-sha256:`` (base weights, unless the full
+hash is requested) covers each weight file's name, size and header, and 64 blocks of 4 KiB spread evenly over the file.
+It saves reading a model of 70 billion parameters a second time, and still detects another training run, quantisation or
+conversion, which change bytes all over a file. It does not prove that no byte was altered.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ __all__ = [
 
 SCHEMA = 1
 VOLATILE = frozenset({"created", "command", "resumed", "finished", "device", "git"})
-"""Parts of a manifest that differ between two runs of the same experiment."""
+"""Entries of a manifest that differ between two runs of the same experiment."""
 DESCRIBING = frozenset({"bad_rows_by_reason"})
-"""Keys inside a part that describe what its hashes decide; older manifests may lack them."""
+"""Keys inside an entry that only describe what its hashes determine; older manifests may lack them."""
 
 _BLOCKS, _BLOCK = 64, 4096
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Hash of settings, whatever their order."""
+    """Return the hash of settings, independent of their order."""
     return str(text_hash(json.dumps(config, sort_keys=True, default=str)))
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The weight files of a model folder, safetensors before older formats; empty where there are none."""
+    """Return the weight files of a model folder, safetensors before older formats; empty where there are none."""
     folder = Path(folder)
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found
+        files = sorted(folder.glob(pattern))
+        if files:
+            return files
     return []
 
 
 def weights_hash(files: Sequence[Path], *, full: bool = False) -> str:
-    """Hash of weight files, in the order of their names; see the module's first lines for what it covers.
+    """Return the hash of weight files, in the order of their names; the module's docstring says what it covers.
 
     Args:
-        files: The files; their folder does not enter the hash.
-        full: Read every byte.
+        files: Weight files; their folder does not enter the hash.
+        full: Whether every byte is read.
     """
     digest = hashlib.sha256()
     for path in sorted(files, key=lambda file: file.name):
@@ -81,7 +81,7 @@ def weights_hash(files: Sequence[Path], *, full: bool = False) -> str:
 
 
 def git_state(folder: str | Path) -> dict[str, Any] | None:
-    """Commit of the repository that holds ``folder`` and whether it has uncommitted changes; ``None`` outside git."""
+    """Return the commit of ``folder``'s repository, and whether it has uncommitted changes; ``None`` outside git."""
 
     def ask(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]
@@ -94,10 +94,10 @@ def git_state(folder: str | Path) -> dict[str, Any] | None:
 
 
 def device() -> dict[str, Any]:
-    """What the run computes on: system, cores, accelerators, number of processes."""
+    """Return the hardware of the run: system, cores, accelerators, number of processes."""
     import torch
 
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "system": platform.platform(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -105,9 +105,9 @@ def device() -> dict[str, Any]:
         "accelerators": [],
     }
     if torch.cuda.is_available():
-        found["cuda"] = torch.version.cuda
-        found["accelerators"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return found
+        facts["cuda"] = torch.version.cuda
+        facts["accelerators"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return facts
 
 
 def build_manifest(
@@ -120,15 +120,15 @@ def build_manifest(
     seeds: Mapping[str, int],
     **more: Any,
 ) -> dict[str, Any]:
-    """The manifest of a run: everything that could explain why two runs differ.
+    """Return the manifest of a run: everything that could explain why two runs differ.
 
     Args:
-        command: The words of the command line; secrets are hidden.
-        config: The resolved settings.
-        data: Per split: files with hashes, rows, format.
-        model: Name, revision, hash of the base weights.
-        tokenizer: Hashed with its chat template.
-        seeds: By name.
+        command: Words of the command line; secrets are hidden.
+        config: Resolved settings.
+        data: Files with hashes, number of rows and format of each split.
+        model: Name, revision and hash of the base weights.
+        tokenizer: Tokenizer, hashed with its chat template.
+        seeds: Seeds by name.
         more: Further entries, such as the length report.
     """
     template = tokenizer.chat_template
@@ -150,7 +150,7 @@ def build_manifest(
 
 
 def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest whole, as indented JSON."""
+    """Write a manifest atomically, as indented JSON."""
     path = Path(path)
     write_durably(path, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
 
@@ -169,7 +169,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """``{dotted name: (old, new)}`` of the leaves of two manifests that differ, but ``VOLATILE`` and ``DESCRIBING``."""
+    """Return ``{dotted name: (old, new)}`` of the leaves that differ, except ``VOLATILE`` and ``DESCRIBING`` ones."""
     flat_old, flat_new = (dict(_leaves(manifest)) for manifest in (old, new))
     names = sorted(flat_old.keys() | flat_new.keys())
     return {

@@ -1,7 +1,7 @@
-"""The model card: what somebody should know who has this adapter without its run.
+"""The model card: the adapter folder's ``README.md``, for readers who have the adapter without its run.
 
-The card is the adapter folder's ``README.md``. Names of models and files come from users, so every one of them is
-escaped: none can break the page's table, its code blocks or its YAML header.
+Names of models and files come from users and are escaped, so that none can break the page's table, its code blocks or
+its YAML header.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 
 
 def escape(text: object) -> str:
-    """Text as Markdown shows it on one line, whatever characters it holds."""
+    """Escape a text so that Markdown shows it on one line, whatever characters it holds."""
     line = " ".join(str(text).split())
     return _SPECIAL.sub(r"\\\1", html.escape(line, quote=False))
 
 
 def model_card(manifest: Mapping[str, Any], config: Mapping[str, Any], *, measured: Sequence[str] = ()) -> str:
-    """The card of a run, as Markdown with the hub's YAML header.
+    """Return the card of a run, as Markdown with the hub's YAML header.
 
     Args:
-        manifest: The run's manifest.
-        config: Its resolved settings.
-        measured: Lines of Markdown on what was measured; without any the card says that nothing was.
+        manifest: Manifest of the run.
+        config: Resolved settings of the run.
+        measured: Lines of Markdown with measured results; without any the card says that nothing was measured.
     """
     base = str(manifest.get("model", {}).get("name", "unknown"))
     adapter = bool(config.get("use_peft", True))
     header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers"}
     if not base.startswith(("/", ".", "~")):
-        # A path of this machine would be an invalid link on the hub.
+        # A local path would be an invalid link on the hub.
         header["base_model"] = base
     header["tags"] = ["selfaug", "rag", *(["lora"] if adapter else [])]
     settings = [(name, config[name]) for name in _SETTINGS if config.get(name) is not None]
@@ -96,7 +96,7 @@ def _loading(base: str, adapter: bool) -> str:
             'model = AutoModelForCausalLM.from_pretrained("this folder")',
             'tokenizer = AutoTokenizer.from_pretrained("this folder")',
         ]
-    # A fence longer than any run of backticks inside cannot be closed by what stands inside.
+    # A fence longer than any run of backticks inside cannot be closed by the content.
     longest = max((len(run) for line in lines for run in re.findall(r"`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
     return "\n".join([f"{fence}python", *lines, fence])
@@ -121,7 +121,7 @@ def _value(value: Any) -> str:
 
 
 def _short(name: str) -> str:
-    # The folders of the machine that trained it are nobody else's business.
+    # Local folders are private to the machine that trained the adapter.
     return name.rstrip("/").split("/")[-1] if name.startswith(("/", ".", "~")) else name
 
 

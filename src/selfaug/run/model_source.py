@@ -1,7 +1,7 @@
-"""Checks that the named model and data exist and are usable, before anything is loaded.
+"""Checks that the named model exists and is usable, before anything is loaded.
 
-A local path is told from a name on the hub by its look, so that a mistyped path is an error now and not after minutes
-of network retries.
+Local paths and hub names are distinguished by their form, so that a mistyped path is an error at once and not after
+minutes of network retries.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _HUB_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a base model before its weights are loaded.
+    """Facts about a base model that are known before its weights are loaded.
 
     Args:
-        folder: Where its files lie; ``None`` for a hub model that is not downloaded yet.
+        folder: Folder of its files; ``None`` for a hub model that is not downloaded yet.
         context: Longest sequence in tokens that its positions allow; ``None`` where the configuration names none.
-        quantization: The method's name if the weights themselves are quantised.
-        commit: The hub's commit, where the model came from there.
-        embeddings: Rows of its embedding; ``None`` where the configuration names none.
+        quantization: Name of the quantisation method if the stored weights are quantised, else ``None``.
+        commit: Commit on the hub; ``None`` for a local model.
+        embeddings: Number of rows of its embedding; ``None`` where the configuration names none.
     """
 
     folder: Path | None
@@ -47,7 +47,7 @@ class ModelFacts:
 
 
 def looks_local(name: str) -> bool:
-    """Whether a name means a path on this machine: it exists, begins like a path, or could be no hub name."""
+    """Return whether a name means a local path: it exists, begins like a path, or cannot be a hub name."""
     path = Path(name).expanduser()
     if path.exists() or name.startswith((".", "/", "~")) or "\\" in name or name.lower().endswith(_DATA_ENDINGS):
         return True
@@ -59,7 +59,7 @@ def check_model(name: str | None, *, revision: str = "main", trust_remote_code: 
     """Check that a path or hub name holds a causal language model with weights and a tokenizer.
 
     Raises:
-        ConfigError: If not; which file is missing, and where it was looked for.
+        ConfigError: If it does not; the message names the missing file and the place.
     """
     if not name:
         raise ConfigError("no model is given", "pass --model_name_or_path, a folder or a name on the hub.")
@@ -70,8 +70,8 @@ def check_model(name: str | None, *, revision: str = "main", trust_remote_code: 
         _check_folder(folder)
         commit = None
     else:
-        found = _check_hub(name, revision)
-        folder, commit = found if found[0] is not None else (None, found[1])  # type: ignore[assignment]
+        located = _check_hub(name, revision)
+        folder, commit = located if located[0] is not None else (None, located[1])  # type: ignore[assignment]
     config = _read_config(name, revision, trust_remote_code)
     text = config.get_text_config()
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
@@ -83,7 +83,7 @@ def check_model(name: str | None, *, revision: str = "main", trust_remote_code: 
 
 
 def model_folder(name: str, revision: str = "main") -> Path | None:
-    """Where the files of a model lie on this machine, or ``None`` where they are not downloaded."""
+    """Return the local folder of a model's files, or ``None`` where they are not downloaded."""
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     from huggingface_hub import try_to_load_from_cache
@@ -119,7 +119,7 @@ def check_weights(folder: Path) -> None:
     """Check that all weight files are there and no safetensors file is cut short.
 
     Raises:
-        ConfigError: If not; with the file's name.
+        ConfigError: If a file is missing or truncated; with its name.
     """
     files = weight_files(folder)
     if not files:

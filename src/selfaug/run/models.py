@@ -1,8 +1,8 @@
-"""Opening the base and the tuned model of a run: where they come from, and how each is had without loading two.
+"""The base and the tuned model of a run: the origin of their weights, and how they are loaded with little memory.
 
-With an adapter one model is loaded: the base is it with the adapter off. Where that would not be the base (adapters
-that rewrote base weights or trained biases) and for models trained as a whole, there are two: loaded one after the
-other, so that there is never more than one in memory, or together where both are asked at once.
+With an adapter one model is loaded, and the base is that model with the adapter off. Adapters that rewrote base weights
+or trained biases, and models trained without PEFT, need two models. These are loaded one after the other, so that only
+one is in memory, or together where both are needed at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RESTORE = "restore the run's folder and its base model as they were, or train a
 
 @dataclass(frozen=True)
 class Origin:
-    """Where base and tuned model come from, checked by their files before anything is loaded.
+    """The origin of base and tuned model, checked by their files before anything is loaded.
 
     :func:`check_origin` makes one.
 
@@ -49,10 +49,10 @@ class Origin:
         adapter: Whether ``final`` holds an adapter.
         switchable: Whether the adapter switched off gives back the base.
         base_hash: Hash of the base's weight files; ``None`` where they are not on this machine.
-        tuned_hash: Hash of the weight files in ``final``; empty where nobody asks.
+        tuned_hash: Hash of the weight files in ``final``; empty where it is not needed.
         context: Longest sequence of the base in tokens; ``None`` where its configuration names none.
         quantization: ``transformers``' quantisation settings of the base during training, or ``None``.
-        embeddings: Rows of the base's embedding; ``None`` where its configuration names none.
+        embeddings: Number of rows of the base's embedding; ``None`` where its configuration names none.
     """
 
     base: str
@@ -68,7 +68,7 @@ class Origin:
     embeddings: int | None = None
 
     def at(self, folder: Path) -> Origin:
-        """The same base with other tuned weights of the same kind: those of a checkpoint.
+        """Return the origin with the same base and the tuned weights of a checkpoint.
 
         Raises:
             ConfigError: If the folder lacks weights.
@@ -79,14 +79,13 @@ class Origin:
 def check_origin(
     run: RunFolder, base: str | None = None, *, needs_base: bool = True, flag: str | None = "--base"
 ) -> Origin:
-    """The run's models, by their files alone.
+    """Check the files of a run's models, and return their origin.
 
     Args:
-        run: A finished run.
-        base: Where the base model lies now, if not where the run found it.
-        needs_base: Whether the base will be asked. Where it is not, and the run trained a whole model, only that model
-            is looked at: its base may be gone.
-        flag: What the user passes ``base`` with, for the message; ``None`` where it cannot be passed.
+        run: Folder of a finished run.
+        base: Folder or hub name of the base model, if it has moved since training.
+        needs_base: Whether the base will be used. If not, and the run trained without PEFT, the base may be missing.
+        flag: Flag that passes ``base``, for the message; ``None`` where it cannot be passed.
 
     Raises:
         ConfigError: If the adapter's files are missing or changed, or the base is not the one trained on.
@@ -107,23 +106,23 @@ def check_origin(
             _RESTORE,
         )
     trained_on = manifest.get("model") or {}
-    # What a branch of the hub names may have moved since; the commit that was trained on has not.
+    # A branch of the hub may have moved since the training, so the commit is used.
     commit = None if base is not None else trained_on.get("commit")
     name = base or str(config.get("model_name_or_path"))
     try:
-        found = _base(name, str(commit or config.get("model_revision") or "main"), trust, trained_on.get("weights"))
+        fields = _base(name, str(commit or config.get("model_revision") or "main"), trust, trained_on.get("weights"))
     except ConfigError as error:
         if base is not None and flag is not None:
             again = f"pass another with {flag}: {error.hint}"
             raise ConfigError(error.message.replace("model_name_or_path", flag), again) from None
         moved = "" if flag is None else f"if it has moved, pass where it lies now with {flag}; else "
         raise ConfigError(f"the base model of the run in {run.path}: {error.message}", moved + error.hint) from None
-    return Origin(**found, **tuned, quantization=_quantized(config))
+    return Origin(**fields, **tuned, quantization=_quantized(config))
 
 
 @dataclass(frozen=True)
 class State:
-    """The run's weights at one time: a checkpoint, or the finished ones (``name`` is ``final``)."""
+    """The run's weights at one step: a checkpoint, or the finished weights (``name`` is ``final``)."""
 
     name: str
     step: int | None
@@ -131,31 +130,31 @@ class State:
 
 
 def states(run: RunFolder, *, every: bool) -> list[State]:
-    """The finished weights, and before them with ``every`` each whole checkpoint; torn ones are named on stderr."""
+    """Return the finished weights, with ``every`` after each whole checkpoint; torn ones are named on stderr."""
     final = run.finished
     assert final is not None
-    found: list[State] = []
+    checkpoints: list[State] = []
     for folder in reversed(numbered(run.checkpoints)) if every else ():
         reason = torn_because(folder)
         if reason is None:
-            found.append(State(folder.name, step_of(folder), folder))
+            checkpoints.append(State(folder.name, step_of(folder), folder))
         else:
             say(f"{folder} is not a whole checkpoint ({reason}) and is left out.")
     try:
         step = json_of_ours(run.manifest)["finished"]["steps"]
     except (KeyError, TypeError):
         step = None
-    return [*found, State("final", step, final)]
+    return [*checkpoints, State("final", step, final)]
 
 
 def _base(name: str, revision: str, trust_remote_code: bool, trained_on: str | None = None) -> dict[str, Any]:
-    """The fields of an origin that say where its base is.
+    """Return the fields of an origin that describe its base.
 
     Args:
         name: Folder or hub name.
         revision: Revision of a hub model.
         trust_remote_code: Whether the model may bring code of its own.
-        trained_on: Hash of the weights that were trained on; ``None`` where nothing tells.
+        trained_on: Hash of the weights that were trained on; ``None`` where it is not known.
     """
     facts = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
     folder = model_folder(name, revision)
@@ -178,7 +177,7 @@ def _base(name: str, revision: str, trust_remote_code: bool, trained_on: str | N
 
 
 def _tuned(final: Path, adapter: bool) -> dict[str, Any]:
-    """The fields of an origin that say what lies in a folder of tuned weights."""
+    """Return the fields of an origin that describe a folder of tuned weights."""
     return {
         "tuned_hash": weights_hash(_files(final, adapter), full=True),
         "final": final,
@@ -226,12 +225,12 @@ class Sides:
     """The base and the tuned model of a run.
 
     Args:
-        origin: Where they come from.
-        dtype: Number format of the weights; ``auto`` is that of the base's files.
-        together: Keep both in memory where they are two models.
+        origin: Origin of both.
+        dtype: Number format of the weights; ``auto`` for that of the base's files.
+        together: Whether both stay in memory where they are two models.
 
     Raises:
-        ConfigError: When a model is loaded that cannot be, or the adapter does not fit the base.
+        ConfigError: If a model cannot be loaded, or the adapter does not fit the base; raised on first use.
     """
 
     def __init__(self, origin: Origin, dtype: str = "auto", *, together: bool = False) -> None:
@@ -241,16 +240,16 @@ class Sides:
         self.loads = 0
 
     def order(self) -> tuple[str, str]:
-        """Base and tuned; the one in memory first."""
+        """Return both sides, the one in memory first."""
         return ("tuned", "base") if "tuned" in self._models else ("base", "tuned")
 
     def holds(self, name: str) -> bool:
-        """Whether the model of a side is in memory."""
+        """Return whether the model of a side is in memory."""
         return "both" in self._models or name in self._models
 
     @contextmanager
     def side(self, name: str) -> Iterator[PreTrainedModel]:
-        """Inside, the yielded causal model (without PEFT's wrapper) is the base or the tuned one, ready to evaluate."""
+        """Yield the causal model of a side, without PEFT's wrapper and in evaluation mode; valid inside the block."""
         import torch
 
         from selfaug.model.switch import adapters_off
@@ -265,7 +264,7 @@ class Sides:
             yield model
 
     def reference(self) -> Reference:
-        """What gives the base's hidden states beside the tuned model's; needs ``together``."""
+        """Return the reference that computes the base's hidden states beside the tuned model; needs ``together``."""
         from selfaug.reference.adapter import BaseReference
         from selfaug.reference.frozen import FrozenReference
 
@@ -276,15 +275,15 @@ class Sides:
             return FrozenReference(self.origin.base, model, loaded=base)
 
     def move(self, origin: Origin) -> None:
-        """Go on with other tuned weights of the same base, which stays in memory.
+        """Replace the tuned weights; the base stays in memory.
 
         Args:
-            origin: Another :meth:`Origin.at` of the present one.
+            origin: Origin of the new weights, from :meth:`Origin.at` of the present one.
         """
         switched = self.origin.switchable and origin.switchable
         self.origin = origin
         if not switched:
-            # Where loading an adapter rewrites the base's weights, the next one needs them as they were.
+            # Loading such an adapter rewrites the base's weights, and the next one needs the original ones.
             self._models = {side: model for side, model in self._models.items() if side == "base"}
             self._peft = None
         elif self._peft is not None:
@@ -297,9 +296,9 @@ class Sides:
             self._peft.eval()
 
     def fold(self) -> PreTrainedModel:
-        """Return the tuned model with its adapter folded into its weights; this object forgets it.
+        """Return the tuned model with its adapter folded into its weights, and release it here.
 
-        A head that shares its weight with the embedding gets its own where only one of the two is adapted.
+        A head tied to the embedding gets its own weight where only one of the two is adapted.
 
         Raises:
             ConfigError: If PEFT cannot fold this kind of adapter, or its weights are not finite.
@@ -311,9 +310,9 @@ class Sides:
                     "folded, as the copies of a layer share its weights and have each their own adapter",
                     "serve the base model with the adapter as it is.",
                 )
-            _part_tied(model)
+            _untie(model)
         try:
-            # PEFT says that a head is no longer tied to the embedding; it is written so.
+            # PEFT warns that the head is no longer tied to the embedding, which is intended.
             with unwarned(".*(tie_word_embeddings|tied)"):
                 folded: PreTrainedModel = self._peft.merge_and_unload(safe_merge=True)
         except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
@@ -325,7 +324,7 @@ class Sides:
         return folded
 
     def release(self) -> None:
-        """Forget what is loaded."""
+        """Free the loaded models."""
         import torch
 
         if not self._models:
@@ -347,8 +346,8 @@ class Sides:
         base = self._causal(origin.base, origin.revision)
         with self._fitting():
             self._peft = PeftModel.from_pretrained(base, str(origin.final)).eval()
-        found: PreTrainedModel = self._peft.get_base_model()
-        return found
+        tuned: PreTrainedModel = self._peft.get_base_model()
+        return tuned
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
@@ -384,8 +383,8 @@ class Sides:
         return model.eval()
 
 
-def _part_tied(model: PreTrainedModel) -> None:
-    """Give the head a weight of its own where it shares the embedding's and an adapter would be folded into that."""
+def _untie(model: PreTrainedModel) -> None:
+    """Untie head and embedding where an adapter would be folded into their shared weight."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -399,13 +398,13 @@ def _part_tied(model: PreTrainedModel) -> None:
 
 
 def _first(error: BaseException) -> str:
-    # peft and torch say first that something is wrong, and in the lines below what.
+    # The first line of an error of peft or torch is general; the second names the cause.
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return " ".join(lines[:2])[:400] if lines else type(error).__name__
 
 
 def renderer_hash(final: Path) -> str | None:
-    """Hash of the saved prompt settings, or ``None`` where there are none."""
+    """Return the hash of the saved prompt settings, or ``None`` where there are none."""
     from selfaug.data.prompt_files import SETTINGS
 
     path = final / SETTINGS

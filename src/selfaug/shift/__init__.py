@@ -1,1 +1,1 @@
-"""How far fine-tuning moved a model's distribution, where, and whether forgetting follows the shift."""
+"""Measurement of the shift: how far fine-tuning moved a model's distribution, and how that relates to forgetting."""

@@ -2,9 +2,8 @@
 
     shift_t = KL(base(· | tokens up to t) ‖ tuned(· | tokens up to t)), in nats
 
-Each batch passes twice through one loaded model (adapter off, adapter on). Final hidden states meet the heads in the
-objective's row blocks; full logits never exist. The base's hidden states of each layer are kept until the tuned pass
-reaches that layer.
+Each batch passes twice through one loaded model (adapter off, adapter on). Logits are computed in the objective's row
+blocks, never in full. The base's hidden states of each layer are kept until the tuned pass reaches that layer.
 
 Shapes: B texts of a batch, T tokens, P measured positions of the batch, H hidden, L layers.
 """
@@ -36,10 +35,9 @@ assert tuple(term.name for term in _TERMS) == MEASURES
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids, and the region of each; at least two tokens.
+    """Token ids of a text, at least two, and the region of each.
 
-    Every position but the last is measured: it has a successor, so its distribution is one that matters. It counts to
-    the region of its own token.
+    Every position that has a next token is measured, and counts to the region of its own token.
     """
 
     input_ids: Sequence[int]
@@ -57,16 +55,16 @@ def measure(
     block_bytes: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Means per token by region, position and layer, as :meth:`selfaug.shift.tally.Tally.summary` gives them.
+    """Return means per token by region, position and layer, as :meth:`selfaug.shift.tally.Tally.summary` does.
 
     Args:
-        model: The tuned causal LM itself, not its PEFT wrapper: with the adapter's layers in it, switched on.
-        base: What gives the base's hidden states: the adapter switched off, or another model.
-        texts: In any order.
-        layers: Compare the hidden states behind every layer too; needs L · P · H numbers of memory.
-        batch_tokens: Tokens with padding of one pass; a longer text passes alone.
-        block_bytes: For the logits; ``None`` for the device's default.
-        progress: Called with the number of texts done.
+        model: Tuned causal LM, without PEFT's wrapper: the adapter's layers are in it, switched on.
+        base: Reference that returns the base's hidden states: the adapter switched off, or another model.
+        texts: Texts in any order.
+        layers: Whether the hidden states after every layer are compared too; takes memory for L · P · H numbers.
+        batch_tokens: Largest number of tokens in a pass, padding included; a longer text passes alone.
+        block_bytes: Memory for logits in bytes; ``None`` for the device's default.
+        progress: Function called with the number of texts done.
 
     Raises:
         ConfigError: If a model's output is not finite.
@@ -96,7 +94,7 @@ def measure(
 
 
 def _batches(texts: Sequence[Text], batch_tokens: int) -> Iterator[list[Text]]:
-    """Texts of like length together, longest first: what does not fit into memory fails at once."""
+    """Yield batches of texts of similar length, longest first, so that too little memory shows at once."""
     batch: list[Text] = []
     for text in sorted(texts, key=lambda item: -len(item.input_ids)):
         if batch and (len(batch) + 1) * len(batch[0].input_ids) > batch_tokens:
@@ -110,10 +108,10 @@ def _batches(texts: Sequence[Text], batch_tokens: int) -> Iterator[list[Text]]:
 def _compare(
     model: nn.Module, base: Reference, batch: Sequence[Text], layers: bool, block_bytes: int | None
 ) -> tuple[Any, Any]:
-    """Measures M × P in the order of the batch's texts, and layer measures L × 2 × P (empty without ``layers``)."""
+    """Return the measures (M × P) in the order of the batch's texts, and those of layers (L × 2 × P, or empty)."""
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     lengths = [len(text.input_ids) for text in batch]
-    # Padding stands behind the text, where a causal model's attention does not reach.
+    # Padding follows the text, so that causal attention does not reach it.
     ids_BT = torch.zeros(len(batch), max(lengths), dtype=torch.int64)
     for b, text in enumerate(batch):
         ids_BT[b, : lengths[b]] = torch.tensor(text.input_ids)
@@ -129,29 +127,29 @@ def _compare(
 
     kept_LPH: list[Tensor] = []
     with base.serving(model) as reference:
-        own_head = base.head(model)
+        base_head = base.head(model)
         with _watching(reference, index_P, kept_LPH.append if layers else None):
             reference_PH = _final(reference, inputs, index_P)
-    found_LMP: list[Any] = []
+    change_LMP: list[Any] = []
 
     def compare(hidden_PH: Tensor) -> None:
-        found_LMP.append(_layer_change(kept_LPH[len(found_LMP)].to(hidden_PH.device), hidden_PH).cpu().numpy())
-        kept_LPH[len(found_LMP) - 1] = hidden_PH.new_empty(0)
+        change_LMP.append(_layer_change(kept_LPH[len(change_LMP)].to(hidden_PH.device), hidden_PH).cpu().numpy())
+        kept_LPH[len(change_LMP) - 1] = hidden_PH.new_empty(0)  # frees the memory
 
     with _watching(model, index_P, compare if layers else None):
         hidden_PH = _final(model, inputs, index_P)
     head = head_of(model)
-    there = head.weight_VH.device
+    head_device = head.weight_VH.device
     values = row_values(
-        hidden_PH.to(there),
+        hidden_PH.to(head_device),
         head,
         _TERMS,
-        reference_NH=reference_PH.to(there),
-        reference_head=own_head,
-        label_N=label_P.to(there),
+        reference_NH=reference_PH.to(head_device),
+        reference_head=base_head,
+        label_N=label_P.to(head_device),
         block_bytes=block_bytes,
     )
-    return np.stack([values[name].double().cpu().numpy() for name in MEASURES]), np.array(found_LMP)
+    return np.stack([values[name].double().cpu().numpy() for name in MEASURES]), np.array(change_LMP)
 
 
 def _final(model: nn.Module, inputs: dict[str, Any], index_P: Tensor) -> Tensor:
@@ -160,7 +158,7 @@ def _final(model: nn.Module, inputs: dict[str, Any], index_P: Tensor) -> Tensor:
 
 
 def _layer_change(base_PH: Tensor, tuned_PH: Tensor) -> Tensor:
-    """``cos(base, tuned)`` and ``|tuned| / |base| - 1`` of each row, 2 × P."""
+    """Return ``cos(base, tuned)`` and ``|tuned| / |base| - 1`` of each row, 2 × P."""
     base_PH, tuned_PH = base_PH.float(), tuned_PH.float()
     base_P, tuned_P = base_PH.norm(dim=-1), tuned_PH.norm(dim=-1)
     return torch.stack([torch.cosine_similarity(base_PH, tuned_PH, dim=-1), tuned_P / base_P - 1])
@@ -168,7 +166,7 @@ def _layer_change(base_PH: Tensor, tuned_PH: Tensor) -> Tensor:
 
 @contextmanager
 def _watching(model: nn.Module, index_P: Tensor, see: Callable[[Tensor], None] | None) -> Iterator[None]:
-    """Inside, ``see`` gets the measured rows of each layer's output, in the order of the layers."""
+    """Call ``see`` inside the block with the measured rows of each layer's output, in the order of the layers."""
 
     def hook(_: nn.Module, __: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -184,7 +182,7 @@ def _watching(model: nn.Module, index_P: Tensor, see: Callable[[Tensor], None] |
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the model's body, the first one first.
+    """Return the layers of the model's body, in order.
 
     Raises:
         ConfigError: If they are not found.

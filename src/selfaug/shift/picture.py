@@ -13,20 +13,20 @@ __all__ = ["ENDINGS", "draw"]
 
 ENDINGS = (".svg", ".png")
 
-# Okabe and Ito's colours, told apart by most colour-blind readers; the markers tell them apart in grey.
+# Okabe and Ito's colours, which most colour-blind readers can distinguish; the markers differ also in grey.
 _LOOKS = (("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
-_PALEST = 0.75  # how far the smallest α of a method is from its colour towards white
+_PALEST = 0.75  # share of white in the shade of a method's smallest α
 
 
 def draw(
     points: Sequence[Point], relation: Relation, path: Path, *, shift_label: str, forgetting_label: str, title: str = ""
 ) -> None:
-    """Write the scatter of shift and forgetting, a colour a method and a shade an α, as SVG or PNG.
+    """Write the scatter plot of forgetting against shift as SVG or PNG: a colour for each method, a shade for each α.
 
     The same points give the same bytes.
 
     Raises:
-        ConfigError: If the ending is another, matplotlib is not installed, or the file cannot be written.
+        ConfigError: If the file has another ending, matplotlib is not installed, or the file cannot be written.
     """
     if path.suffix.lower() not in ENDINGS:
         raise ConfigError(f"--output {path}: {path.suffix or 'no ending'!r}", f"end it with {' or '.join(ENDINGS)}.")
@@ -59,17 +59,17 @@ def draw(
 
 
 def headline(relation: Relation) -> str:
-    """Both coefficients with their intervals, in one line."""
+    """Return both coefficients with their intervals, in one line."""
     parts = []
-    for name, found in (("Pearson", relation.pearson), ("Spearman", relation.spearman)):
-        interval = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
-        parts.append(f"{name} {found.value:.2f}{interval}")
+    for name, coefficient in (("Pearson", relation.pearson), ("Spearman", relation.spearman)):
+        interval = "" if coefficient.low is None else f" [{coefficient.low:.2f}, {coefficient.high:.2f}]"
+        parts.append(f"{name} {coefficient.value:.2f}{interval}")
     runs = f"{relation.runs} runs" + ("" if relation.points == relation.runs else f", {relation.points} points")
     return f"{', '.join(parts)} ({runs})"
 
 
 def _scatter(axes: Any, points: Sequence[Point]) -> None:
-    """A colour and marker a method, darker for a larger α: numbers beside the marks would cover one another."""
+    """Draw the points, with colour and marker by method and darker shades for larger α; labels would overlap."""
     from matplotlib.colors import to_hex, to_rgb
 
     methods = list(dict.fromkeys(point.method for point in points))
@@ -82,9 +82,15 @@ def _scatter(axes: Any, points: Sequence[Point]) -> None:
             shade = to_hex((red, green, blue))
             own = [point for point in points if (point.method, point.alpha) == (method, alpha)]
             for run in dict.fromkeys(point.run for point in own):
-                # The way of one training through its checkpoints.
-                way = [point for point in own if point.run == run]
-                axes.plot([p.shift for p in way], [p.forgetting for p in way], color=shade, linewidth=0.8, alpha=0.5)
+                # A line joins the checkpoints of one run.
+                run_points = [point for point in own if point.run == run]
+                axes.plot(
+                    [p.shift for p in run_points],
+                    [p.forgetting for p in run_points],
+                    color=shade,
+                    linewidth=0.8,
+                    alpha=0.5,
+                )
             axes.scatter(
                 [p.shift for p in own], [p.forgetting for p in own], c=shade, marker=marker, s=44, edgecolors=colour,
                 label=f"{method}, α {alpha:g}" if alpha else method, linewidths=0.8, zorder=3,

@@ -1,7 +1,7 @@
-"""The part of a prompt, or the text, that each token belongs to.
+"""Regions: the part of a prompt or text that each token belongs to.
 
-The prompt's pieces are those that the renderer laid out: their characters are known exactly, as the same messages are
-rendered a second time with place holders in their stead, and what stands around those is the template's own.
+The pieces of a prompt are the texts that the renderer inserts. Their positions are exact: the same messages are
+rendered a second time with place holders for their contents, and everything around those belongs to the template.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = [
 PROMPT_REGIONS = ("system", "documents", "question", "other")
 REGIONS = (*PROMPT_REGIONS, "boundary", "response", "general_text")
 """``system`` text; ``documents`` with their headings; ``question`` with the words of its line; ``other``: the
-template's marks, blank lines, BOS and answer cue, and what no piece is known of; ``boundary``: the last token before a
-response; ``response``; ``general_text``: text that is no part of the task."""
+template's own tokens, blank lines, BOS, the answer cue and all that belongs to no known piece; ``boundary``: the last
+token before a response; ``response``; ``general_text``: text that is not part of the task."""
 
-_HOLDER = "\ue0f3{}\ue0f4"  # private-use characters: no sane text or template holds them
+_HOLDER = "\ue0f3{}\ue0f4"  # private-use characters do not occur in ordinary texts and templates
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Characters ``start`` to ``end`` (excluded) of a text belong to ``region``."""
+    """A piece of a text: the characters from ``start`` up to ``end`` (excluded), and their region."""
 
     start: int
     end: int
@@ -52,14 +52,14 @@ def record_regions(
     documents: Sequence[Document],
     labels: Sequence[int],
 ) -> list[str]:
-    """The region of each token of an encoded record.
+    """Return the region of each token of an encoded record.
 
     Args:
-        tokenizer: The one that it was encoded with.
-        renderer: Likewise.
-        record: Gives system text and question.
-        documents: Those that fitted, as :func:`selfaug.data.fit.fit_record` gives them.
-        labels: Of the encoded row: -100 on the prompt.
+        tokenizer: Tokenizer that encoded the record.
+        renderer: Renderer that laid out the prompt.
+        record: Record with system text and question.
+        documents: Documents that fit, as :func:`selfaug.data.fit.fit_record` returns them.
+        labels: Labels of the encoded row, -100 on the prompt.
     """
     text = renderer.prompt_text(tokenizer, record, documents)
     pieces = prompt_pieces(tokenizer, renderer, record, documents, text)
@@ -75,25 +75,25 @@ def conversation_regions(
     input_ids: Sequence[int],
     labels: Sequence[int],
 ) -> list[str]:
-    """The region of each token of an encoded conversation: ``question`` is what the user says, ``system`` likewise.
+    """Return the region of each token of an encoded conversation; user messages are ``question``.
 
-    Documents are known where the renderer put them into the first user turn; tools' messages are ``other``. Where a
-    template changes messages the prompt is ``other``.
+    Documents are found where the renderer put them into the first user turn. Messages of tools are ``other``, as is the
+    whole prompt where a template changes messages.
 
     Args:
-        tokenizer: The one that it was encoded with.
-        renderer: Likewise.
-        conversation: Gives the messages.
-        documents: Those that fitted.
-        input_ids: Of the encoded row.
-        labels: Likewise.
+        tokenizer: Tokenizer that encoded the conversation.
+        renderer: Renderer that laid out the messages.
+        conversation: Conversation with the messages.
+        documents: Documents that fit.
+        input_ids: Token ids of the encoded row.
+        labels: Labels of the encoded row.
     """
     item = replace(conversation, documents=tuple(documents))
     messages = renderer.conversation_messages(item)
     source = renderer.chat_template if renderer.mode == "chat" else layout.plain_template(tokenizer)
     template = ChatTemplate(tokenizer, source, conversation.tools, kwargs=renderer.chat_template_kwargs)
-    held = [{**message, "content": _HOLDER.format(number)} for number, message in enumerate(messages)]
-    text, around = template.try_render(messages), template.try_render(held)
+    empty = [{**message, "content": _HOLDER.format(number)} for number, message in enumerate(messages)]
+    text, around = template.try_render(messages), template.try_render(empty)
     contents = [str(message.get("content") or "") for message in messages]
     starts, shown = None, contents
     for shown in (contents, [content.strip() for content in contents]):
@@ -109,22 +109,22 @@ def conversation_regions(
         elif role == "user":
             pieces += [Piece(start, start + opening, "documents"), Piece(start + opening, end, "question")]
             opening = 0
-    found = token_regions(tokenizer, text or "", pieces, bos=False)
-    known = text_ids(tokenizer, text or "")
+    whole_regions = token_regions(tokenizer, text or "", pieces, bos=False)
+    whole_ids = text_ids(tokenizer, text or "")
     regions = ["other"] * len(input_ids)
-    # Turns that were tokenised apart have other tokens at their edges; all others stand in the same order.
-    for match in SequenceMatcher(None, known, list(input_ids), autojunk=False).get_matching_blocks():
-        regions[match.b : match.b + match.size] = found[match.a : match.a + match.size]
+    # Turns that were tokenised separately may differ at their edges; all other tokens are the same, in the same order.
+    for match in SequenceMatcher(None, whole_ids, list(input_ids), autojunk=False).get_matching_blocks():
+        regions[match.b : match.b + match.size] = whole_regions[match.a : match.a + match.size]
     return by_labels(regions, labels)
 
 
 def by_labels(regions: Sequence[str], labels: Sequence[int]) -> list[str]:
-    """``regions`` with the tokens that are trained named ``response``, and each last one before them ``boundary``."""
-    found = ["response" if label != -100 else region for region, label in zip(regions, labels, strict=True)]
+    """Return ``regions`` with trained tokens as ``response``, and the token before each response as ``boundary``."""
+    named = ["response" if label != -100 else region for region, label in zip(regions, labels, strict=True)]
     for t, (now, then) in enumerate(pairwise(labels)):
         if now == -100 and then != -100:
-            found[t] = "boundary"
-    return found
+            named[t] = "boundary"
+    return named
 
 
 def prompt_pieces(
@@ -134,13 +134,13 @@ def prompt_pieces(
     documents: Sequence[Document],
     text: str,
 ) -> list[Piece]:
-    """Where system text, each document and the question stand in the rendered prompt, in order, not overlapping.
+    """Return the pieces of the rendered prompt (system text, documents, question) in order, without overlaps.
 
-    Empty where a chat template changes more of the messages than white space at their ends: no guess is made.
+    There are none where a chat template changes more of the messages than white space at their ends.
     """
     messages = renderer.messages(record, documents)
-    held = [{**message, "content": _HOLDER.format(number)} for number, message in enumerate(messages)]
-    around = _render(tokenizer, renderer, held)
+    empty = [{**message, "content": _HOLDER.format(number)} for number, message in enumerate(messages)]
+    around = _render(tokenizer, renderer, empty)
     contents: list[str] = [message["content"] for message in messages]
     for shown in (contents, [content.strip() for content in contents]):
         starts = _starts(around, shown, text)
@@ -161,7 +161,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, renderer: Renderer, messages: Se
 
 
 def _starts(around: str, contents: Sequence[str], text: str) -> list[int] | None:
-    """Where each content begins in ``text``, if ``text`` is ``around`` with the contents in their holders' places."""
+    """Return where each content begins in ``text``; ``None`` unless the contents in ``around`` give ``text``."""
     starts, built, rest = [], "", around
     for number, content in enumerate(contents):
         before, holder, rest = rest.partition(_HOLDER.format(number))
@@ -175,7 +175,7 @@ def _starts(around: str, contents: Sequence[str], text: str) -> list[int] | None
 def _of_message(
     renderer: Renderer, record: Record, documents: Sequence[Document], content: str, role: str
 ) -> list[Piece]:
-    """The pieces of one message's content, counted from its start."""
+    """Return the pieces of one message's content, with positions from its start."""
     if role == "system":
         return [Piece(0, len(content), "system")]
     question = renderer.question.format(question=renderer.escape(record.question.strip()))
@@ -185,7 +185,7 @@ def _of_message(
     if renderer.question_position in ("after", "both"):
         parts.append((question, "question"))
     user = renderer.user_text(record, documents)
-    # A system text that the template refuses opens the user's turn; what it asks stands at the end.
+    # Where the template takes no system message, the system text opens the user's turn, before documents and question.
     folded = len(content.rstrip()) - len(user.strip())
     pieces = [Piece(0, len(content[:folded].rstrip()), "system")] if folded > 0 else []
     at = folded - (len(user) - len(user.lstrip()))
@@ -197,10 +197,10 @@ def _of_message(
 
 
 def token_regions(tokenizer: PreTrainedTokenizerBase, text: str, pieces: Sequence[Piece], *, bos: bool) -> list[str]:
-    """The region of each token of ``text``: that of most of its characters, ``other`` where no piece has any.
+    """Return the region of each token of ``text``: that of most of its characters, or ``other`` outside all pieces.
 
-    A token over an edge goes to the piece with more of it, the first among equals. Tokenizers without offsets (not
-    compiled ones) are asked for the number of tokens up to each edge instead: there an edge may be a token off.
+    A token that spans an edge belongs to the piece with more of its characters, the first among equals. Slow tokenizers
+    give no offsets. For them the tokens up to each edge are counted, which may be one token off.
     """
     ids = text_ids(tokenizer, text, bos=bos)
     if not tokenizer.is_fast:
@@ -210,9 +210,9 @@ def token_regions(tokenizer: PreTrainedTokenizerBase, text: str, pieces: Sequenc
 
 
 def _region(text: str, start: int, end: int, pieces: Sequence[Piece]) -> str:
-    if start == end:  # white space, where a tokenizer leaves it out of its offsets; BOS, at the text's edge
+    if start == end:  # BOS, or white space that a tokenizer leaves out of its offsets
         return next((piece.region for piece in pieces if piece.start < start < piece.end), "other")
-    # Space in front of a word is part of its token, and does not decide whose it is.
+    # The space before a word is part of its token, and does not decide its region.
     while start < end - 1 and text[start].isspace():
         start += 1
     best, most = "other", 0

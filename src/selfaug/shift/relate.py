@@ -1,7 +1,7 @@
 """The correlation of shift and forgetting over runs, with intervals.
 
-Forgetting is the base's ability minus the tuned model's: the rise of the NLL of general text (from ``shift.json``), or
-the loss in a metric of ``results.json``.
+Forgetting is the rise of the NLL of general text from base to tuned model (from ``shift.json``), or the loss in a
+metric of ``results.json``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["DIRECTIONS", "GENERAL", "NLL", "PLACES", "Coefficient", "Point", "Re
 PLACES = (*REGIONS, *TOTALS)
 DIRECTIONS = ("base_to_tuned", "tuned_to_base")
 GENERAL = "general"
-"""The forgetting that is the mean loss of all general parts."""
+"""Name of forgetting as the mean loss over all general parts."""
 NLL = "nll"
-"""The forgetting that needs no evaluation: tuned minus base NLL of general text, nats per token."""
+"""Name of forgetting as tuned minus base NLL of general text, in nats per token; it needs no evaluation."""
 _FEWEST = 3
 
 
@@ -37,7 +37,7 @@ _FEWEST = 3
 class Point:
     """One state of one run: its shift (nats per token), and its forgetting (more is worse).
 
-    ``method`` and ``alpha`` say how it was trained; ``state`` is a checkpoint's name or ``final``.
+    ``method`` and ``alpha`` are those of the training; ``state`` is a checkpoint's name or ``final``.
     """
 
     run: str
@@ -50,7 +50,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Coefficient:
-    """A coefficient in [-1, 1] and its interval; ``None`` where it has none, and ``how`` the interval was made."""
+    """A coefficient in [-1, 1] with its interval (``None`` for none), and the name of the interval's method."""
 
     value: float
     low: float | None
@@ -60,7 +60,7 @@ class Coefficient:
 
 @dataclass(frozen=True)
 class Relation:
-    """Pearson's coefficient (a line) and Spearman's (an order), of ``points`` points of ``runs`` runs."""
+    """Pearson's (linear) and Spearman's (rank) coefficient of ``points`` points of ``runs`` runs."""
 
     pearson: Coefficient
     spearman: Coefficient
@@ -74,18 +74,19 @@ class Relation:
 def points_of(
     run: RunFolder, *, where: str, direction: str, forgetting: str = NLL, every: bool = False
 ) -> tuple[list[Point], dict[str, Any]]:
-    """The points of a run, and what it was measured on: runs are compared only on the same.
+    """Return the points of a run, and the data and base it was measured on, which must be equal for compared runs.
 
     Args:
-        run: With a ``shift.json``.
-        where: One of ``PLACES``; a run may lack it.
-        direction: One of ``DIRECTIONS``.
-        forgetting: ``NLL``, ``GENERAL``, or a metric of ``results.json`` as ``part`` (its primary metric) or
-            ``part:metric``.
-        every: Each measured checkpoint, not only the finished weights; ``results.json`` has only these.
+        run: Folder of a run with a ``shift.json``.
+        where: Region or total of the shift, one of ``PLACES``; a run may lack it.
+        direction: Direction of the KL, one of ``DIRECTIONS``.
+        forgetting: Measure of forgetting: ``NLL``, ``GENERAL``, or a metric of ``results.json`` as ``part`` (its
+            primary metric) or ``part:metric``.
+        every: Whether each measured checkpoint is a point, not only the finished weights; ``results.json`` has only
+            the finished ones.
 
     Raises:
-        DataError: If a file is missing or damaged, or lacks what is asked for.
+        DataError: If a file is missing or damaged, or lacks a requested value.
         ConfigError: If ``where`` or ``direction`` is unknown.
     """
     for name, value, known in (("where", where, PLACES), ("direction", direction, DIRECTIONS)):
@@ -119,7 +120,7 @@ def points_of(
 
 
 def _what(sources: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured, wherever it lay."""
+    """Return what identifies the measured data, without its paths."""
     data, general = sources["data"], sources["general_text"]
     hashes = [[file["hash"] for file in part["files"]] for part in (data, general) if part is not None]
     return {
@@ -148,7 +149,7 @@ def _lost_metric(run: RunFolder, name: str) -> float:
                 "their mean would be of nothing", f"name one: {', '.join([NLL, *known])}.",
             )  # fmt: skip
         return sum(map(_lost, entries)) / len(entries)
-    part, metric = (name, "") if name in known else name.rpartition(":")[::2]  # names of parts have colons of their own
+    part, metric = (name, "") if name in known else name.rpartition(":")[::2]  # names of parts may contain colons
     if part not in known:
         part = name if name.count(":") < 2 else part
         raise ConfigError(
@@ -171,11 +172,11 @@ def _lost(entry: Mapping[str, Any]) -> float:
 
 
 def relate(points: Sequence[Point], *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0) -> Relation:
-    """Pearson's and Spearman's coefficient of shift and forgetting, with bootstrap intervals over runs.
+    """Return Pearson's and Spearman's coefficient of shift and forgetting, with bootstrap intervals over runs.
 
-    A run is drawn with all its points: checkpoints of one training are not independent. The interval is bias-corrected
-    and accelerated (BCa); where that does not exist (all resamples give the same, or some have no coefficient) the
-    percentiles of the resamples that have one.
+    A run is drawn with all its points, since checkpoints of one training are not independent. The interval is
+    bias-corrected and accelerated (BCa). Where BCa is undefined (all resamples give the same value, or some have no
+    coefficient), it is the percentile interval of the resamples that have a coefficient.
 
     Raises:
         DataError: If there are fewer than three runs, or all have the same shift or the same forgetting.
@@ -203,15 +204,15 @@ def relate(points: Sequence[Point], *, resamples: int = 10_000, confidence: floa
 
         return pearson(rankdata(x), rankdata(y))
 
-    found = []
+    coefficients = []
     for statistic in (pearson, spearman):
 
         def of_runs(drawn: NDArray[np.int64], statistic: Any = statistic) -> float:
             index = np.concatenate([members[run] for run in drawn])
             return float(statistic(shift[index], lost[index]))
 
-        found.append(_bootstrapped(of_runs, len(runs), resamples, confidence, seed))
-    return Relation(found[0], found[1], len(runs), len(points), confidence, resamples, seed)
+        coefficients.append(_bootstrapped(of_runs, len(runs), resamples, confidence, seed))
+    return Relation(coefficients[0], coefficients[1], len(runs), len(points), confidence, resamples, seed)
 
 
 def _bootstrapped(statistic: Any, runs: int, resamples: int, confidence: float, seed: int) -> Coefficient:
@@ -224,6 +225,6 @@ def _bootstrapped(statistic: Any, runs: int, resamples: int, confidence: float, 
     if not (np.isfinite([low, high]).all() and np.isfinite(made.bootstrap_distribution).all()):
         kept = made.bootstrap_distribution[np.isfinite(made.bootstrap_distribution)]
         percentiles = interval(kept, (1 - confidence) / 2)
-        assert percentiles is not None  # all that is kept is finite
+        assert percentiles is not None  # all kept values are finite
         (low, high), how = percentiles, "percentile"
     return Coefficient(value, low, high, f"{how} bootstrap over runs")

@@ -15,7 +15,7 @@ _SHOWN_LAYERS = 12
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """Columns aligned with spaces, the first ``left`` ones to the left."""
+    """Return a table aligned with spaces, with the first ``left`` columns aligned to the left."""
     table = [list(head), *map(list, rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     return "\n".join(
@@ -25,7 +25,10 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> st
 
 
 def shift_table(shift: Mapping[str, Any]) -> str:
-    """Regions of every checkpoint, then the layers of the last; nats per token, ± one standard error over texts."""
+    """Return the regions of every checkpoint, then the layers of the last.
+
+    Values are in nats per token, ± one standard error over texts.
+    """
     rows: list[list[str]] = []
     for entry in shift["checkpoints"]:
         means = {**entry["regions"], **entry["totals"]}
@@ -52,7 +55,7 @@ def _number(value: float | None) -> str:
 
 
 def _layers(entry: Mapping[str, Any]) -> str:
-    """Cosine and norm change at all of a record's positions; of many layers an even choice with the first and last."""
+    """Return cosine and norm change over all positions; of many layers evenly spaced ones with the first and last."""
     layers = entry["layers"]
     count = min(len(layers), _SHOWN_LAYERS)
     places = sorted({round(i * (len(layers) - 1) / max(count - 1, 1)) for i in range(count)})

@@ -1,4 +1,4 @@
-"""Means per token with intervals, by region, by position and by layer.
+"""Means per token with standard errors, by region, by position and by layer.
 
 Shapes: M measures, P measured positions of one text.
 """
@@ -18,7 +18,7 @@ __all__ = ["MEASURES", "TOTALS", "Tally", "bin_of", "bin_range", "ratio_mean"]
 Floats = NDArray[np.float64]
 
 MEASURES = ("base_to_tuned", "tuned_to_base", "base_nll", "tuned_nll")
-"""KL(base ‖ tuned), KL(tuned ‖ base), and both models' NLL of the token that follows; nats per token."""
+"""KL(base ‖ tuned), KL(tuned ‖ base), and both models' NLL of the next token, in nats per token."""
 
 LAYER_MEASURES = ("cosine", "norm_change")
 
@@ -26,25 +26,25 @@ TOTALS: Mapping[str, tuple[str, ...]] = {
     "prompt": PROMPT_REGIONS,
     "data": tuple(region for region in REGIONS if region != "general_text"),
 }
-"""Regions taken together: ``prompt`` holds the aligned positions, ``data`` all of a record's."""
+"""Totals over regions: ``prompt`` covers the aligned positions, ``data`` all positions of a record."""
 
 _FIRST_BIN = 16
 
 
 def bin_of(position: int) -> int:
-    """The bin of a position (from 0): the first holds 16 positions, each later one as many as all before it."""
+    """Return the bin of a position (from 0): the first has 16 positions, each later one as many as all before it."""
     return (position // _FIRST_BIN).bit_length()
 
 
 def bin_range(number: int) -> tuple[int, int]:
-    """First position of a bin, and the first behind it."""
+    """Return the first position of a bin, and the first of the next bin."""
     return (0 if number == 0 else _FIRST_BIN << (number - 1)), _FIRST_BIN << number
 
 
 def ratio_mean(sums_S: Floats, counts_S: Floats) -> tuple[float, float | None]:
-    """``Σ sums / Σ counts`` and its standard error over texts; ``None`` for fewer than two texts with a count.
+    """Return ``Σ sums / Σ counts`` and its standard error over texts (``None`` with fewer than two texts that count).
 
-    Tokens of one text are not independent, so the text is the unit: with m the mean and n the number of texts,
+    Tokens of one text are not independent, so the text is the unit. With m the mean and n the number of texts,
     ``se² = n / (n - 1) · Σ (sum - m · count)² / (Σ count)²``, the linearised variance of a ratio.
     """
     kept = counts_S > 0
@@ -58,10 +58,10 @@ def ratio_mean(sums_S: Floats, counts_S: Floats) -> tuple[float, float | None]:
 
 
 class Tally:
-    """Sums per text and region, from which every mean is taken.
+    """Accumulator of sums per text and region, from which all means are computed.
 
     Args:
-        layers: How many layers are compared; 0 for none.
+        layers: Number of layers that are compared; 0 for none.
     """
 
     def __init__(self, layers: int) -> None:
@@ -71,12 +71,13 @@ class Tally:
         self._bins: dict[tuple[str, int], tuple[Floats, int]] = {}
 
     def add(self, regions: Sequence[str], values_MP: Floats, layers_LMP: Floats | None = None) -> None:
-        """Take in one text.
+        """Add one text.
 
         Args:
-            regions: Of its measured positions 0 to P - 1.
-            values_MP: In the order of ``MEASURES``.
-            layers_LMP: Per layer in the order of cosine and norm change, or ``None``.
+            regions: Regions of its measured positions 0 to P - 1.
+            values_MP: Measures of each position, in the order of ``MEASURES``.
+            layers_LMP: Cosine and norm change of each layer and position, in the order of ``LAYER_MEASURES``; ``None``
+                where no layers are compared.
         """
         rows = [values_MP] if layers_LMP is None else [values_MP, layers_LMP.reshape(-1, len(regions))]
         values = np.concatenate(rows).astype(np.float64)
@@ -93,24 +94,24 @@ class Tally:
             self._bins[kind, number] = (old + part.sum(axis=1), count + part.shape[1])
 
     def summary(self) -> dict[str, Any]:
-        """As JSON: ``regions``, ``totals``, ``positions``, ``layers``; regions without a token are left out."""
-        found: dict[str, Any] = {"regions": {}, "totals": {}, "positions": {}, "layers": []}
+        """Return ``regions``, ``totals``, ``positions`` and ``layers`` as JSON, without regions that have no token."""
+        summary: dict[str, Any] = {"regions": {}, "totals": {}, "positions": {}, "layers": []}
         groups = {region: (region,) for region in REGIONS}
         for place, named in (("regions", groups), ("totals", TOTALS)):
             for name, members in named.items():
                 entry = self._means(members, enumerate(MEASURES))
                 if entry:
-                    found[place][name] = entry
+                    summary[place][name] = entry
         for (kind, number), (sums, count) in sorted(self._bins.items()):
             first, last = bin_range(number)
             means = {measure: float(total) / count for measure, total in zip(MEASURES, sums, strict=True)}
-            found["positions"].setdefault(kind, []).append({"from": first, "to": last, "tokens": count, **means})
+            summary["positions"].setdefault(kind, []).append({"from": first, "to": last, "tokens": count, **means})
         for layer in range(self.layers):
             first = len(MEASURES) + layer * len(LAYER_MEASURES)
             columns = list(enumerate(LAYER_MEASURES, start=first))
             means_of = {name: self._means(members, columns) for name, members in {**groups, **TOTALS}.items()}
-            found["layers"].append({"layer": layer + 1, "regions": {k: v for k, v in means_of.items() if v}})
-        return found
+            summary["layers"].append({"layer": layer + 1, "regions": {k: v for k, v in means_of.items() if v}})
+        return summary
 
     def _means(self, members: Sequence[str], columns: Iterable[tuple[int, str]]) -> dict[str, Any]:
         codes = [REGIONS.index(member) for member in members]

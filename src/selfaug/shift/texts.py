@@ -30,12 +30,10 @@ Item = TypeVar("Item")
 
 
 def data_of_run(config: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The path or name of the data that a run was evaluated on, else trained on, and which split of it is taken.
-
-    Of several splits the first that is there is taken, as `train` does.
+    """Return the path or name of the data that a run was evaluated on, else trained on, and the splits to try in order.
 
     Raises:
-        ConfigError: If the run was trained on a mixture, which has no one name.
+        ConfigError: If the run was trained on a mixture, which has no single name.
     """
     train = str(config.get("dataset_train_split") or "train")
     evaluated = evaluation_splits(config.get("dataset_test_split"))
@@ -52,10 +50,10 @@ def data_of_run(config: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
 def run_data(
     name: str | None, config: dict[str, Any], on_bad_row: str, mapping: Any = None
 ) -> tuple[list[Record | Conversation], str, Any]:
-    """The records and conversations of ``name``, or of the run itself; what they are; and their files.
+    """Return the records and conversations of ``name``, or of the run itself; their description; and their files.
 
-    Of a run that held a part of its data out, that part is taken. ``mapping`` says where the fields of a record stand
-    in the rows of ``name``.
+    If the run has a held-out set, that set is taken. ``mapping`` holds the paths of a record's fields in the rows of
+    ``name``.
 
     Raises:
         DataError: If the data cannot be read, or is in TRL's own formats.
@@ -81,7 +79,7 @@ def run_data(
 
 
 def sampled(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
-    """``limit`` of the items, drawn by ``seed``, in their order; all of them where there are no more, or limit is 0."""
+    """Return ``limit`` random items in their order; all of them where there are no more, or the limit is 0."""
     if not limit or len(items) <= limit:
         return list(items)
     return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), limit))]
@@ -93,10 +91,10 @@ def task_texts(
     renderer: Renderer,
     max_length: int | None,
 ) -> tuple[list[Text], int]:
-    """Each item as it is trained on, with the region of each token, and how many do not fit ``max_length``.
+    """Return each item as it is trained on, with the region of each token, and the number that exceed ``max_length``.
 
     Raises:
-        DataError: If none fits.
+        DataError: If no item fits.
     """
     renderer.check(tokenizer)
     texts: list[Text] = []
@@ -129,16 +127,17 @@ def task_texts(
 def general_texts(
     path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int, seed: int
 ) -> tuple[list[Text], int]:
-    """Pieces of at most ``max_length`` tokens of the texts of a file, ``limit`` of them, and how many there were.
+    """Return ``limit`` random pieces of the texts of a file, and the number of all pieces.
 
-    Each piece begins as the tokenizer begins a text. A piece of a single token is left out.
+    Each piece begins as the tokenizer begins a text (with BOS, where it adds one). A piece of a single token is left
+    out.
 
     Args:
-        path: A file of texts, as :func:`selfaug.evaluation.text.read_texts` takes it.
-        tokenizer: Of the model.
-        max_length: In tokens, at least 3.
-        limit: 0 for all.
-        seed: Of the draw.
+        path: File of texts, as :func:`selfaug.evaluation.text.read_texts` takes it.
+        tokenizer: Tokenizer of the model.
+        max_length: Longest piece in tokens, at least 3.
+        limit: Number of pieces; 0 for all.
+        seed: Seed of the draw.
 
     Raises:
         DataError: If the file is missing, of another kind, or holds no text.

@@ -1,4 +1,4 @@
-"""Suites of general tasks: each is a YAML file beside this one, whose `docs` name what it pins."""
+"""Suites of general tasks: one YAML file beside this one for each, whose `docs` name the settings that it fixes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SUITES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
 @dataclass(frozen=True)
 class GeneralTask:
-    """One lm_eval task and everything that its number depends on.
+    """One lm_eval task and all settings that its score depends on.
 
     Args:
         task: lm_eval's name of a task or group.
-        data: A local file in the task's own columns, instead of the hub's data set.
-        num_fewshot: Examples before the question; ``None`` as the task says.
-        chat_template: ``auto`` where the tokenizer has one, else ``True`` or ``False``.
-        fewshot_as_multiturn: Examples as turns of a conversation (with a chat template).
-        generation: Instead of the task's generation settings.
-        limit: Only the first items of each (sub)task.
-        primary: The metric that stands for the task; ``None`` takes the first of a list of usual ones.
-        suite: Where this comes from, if from a suite.
+        data: Local file with the task's own columns, in place of the hub's data set.
+        num_fewshot: Number of examples before the question; ``None`` for the task's own.
+        chat_template: Whether the chat template is applied: ``True``, ``False``, or ``auto`` for where there is one.
+        fewshot_as_multiturn: Whether examples are turns of a conversation (with a chat template).
+        generation: Generation settings that replace the task's.
+        limit: Number of items of each (sub)task, from the first; ``None`` for all.
+        primary: Metric that represents the task; ``None`` for the first of a list of common ones.
+        suite: Name of the suite that it comes from; ``None`` for a task named on its own.
     """
 
     task: str
@@ -44,13 +44,13 @@ class GeneralTask:
     suite: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """As JSON, for the results."""
+        """Return the settings as JSON, for the results."""
         row = dataclasses.asdict(self)
         return {**row, "data": None if self.data is None else str(self.data), "generation": dict(self.generation)}
 
 
 def suite(name: str) -> list[GeneralTask]:
-    """The tasks of a suite in the order of its file."""
+    """Return the tasks of a suite in the order of its file."""
     import yaml
 
     body = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -60,18 +60,18 @@ def suite(name: str) -> list[GeneralTask]:
 def chosen(
     words: Sequence[str], known: Mapping[str, Sequence[str]], *, limit: int | None, max_gen_toks: int | None
 ) -> list[GeneralTask]:
-    """The tasks that ``--general`` names: suites, tasks, groups, tags, or ``NAME=FILE``; each once.
+    """Return each task once that ``--general`` names: by suite, task, group, tag or ``NAME=FILE``.
 
     Args:
-        words: What the user wrote.
-        known: lm_eval's names, each with the names that it stands for (a tag's tasks; else itself).
-        limit: Instead of the suites' own.
-        max_gen_toks: Instead of the suites' and tasks' own.
+        words: Values of the option.
+        known: lm_eval's names, each with the names that it expands to (the tasks of a tag; otherwise itself).
+        limit: Number of items that replaces the suites' own.
+        max_gen_toks: Longest generated answer in tokens, in place of the suites' and tasks' own.
 
     Raises:
-        ConfigError: For a name that is not known, or a file that does not exist.
+        ConfigError: If a name is unknown, or a file does not exist.
     """
-    found: dict[str, GeneralTask] = {}
+    tasks_by_name: dict[str, GeneralTask] = {}
     for word in words:
         name, equals, file = word.partition("=")
         if name in SUITES and not equals:
@@ -89,10 +89,10 @@ def chosen(
             if max_gen_toks is not None:
                 changes["generation"] = {**task.generation, "max_gen_toks": max_gen_toks}
             # A task named on its own after a suite that has it keeps the suite's settings and gets its file.
-            if task.task in found and task.suite is None:
-                task = dataclasses.replace(found[task.task], data=task.data)
-            found[task.task] = dataclasses.replace(task, **changes)
-    return list(found.values())
+            if task.task in tasks_by_name and task.suite is None:
+                task = dataclasses.replace(tasks_by_name[task.task], data=task.data)
+            tasks_by_name[task.task] = dataclasses.replace(task, **changes)
+    return list(tasks_by_name.values())
 
 
 def _data(name: str, file: str) -> Path:

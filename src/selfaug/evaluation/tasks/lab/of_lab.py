@@ -14,7 +14,7 @@ __all__ = ["dataset", "process_results"]
 
 
 def dataset(*, skill: str, items: int, **_: Any) -> dict[str, Any]:
-    """The test items of a skill; the arguments are the ``metadata`` of its YAML."""
+    """Return the test items of a skill; the arguments are the ``metadata`` of its YAML."""
     import datasets
 
     rows = [
@@ -29,5 +29,5 @@ def _items(skill: str, count: int) -> Sequence[Any]:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """1 where the answer passes the item's check, else 0."""
+    """Return an accuracy of 1 where the answer passes the item's check, else 0."""
     return {"acc": float(passes(json.loads(doc["check"]), results[0]))}
