@@ -131,9 +131,9 @@ def test_a_combination_has_the_changes_of_its_parts() -> None:
     where = [(term.term.name, term.where, term.weight) for term in get_method("dft+selfaug").changes(made).terms]
     assert where == [("dft", "response", 1.0), ("alignment", "aligned", 0.5)]
     assert config(method="selfaug+dft").alpha == 2.0
-    assert (made.aligns, made.holds_response, made.compares) == (True, False, True)
+    assert (made.aligns, made.compares_response, made.compares) == (True, False, True)
     held = config(method="kl-response")
-    assert (held.aligns, held.holds_response, held.compares) == (False, True, True)
+    assert (held.aligns, held.compares_response, held.compares) == (False, True, True)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "selfaug"])

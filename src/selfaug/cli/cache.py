@@ -30,7 +30,7 @@ COMMAND = replace(
 
 
 def run(call: Call[Any]) -> int:
-    """Write what is missing of the cache, in this process; the exit code."""
+    """Write the missing shards of the cache in this process, and return the exit code."""
     from selfaug.cli.encoding import check_embeddings, encoded_tables, tokenizer_and_renderer
     from selfaug.cli.outputs import check_writable
     from selfaug.cli.parsing import parse, print_all_help
@@ -64,7 +64,7 @@ def run(call: Call[Any]) -> int:
     tables, _, _ = encoded_tables(settings, tokenizer, renderer)
     check_embeddings(tables, settings, tokenizer, facts.embeddings)
     with tempfile.TemporaryDirectory() as folder:
-        settings.training.output_dir = folder  # the trainer makes it
+        settings.training.output_dir = folder  # the trainer would create the user's folder
         say(f"loading the model {settings.model.model_name_or_path} ...")
         trainer = make_trainer(settings, tables, tokenizer, renderer)
         written = trainer.write_reference_cache(thorough=True)

@@ -1,6 +1,6 @@
-"""The training and evaluation examples of `selfaug train`, from whatever its data flags name.
+"""Opens the training and evaluation data that the flags of `selfaug train` name.
 
-They are opened here and read where they are needed; the contents of files are never in memory as a whole.
+Examples are read where they are needed, and contents of files are never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = [
     "open_sources",
 ]
 
-_BUILDERS = ("json", "csv", "parquet")  # Names under which `load_dataset` reads files.
+_BUILDERS = ("json", "csv", "parquet")  # names under which `load_dataset` reads files
 _TRL_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids"})
 
 
 @dataclass(frozen=True)
 class Part:
-    """Examples of one file, folder or data set.
+    """A part of the examples of one file, folder or data set.
 
     Args:
-        reading: All of them.
-        kept: Places of those that are taken; ``None`` for all.
+        reading: All examples.
+        kept: Indices of the examples of this part; ``None`` for all.
     """
 
     reading: Reading
@@ -61,13 +61,13 @@ class Part:
 
 
 class Source:
-    """One split: going through it reads it anew.
+    """The examples of one split. Each iteration reads them again.
 
     Args:
-        name: What the user called it.
-        parts: What it is made of; empty where ``table`` is given.
-        table: A table of the hub in one of trl's own formats, left to trl.
-        side: Which of the examples are this split's; ``None`` for all.
+        name: Name that the user gave.
+        parts: Parts of the split; empty where ``table`` is given.
+        table: Table of the hub in one of TRL's own formats, which TRL tokenises; ``None`` for none.
+        side: Side of a division that the split consists of; ``None`` for all examples.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Source:
 
     @property
     def parts(self) -> Sequence[Part]:
-        """What it is made of."""
+        """The parts of the split."""
         return self._parts.parts if isinstance(self._parts, Mixture) else self._parts
 
     def __iter__(self) -> Iterator[Example]:
@@ -98,29 +98,29 @@ class Source:
                 yield example
 
     def of(self, side: Side) -> Source:
-        """One half of it."""
+        """Return one side of the split."""
         return Source(self.name, self._parts, side=side)
 
     @property
     def readings(self) -> list[Reading]:
-        """What is read, each once."""
+        """The readings of all parts, each once."""
         mixture = self._parts
         return mixture.readings if isinstance(mixture, Mixture) else [part.reading for part in mixture]
 
     @cached_property
     def is_trl(self) -> bool:
-        """Whether the rows are in one of TRL's own formats; the first ones are looked at."""
+        """Whether the rows are in one of TRL's own formats, by the first ones."""
         firsts = [reading.first() for reading in self.readings]
         return self.table is not None or isinstance(firsts[0], dict)
 
     def identity(self) -> list[Any]:
-        """Everything but the contents of files that decides the examples, as JSON."""
+        """Return everything that decides the examples, except the contents of files, as JSON."""
         shares = self._parts.identity() if isinstance(self._parts, Mixture) else None
         side = None if self.side is None else self.side.identity()
         return [self.name, [reading.identity for reading in self.readings], shares, side]
 
     def described(self) -> dict[str, Any]:
-        """What the manifest says of a table of the hub."""
+        """Return the manifest's entry for a table of the hub."""
         rows = len(self.table) if hasattr(self.table, "__len__") else None  # type: ignore[arg-type]
         fingerprint = getattr(self.table, "_fingerprint", None)
         return {"name": self.name, "format": "trl", "rows": rows, "fingerprint": fingerprint}
@@ -128,32 +128,32 @@ class Source:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two halves of a division.
+    """One of the two sides of a division.
 
     Args:
-        division: Finds out which examples are held out.
-        held_out: Whether this is their half.
+        division: Division into training and held-out examples.
+        held_out: Whether this is the held-out side.
     """
 
     division: Division
     held_out: bool
 
     def __contains__(self, place: int) -> bool:
-        return (place in self.division.held) == self.held_out
+        return (place in self.division.held_out) == self.held_out
 
     def identity(self) -> list[Any]:
-        """What decides the half, as JSON."""
+        """Return everything that decides the side, as JSON."""
         return [self.held_out, *self.division.identity]
 
 
 class Division:
-    """Which examples are held out, found out when it is first asked.
+    """A division of examples into a training and a held-out side, which is drawn on first use.
 
     Args:
         whole: All examples.
-        draw: Function that draws.
-        identity: What decides the draw besides the examples, as JSON.
-        tell: Function that gives lines for people; ``None`` for nothing to be said.
+        draw: Function from all examples to the indices of the held-out ones.
+        identity: Everything besides the examples that decides the draw, as JSON.
+        describe: Function from all examples and the held-out indices to lines for the user; ``None`` for no lines.
     """
 
     def __init__(
@@ -161,34 +161,34 @@ class Division:
         whole: Source,
         draw: Callable[[Source], Collection[int]],
         identity: list[Any],
-        tell: Callable[[Source, Collection[int]], list[str]] | None = None,
+        describe: Callable[[Source, Collection[int]], list[str]] | None = None,
     ) -> None:
         self.identity = identity
         self._whole = whole
         self._draw = draw
-        self._tell = tell
+        self._describe = describe
 
     @cached_property
-    def held(self) -> Collection[int]:
-        """Places of what is held out."""
+    def held_out(self) -> Collection[int]:
+        """The indices of the held-out examples."""
         return self._draw(self._whole)
 
-    def halves(self) -> tuple[Source, Source]:
-        """What is trained, and what is held out."""
+    def sides(self) -> tuple[Source, Source]:
+        """Return the training side and the held-out side."""
         train, held_out = Side(self, held_out=False), Side(self, held_out=True)
         return self._whole.of(train), self._whole.of(held_out)
 
     @cached_property
     def lines(self) -> list[str]:
-        """What people should hear of the division."""
-        return self._tell(self._whole, self.held) if self._tell is not None else []
+        """The lines for the user on the division."""
+        return self._describe(self._whole, self.held_out) if self._describe is not None else []
 
 
 class Mixture:
-    """Parts of several data sets; how many examples each gives is counted when that is first asked.
+    """Parts of several data sets, whose examples are counted on first use.
 
     Args:
-        entries: The readings of each entry, and the part of its split that is meant (``train[:10%]``) or ``None``.
+        entries: Readings of each entry, and the wanted part of its split (``train[:10%]``) or ``None``.
         fractions: Share of each entry in the mixture; all ``None`` for whole entries.
     """
 
@@ -220,12 +220,12 @@ class Mixture:
         return parts
 
     def identity(self) -> list[Any]:
-        """What decides the parts besides their readings, as JSON."""
+        """Return everything besides the readings that decides the parts, as JSON."""
         return [[[len(readings), part] for readings, part in self._entries], list(self._fractions)]
 
 
 def _kept(count: int, part: str | None) -> range:
-    """The places that a part of a split, such as ``train[:10%]``, means; TRL counts them as ``datasets`` does."""
+    """Return the indices of a part of a split, such as ``train[:10%]``, as ``datasets`` (and so TRL) counts them."""
     if part is None:
         return range(count)
     from datasets import ReadInstruction
@@ -242,26 +242,26 @@ def _kept(count: int, part: str | None) -> range:
 
 @dataclass(frozen=True)
 class Sources:
-    """What is trained and what is evaluated on.
+    """The training and the evaluation data.
 
     Args:
-        train: What is trained.
-        evaluation: What is evaluated on; ``None`` for nothing.
-        apart: Whether the division itself keeps documents apart, so that nothing is left to be checked.
+        train: Training examples.
+        evaluation: Evaluation examples; ``None`` for no evaluation.
+        disjoint: Whether the division itself leaves no document on both sides, so that no check for leaks is needed.
     """
 
     train: Source
     evaluation: Source | None = None
-    apart: bool = False
+    disjoint: bool = False
 
 
 def open_sources(settings: Settings) -> Sources:
-    """Open what ``dataset_name``, ``datasets``, ``eval_dataset`` and ``held_out`` name.
+    """Open the data that ``dataset_name``, ``datasets``, ``eval_dataset`` and ``held_out`` name.
 
     Raises:
-        ConfigError: If flags are missing or contradict each other, or the method lets the base rewrite the rows, and
-            they are in a format of trl's.
-        DataError: If a file cannot be used, or one of its first rows.
+        ConfigError: If flags are missing or contradict each other, or the base should rewrite rows in one of TRL's own
+            formats.
+        DataError: If a file, or one of its first rows, cannot be used.
     """
     from selfaug.before.generated_rows import refuse_rewriting
 
@@ -329,12 +329,12 @@ def _reading(settings: Settings, path: str | Path, splits: Sequence[str], column
 
 
 def bad_row_lines(problems: Sequence[RowError], good: int) -> list[str]:
-    """Bad rows that were left out, by reason."""
+    """Return lines on the bad rows that were left out, by reason."""
     return reason_lines(_reasons(problems), good + len(problems), "bad rows left out")
 
 
 def bad_rows_by_reason(problems: Sequence[RowError]) -> dict[str, int]:
-    """Counts of bad rows that were left out."""
+    """Return the number of bad rows that were left out, by reason."""
     return {reason.text: reason.count for reason in by_reason(_reasons(problems))}
 
 
@@ -347,7 +347,7 @@ def _reasons(problems: Sequence[RowError]) -> list[tuple[str, str]]:
 
 
 def bad_rows_warning(name: str, problems: Sequence[RowError], good: int) -> tuple[str, str] | None:
-    """A warning and its hint where so many rows are bad that the data is probably not what it is taken for."""
+    """Return a warning and a hint if so many rows are bad that the format is probably another; else ``None``."""
     total = good + len(problems)
     if len(problems) <= WARN_ABOVE_SHARE * total:
         return None
@@ -359,7 +359,7 @@ def bad_rows_warning(name: str, problems: Sequence[RowError], good: int) -> tupl
 
 
 def leak_lines(sources: Sources) -> list[str]:
-    """What training and evaluation data share, for people; both are gone through."""
+    """Return lines for the user on what training and evaluation data share; reads both."""
     from selfaug.data.leaks import check_leaks
 
     train, evaluation = sources.train, sources.evaluation
@@ -377,7 +377,7 @@ def _hub_table(settings: Settings, name: str, splits: Sequence[str]) -> Dataset 
     split = hub_split(name, splits, config)
     try:
         return load_dataset(name, name=config, split=split, streaming=settings.script.dataset_streaming)
-    except Exception as error:  # The hub's client raises what its HTTP library, its cache and its builders raise.
+    except Exception as error:  # the hub's client passes on errors of its HTTP library, cache and builders
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"the data set {name!r} is no file here, and could not be loaded from the hub ({first})",
@@ -426,9 +426,9 @@ def _streamed(settings: Settings) -> Source:
 
 
 def _entry(settings: Settings, entry: Any) -> tuple[list[Reading], str | None]:
-    """The readings of one entry, and the part of its split that is meant, where it still has to be taken.
+    """Return the readings of one entry, and the wanted part of its split if that must still be taken.
 
-    Rows never go through a table that they would share with those of other entries.
+    Rows never share a table with rows of other entries.
     """
     split, _, part = entry.split.partition("[")
     if entry.path not in _BUILDERS and not (looks_local(entry.path) and entry.data_files is None):
@@ -446,7 +446,7 @@ def _entry(settings: Settings, entry: Any) -> tuple[list[Reading], str | None]:
 
 
 def _named_files(entry: Any, split: str) -> list[str]:
-    """The files, or the folder, that an entry names."""
+    """Return the files, or the folder, that an entry names."""
     files = entry.data_files
     if files is None:
         return [str(Path(entry.path, entry.data_dir or ""))]
@@ -476,12 +476,12 @@ def _hub_entry(entry: Any) -> Any:
 
 
 def _check_alike(readings: Sequence[Reading]) -> None:
-    """Refuse rows of TRL's own formats beside rows that are trained in another way.
+    """Check that all data sets are of one kind: either our items, or TRL's rows of the same columns.
 
     Raises:
-        DataError: With both files and their columns.
+        DataError: If they are not.
     """
-    kinds = [(reading, _trained(reading.first())) for reading in readings]
+    kinds = [(reading, _kind(reading.first())) for reading in readings]
     for reading, kind in kinds[1:]:
         if kind != kinds[0][1]:
             raise DataError(
@@ -490,7 +490,7 @@ def _check_alike(readings: Sequence[Reading]) -> None:
             )
 
 
-def _trained(example: Example) -> str:
+def _kind(example: Example) -> str:
     if not isinstance(example, dict):
         return "records or messages"
     return "the columns " + ", ".join(sorted(example.keys() - {"tools", "chat_template_kwargs"}))
@@ -502,7 +502,7 @@ def _joined(
     test_size: float | None,
     seed: int,
 ) -> tuple[Source, Source | None]:
-    """The mixture, and what ``test_split_size`` takes from it; shares are counted as TRL counts them."""
+    """Return the mixture, and the part that ``test_split_size`` takes from it; shares are counted as in TRL."""
     given = [fraction for fraction in fractions if fraction is not None]
     if given and (len(given) < len(fractions) or min(given) < 0 or sum(given) <= 0):
         raise ConfigError(
@@ -523,7 +523,7 @@ def _joined(
             )
         return frozenset(random.Random(seed).sample(range(total), count))
 
-    return Division(whole, draw, ["test_split_size", test_size, seed]).halves()
+    return Division(whole, draw, ["test_split_size", test_size, seed]).sides()
 
 
 def _held_out(train: Source, fraction: float, seed: int) -> Sources:
@@ -533,12 +533,12 @@ def _held_out(train: Source, fraction: float, seed: int) -> Sources:
             "use its own test split: --eval_strategy epoch, and --dataset_test_split where it has another name.",
         )
 
-    def tell(examples: Source, held: Collection[int]) -> list[str]:
+    def describe(examples: Source, held_out: Collection[int]) -> list[str]:
         titles: tuple[set[str], set[str]] = (set(), set())
         count = 0
         for count, example in enumerate(examples, start=1):
-            titles[count - 1 in held].update(titles_of(example))
-        lines = [f"held out: {len(held)} of {count} examples, no document on both sides"]
+            titles[count - 1 in held_out].update(titles_of(example))
+        lines = [f"held out: {len(held_out)} of {count} examples, no document on both sides"]
         if shared := len(titles[0] & titles[1]):
             lines.append(
                 f"  {shared} titles are on both sides; `selfaug prepare --group_by title` keeps a title on one side"
@@ -546,6 +546,6 @@ def _held_out(train: Source, fraction: float, seed: int) -> Sources:
         return lines
 
     division = Division(
-        train, lambda examples: hold_out(examples, fraction, seed).places, ["held_out", fraction, seed], tell
+        train, lambda examples: hold_out(examples, fraction, seed).places, ["held_out", fraction, seed], describe
     )
-    return Sources(*division.halves(), apart=True)
+    return Sources(*division.sides(), disjoint=True)

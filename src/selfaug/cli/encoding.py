@@ -1,4 +1,4 @@
-"""The trainer's tables of token rows, and the report of their lengths to the user."""
+"""Makes the trainer's tables of token rows, and reports their lengths to the user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["check_embeddings", "encoded_tables", "load_tokenizer", "tokenizer_an
 
 
 def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+    """Return the tokenizer of a model.
 
     Raises:
         ConfigError: If its files are missing or damaged.
@@ -40,7 +40,7 @@ def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
 
     try:
         return AutoTokenizer.from_pretrained(str(name), **options)
-    except Exception as error:  # The tokenizers library raises plain `Exception` for damaged files.
+    except Exception as error:  # the tokenizers library raises plain `Exception` for damaged files
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"the tokenizer of {str(name)!r} cannot be loaded: {first}", "check the tokenizer's files."
@@ -48,10 +48,10 @@ def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_and_renderer(settings: Settings) -> tuple[PreTrainedTokenizerBase, Renderer]:
-    """The model's tokenizer, with the end-of-sequence token and chat template asked for, and the prompt's renderer.
+    """Return the model's tokenizer, with EOS token and chat template as configured, and the renderer of the prompts.
 
     Raises:
-        ConfigError: If a file is missing or the tokenizer does not know a token.
+        ConfigError: If a file is missing, or a token is not in the vocabulary.
     """
     training = settings.training
     tokenizer = load_tokenizer(
@@ -68,7 +68,7 @@ def tokenizer_and_renderer(settings: Settings) -> tuple[PreTrainedTokenizerBase,
         tokenizer.eos_token = training.eos_token
     if training.chat_template_path is not None:
         tokenizer.chat_template = _chat_template(training.chat_template_path, tokenizer)
-        # The template is set already; trl would look for a tokenizer and add its tokens to the model.
+        # The template is set already; TRL would load it from a tokenizer, and add that tokenizer's tokens to the model.
         training.chat_template_path = None
     if settings.run.renderer is None:
         prompt = settings.run.prompt if isinstance(settings.run.prompt, dict) else {}
@@ -105,22 +105,22 @@ def _chat_template(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
 def encoded_tables(
     settings: Settings, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """By split (``train`` and ``eval``) the tables that the trainer gets; what the manifest says; the length reports.
+    """Return the trainer's tables, the manifest's entries and the length reports, each by split (``train``, ``eval``).
 
-    What lies in files is read and encoded by the first process of each machine alone, and mapped from the disk by all.
-    Tables of the hub in trl's own formats pass through.
+    Only the first process of each machine reads and encodes files; all processes map the table on disk. Tables of the
+    hub in TRL's own formats are returned as they are.
 
     Raises:
         ConfigError: As :func:`selfaug.cli.data.open_sources`, or if the cache cannot be written.
-        DataError: As there; if a row cannot be used; if no row fits, or none has an aligned token though the method
-            aligns.
+        DataError: As :func:`selfaug.cli.data.open_sources`, or if a row cannot be used, no row fits, or no row has an
+            aligned token though the method aligns.
     """
     opened: list[Sources] = []
 
     def make() -> dict[str, tuple[Path | None, dict[str, Any]]]:
         sources = open_sources(settings)
         opened.append(sources)
-        return _made(sources, settings, tokenizer, renderer)
+        return _make_tables(sources, settings, tokenizer, renderer)
 
     made = once_per_machine(make)
     tables: dict[str, Any] = {"train": None, "eval": None}
@@ -137,13 +137,13 @@ def encoded_tables(
     return tables, described, {split: facts["report"] for split, (_, facts) in made.items()}
 
 
-def _made(
+def _make_tables(
     sources: Sources, settings: Settings, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 ) -> dict[str, tuple[Path | None, dict[str, Any]]]:
-    """By split the folder of its table (``None`` for a table of the hub) and its facts, said to the user."""
+    """Make the tables, tell the user their facts, and return folder (``None`` for the hub's) and facts by split."""
     made: dict[str, tuple[Path | None, dict[str, Any]]] = {}
     keys = {}
-    said: list[Any] = []
+    reported: list[Any] = []
     for split, source in (("train", sources.train), ("eval", sources.evaluation)):
         if source is None:
             continue
@@ -153,18 +153,18 @@ def _made(
             continue
         files = files_of(path for reading in source.readings for path in reading.files if path.is_file())
         keys[split] = {"examples": source.identity(), "files": files}
-        folder, facts = _split(source, split, files, settings, tokenizer, renderer)
+        folder, facts = _make_table(source, split, files, settings, tokenizer, renderer)
         made[split] = folder, facts
-        # Both splits may be of one file.
-        notes, warnings = ([one for one in facts[kind] if one not in said] for kind in ("notes", "warnings"))
-        said += [*notes, *warnings]
+        # Both splits may come from one file, whose notes are the same.
+        notes, warnings = ([one for one in facts[kind] if one not in reported] for kind in ("notes", "warnings"))
+        reported += [*notes, *warnings]
         for line in (*notes, *facts["lines"]):
             say(line)
         for message, hint in warnings:
             warn(message, hint)
         if split == "train" and settings.training.aligns and not settings.training.align_boundary:
             _require_aligned(source.name, facts["report"], settings)
-    if sources.evaluation is not None and not sources.apart:
+    if sources.evaluation is not None and not sources.disjoint:
         _, facts = find_or_make({"leaks": keys}, lambda _: {"lines": leak_lines(sources)})
         for line in facts["lines"]:
             say(line)
@@ -180,7 +180,7 @@ def _require_aligned(name: str, report: dict[str, Any] | None, settings: Setting
         )
 
 
-def _split(
+def _make_table(
     source: Source,
     split: str,
     files: list[dict[str, Any]],
@@ -188,10 +188,10 @@ def _split(
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder of a split's table, and its facts.
+    """Make the table of a split, and return its folder and facts.
 
     Raises:
-        DataError: If a row cannot be used, or none fits.
+        DataError: If a row cannot be used, or no row fits.
     """
     training = settings.training
     key: dict[str, Any] = {"split": split, "examples": source.identity(), "files": files}
@@ -204,7 +204,7 @@ def _split(
         training.cut_prompt_left,
         training.on_lost_answer,
         settings.run.on_bad_row,
-        # The base rewrites the words when it is loaded.
+        # The base rewrites these items when it is loaded.
         as_items=split == "train" and training.changes.rewrite is not None,
     )
 
@@ -241,7 +241,7 @@ def _write_trl(folder: Path, source: Source, files: list[dict[str, Any]]) -> dic
 
 
 def _facts(source: Source, files: list[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """What the manifest and the user are told of a source that was gone through."""
+    """Return the facts of a source for the manifest and the user, after it was read to its end."""
     notes: list[str] = []
     warnings: list[tuple[str, str]] = []
     for reading in source.readings:
@@ -268,17 +268,17 @@ def _facts(source: Source, files: list[dict[str, Any]], rows: int) -> dict[str, 
 def check_embeddings(
     tables: Mapping[str, Any], settings: Settings, tokenizer: PreTrainedTokenizerBase, embeddings: int | None
 ) -> None:
-    """Every token that the tables and their padding use has an embedding.
+    """Check that each token of the tables, and the padding token, has an embedding.
 
     Args:
-        tables: Of :func:`encoded_tables`.
-        settings: Of the run.
-        tokenizer: Of the model.
-        embeddings: How many the model has; ``None`` where its configuration does not say.
+        tables: Tables of :func:`encoded_tables`.
+        settings: Settings of the run.
+        tokenizer: Tokenizer of the model.
+        embeddings: Number of the model's embeddings; ``None`` if its configuration does not give it.
 
     Raises:
-        ConfigError: If the padding token has none.
-        DataError: If a token of a row has none.
+        ConfigError: If the padding token has no embedding.
+        DataError: If a token of a row has no embedding.
     """
     check_padding(embeddings, tokenizer, settings.training.pad_token)
     highest = max(tokenizer.get_vocab().values(), default=0)
@@ -286,7 +286,7 @@ def check_embeddings(
         check_table(table, embeddings, tokenizer, f"the {split} data")
         untokenised = hasattr(table, "__len__") and "input_ids" not in table.column_names
         if untokenised and embeddings is not None and highest >= embeddings:
-            # trl tokenises these rows when the model is loaded.
+            # TRL tokenises these rows only after the model is loaded.
             texts = (list(_texts(row, tokenizer)) for row in table)
             ids = ([token for text in row for token in text_ids(tokenizer, text)] for row in texts)
             check_ids(ids, embeddings, tokenizer, f"the {split} data")

@@ -1,4 +1,4 @@
-"""The entry point of the command line: picks the verb, and reports the user's mistakes and signals."""
+"""The entry point of the command line: runs a verb, and reports user errors and signals."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from selfaug.common.terminal import coloured, say
 __all__ = ["VERBS", "Verb", "main"]
 
 USER_MISTAKE = 2
-"""Exit code of an error that the user can mend."""
+"""Exit code of an error that the user can correct."""
 
-
-# What each extra of the package brings, by names that can be imported.
+# Importable names of the packages that each extra installs.
 EXTRAS = {
     "train": ("accelerate", "bm25s", "datasets", "jinja2", "regex", "rich", "scipy", "trl", "yaml"),
     "eval": ("lm_eval",),
@@ -34,7 +33,14 @@ EXTRAS = {
 
 
 class Verb(NamedTuple):
-    """Where a verb lives, its line in the help, what it says that it does first, and the extras that it needs."""
+    """A verb of the command line.
+
+    Attributes:
+        module: Name of the verb's module.
+        help: Line of the verb in the help.
+        first: Message before the verb's module does its work; empty for none.
+        extras: Extras of the package that the verb needs.
+    """
 
     module: str
     help: str
@@ -42,7 +48,7 @@ class Verb(NamedTuple):
     extras: tuple[str, ...] = ("train",)
 
 
-# Only names: a verb's module is imported when it is asked for, so `selfaug --help` never pays for torch.
+# Modules are given by name and imported when their verb runs, so that `selfaug --help` does not import torch.
 VERBS = {
     "train": Verb(
         "selfaug.cli.train", "fine-tune a model on RAG data and keep what it could already do", "loading the libraries"
@@ -99,14 +105,13 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``selfaug VERB ...`` and return its exit code.
 
-    0 done, 2 a mistake that the user can mend (``error:``, blank line, ``hint:`` on stderr), 130 and 143 stopped by
-    SIGINT and SIGTERM, 141 the reader of our output went away. Any other exception is a defect of ours and keeps its
-    traceback.
+    The codes are 0 for success, 2 for an error that the user can correct (``error:``, blank line, ``hint:`` on stderr),
+    130 and 143 for SIGINT and SIGTERM, 141 for a closed stdout. Any other exception is a bug and keeps its traceback.
     """
     if argv is None:
         _speak_utf8()
     for stream in (sys.stdout, sys.stderr):
-        # What a stream's encoding lacks is written as JSON escapes it, so that no output ends in a traceback.
+        # Characters outside of the stream's encoding are written as JSON escapes, so that no output fails.
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
             stream.reconfigure(errors=_ESCAPING)
     arguments = take_verbose(sys.argv[1:] if argv is None else argv)
@@ -122,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("\n")
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit; without this it would complain there.
+        # The interpreter flushes stdout again at exit, and would report the same error without this.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except SystemExit as stop:
@@ -133,10 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _speak_utf8() -> None:
-    """Where the locale is none of UTF-8, start again in Python's UTF-8 mode.
+    """Restart the process in Python's UTF-8 mode if the locale's encoding is not UTF-8.
 
-    Data, templates and paths are UTF-8, and our libraries open some of their files with the locale's encoding. The mode
-    cannot be switched on later.
+    Data, templates and paths are UTF-8, but our libraries open some files with the locale's encoding. The mode cannot
+    be switched on in a running process.
     """
     if os.name != "posix" or sys.flags.utf8_mode or not sys.orig_argv or not sys.executable:
         return
@@ -165,7 +170,7 @@ def _dispatch(arguments: list[str]) -> int:
         module = importlib.import_module(VERBS[verb].module)
         call = read(module.COMMAND, arguments[1:])
         if VERBS[verb].first:
-            # Nothing heavy is imported yet: PyTorch and what stands on it take seconds, and on a cold disk a minute.
+            # PyTorch and the libraries on it are imported next, which takes seconds, on a cold disk up to a minute.
             say(f"selfaug {verb}: {VERBS[verb].first} ...")
         return int(module.run(call))
     if verb is not None and not verb.startswith("-"):

@@ -41,7 +41,7 @@ FILES = ("train.jsonl", "held_out.jsonl", "report.json")
 
 @dataclass
 class Settings:
-    """What `selfaug prepare` was asked to do."""
+    """Options of `selfaug prepare`."""
 
     input: str = option(
         REQUIRED,
@@ -108,13 +108,13 @@ COMMAND = Command(
 
 
 def run(call: Call[Settings]) -> int:
-    """Read, split, retrieve, measure, write; the exit code. The folder appears whole or not at all."""
+    """Read, split, retrieve, measure and write, and return the exit code. The folder appears whole or not at all."""
     settings = call.settings
     _check(call)
     out = None if settings.output_dir is None else Path(settings.output_dir).expanduser()
     if out is not None and not settings.check:
         check_free(out, ours=FILES, overwrite=settings.overwrite_output_dir)
-    # What is wrong with the model's or the corpus's path is said before the data is read.
+    # Wrong paths of model and corpus are reported before the data is read.
     tokenizer = None if settings.model_name_or_path is None else _tokenizer(settings.model_name_or_path)
     retrieval = None
     if settings.corpus is not None:
@@ -176,12 +176,12 @@ def run(call: Call[Settings]) -> int:
 
 
 def _check(call: Call[Settings]) -> None:
-    """Refuse options that contradict each other, and fill in what follows from others."""
+    """Refuse options that contradict each other, and fill in those that depend on others."""
     settings = call.settings
     if settings.model_name_or_path is not None:
         settings.model_name_or_path = shipped.resolve(settings.model_name_or_path)
     if settings.check and "held_out" not in call.given:
-        settings.held_out = 0.0  # Data that cannot be split is not bad data.
+        settings.held_out = 0.0  # data that cannot be split is not bad data
     if settings.output_dir is None and not settings.check:
         raise ConfigError("no output_dir is given", "pass --output_dir OUT, or --check to only check the data.")
     if settings.corpus is None and (settings.distractors or "top_k" in call.given):
@@ -207,9 +207,9 @@ def _check(call: Call[Settings]) -> None:
 
 
 def _read_against(settings: Settings, path: str) -> Loaded:
-    """The data that the examples should share nothing with: of a folder what may be evaluated on, else all of it.
+    """Read the data with which the examples should share nothing; of a folder the split for evaluation.
 
-    It is read as INPUT is, else by its own looks: it may be what this command wrote.
+    It is read in the format of INPUT, else in a detected one, since it may be a file that this command wrote.
     """
     splits = HELD_OUT if has_split(Path(path).expanduser(), HELD_OUT) else ("test", *HELD_OUT, "train")
 
@@ -228,7 +228,7 @@ def _read_against(settings: Settings, path: str) -> Loaded:
 
 
 def _keys(settings: Settings, loaded: Loaded) -> list[set[str]]:
-    """What besides documents keeps the examples together, a set of texts for each.
+    """Return, for each example, the texts besides documents that keep it together with others.
 
     Raises:
         DataError: If no example has a value of a field to group by.
@@ -237,10 +237,10 @@ def _keys(settings: Settings, loaded: Loaded) -> list[set[str]]:
     for place, name in enumerate(settings.group_by):
         without = 0
         for key, item, values in zip(keys, loaded.items, loaded.values, strict=True):
-            found = [] if values[place] is None else [json.dumps(values[place], sort_keys=True, default=str)]
-            found += titles_of(item) if name == "title" else []
-            key.update(f"{name}: {value}" for value in found)
-            without += not found
+            texts = [] if values[place] is None else [json.dumps(values[place], sort_keys=True, default=str)]
+            texts += titles_of(item) if name == "title" else []
+            key.update(f"{name}: {text}" for text in texts)
+            without += not texts
         if without == len(keys):
             raise DataError(
                 f"group_by={name!r}: none of the {len(keys)} examples has "
@@ -265,7 +265,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _report(
     settings: Settings, loaded: Loaded, parts: Prepared, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The report as JSON, and as lines for people."""
+    """Return the report as JSON, and as lines for the user."""
     problems = [problem.message for problem in loaded.problems]
     files = [file for file in loaded.files if file.is_file()]
     report: dict[str, Any] = {
@@ -309,10 +309,10 @@ def _report(
         report["lengths"] = {}
         for name, part in (("train", parts.train), ("held_out", parts.held_out)):
             if part:
-                found = _lengths(settings, part, tokenizer)
-                report["lengths"][name], told = found.as_dict(), found.lines()
-                lines += [f"{name}: {told[0]}", *(f"  {line}" for line in told[1:])]
-                for message, hint in found.warnings():
+                lengths = _lengths(settings, part, tokenizer)
+                report["lengths"][name], (first, *others) = lengths.as_dict(), lengths.lines()
+                lines += [f"{name}: {first}", *(f"  {line}" for line in others)]
+                for message, hint in lengths.warnings():
                     warn(f"{name}: {message}.", hint)
     return report, lines
 

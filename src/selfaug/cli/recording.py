@@ -1,4 +1,4 @@
-"""What is recorded of a run, and whether a resumed run may go on from it."""
+"""Builds the manifest of a run, and checks that of a resumed run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,16 @@ def run_manifest(
     argv: Sequence[str],
     reports: dict[str, Any],
 ) -> dict[str, Any]:
-    """The manifest of a run that begins; empty on every rank but the first, which alone writes it."""
+    """Return the manifest of a new run; empty on all ranks but the first, which alone writes it.
+
+    Args:
+        settings: Settings of the run.
+        facts: Facts about the model.
+        data: Entries for the data sets.
+        tokenizer: Tokenizer of the model.
+        argv: Command-line arguments.
+        reports: Length reports of the data sets.
+    """
     if not is_main():
         return {}
     name = str(settings.model.model_name_or_path)
@@ -55,7 +64,7 @@ def run_manifest(
 
 
 def _data_of_method(settings: Settings) -> dict[str, Any]:
-    """Files that the method's options name, by option."""
+    """Return the entries for the files that the method's options name, by option."""
     training = settings.training
     classes = [part.Options for part in get_method(training.method).parts]
     named = paths_in(classes, cast("dict[str, Any] | None", training.method_options))
@@ -63,10 +72,15 @@ def _data_of_method(settings: Settings) -> dict[str, Any]:
 
 
 def continued(old: dict[str, Any], new: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a resumed run: the old one, with where and with what it went on.
+    """Return the manifest of a resumed run: the old one with an entry about the resumption.
+
+    Args:
+        old: Manifest of the run so far.
+        new: Manifest of this process; empty on all ranks but the first.
+        checkpoint: Folder of the checkpoint.
 
     Raises:
-        ConfigError: If data, weights, tokenizer or chat template are not those that the run began with.
+        ConfigError: If data, weights, tokenizer or chat template have changed since the run began.
     """
     if not new:
         return old

@@ -32,7 +32,7 @@ COMMAND = TRAIN
 
 
 def run(call: Call[Any]) -> int:
-    """Check everything, then train here or in processes that ``accelerate launch`` starts; the exit code."""
+    """Check everything, train here or in processes that ``accelerate launch`` starts, and return the exit code."""
     from selfaug.cli.data import open_sources
     from selfaug.cli.encoding import tokenizer_and_renderer
     from selfaug.cli.launch import is_launched, launch, processes_wanted
@@ -67,18 +67,18 @@ def run(call: Call[Any]) -> int:
     for check in settings.training.changes.check_prompts:
         check(tokenizer, renderer)
     words = None if is_launched() else processes_wanted(arguments.launch, use_cpu=settings.training.use_cpu)
-    if words is None:  # else each of the processes does it, on its own device
+    if words is None:  # launched processes rehearse on their own devices
         rehearse(settings, tokenizer)
     if is_main():
         say(f"reading {values['dataset_name'] or 'the data sets'} ...")
     if words is not None:
-        open_sources(settings)  # what their first rows show is said before processes are started
+        open_sources(settings)  # errors in the first rows are reported before processes are started
         return launch(words, argv)
     return _train(settings, facts, folder, tokenizer, renderer, argv)
 
 
 def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
-    """Fill in what depends on the model and on other settings, and build the data classes.
+    """Fill in settings that depend on the model and on others, and build the data classes.
 
     Raises:
         ConfigError: If ``max_length`` exceeds the model's context, or a data class refuses a value.
@@ -103,7 +103,7 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     if trains_without_adapter(get_method(values["method"])) and "use_peft" not in arguments.given:
         values["use_peft"] = False
     if (values["held_out"] or values["eval_dataset"]) and "eval_strategy" not in arguments.given:
-        # Whoever names evaluation data wants an evaluation.
+        # Evaluation data without a strategy would never be used.
         values["eval_strategy"] = "epoch"
     settings = build(values)
     if settings.model.use_peft:
@@ -112,10 +112,10 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
 
 
 def check_reference(settings: Settings) -> None:
-    """What is wrong with the reference is said now, and not after the base was loaded.
+    """Check the settings of reference and adapter before the base is loaded.
 
     Raises:
-        ConfigError: With the remedy.
+        ConfigError: If the reference cannot be used with the other settings, or its model cannot be found.
     """
     from selfaug.cli.rehearsal import adapter_settings
     from selfaug.methods import get_method
@@ -187,9 +187,9 @@ def _train(
     try:
         result = trainer.train(resume_from_checkpoint=None if resumed_from is None else str(resumed_from))
     except (UserError, FloatingPointError) as error:
-        wrote = (folder.checkpoints / FOLDER).is_dir()  # samples that the next try need not make again
-        if is_main() and not existed and not wrote and trainer.state.global_step == 0:
-            shutil.rmtree(folder.path)  # this process made it, and no step was taken
+        has_samples = (folder.checkpoints / FOLDER).is_dir()  # they are kept for the next attempt
+        if is_main() and not existed and not has_samples and trainer.state.global_step == 0:
+            shutil.rmtree(folder.path)  # this process created it, and no step was taken
         if isinstance(error, UserError):
             raise
         raise ConfigError(
@@ -198,7 +198,7 @@ def _train(
     finally:
         stop.release()
         trainer.pop_callback(ProgressOnStderr).close()
-    # A rank that leaves makes torchrun end the others, and the first one may still be sealing the checkpoint.
+    # When a rank exits, torchrun ends the others, and the first one may still be sealing the checkpoint.
     trainer.accelerator.wait_for_everyone()
     if stop.exit_code:
         say(
@@ -211,14 +211,20 @@ def _train(
     if is_main():
         emit(str(final))
     if hasattr(trainer, "end"):
-        trainer.end()  # trackers and the process group, as `trl sft` does
+        trainer.end()  # ends trackers and the process group, as `trl sft` does
     return 0
 
 
 def make_trainer(
     settings: Settings, tables: dict[str, Any], tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 ) -> Any:
-    """The trainer of these settings and tables.
+    """Return the trainer.
+
+    Args:
+        settings: Settings of the run.
+        tables: Tables of the training (``train``) and evaluation (``eval``) rows.
+        tokenizer: Tokenizer of the model.
+        renderer: Renderer of the prompts.
 
     Raises:
         ConfigError: If trl, peft, transformers or selfaug refuse a setting or file.
@@ -250,7 +256,7 @@ def make_trainer(
     except UserError:
         raise
     except (ValueError, ImportError, OSError) as error:
-        # trl, peft and transformers refuse settings and files with these; none of them comes from a step of training.
+        # trl, peft and transformers raise these for settings and files; no training step has run yet.
         raise ConfigError(
             f"the training could not be set up: {tidy(error)}",
             "change the setting or file named above; `selfaug train --help-all` explains each setting.",

@@ -17,22 +17,23 @@ from selfaug.data.record import DOCUMENT_PARTS, TEXT_NAMES, Document, parse_docu
 __all__ = ["read_passages"]
 
 _TEXT = (".txt", ".md")
-_WORDS = 200  # A passage cut from a text file has at most so many; DPR's have 100, which cuts many answers off.
+# Largest number of words of a passage from a text file. DPR's passages have 100, which cuts many answers off.
+_PASSAGE_WORDS = 200
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n")
 
 
 def read_passages(path: Path) -> list[Document]:
-    """The passages of a corpus.
+    """Return the passages of a corpus.
 
-    - ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` (also packed): one passage a row, as
+    - ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` (also compressed): one passage a row, as
       :func:`selfaug.data.record.parse_document` reads it: FlashRAG, BEIR, LangChain, LlamaIndex and others.
     - ``.tsv`` without a header: DPR's ``id, text, title``.
-    - ``.txt``, ``.md``: cut at blank lines into passages of about 200 words, titled by the file's name.
-    - A folder: all of these in it, in the order of their names.
+    - ``.txt``, ``.md``: passages of at most some 200 words, cut at blank lines, with the file's name as title.
+    - A folder: all such files in it, in the order of their names.
 
     Raises:
-        DataError: If the path does not exist, is of another kind, or a row is not a passage.
+        DataError: If the path does not exist, the file is of another type, or a row is not a passage.
     """
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.is_file() and _kind(file))
@@ -57,12 +58,12 @@ def _passages(path: Path) -> Iterator[Document]:
             raise row
         row = present(row)
         if row.get("title") and not any(str(row.get(name) or "").strip() for name in (*TEXT_NAMES, "node", "document")):
-            row = {**row, "text": row["title"], "title": None}  # BEIR has articles of which there is the title alone
+            row = {**row, "text": row["title"], "title": None}  # BEIR has articles that consist of their title
         yield parse_document(row, where, "")
 
 
 def _has_no_header(path: Path) -> bool:
-    """Whether this is DPR's table, whose first row is a passage where others have the columns' names."""
+    """Tell whether a file is DPR's table, whose first row is a passage instead of column names."""
     if path.suffix.lower() != ".tsv":
         return False
     with path.open("rb") as stream:
@@ -78,14 +79,14 @@ def _dpr(path: Path) -> Iterator[tuple[Where, Mapping[str, Any] | RowError]]:
 
 
 def _cut(path: Path) -> Iterator[Document]:
-    """Passages of whole paragraphs; a paragraph longer than a passage is cut at the ends of its sentences."""
+    """Yield passages of whole paragraphs; a paragraph longer than a passage is cut between sentences."""
     text = read_text(path)
     number = itertools.count(1)
     passage_, length = "", 0
     for paragraph in filter(str.strip, _PARAGRAPH.split(text)):
-        units = [paragraph] if len(paragraph.split()) <= _WORDS else _SENTENCE.split(paragraph)
+        units = [paragraph] if len(paragraph.split()) <= _PASSAGE_WORDS else _SENTENCE.split(paragraph)
         for n, unit in enumerate(units):
-            if passage_ and length + len(unit.split()) > _WORDS:
+            if passage_ and length + len(unit.split()) > _PASSAGE_WORDS:
                 yield Document(passage_, path.stem, f"{path.name}#{next(number)}")
                 passage_, length = "", 0
             gap = "" if not passage_ else "\n\n" if n == 0 else " "

@@ -1,4 +1,4 @@
-"""Encodes records and conversations as rows of token ids and labels that fit."""
+"""Encodes records and conversations as rows of token ids and labels within the length limit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "LengthReport", "aligned_tokens", "conversation_tokens", "encode"]
 
-_BATCH = 256  # items whose texts are tokenised in one call
+_BATCH = 256  # number of items whose texts are tokenised in one call
 _LONGER = "raise --max_length (up to the model's context), or shorten the rows."
 _LONGER_OR_CUT = (
     "raise --max_length (up to the model's context), or pass --cut_prompt_left true to cut prompts at their left."
@@ -43,13 +43,13 @@ _LONGER_OR_CUT = (
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows ready for training, and what became of the data.
+    """Encoded rows and the length report.
 
     Args:
-        rows: ``{"input_ids": list[int], "labels": list[int]}`` each, in the order of the items; ``trl`` takes them as
-            a tokenised data set.
-        report: Counts and lengths.
-        places: For each row, the place of its item among the items.
+        rows: Objects ``{"input_ids": list[int], "labels": list[int]}`` in the order of the items, which TRL takes as a
+            tokenised data set.
+        report: Length report.
+        places: Index of each row's item among the items.
     """
 
     rows: list[dict[str, Any]]
@@ -69,29 +69,28 @@ def encode(
     progress: Callable[[int], None] | None = None,
     first: int = 1,
 ) -> Encoded:
-    """The token ids and labels of each item that fits ``max_length``, and the length report.
+    """Return the token ids and labels of each item that fits ``max_length``, and the length report.
 
     Documents are dropped or shortened so that a row fits (:func:`selfaug.data.fit.fit_record`); a row without
     documents that is too long is left out, or cut.
 
     Args:
         items: Records, conversations or both.
-        tokenizer: The one that ``renderer`` was made for.
-        renderer: How records become text; saved with the adapter.
-        max_length: In tokens, prompt and response together; ``None`` for no limit.
+        tokenizer: Tokenizer that ``renderer`` was made for.
+        renderer: Renderer of the prompts.
+        max_length: Largest number of tokens of prompt and response together; ``None`` for no limit.
         cut_prompt_left: Whether the prompt of a row without documents is cut from the left where it is too long.
-        on_bad_row: Whether an item that has no exact token form (a template refuses it, say) is an error, or is left
-            out and counted.
-        on_lost_answer: What becomes of a row whose accepted answers stood in its documents, but stand in nothing that
-            fits: ``keep`` trains the answer all the same, ``skip`` leaves the row out, ``abstain`` trains the
-            renderer's abstention text in its place (and leaves out what has no place for one: conversations, and
-            prompts that were cut).
-        progress: Called after each item with the number of items done.
-        first: Number of the first item, by which rows are named in messages.
+        on_bad_row: ``error`` to stop at an item without exact token ids (one that the chat template refuses, for
+            example), ``skip`` to leave it out and count it.
+        on_lost_answer: Treatment of a row whose accepted answers were in its documents, but not in what fits of them:
+            ``keep`` trains the answer all the same, ``skip`` leaves the row out, ``abstain`` trains the renderer's
+            abstention text instead (and leaves out conversations and cut prompts, which cannot abstain).
+        progress: Function called after each item with the number of items done.
+        first: Number of the first item, by which messages name rows.
 
     Raises:
         ConfigError: If the tokenizer has another chat template than the renderer's.
-        DataError: If there is no EOS token, or an item has no exact token form and ``on_bad_row`` is ``error``.
+        DataError: If there is no EOS token, or an item has no exact token ids and ``on_bad_row`` is ``error``.
     """
     renderer.check(tokenizer)
     check_on_lost_answer(on_lost_answer)
@@ -134,12 +133,12 @@ def encode(
 def _with_tokens(
     items: Iterable[Record | Conversation], tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 ) -> Iterator[tuple[Record | Conversation, RecordTokens | DataError | None]]:
-    """Each item with its tokens before fitting, where it is a record."""
+    """Yield each item, a record together with its tokens before fitting."""
     rest = iter(items)
     while batch := list(islice(rest, _BATCH)):
-        found = iter(tokens_of_records(renderer, tokenizer, [item for item in batch if isinstance(item, Record)]))
+        tokens = iter(tokens_of_records(renderer, tokenizer, [item for item in batch if isinstance(item, Record)]))
         for item in batch:
-            yield item, next(found) if isinstance(item, Record) else None
+            yield item, next(tokens) if isinstance(item, Record) else None
 
 
 def conversation_tokens(
@@ -149,20 +148,20 @@ def conversation_tokens(
     documents: Sequence[Document] | None = None,
     notes: Counter[str] | None = None,
 ) -> tuple[list[int], list[int]]:
-    """``input_ids`` and ``labels`` of a conversation, as :func:`selfaug.data.masks.conversation_labels` gives them.
+    """Return ``input_ids`` and ``labels`` of a conversation; see :func:`selfaug.data.masks.conversation_labels`.
 
     Args:
-        conversation: Its special-token strings are made harmless first.
-        tokenizer: The one that ``renderer`` was made for.
-        renderer: Its chat template, or where it is ``plain`` one line a turn, ``User:`` and ``Assistant:``.
-        documents: Instead of the conversation's own.
-        notes: Cleared, and given the counts that :func:`selfaug.data.masks.conversation_labels` gives.
+        conversation: Conversation, whose special-token strings are escaped first.
+        tokenizer: Tokenizer that ``renderer`` was made for.
+        renderer: Renderer of the prompts; without a chat template, turns are ``User:`` and ``Assistant:`` lines.
+        documents: Documents in place of the conversation's own.
+        notes: Counter that is replaced by the counts of :func:`selfaug.data.masks.conversation_labels`.
     """
     kept = conversation.documents if documents is None else tuple(documents)
     item = Conversation(conversation.messages, kept, conversation.id, conversation.tools)
     text = renderer.chat_template if renderer.mode == "chat" else plain_template(tokenizer)
     if conversation.tools and isinstance(tokenizer.chat_template, dict):
-        # Several named templates: transformers picks one by whether there are tools.
+        # Of several named templates, transformers picks one by whether there are tools.
         text = None
     placed = [
         {"title": renderer.escape(document.title or ""), "text": renderer.escape(document.text)} for document in kept
@@ -187,7 +186,7 @@ def _fit(
     notes: Counter[str],
     whole_row: RecordTokens | None,
 ) -> FitResult | LeftOut:
-    """The item's row, or why it does not fit."""
+    """Return the item's row, or the reason why it does not fit."""
     result: FitResult | None
     if isinstance(item, Record):
         result = fit_record(item, renderer, tokenizer, max_length if item.documents else None, notes, whole_row)
@@ -210,7 +209,7 @@ def _fit(
         return replace(
             result, answer_lost=cut_any and lost_in_documents(answers, item.documents, result.kept_documents)
         )
-    # A BOS is where attention rests: a prompt that is cut keeps it.
+    # Models attend strongly to a BOS, so a prompt that is cut keeps it.
     keep_first = int(tokenizer.bos_token_id is not None and result.input_ids[:1] == [tokenizer.bos_token_id])
     cut = fit_ids(result.input_ids, result.labels, max_length, cut_prompt_left, keep_first)
     if cut is None:
@@ -232,7 +231,7 @@ def _abstaining(
     max_length: int | None,
     notes: Counter[str],
 ) -> FitResult | LeftOut:
-    """The row with the abstention in the place of an answer that was lost, and no document that it did not have."""
+    """Return a row that abstains instead of giving its lost answer; it gets no document back that was dropped."""
     if not isinstance(item, Record) or not item.documents:
         return LeftOut("", f"{SKIPPED}, and only records with documents can be trained to abstain", _LONGER)
     record = replace(item, documents=result.kept_documents, answers=(), answerable=False)

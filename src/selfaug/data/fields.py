@@ -17,27 +17,27 @@ RECEIVED = ", received "
 """Words of an error between what was expected and the value of the row; what follows is no part of the reason."""
 
 _MISSING = object()
-_WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+_FLAG_WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxstring, _REPR.maxother = 2, 4, 4, 80, 80
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: its Python text, cut to what fits on a line."""
+    """Return a value's Python text for an error message, cut to at most 200 characters."""
     if value is _MISSING:
         return "nothing"
     try:
         text = _REPR.repr(value)
-    except ValueError:  # An integer of more digits than Python prints.
+    except ValueError:  # an integer of more digits than Python prints
         text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def present(value: Any) -> Any:
-    """A row of a table, or a value in one, without the keys that are null there, at every depth.
+    """Return a table's row, or a value in one, without the keys that are null, at every depth.
 
     A table gives all objects of a column the same keys: ``{"city": "Rome"}`` beside ``{"zone": 3}`` comes back as
-    ``{"city": "Rome", "zone": null}``. A null that is an entry of a list stays: tables add none of these.
+    ``{"city": "Rome", "zone": null}``. Nulls in lists stay, since tables add none there.
     """
     if isinstance(value, Mapping):
         return {key: present(inner) for key, inner in value.items() if inner is not None}
@@ -48,9 +48,13 @@ def present(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Where:
-    """Where a row stands: ``unit`` is "line" in line files and "row" elsewhere, counted from 1.
+    """The place of a row.
 
-    ``inside`` names the part of a row that holds several records, such as ``paragraphs[0].qas[2]`` of SQuAD.
+    Args:
+        file: Path of the file, or name of the data set.
+        line: Number of the line or row, from 1.
+        unit: "line" for line files, "row" for others.
+        inside: Path inside a row that holds several records, such as ``paragraphs[0].qas[2]`` of SQuAD.
     """
 
     file: str
@@ -59,7 +63,7 @@ class Where:
     inside: str = ""
 
     def within(self, part: str) -> Where:
-        """The same place, one level further in."""
+        """Return the place of a part of this place."""
         return replace(self, inside=f"{self.inside}.{part}" if self.inside else part)
 
     def __str__(self) -> str:
@@ -67,18 +71,18 @@ class Where:
 
 
 class RowError(DataError):
-    """One row that cannot be used: file, line, field, what was expected and what was received.
+    """An error about one row that cannot be used: its place, the field, and what was expected and received.
 
     Args:
-        where: The row's place.
-        field: The field's path, such as ``documents[2].text``; empty for the whole row.
-        expected: What the field must hold.
-        received: What it holds, as :func:`shown` prints it.
-        hint: What to do, where there is more to say than to mend the row.
+        where: Place of the row.
+        field: Path of the field, such as ``documents[2].text``; empty for the whole row.
+        expected: Description of what the field must contain.
+        received: Value of the field, as :func:`shown` prints it.
+        hint: Advice for the user; empty for "mend the row".
     """
 
     def __init__(self, where: Where, field: str, expected: str, received: str, hint: str = "") -> None:
-        # Names of fields may hold what UTF-8 cannot write, as values may.
+        # Names of fields, like values, may contain characters that UTF-8 cannot write.
         path = ".".join(part for part in (where.inside, field) if part).encode("utf-8", "backslashreplace").decode()
         place = f"{where}, field {path!r}" if path else str(where)
         mend = hint or "mend the row"
@@ -96,9 +100,9 @@ class Fields:
     NaN and infinity are not scores, blank text is not text, and text that cannot be written as UTF-8 is refused.
 
     Args:
-        row: The object.
-        where: Its place, for messages.
-        path: The field path of the object inside its row, such as ``documents[2]``.
+        row: JSON object.
+        where: Place of its row, for messages.
+        path: Path of the object inside its row, such as ``documents[2]``; empty for the row itself.
     """
 
     def __init__(self, row: object, where: Where, path: str = "") -> None:
@@ -108,33 +112,33 @@ class Fields:
         self.row: Mapping[Any, Any] = row
 
     def name(self, key: str) -> str:
-        """The field's path from the row's root."""
+        """Return the field's path in the row."""
         return f"{self.path}.{key}" if self.path else key
 
     def get(self, key: str) -> Any:
-        """The raw value, or ``None`` where it is absent."""
+        """Return the raw value, or ``None`` where it is absent."""
         return self.row.get(key)
 
     def error(self, key: str, expected: str, hint: str = "") -> RowError:
-        """The error that says what this field should have held."""
+        """Return the error that this field does not contain what was expected."""
         value = self.row.get(key, _MISSING)
         near = nearest(key, (str(k) for k in self.row)) if value is _MISSING else ""
         return RowError(self.where, self.name(key), expected, shown(value) + (f".{near}" if near else ""), hint)
 
     def optional_text(self, key: str, *, blank: bool = False) -> str | None:
-        """Text, or ``None`` where absent; with ``blank`` empty text is allowed and returned as it is."""
+        """Return a text, or ``None`` where absent; blank text is an error unless ``blank`` allows it."""
         value = self.row.get(key)
         return None if value is None else self._text(value, key, blank=blank)
 
     def text(self, key: str) -> str:
-        """Text that is there and not blank."""
+        """Return a text that must be present and not blank."""
         value = self.row.get(key)
         if value is None:
             raise self.error(key, "non-empty text")
         return self._text(value, key)
 
     def identifier(self, key: str = "id") -> str | None:
-        """Text or an integer (returned as text), or ``None`` where absent or empty."""
+        """Return a text, or an integer as text; ``None`` where absent or empty."""
         value = self.row.get(key)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
@@ -145,16 +149,18 @@ class Fields:
         return self._text(value, key)
 
     def flag(self, key: str) -> bool | None:
-        """True or false, also as 1, 0 or the words (a table of text has no others); ``None`` where absent."""
+        """Return a truth value, also one written as 1, 0 or a word, as in tables of text; ``None`` where absent."""
         value = self.row.get(key)
         if value is None or isinstance(value, bool):
             return value
-        if (isinstance(value, int) and value in (0, 1)) or (isinstance(value, str) and value.strip().lower() in _WORDS):
-            return bool(value) if isinstance(value, int) else _WORDS[value.strip().lower()]
+        if isinstance(value, int) and value in (0, 1):
+            return bool(value)
+        if isinstance(value, str) and value.strip().lower() in _FLAG_WORDS:
+            return _FLAG_WORDS[value.strip().lower()]
         raise self.error(key, "true or false")
 
     def number(self, key: str) -> float | None:
-        """A finite number, also one written as text, or ``None`` where absent."""
+        """Return a finite number, also one written as text; ``None`` where absent."""
         value = self.row.get(key)
         if value is None:
             return None
@@ -165,14 +171,14 @@ class Fields:
                 raise self.error(key, "a finite number") from None
         try:
             finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        except OverflowError:  # An integer beyond float's range.
+        except OverflowError:  # an integer beyond the range of float
             finite = False
         if not finite:
             raise self.error(key, "a finite number")
         return float(value)
 
     def items(self, key: str, of: str) -> list[Any] | None:
-        """A list, or ``None`` where absent. ``of`` says what it should hold, for the message."""
+        """Return a list, or ``None`` where absent; ``of`` names its expected entries in the message."""
         value = self.row.get(key)
         if value is None:
             return None
@@ -181,14 +187,14 @@ class Fields:
         return list(value)
 
     def objects(self, key: str, of: str = "objects") -> list[Fields] | None:
-        """A list of objects, each with its own path, or ``None`` where absent."""
+        """Return a list of objects, each with its own path; ``None`` where absent."""
         values = self.items(key, of)
         if values is None:
             return None
         return [Fields(value, self.where, f"{self.name(key)}[{i}]") for i, value in enumerate(values)]
 
     def texts(self, key: str) -> tuple[str, ...] | None:
-        """One text or a list of texts, none of them blank, without repetitions; ``None`` where absent."""
+        """Return one text or a list of texts as distinct texts, none blank; ``None`` where absent."""
         value = self.row.get(key)
         if value is None:
             return None
@@ -199,7 +205,7 @@ class Fields:
         return tuple(dict.fromkeys(self._text(item, f"{key}[{i}]") for i, item in enumerate(value)))
 
     def check_json(self, key: str) -> Any:
-        """The raw value, checked to be something that JSON can write and read back."""
+        """Return the raw value, which must survive being written as JSON and read back."""
         value = self.row.get(key)
         try:
             json.dumps(value, allow_nan=False, ensure_ascii=False).encode()

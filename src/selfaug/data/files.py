@@ -1,4 +1,4 @@
-"""The files that a path stands for, and the rows in them, whatever they are packed in."""
+"""Finds the data files of a path, and reads their rows, also from compressed files."""
 
 from __future__ import annotations
 
@@ -36,40 +36,41 @@ _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"PAR1": ".parquet"}
 _READABLE = ".jsonl, .json, .csv, .tsv, .parquet, each but the last also as .gz or .bz2, or a folder of these"
 # SQuAD, CoQA, LlamaIndex and others wrap their rows in one of these.
 _WRAPPERS = ("data", "examples", "rows", "records")
-_MCTEST = 23  # cells of a row
-_LONGEST_CELL = 2**31 - 1
-_NO_DATA = frozenset({"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"})  # as for the Hub
-# Adapters, models, and runs of `selfaug train`, which may lie in the folder of their data.
+_MCTEST = 23  # number of cells of a row
+_LONGEST_CELL = 2**31 - 1  # characters; the csv module's default of 131,072 is too small for long documents
+_NO_DATA = frozenset({"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"})  # as on the Hub
+# Files that mark adapters, models, and runs of `selfaug train`, which may be inside the folder of their data.
 _NO_DATA_FOLDERS = ({"adapter_config.json"}, {"tokenizer_config.json"}, {"manifest.json", "config.yaml"})
+# Suffixes of files that probably hold data that we cannot read.
 _UNREAD = frozenset({".arrow", ".avro", ".feather", ".lz4", ".orc", ".tar", ".xlsx", ".xz", ".zip", ".zst", ".7z"})
-_SHOWN = 8
+_MAX_LISTED = 8  # number of file names in a message
 
 RowOrError = Mapping[str, Any] | RowError
 
 
 def kind_of(path: Path) -> tuple[str, str]:
-    """The suffixes of the data and of its packing: ``a.jsonl.gz`` has (".jsonl", ".gz"), ``a.bz2`` has ("", ".bz2")."""
+    """Return the suffixes of a file's data and compression: (".jsonl", ".gz") for ``a.jsonl.gz``; empty for none."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     packing = suffixes.pop() if suffixes and suffixes[-1] in _OPENERS else ""
     inner = suffixes[-1] if suffixes else ""
-    # A packed file without a data suffix of its own (dev_v4.bz2) is tried as lines.
+    # A compressed file without a data suffix (dev_v4.bz2) is read as lines.
     return (inner if inner in SUFFIXES or not packing else ""), packing
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether the name says that this is a data file."""
+    """Tell by its name whether a file is a data file."""
     inner, packing = kind_of(path)
     return not path.name.startswith(".") and (inner in SUFFIXES or bool(packing))
 
 
 @dataclass(frozen=True)
 class Found:
-    """The files that a path stands for.
+    """The data files of a path.
 
     Args:
-        files: The files in the order of their names.
-        split: The split of a folder that they form; ``None`` for a file, and for a folder whose files name no split.
-        note: One sentence about what was read of a folder and what was not; empty where there is no choice.
+        files: Files in the order of their names.
+        split: Split that the files of a folder form; ``None`` for a file, and for a folder whose files name no split.
+        note: Sentence about which files of a folder are read and which are not; empty where there is no choice.
     """
 
     files: tuple[Path, ...]
@@ -78,23 +79,23 @@ class Found:
 
 
 def data_files(path: Path, split: str | Sequence[str] = "train") -> list[Path]:
-    """The data files that a path stands for; see :func:`find_files`."""
+    """Return the data files of a path; see :func:`find_files`."""
     return list(find_files(path, split).files)
 
 
 def find_files(path: Path, split: str | Sequence[str] = "train") -> Found:
-    """The file itself, or of a folder and the folders inside it the files of one split.
+    """Return a file itself, or the files of one split from a folder and its subfolders.
 
     :mod:`selfaug.data.folders` says which names mean which split. Where no file names a split, the files of the folder
-    are one data set, whatever ``split`` is; the folders inside are then entered only if it has no data file of its own.
+    are one data set, whatever ``split`` is; subfolders are then read only if the folder has no data file of its own.
 
     Args:
-        path: A file or a folder.
-        split: The name of the split; of several the first that is there.
+        path: File or folder.
+        split: Name of the split, or names, of which the first available one is taken.
 
     Raises:
-        DataError: If the path does not exist, the folder holds no data file, only some of its files name a split, none
-            is of the wanted one, or a numbered shard of it is missing.
+        DataError: If the path does not exist, the folder has no data file, only some of its files name a split, no
+            file is of the wanted split, or a numbered shard of it is missing.
     """
     wanted = (split,) if isinstance(split, str) else tuple(split)
     try:
@@ -109,7 +110,7 @@ def find_files(path: Path, split: str | Sequence[str] = "train") -> Found:
         names, unread = _listed(path)
     except DataError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path.
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise DataError(f"{path}: cannot be opened ({error})", "check the path and its permissions.") from None
     if not names:
         raise DataError(f"{path}: the folder holds no data file", f"put data there as {_READABLE}.")
@@ -148,7 +149,7 @@ def find_files(path: Path, split: str | Sequence[str] = "train") -> Found:
 
 
 def has_split(path: Path, wanted: Sequence[str]) -> bool:
-    """Whether a path is a folder or a saved data set with one of these splits."""
+    """Tell whether a path is a folder or a saved data set with one of these splits."""
     if not path.is_dir():
         return False
     saved = _saved_splits(path)
@@ -159,7 +160,7 @@ def has_split(path: Path, wanted: Sequence[str]) -> bool:
 
 
 def _saved_splits(path: Path) -> list[str] | None:
-    """The splits of a data set that was saved with ``DatasetDict.save_to_disk``; ``None`` for anything else."""
+    """Return the splits of a data set saved with ``DatasetDict.save_to_disk``; ``None`` for any other folder."""
     try:
         return list(json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -167,7 +168,7 @@ def _saved_splits(path: Path) -> list[str] | None:
 
 
 def _listed(folder: Path) -> tuple[list[PurePath], list[PurePath]]:
-    """The data files in a folder and below, and files that hold data which cannot be read; relative, in order."""
+    """Return the data files in a folder and its subfolders, and those of types that cannot be read; relative paths."""
     found: list[PurePath] = []
     unread: list[PurePath] = []
     seen = {folder.resolve()}
@@ -197,7 +198,7 @@ def _raise(error: OSError) -> None:
 
 
 def _is_report(path: Path, beside: set[str]) -> bool:
-    """Whether this is what `selfaug prepare` writes beside its rows."""
+    """Tell whether a file is the report that `selfaug prepare` writes beside its rows."""
     if path.name != "report.json" or "train.jsonl" not in beside:
         return False
     with path.open("rb") as stream:
@@ -205,7 +206,7 @@ def _is_report(path: Path, beside: set[str]) -> bool:
 
 
 def _pick(splits: Splits, names: Sequence[PurePath], wanted: Sequence[str]) -> tuple[str, list[PurePath]] | None:
-    """The first wanted split that is there, and its files; a split of any name may be asked for."""
+    """Return the first wanted split that is available, and its files; its name may be any word."""
     for want in wanted:
         name = choose(splits.files, (want,))
         if name is not None:
@@ -243,13 +244,13 @@ def _note_of_all(folder: Path, chosen: Sequence[PurePath], names: Sequence[PureP
     left = sorted({path.parts[0] for path in names} - {path.parts[0] for path in chosen})
     note = f" The folders inside are not read: {', '.join(left)}." if left else ""
     if len(chosen) > 1:
-        told = f"None of its {len(chosen)} files names a split, so they are read as one data set"
-        note = f" {told}: {_listing(chosen)}.{note}"
+        choice = f"None of its {len(chosen)} files names a split, so they are read as one data set"
+        note = f" {choice}: {_listing(chosen)}.{note}"
     return f"{folder}:{note}{_twice(chosen)}" if note else ""
 
 
 def _twice(names: Sequence[PurePath]) -> str:
-    """A warning of files whose names differ only in the suffixes: probably the same rows, read twice."""
+    """Return a warning about files whose names differ only in suffixes: they probably contain the same rows."""
     alike: defaultdict[str, list[PurePath]] = defaultdict(list)
     for name in names:
         alike[str(name)[: len(str(name)) - len("".join(kind_of(Path(name))))].casefold()].append(name)
@@ -258,12 +259,12 @@ def _twice(names: Sequence[PurePath]) -> str:
 
 
 def _listing(names: Sequence[PurePath]) -> str:
-    shown_ = ", ".join(map(str, names[:_SHOWN]))
-    return shown_ + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    listed = ", ".join(map(str, names[:_MAX_LISTED]))
+    return listed + (f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else "")
 
 
 def count_lines(path: Path) -> int | None:
-    """About how many rows a file of lines holds; ``None`` for other files."""
+    """Return the number of line breaks in a file of lines, about its number of rows; ``None`` for other files."""
     if kind_of(path) not in [(suffix, "") for suffix in _LINES]:
         return None
     with path.open("rb") as stream:
@@ -271,12 +272,12 @@ def count_lines(path: Path) -> int | None:
 
 
 def iter_rows(path: Path) -> Iterator[tuple[Where, RowOrError]]:
-    """Each row of a file with its place; a row that is broken on its own comes as an error instead.
+    """Yield each row of a file with its place, and an error in the place of a row that cannot be read.
 
-    Line files are read as they stream. Blank lines are skipped.
+    Line files are streamed. Blank lines are skipped.
 
     Raises:
-        DataError: If the file as a whole cannot be read: it is missing, empty, binary, cut short, or not JSON.
+        DataError: If the file as a whole cannot be read: it is missing, empty, binary, truncated, or not JSON.
     """
     inner, packing = kind_of(path)
     try:
@@ -310,9 +311,9 @@ def iter_rows(path: Path) -> Iterator[tuple[Where, RowOrError]]:
 def _check_magic(path: Path, inner: str, packing: str) -> None:
     with path.open("rb") as stream:
         head = stream.read(4096)
-    told = packing or inner
+    named = packing or inner
     for magic, suffix in _MAGIC.items():
-        if head.startswith(magic) and suffix != told:
+        if head.startswith(magic) and suffix != named:
             raise DataError(
                 f"{path}: the content is {suffix.removeprefix('.')} data, which its name does not say",
                 f"name it {path.name}{suffix}.",
@@ -342,7 +343,7 @@ def _lines(path: Path, stream: IO[bytes]) -> Iterator[tuple[Where, RowOrError]]:
             expected = f"one JSON object on the line ({error.msg} at column {error.colno})"
             hint = "a JSON file of several lines is read under the name .json" if number == 1 else ""
             yield where, RowError(where, "", expected, shown(raw.decode().strip()), hint)
-        except (ValueError, RecursionError) as error:  # A number of thousands of digits; thousands of brackets.
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
             yield where, RowError(where, "", "one JSON object on the line", type(error).__name__)
         else:
             yield where, _object(row, where)
@@ -359,7 +360,7 @@ def _document(path: Path, stream: IO[bytes]) -> Iterator[tuple[Where, RowOrError
         what = f"byte 0x{raw[error.start]:02x} on line {line} is not UTF-8 text"
         raise DataError(f"{path}: {what}", "save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:  # Many files named .json hold one object a line.
+        if error.msg == "Extra data" and error.lineno > 1:  # many files named .json have one object on each line
             yield from _lines(path, io.BytesIO(raw))
             return
         at = f"line {error.lineno}, column {error.colno}: {error.msg}"
@@ -384,22 +385,22 @@ def _rows_of(document: Mapping[str, Any]) -> list[Any]:
         return [document]
     places = inner[0].keys()
     if all(key.isdecimal() for key in places) and all(value.keys() == places for value in inner):
-        # Columns, as pandas and the releases of MS MARCO write them: {"query": {"0": ..., "1": ...}, ...}.
+        # The document is columns, as in files of pandas and MS MARCO: {"query": {"0": ..., "1": ...}, ...}.
         return [{key: value[place] for key, value in document.items()} for place in places]
-    # Rows by their ids, as PubMedQA has them.
+    # The document is rows by id, as in PubMedQA.
     return [value if "id" in value else {"id": key, **value} for key, value in document.items()]
 
 
 def table_rows(
     path: Path, stream: IO[bytes], kind: str, header: Sequence[str] = ()
 ) -> Iterator[tuple[Where, RowOrError]]:
-    """The rows of a table of text: an empty cell is absent, and a cell with a list in it is that list.
+    """Yield the rows of a CSV or TSV file: an empty cell is absent, and a cell with a list or object is parsed.
 
     Args:
-        path: The file, for messages.
-        stream: Its bytes.
+        path: Path of the file, for messages.
+        stream: Bytes of the file.
         kind: ".csv" or ".tsv".
-        header: The columns' names, where the first row holds none.
+        header: Names of the columns, where the first row does not give them.
 
     Raises:
         DataError: If the text is no UTF-8, or the first row names no columns.
@@ -466,13 +467,13 @@ def _cells(names: Sequence[str], cells: Sequence[str], where: Where) -> RowOrErr
             value = _python(text)
             if value is not None:
                 row[name] = value
-            elif text.startswith(("['", '["', "{'", '{"', "[{")):  # numpy's text of two texts reads as one
+            elif text.startswith(("['", '["', "{'", '{"', "[{")):  # such as numpy's ['a' 'b'], without commas
                 return RowError(where, name, "a list or an object as JSON", shown(text))
     return row
 
 
 def _python(text: str) -> Any:
-    """The list or object that pandas wrote as Python text; ``None`` unless it is exactly the text of one."""
+    """Return the list or object whose ``repr`` the text is, as pandas writes them; ``None`` for any other text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -481,7 +482,7 @@ def _python(text: str) -> Any:
 
 
 def _answers(path: Path) -> Path:
-    """The file of answers beside a file of MCTest's stories."""
+    """Return the path of the answers to a file of MCTest's stories."""
     return path.with_name(path.name[: path.name.lower().rindex(".tsv")] + ".ans")
 
 
@@ -521,7 +522,7 @@ def _parquet(path: Path) -> Iterator[tuple[Where, RowOrError]]:
 
 
 def _from_json(value: Any) -> Any:
-    """A value of a column that Arrow keeps as JSON text, as ``datasets`` writes objects of many kinds."""
+    """Parse a value of a column of JSON texts, in which ``datasets`` stores objects of different shapes."""
     if isinstance(value, list):
         return [_from_json(inner) for inner in value]
     return json.loads(value) if isinstance(value, str) else value

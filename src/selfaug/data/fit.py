@@ -1,4 +1,4 @@
-"""Shortens rows to max_length; answers are never cut."""
+"""Shortens prompts so that rows fit max_length; answers are never cut."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SHORTEST_PIECE", "FitResult", "fit_documents", "fit_ids", "fit_record"]
 
-# A few words of a document tell the model nothing, but they train it to answer from nothing.
 SHORTEST_PIECE = 16
+"""Smallest number of tokens of a shortened document: a few words would only train the model to answer from nothing."""
+
+# Bound on the error, in tokens, of a row's expected length: tokens may merge differently where a document is cut.
 _SLACK = 8
 
 Ids = list[int]
@@ -29,13 +31,13 @@ class FitResult:
     """A row that fits.
 
     Args:
-        input_ids: Prompt and response.
-        labels: -100 on the prompt, the ids on the response.
-        kept_documents: What stands in the prompt, in the record's order; one of them may be shortened.
-        dropped_documents: The rest, in the record's order.
-        shortened: Whether the least relevant of the kept ones lost its end.
-        whole_tokens: The row's tokens with every document whole.
-        answer_lost: Whether an accepted answer stood in what was dropped or cut off, and in nothing that was kept.
+        input_ids: Token ids of prompt and response.
+        labels: -100 for tokens of the prompt, the ids for those of the response.
+        kept_documents: Documents of the prompt, in the record's order; one of them may be shortened.
+        dropped_documents: Other documents, in the record's order.
+        shortened: Whether the least relevant of the kept documents lost its end.
+        whole_tokens: Number of tokens of the row with all documents.
+        answer_lost: Whether an accepted answer was in what was dropped or cut off, but in nothing that was kept.
     """
 
     input_ids: Ids
@@ -55,13 +57,19 @@ def fit_record(
     notes: Counter[str] | None = None,
     whole: RecordTokens | None = None,
 ) -> FitResult | None:
-    """The record's tokens with as many of its documents as fit in ``max_length``; ``None`` where it cannot fit.
+    """Return the record's row with as many of its documents as fit; ``None`` if not even a part of one fits.
 
-    Documents are dropped from the least relevant end: the lowest score where all have one, else the last. Of the
-    first that does not fit whole, the beginning stays, cut between tokens, if at least 16 tokens of it fit. A record
-    with documents of which nothing fits does not fit. A larger ``max_length`` never keeps less. ``max_length=None``
-    keeps everything. ``notes`` are those of :func:`selfaug.data.tokens.record_tokens`, and ``whole`` is what it gives
-    for the whole record, where that is known.
+    The least relevant documents are dropped first: those of the lowest scores where all have one, else the last ones.
+    The first document that does not fit is cut between tokens, if at least 16 tokens of it fit. A larger
+    ``max_length`` never keeps less.
+
+    Args:
+        record: Record.
+        renderer: Renderer of the prompt.
+        tokenizer: Tokenizer that ``renderer`` was made for.
+        max_length: Largest number of tokens of the row; ``None`` for no limit.
+        notes: Counter that is replaced by the counts of :func:`selfaug.data.tokens.record_tokens`.
+        whole: Tokens of the whole record, where they are known.
 
     Raises:
         ConfigError, DataError: As :func:`selfaug.data.tokens.record_tokens`.
@@ -87,9 +95,14 @@ def fit_documents(
     max_length: int | None,
     whole_row: tuple[Ids, Ids] | None = None,
 ) -> FitResult | None:
-    """:func:`fit_record` for anything whose ``(input_ids, labels)`` are a function of its documents.
+    """Do the work of :func:`fit_record` for anything whose ``(input_ids, labels)`` are a function of its documents.
 
-    ``tokens`` is called some 2·log2(documents) + 10 times; for all documents only where ``whole_row`` is not given.
+    Args:
+        documents: Documents of the row.
+        tokens: Function from documents to ids and labels, called some 2·log2(documents) + 10 times.
+        tokenizer: Tokenizer.
+        max_length: Largest number of tokens of the row; ``None`` for no limit.
+        whole_row: Ids and labels with all documents, where they are known.
     """
     documents = tuple(documents)
     ids, labels = tokens(documents) if whole_row is None else whole_row
@@ -107,7 +120,7 @@ def fit_documents(
     def length(keep: dict[int, Document]) -> int:
         return len(tokens(tuple(keep.values()))[0])
 
-    # All together are known not to fit, so at least one is shortened or dropped.
+    # At least one document is shortened or dropped, since the whole row does not fit.
     count = _largest(lambda n: length(chosen(n)) <= max_length, 1, len(documents) - 1)
     pieces = _beginnings(documents[ranks[count]].text, tokenizer) if documents else []
     size = _largest_piece(pieces, lambda n: length(chosen(count, pieces[n - 1][0])), max_length)
@@ -126,15 +139,15 @@ def fit_ids(
     cut_prompt_left: bool = False,
     keep_first: int = 0,
 ) -> tuple[Ids, Ids] | None:
-    """Ids and labels of at most ``max_length`` tokens, or ``None`` where the row does not fit and may not be cut.
+    """Return ids and labels of at most ``max_length`` tokens; ``None`` if the row does not fit and may not be cut.
 
     Args:
-        input_ids: Of a row without document structure.
-        labels: -100 or the id, at each place.
-        max_length: In tokens; ``None`` for no limit.
-        cut_prompt_left: Whether tokens before the first response may be left out, from the left. One of them always
-            stays, as the first response token needs one to be predicted from.
-        keep_first: How many tokens at the start are never left out (1 for a BOS).
+        input_ids: Token ids of a row without documents.
+        labels: Labels of the tokens: -100 or the id.
+        max_length: Largest number of tokens; ``None`` for no limit.
+        cut_prompt_left: Whether tokens before the first response may be removed, from the left. One of them always
+            stays, to predict the first response token.
+        keep_first: Number of tokens at the start that are never removed (1 for a BOS).
     """
     ids, marks = list(input_ids), list(labels)
     if max_length is None or len(ids) <= max_length:
@@ -148,7 +161,7 @@ def fit_ids(
 
 
 def _by_relevance(documents: Sequence[Document]) -> list[int]:
-    """Places of the documents, most relevant first; the given order among equals."""
+    """Return the indices of the documents, most relevant first; equal ones keep their order."""
     places = list(range(len(documents)))
     if all(document.score is not None for document in documents):
         places.sort(key=lambda i: -(documents[i].score or 0.0))
@@ -156,14 +169,14 @@ def _by_relevance(documents: Sequence[Document]) -> list[int]:
 
 
 def _beginnings(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
-    """The beginnings of ``text`` that end between tokens, from 16 tokens to all but the last one, shortest first.
+    """Return the beginnings of ``text`` that end between tokens, shortest first: from 16 tokens to all but one.
 
-    Each with its number of tokens, or 0 where the tokenizer does not know where its tokens stand.
+    Each comes with its number of tokens, or with 0 if the tokenizer does not give the places of its tokens.
     """
     text = text.strip()
     if tokenizer.is_fast:
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        # A character of several tokens ends only once.
+        # Several tokens of one character have the same end.
         ends = {end: count for count, (_, end) in enumerate(offsets, start=1)}
         places = [(end, count) for end, count in ends.items() if SHORTEST_PIECE <= count < len(offsets)]
     else:
@@ -172,10 +185,10 @@ def _beginnings(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str
 
 
 def _largest_piece(pieces: Sequence[tuple[str, int]], length: Callable[[int], int], limit: int) -> int:
-    """The number n of the longest piece whose row, of ``length(n)`` tokens, fits ``limit``; 0 where none does.
+    """Return the number n of the longest piece whose row, of ``length(n)`` tokens, fits ``limit``; 0 for none.
 
-    A row grows with the piece's own tokens, but for a few that merge otherwise at its end: only pieces for which
-    these few decide are tried. What is taken for granted grows with the limit, so the result does too.
+    A row grows with the piece's tokens, except for a few that merge differently at its end, so only pieces within a
+    few tokens of the limit are tokenised. The result never falls as the limit grows.
     """
     first = length(1) if pieces else limit + 1
     if first > limit:
@@ -188,15 +201,15 @@ def _largest_piece(pieces: Sequence[tuple[str, int]], length: Callable[[int], in
         return length(n) <= limit
 
     best = _largest(fits, 1, len(pieces))
-    # A tokenizer that merges across words may grow otherwise: then nothing is taken for granted.
+    # With a tokenizer that merges across words, the expected length may be wrong: then every piece is tokenised.
     return best if length(best) <= limit else _largest(lambda n: length(n) <= limit, 1, len(pieces))
 
 
 def _largest(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest n in [low, high] that holds, or ``low - 1``; ``holds`` is true up to some n and false after.
+    """Return the largest n in [low, high] with ``holds(n)``, or ``low - 1``; ``holds`` is true up to some n.
 
-    Steps double until one fails, then halve: little is tried beyond what fits. What is tried does not depend on the
-    limit behind ``holds``, so a larger limit cannot give a smaller n even where ``holds`` is not perfectly monotone.
+    Steps double until one fails, then halve, so little is tried beyond what fits. The order of tries does not depend
+    on the limit behind ``holds``: a larger limit cannot give a smaller n even where ``holds`` is not quite monotone.
     """
     best, step = low - 1, 1
     while best < high:

@@ -1,13 +1,13 @@
-"""Tell from the names of files and folders which split each file belongs to, as the Hugging Face Hub does.
+"""Tells by the names of files and folders which split each file belongs to, as the Hugging Face Hub does.
 
-A file belongs to a split if its name, or that of a folder around it, holds one of the split's words (:data:`WORDS`) as
-a whole word, in any case: `train-00000-of-00002.parquet`, `squad_dev.jsonl` and `test/part1.jsonl` do, and so does
+A file belongs to a split if its name, or that of a folder around it, contains one of the split's words (:data:`WORDS`)
+as a whole word, in any case: `train-00000-of-00002.parquet`, `squad_dev.jsonl` and `test/part1.jsonl` do, and so does
 `training_manual.jsonl`; `contest.jsonl` and `latest.jsonl` do not. Shards named `NAME-00000-of-00002` form the split
 NAME.
 
 Source: https://huggingface.co/docs/hub/datasets-file-names-and-splits. We differ in three things: a file that names no
-split beside files that do is an error (there it is left out), so is a file that names two (there it is in both), and
-`held_out` is a word as well, because `selfaug prepare` writes such files.
+split beside files that do is an error (the Hub leaves it out), so is a file that names two (the Hub puts it in both),
+and `held_out` names a split as well, since `selfaug prepare` writes such files.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     "held_out": ("heldout", "holdout", "held_out"),
     "validation": ("validation", "valid", "val", "dev"),
 }
-"""Each split with the words that name it."""
+"""Words that name each split."""
 
 HELD_OUT = ("test", "held_out", "validation")
-"""Names of splits that nothing is trained on; the first that is there is taken."""
+"""Splits that are not trained on, in the order of preference."""
 
 _SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -45,26 +45,26 @@ class Splits:
     """The files of each split.
 
     Args:
-        files: The files of each split by its name, in the order in which they were given.
-        unnamed: The files that name no split.
+        files: Files by the name of their split, in the given order.
+        unnamed: Files that name no split.
     """
 
     files: dict[str, list[PurePath]] = field(default_factory=dict)
     unnamed: list[PurePath] = field(default_factory=list)
 
     def named(self) -> bool:
-        """Whether a name holds a split's word; a numbered shard alone (`part-00000-of-00002`) does not."""
+        """Tell whether any name contains a word of a split; that of a shard alone (`part-00000-of-00002`) does not."""
         return any(_words(name) for name in self.files)
 
 
 def splits_of(paths: Sequence[PurePath]) -> Splits:
-    """The split of each file.
+    """Return the files by split.
 
     Args:
-        paths: The files, relative to the folder that was given: names of folders above it do not count.
+        paths: Paths relative to the data folder, since names of the folders around it do not count.
 
     Raises:
-        DataError: If the name of a file holds words of two splits.
+        DataError: If the name of a file contains words of two splits.
     """
     found: defaultdict[str, list[PurePath]] = defaultdict(list)
     unnamed = []
@@ -78,13 +78,13 @@ def splits_of(paths: Sequence[PurePath]) -> Splits:
 
 
 def choose(available: Mapping[str, object] | Iterable[str], wanted: Sequence[str]) -> str | None:
-    """The first of the wanted splits that is available, under whatever name; ``None`` where none is.
+    """Return the available name of the first wanted split that there is; ``None`` for none.
 
-    A name stands for itself (``train_sft``), else for the split that it is a word of (``dev`` for ``validation``), else
-    for the only one whose name holds a word of it (``train`` for ``train_sft``).
+    A wanted name matches the same name (``train_sft``), else any word of the same split (``dev`` and ``validation``),
+    else the only name that contains a word of the split (``train`` and ``train_sft``).
 
     Raises:
-        DataError: If several could be meant.
+        DataError: If several available names match.
     """
     names = list(available)
     for want in wanted:
@@ -106,7 +106,7 @@ def choose(available: Mapping[str, object] | Iterable[str], wanted: Sequence[str
 
 
 def is_named(path: PurePath, split: str) -> bool:
-    """Whether a part of a file's path holds, as whole words, the name of a split that is none of :data:`WORDS`."""
+    """Tell whether a part of a file's path contains, as whole words, a split's name that is not in :data:`WORDS`."""
     if _word(split) is not None:
         return False
     key = re.escape(_key(split))
@@ -114,14 +114,14 @@ def is_named(path: PurePath, split: str) -> bool:
 
 
 def evaluation_splits(chosen: str | None) -> tuple[str, ...]:
-    """The splits that may be evaluated on, in the order in which they are looked for; ``chosen`` is the setting's."""
+    """Return the splits for evaluation in the order of preference: the ``chosen`` one, then :data:`HELD_OUT`."""
     return tuple(dict.fromkeys((chosen or "test", *HELD_OUT)))
 
 
 def missing_shards(paths: Iterable[PurePath]) -> list[str]:
-    """The first numbered shard that is missing of each set of which some file is there.
+    """Return, for each incomplete set of numbered shards, the name of its first missing shard.
 
-    Shards are numbered ``-of-N`` from 0, or from 1 to N.
+    Shards are numbered from 0 to N - 1, or from 1 to N.
     """
     sets: defaultdict[tuple[PurePath, str, int], dict[int, re.Match[str]]] = defaultdict(dict)
     for path in paths:
@@ -143,7 +143,7 @@ def _split_of(path: PurePath) -> str | None:
     words = frozenset().union(*(_words(part) for part in path.parts))
     shard = _SHARD.match(path.name)
     if shard and len(shard["index"]) == len(shard["total"]) == 5 and _NAME_OF_SPLIT.fullmatch(shard["name"]):
-        # The Hub's shards may form splits of any name: train_sft, unsupervised.
+        # The Hub's shards may form splits of any name, such as train_sft or unsupervised.
         name = shard["name"].casefold()
         if _word(name) is None and words <= _words(name):
             return name
@@ -156,12 +156,12 @@ def _split_of(path: PurePath) -> str | None:
 
 
 def _words(name: str) -> frozenset[str]:
-    """The splits that a name holds a whole word of; a word is a run of letters."""
+    """Return the splits of which a name contains a whole word, that is, a run of letters."""
     return frozenset(_SPLIT_OF[word] for word in _letters(name) if word in _SPLIT_OF)
 
 
 def _word(name: str) -> str | None:
-    """The split that a name is a word of, digits and separators aside (``Dev``, ``train_0``); else ``None``."""
+    """Return the split that a name without digits and separators is a word of (``Dev``, ``train_0``), or ``None``."""
     letters = _letters(name)
     return _SPLIT_OF.get(letters[0]) if len(letters) == 1 else None
 

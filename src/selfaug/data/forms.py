@@ -1,7 +1,7 @@
-"""The forms by which an answer says that it is none, denies something or wavers: a table by language, as data.
+"""Phrases by which a response abstains, denies an answer or offers several, as a table by language.
 
 The package's table is ``answer_forms.yaml``, whose first lines explain it; a user's file of the same shape adds to it.
-A language may also be a plain list there: the forms with which a response without an answer begins.
+There a language may also be a plain list: the phrases with which an abstaining response begins.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ _KINDS = (
     "openings", "begins", "whole", "not_before", "not_after", "only", "or", "or_after", "or_more", "and", "yes_no",
 )  # fmt: skip
 _SYNTAX = re.compile(r"(\.\.\.|[\[\]()|;]|\{\w*\})")
+# The regular expression of each sign; "..." stands for up to 12 words.
 _SIGNS = {
     "...": r"(?:(?![.,] )\S+ ){0,12}?", "[": "(?:", "]": ")?", "(": "(?:", ")": ")", "|": "|", ";": "[.,] ",
 }  # fmt: skip
-_NEVER = "(?!)"
+_NEVER = "(?!)"  # a regular expression without matches
 
 
 @dataclass(frozen=True)
 class Forms:
-    """The compiled table; each pattern reads words of :func:`selfaug.data.words.marked_words`, a space behind each.
+    """The compiled table. Its patterns read the words of :func:`selfaug.data.words.marked_words`, a space after each.
 
     Args:
-        no_answer: One pattern a language; it matches the beginning of a response that gives no answer.
-        not_before: Matches at the end of the text before an accepted answer that is denied.
-        not_after: Matches at the beginning of the text behind one.
-        only: Matches at the end of the text before one where a denial behind it means "not only".
-        or_before: Matches at the end of the text before one that is only one guess of several.
-        or_after: Matches at the beginning of the text behind one.
-        joined: What joins a list.
-        yes_no: Answers that count only at the beginning of a response, as words with a space between.
+        no_answer: Patterns, one for each language, of the beginning of a response that gives no answer.
+        not_before: Pattern of the end of the text before an accepted answer that is denied.
+        not_after: Pattern of the beginning of the text after an accepted answer that is denied.
+        only: Pattern of the end of the text before an answer where a denial after it means "not only".
+        or_before: Pattern of the end of the text before an answer that is one guess of several.
+        or_after: Pattern of the beginning of the text after an answer that is one guess of several.
+        joined: Pattern of what separates the items of a list.
+        yes_no: Answers that count only at the beginning of a response, as words separated by spaces.
         source: Path, size and hash of the user's file; ``None`` without one.
     """
 
@@ -58,37 +59,37 @@ class Forms:
     source: Mapping[str, Any] | None = None
 
     def give_no_answer(self, words: Sequence[str]) -> bool:
-        """Whether a response of these words with their pauses begins by saying that it has no answer."""
+        """Tell whether a response of these words and pauses begins by saying that it has no answer."""
         text = "".join(f"{word} " for word in words[:60]) + ". "
         return any(pattern.match(text) is not None for pattern in self.no_answer)
 
     def denied(self, before: str, behind: str) -> bool:
-        """Whether what stands between these two texts is said not to be the answer."""
+        """Tell whether the response denies the answer that is between the texts ``before`` and ``behind``."""
         if self.not_before.search(before) is not None:
             return True
         return self.not_after.match(behind) is not None and self.only.search(before) is None
 
     def guessed(self, before: str, behind: str, accepted: Sequence[str]) -> bool:
-        """Whether what stands between these two texts is one guess of several, and the next one is not accepted."""
-        found = self.or_after.match(behind)
-        if found is not None and not any(behind.startswith(f"{answer} ", found.end()) for answer in accepted):
+        """Tell whether the answer between the two texts is one guess of several of which another is not accepted."""
+        joint = self.or_after.match(behind)
+        if joint is not None and not any(behind.startswith(f"{answer} ", joint.end()) for answer in accepted):
             return True
-        found = self.or_before.search(before)
-        others = "" if found is None else f" {before[: found.start()].rstrip(' ,')}"
+        joint = self.or_before.search(before)
+        others = "" if joint is None else f" {before[: joint.start()].rstrip(' ,')}"
         return bool(others.strip()) and not any(others.endswith(f" {answer}") for answer in accepted)
 
 
 def read_forms(path: str | None = None) -> Forms:
-    """The package's table, with what a user's file adds to it.
+    """Return the package's table together with the user's file.
 
     Raises:
-        ConfigError: If the file cannot be read, has an unknown key or a form that cannot be understood.
+        ConfigError: If the file cannot be read, or has an unknown key or a phrase that cannot be parsed.
     """
-    return _own() if path is None else _compiled(path)
+    return _package_forms() if path is None else _compiled(path)
 
 
 @cache
-def _own() -> Forms:
+def _package_forms() -> Forms:
     return _compiled(None)
 
 
@@ -121,7 +122,7 @@ def _no_answer(kinds: Mapping[str, Any]) -> re.Pattern[str]:
 
 
 def _either(table: Mapping[str, Mapping[str, Any]], kind: str) -> str:
-    return "|".join(found for kinds in table.values() if (found := _joined(kinds, kind)) != _NEVER) or _NEVER
+    return "|".join(pattern for kinds in table.values() if (pattern := _joined(kinds, kind)) != _NEVER) or _NEVER
 
 
 def _joined(kinds: Mapping[str, Any], kind: str) -> str:
@@ -129,18 +130,18 @@ def _joined(kinds: Mapping[str, Any], kind: str) -> str:
 
 
 def _pattern(form: str, parts: Mapping[str, str], inside: tuple[str, ...] = ()) -> str:
-    found = []
+    pattern = []
     for piece in _SYNTAX.split(form):
         name = piece[1:-1]
         if piece in _SIGNS:
-            found.append(_SIGNS[piece])
+            pattern.append(_SIGNS[piece])
         elif piece.startswith("{"):
             if name not in parts or name in inside:
                 raise ValueError(f"{piece} is none of its language's parts ({', '.join(parts) or 'there are none'})")
-            found.append(f"(?:{_pattern(parts[name], parts, (*inside, name))})")
+            pattern.append(f"(?:{_pattern(parts[name], parts, (*inside, name))})")
         else:
-            found += [f"{re.escape(word)} " for word in marked_words(piece)]
-    return "".join(found)
+            pattern += [f"{re.escape(word)} " for word in marked_words(piece)]
+    return "".join(pattern)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

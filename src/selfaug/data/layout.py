@@ -37,10 +37,10 @@ _PLACES = {
 
 
 def check(renderer: Renderer) -> None:
-    """Refuse settings that cannot be rendered.
+    """Check the settings of a renderer.
 
     Raises:
-        ConfigError: If a value is not known or has another type, or a layout has other place holders than it may.
+        ConfigError: If a value is unknown or of another type, or a line has unknown placeholders.
     """
     for name, known in _CHOICES.items():
         value = getattr(renderer, name)
@@ -67,7 +67,7 @@ def check(renderer: Renderer) -> None:
 
 
 def blocks(renderer: Renderer, documents: Sequence[Document]) -> list[str]:
-    """One text per document, in the renderer's order, numbered from 1: its header, a line break, its text."""
+    """Return a text for each document in the renderer's order: its header, numbered from 1, and its text."""
     ordered = list(documents)
     if renderer.order == "reversed":
         ordered.reverse()
@@ -82,7 +82,7 @@ def blocks(renderer: Renderer, documents: Sequence[Document]) -> list[str]:
 
 
 def document(value: Document | Mapping[str, Any] | str) -> Document:
-    """A document from what a retriever gives: a text, or an object with ``text`` and optionally ``title``, ``score``.
+    """Return the document of a text, or of an object with ``text`` and optionally ``title``, ``id`` and ``score``.
 
     Raises:
         DataError: If it has no text.
@@ -97,7 +97,7 @@ def document(value: Document | Mapping[str, Any] | str) -> Document:
 
 
 def into_first_user(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
-    """The messages with ``text`` and a blank line before the first user message; a user message is made if none is."""
+    """Return the messages with ``text`` and a blank line before the first user message, which is added if missing."""
     result = [dict(message) for message in messages]
     for message in result:
         if message.get("role") == "user":
@@ -107,7 +107,7 @@ def into_first_user(messages: Sequence[Mapping[str, Any]], text: str) -> list[di
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """``value`` (JSON) with ``change`` applied to each text in it; keys stay."""
+    """Return a JSON value with ``change`` applied to each text in it, except to keys."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -118,39 +118,39 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def answer_texts(answer: str) -> list[str]:
-    """An answer's texts and, at the odd places, the tags of a thought that opens it, which are the model's own."""
+    """Return the parts of an answer, with the tags of a thought at its beginning, if any, at the odd indices."""
     parts = split_thought(answer)
     return [answer] if not parts.closing or parts.before.strip() else list(parts)
 
 
 def texts_of(renderer: Renderer, item: Record | Conversation) -> Iterator[str]:
-    """Every text of the item that reaches the prompt or the response."""
-    found: list[str] = []
+    """Yield every text of the item that becomes a part of the prompt or the response."""
+    texts: list[str] = []
     if isinstance(item, Record):
-        found += [item.question, renderer.system if item.system is None else item.system]
-        found += answer_texts(item.answers[0] if item.answers else renderer.abstention)[::2]
+        texts += [item.question, renderer.system if item.system is None else item.system]
+        texts += answer_texts(item.answers[0] if item.answers else renderer.abstention)[::2]
     else:
 
-        def note(text: str) -> str:
-            found.append(text)
+        def collect(text: str) -> str:
+            texts.append(text)
             return text
 
         for message in item.messages:
             if message.get("role") == "assistant" and isinstance(message.get("content"), str):
-                found += answer_texts(message["content"])[::2]
+                texts += answer_texts(message["content"])[::2]
                 message = {**message, "content": ""}
-            map_texts(message, note)
+            map_texts(message, collect)
     for entry in item.documents:
-        found.append(entry.text)
+        texts.append(entry.text)
         if entry.title and renderer.show_titles:
-            found.append(entry.title)
-    yield from found
+            texts.append(entry.title)
+    yield from texts
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A chat template for tokenizers without one: ``User: ...`` and ``Assistant: ...`` lines, EOS after each answer.
+    """Return a chat template for tokenizers without one: ``User: ...`` and ``Assistant: ...``, EOS after each answer.
 
-    It opens with the token that the tokenizer itself puts before a text, if any.
+    It begins with the BOS token if the tokenizer puts one before texts.
     """
     first = tokenizer("x")["input_ids"][:1]
     bos = "{{ bos_token }}" if first and first == [tokenizer.bos_token_id] else ""

@@ -1,7 +1,6 @@
-"""Count what held-out examples share with the training data: rows, documents, questions and titles.
+"""Counts what held-out examples share with the training data: rows, documents, questions and titles.
 
-Texts are kept as hashes, and each text is normalised once, so memory grows by some 100 bytes per distinct training
-document.
+Training texts are kept as hashes, so memory grows by some 100 bytes for each distinct training document.
 """
 
 from __future__ import annotations
@@ -17,39 +16,46 @@ from selfaug.data.split import Example, asked_of, documents_of, plain, question_
 
 __all__ = ["Leaks", "check_leaks"]
 
-_NEAR = 0.8  # Of the shorter text's runs of words: DPR's neighbouring passages overlap by half and are not reported.
-_RUN = 8
-_SHOWN = 5
-_BATCH = 512
+# Share of the shorter text's word runs that near duplicates have in common. It leaves out DPR's neighbouring passages,
+# which overlap by half.
+_NEAR_SHARE = 0.8
+_RUN_LENGTH = 8  # words
+_MAX_EXAMPLES = 5  # number of texts of each kind in a report
+_BATCH = 512  # number of documents that are compared in one call
+# Word hashes are polynomials in _BASE with a random code for each byte; _MIX spreads their bits.
 _CODES = np.random.default_rng(8).integers(0, 1 << 64, 256, np.uint64, endpoint=False)
 _BASE = 0x5851F42D4C957F2D
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_FILTER = 22  # Bits of a hash that the filter tells apart: 4 MiB.
+_FILTER_BITS = 22  # leading bits of a hash that index the filter, which then takes 4 MiB
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """What held-out examples share with the training data.
+    """The texts and rows that held-out examples share with the training data.
 
-    Each list holds distinct texts of the held-out examples; texts that differ in case, spacing and punctuation alone
-    are one. ``*_rows`` is the number of held-out examples that hold one of them.
+    Each list contains distinct texts of the held-out examples; texts that differ only in case, spacing and punctuation
+    count as one.
 
     Args:
-        rows: What whole examples ask that are also training examples: same question, documents and answers.
-        documents: Documents that also stand in the training data.
-        questions: Questions (:func:`selfaug.data.split.question_of`) that are also asked there; of an example with
-            documents, with the same answer.
+        rows: Questions of examples that are also training examples: same question, documents and answers.
+        documents: Documents that are also in the training data.
+        questions: Questions (:func:`selfaug.data.split.question_of`) that are also in the training data; those of
+            examples with documents, with the same answer.
         near_duplicates: Pairs of a document and a training document that are not equal, but of which the shorter one
             shares at least 4/5 of its runs of 8 words with the other; one pair for each held-out document.
-        other_answers: Questions that the training data answers otherwise. No leak: "What is this text about?" may be
-            asked of every document.
-        titles: Titles of documents that also stand there. No leak by itself either.
-        shared_rows: The number of examples that are also training examples.
-        exact_rows: The number of examples that are training examples letter by letter.
-        exact_documents: The number of documents that stand in the training data letter by letter.
-        document_rows, question_rows, near_duplicate_rows, other_answer_rows, title_rows: See above.
-        examples: The number of held-out examples.
-        training_places: Places of the training examples that share a document, a near duplicate or a question.
+        other_answers: Questions to which the training data has another answer. They are no leak: "What is this text
+            about?" may be asked of every document.
+        titles: Titles of documents that are also in the training data; no leak by themselves.
+        shared_rows: Number of examples that are also training examples.
+        exact_rows: Number of examples that are training examples character for character.
+        exact_documents: Number of documents that are in the training data character for character.
+        document_rows: Number of examples with one of ``documents``.
+        question_rows: Number of examples with one of ``questions``.
+        near_duplicate_rows: Number of examples with a near duplicate.
+        other_answer_rows: Number of examples with one of ``other_answers``.
+        title_rows: Number of examples with one of ``titles``.
+        examples: Number of held-out examples.
+        training_places: Indices of the training examples that share a document, a near duplicate or a question.
     """
 
     rows: list[str] = field(default_factory=list)
@@ -73,18 +79,18 @@ class Leaks:
         return bool(self.rows or self.documents or self.questions or self.near_duplicates)
 
     def counts(self) -> dict[str, Any]:
-        """The counts of :meth:`as_dict` without any text."""
+        """Return the counts of :meth:`as_dict` without texts."""
         return {
             kind: {name: value for name, value in part.items() if name != "first"}
             for kind, part in self.as_dict().items()
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts of distinct texts and of rows, and the first few texts, cut short."""
+        """Return the counts of distinct texts and of rows, and the first few texts in short, as JSON."""
 
         def part(texts: Sequence[str | tuple[str, str]], rows: int, **more: int) -> dict[str, Any]:
-            shown = [(text,) if isinstance(text, str) else text for text in texts[:_SHOWN]]
-            return {"count": len(texts), "rows": rows, **more, "first": [[t[:200] for t in some] for some in shown]}
+            first = [(text,) if isinstance(text, str) else text for text in texts[:_MAX_EXAMPLES]]
+            return {"count": len(texts), "rows": rows, **more, "first": [[t[:200] for t in some] for some in first]}
 
         return {
             "shared_rows": {**part(self.rows, self.shared_rows, exact=self.exact_rows), "count": self.shared_rows},
@@ -96,8 +102,8 @@ class Leaks:
         }
 
     def lines(self) -> list[str]:
-        """The leaks for people, one line a kind, or that there is none; then what is worth knowing besides."""
-        found = [
+        """Return lines for the user: one for each kind of leak, or that there is none; then shared titles and such."""
+        leaks = [
             (
                 self.shared_rows,
                 f"{_count(self.shared_rows, 'row')} of {self.examples} are also rows of the training data"
@@ -119,7 +125,7 @@ class Leaks:
                 f" {self.examples}) are nearly equal to one in the training data",
             ),
         ]
-        lines = [f"leak: {text}" for shared, text in found if shared] or [
+        lines = [f"leak: {text}" for shared, text in leaks if shared] or [
             "no leak: no shared row, document or question"
         ]
         if self.other_answers:
@@ -135,18 +141,18 @@ class Leaks:
         return lines
 
     def warning(self, name: str) -> list[str]:
-        """Lines that say that the data set of this name is not independent; none where it shares nothing."""
+        """Return a warning that the data set of this name is not independent, as lines; none where it is."""
         if self:
             return [f"{name} is not independent of the training data:", *(f"  {line}" for line in self.lines())]
         return [f"{name}: {line}" for line in self.lines()[1:] if self.other_answers]
 
 
 def check_leaks(train: Iterable[Example], held_out: Sequence[Example]) -> Leaks:
-    """What the held-out examples share with the training examples; see :class:`Leaks`.
+    """Return what the held-out examples share with the training examples.
 
     Args:
-        train: Gone through twice, so no iterator.
-        held_out: Only what these hold is indexed: they are usually the few.
+        train: Training examples, which are iterated over twice.
+        held_out: Held-out examples. Only these are indexed, since they are usually few.
     """
     index = _Index(held_out)
     places = {place for place, example in enumerate(train) if index.meet(example)}
@@ -158,7 +164,7 @@ def check_leaks(train: Iterable[Example], held_out: Sequence[Example]) -> Leaks:
 
 
 class _Index:
-    """The hashes of held-out examples, and which of them the training examples met."""
+    """Hashes of the held-out examples, and those of them that the training examples share."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.documents: dict[bytes, str] = {}
@@ -180,16 +186,19 @@ class _Index:
         self.met_exactly: set[bytes] = set()
         self.met_questions: set[bytes] = set()
         self.met_asked: set[bytes] = set()
-        self.met_titles: set[str] = set()  # of all training documents: there are few
+        self.met_titles: set[str] = set()  # titles of all training documents: there are few
         self.met_rows: set[bytes] = set()
         self.met_rows_exactly: set[bytes] = set()
         self.leaking: set[bytes] = set()
-        """Hashes of the training documents that a held-out example holds too, or nearly."""
+        """Hashes of the training documents of which a held-out example has a copy or near duplicate."""
         self._seen: set[bytes] = set()
         self._waiting: list[tuple[bytes, str, str]] = []
 
     def meet(self, example: Example) -> bool:
-        """Note what a training example shares; whether it shares a question. Its documents wait for their batch."""
+        """Note what a training example shares, and return whether it shares a question.
+
+        Its documents are compared for near duplicates when a batch is full, or by :meth:`finish`.
+        """
         shared, asked = False, _key(asked_of(example))
         if asked in self.asked:
             self.met_asked.add(asked)
@@ -218,7 +227,7 @@ class _Index:
         return shared
 
     def finish(self) -> None:
-        """Compare the documents that wait."""
+        """Compare the documents that wait for a full batch."""
         waiting, self._waiting = self._waiting, []
         for place in self.near.meet([(text, normal) for _, text, normal in waiting]):
             self.leaking.add(waiting[place][0])
@@ -268,11 +277,11 @@ class _Index:
 
 
 class _Near:
-    """The runs of words of held-out documents, and which training documents share most of them.
+    """Word runs of the held-out documents, and the training documents that share most of them.
 
     Args:
-        keys: Names of the documents.
-        texts: Their normalised texts.
+        keys: Hashes that identify the documents.
+        texts: Normalised texts of the documents.
     """
 
     def __init__(self, keys: Sequence[bytes], texts: Sequence[str]) -> None:
@@ -288,29 +297,29 @@ class _Near:
         order = np.argsort(runs, kind="stable")
         self.runs, self.owners = runs[order], owners[order]
         self.sizes = np.bincount(owners, minlength=len(keys))
-        self.filter = np.zeros(1 << _FILTER, bool)  # most runs of training documents are ruled out by one look here
-        self.filter[runs >> np.uint64(64 - _FILTER)] = True
+        self.filter = np.zeros(1 << _FILTER_BITS, bool)  # rules most runs of training documents out in one lookup
+        self.filter[runs >> np.uint64(64 - _FILTER_BITS)] = True
 
     def meet(self, texts: Sequence[tuple[str, str]]) -> list[int]:
-        """Note the held-out documents that these are near to, and give the places of those that are.
+        """Note the held-out documents that training documents nearly equal, and return the indices of the latter.
 
         Args:
-            texts: Training documents: the text, and the normalised text.
+            texts: Pairs of the text and the normalised text of training documents.
         """
         if not texts or not len(self.runs):
             return []
         runs, owners = _runs([normal for _, normal in texts])
-        maybe = np.flatnonzero(self.filter[runs >> np.uint64(64 - _FILTER)])
+        maybe = np.flatnonzero(self.filter[runs >> np.uint64(64 - _FILTER_BITS)])
         there = np.searchsorted(self.runs, runs[maybe])
         hit = maybe[self.runs[np.minimum(there, len(self.runs) - 1)] == runs[maybe]]
         near = []
-        # The few documents that share any run at all are counted one by one.
+        # Few documents share a run at all, so a loop over them is fast enough.
         for place in np.unique(owners[hit]):
             own = np.unique(runs[owners == place])
             first, last = np.searchsorted(self.runs, own, "left"), np.searchsorted(self.runs, own, "right")
             others = np.concatenate([self.owners[a:b] for a, b in zip(first, last, strict=True) if b > a])
-            found, common = np.unique(others, return_counts=True)
-            enough = found[common >= _NEAR * np.minimum(len(own), self.sizes[found])]
+            partners, common = np.unique(others, return_counts=True)
+            enough = partners[common >= _NEAR_SHARE * np.minimum(len(own), self.sizes[partners])]
             for other in enough:
                 self.partners.setdefault(self.keys[other], texts[place][0])
             if len(enough):
@@ -319,24 +328,27 @@ class _Near:
 
 
 def _runs(texts: Sequence[str]) -> tuple[Any, Any]:
-    """Hashes of the runs of 8 words of plain texts (one run of a shorter text), and the text of each run."""
+    """Return the hashes of all runs of 8 words of normalised texts, and the index of each run's text.
+
+    A shorter text is one run.
+    """
     lengths = np.array([text.count(" ") + 1 for text in texts])
     codes = _word_hashes(texts)
-    # A text of fewer words is filled up with zeros, so that each text has at least one run of 8.
-    padded = np.maximum(lengths, _RUN)
+    # A text of fewer words is padded with zeros, so that each text has at least one run.
+    padded = np.maximum(lengths, _RUN_LENGTH)
     owners = np.repeat(np.arange(len(texts)), padded)
     within = np.arange(len(owners)) - (np.cumsum(padded) - padded)[owners]
     filled = np.zeros(len(owners), np.uint64)
     filled[within < lengths[owners]] = codes
     runs = np.zeros(len(owners), np.uint64)
-    for k in range(_RUN):
+    for k in range(_RUN_LENGTH):
         runs[: len(owners) - k] = runs[: len(owners) - k] * _MIX + filled[k:]
-    whole = within <= padded[owners] - _RUN
+    whole = within <= padded[owners] - _RUN_LENGTH
     return runs[whole], owners[whole]
 
 
 def _word_hashes(texts: Sequence[str]) -> Any:
-    """A hash of each word (between spaces) of all texts: sum_i code[byte_i] * base**i mod 2**64, mixed."""
+    """``sum_i code[byte_i] · base^i mod 2^64``, with mixed bits: a hash of each word of all texts, split at spaces."""
     raw = np.frombuffer((" ".join(texts) + " ").encode("utf-8", "surrogatepass"), np.uint8)
     ends = np.flatnonzero(raw == ord(" "))
     sums = np.cumsum(_CODES[raw] * _powers(_BASE, len(raw)))
@@ -373,7 +385,7 @@ def _question(example: Example) -> bytes:
 
 
 def _row(example: Example) -> bytes:
-    """A hash of question, documents in any order and answers, up to case, spacing and punctuation."""
+    """Return a hash of question, documents in any order and answers that ignores case, spacing and punctuation."""
     documents = sorted(_key(text) for text in documents_of(example))
     return _digest("\n".join([plain(text) for text in row_of(example)] + [key.hex() for key in documents]))
 
@@ -382,6 +394,6 @@ def _exact_row(example: Example) -> bytes:
     return _digest("\n".join([*row_of(example), *(text for text in documents_of(example))]))
 
 
-def _count(found: int | Sequence[Any], what: str) -> str:
-    number = found if isinstance(found, int) else len(found)
+def _count(counted: int | Sequence[Any], what: str) -> str:
+    number = counted if isinstance(counted, int) else len(counted)
     return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The length report: how long rows are, and what was left out or shortened so that they fit."""
+"""The length report: lengths of rows, and counts of what was left out or shortened to fit the limit."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class LeftOut:
     """A row that is not trained on.
 
     Args:
-        row: Its name.
-        reason: Why.
-        hint: What to do about it.
+        row: Name of the row.
+        reason: Reason for leaving it out.
+        hint: Advice on how to keep it.
     """
 
     row: str
@@ -34,7 +34,7 @@ class LeftOut:
 
 
 def quantiles(values: ArrayLike) -> dict[str, float]:
-    """Smallest, 10 %, median, 90 %, 99 % and largest of ``values`` (each one of them), and the mean; empty for none."""
+    """Return minimum, 10 %, 50 %, 90 % and 99 % quantiles, maximum (all are elements) and mean; empty for no values."""
     ordered = np.sort(np.asarray(values, dtype=np.int64))
     if not len(ordered):
         return {}
@@ -48,29 +48,29 @@ def _counts() -> array[int]:
 
 @dataclass
 class LengthReport:
-    """Counts of rows, documents and tokens; the token counts are those of the rows that were kept, as they are trained.
+    """Counts of rows, documents and tokens. Token counts are those of the kept rows after fitting.
 
     Args:
-        max_length: The limit in tokens, or ``None``.
-        rows: How many came in.
-        kept: How many are trained on.
-        left_out: The others.
-        documents: Documents of the kept rows before fitting.
-        documents_dropped: How many of those do not stand in their prompts.
-        shortened: Kept rows with a document that lost its end.
-        prompts_cut: Kept rows whose prompt was cut from the left.
-        answers_lost: Rows with an accepted answer in what they came with, and none in what fits of it; also those
-            that were left out because of it.
-        on_lost_answer: What became of them: see :func:`selfaug.data.encode.encode`.
-        abstained: How many of them are trained on the abstention text.
-        escaped: How often each special-token string was made harmless, in the texts of all rows.
-        thoughts_dropped: Thoughts of assistant turns that the chat template leaves out, in kept rows.
-        thoughts_closed: Answers without a thought behind a prompt that opens one, which is closed before them.
-        thoughts_unprompted: Thoughts behind a prompt that says that there is none.
-        aligned_tokens: Positions of the kept rows that may be aligned.
-        prompt_tokens: Per kept row.
-        response_tokens: Per kept row.
-        whole_tokens: Per kept row, before fitting.
+        max_length: Largest number of tokens of a row; ``None`` for no limit.
+        rows: Number of rows before fitting.
+        kept: Number of rows that are trained on.
+        left_out: Rows that are not trained on.
+        documents: Number of documents of the kept rows before fitting.
+        documents_dropped: Number of these documents that are not in the prompts.
+        shortened: Number of kept rows with a document that lost its end.
+        prompts_cut: Number of kept rows whose prompt was cut from the left.
+        answers_lost: Number of rows with an accepted answer in their documents or prompt, but not in what fits of
+            them; includes those that were left out because of it.
+        on_lost_answer: Treatment of these rows; see :func:`selfaug.data.encode.encode`.
+        abstained: Number of these rows that are trained on the abstention text.
+        escaped: Number of times that each special-token string was escaped in the texts of all rows.
+        thoughts_dropped: Number of thoughts in kept rows that the chat template leaves out.
+        thoughts_closed: Number of answers without a thought after a prompt that opens one; it is closed before them.
+        thoughts_unprompted: Number of thoughts after a prompt that says that there is none.
+        aligned_tokens: Number of positions of the kept rows that may be aligned.
+        prompt_tokens: Number of prompt tokens of each kept row.
+        response_tokens: Number of response tokens of each kept row.
+        whole_tokens: Number of tokens of each kept row before fitting.
     """
 
     max_length: int | None
@@ -95,16 +95,16 @@ class LengthReport:
 
     @property
     def escaped_specials(self) -> int:
-        """How many special-token strings were made harmless."""
+        """The number of special-token strings that were escaped."""
         return sum(self.escaped.values())
 
     @property
     def total_tokens(self) -> NDArray[np.int32]:
-        """Tokens per kept row."""
+        """The number of tokens of each kept row."""
         return np.asarray(self.prompt_tokens, np.int32) + np.asarray(self.response_tokens, np.int32)
 
     def add(self, other: LengthReport) -> None:
-        """Take in the report of the rows that follow."""
+        """Add the report of the rows that follow."""
         for entry in fields(self):
             if entry.name not in ("max_length", "on_lost_answer"):
                 own, more = getattr(self, entry.name), getattr(other, entry.name)
@@ -116,7 +116,7 @@ class LengthReport:
                     own.extend(more)
 
     def quantiles(self) -> dict[str, dict[str, float]]:
-        """:func:`quantiles` of tokens per row: ``prompt``, ``response``, ``total``, and ``whole`` (before fitting)."""
+        """Return quantiles of tokens per row: ``prompt``, ``response``, ``total``, and ``whole`` (before fitting)."""
         return {
             "prompt": quantiles(self.prompt_tokens),
             "response": quantiles(self.response_tokens),
@@ -125,7 +125,7 @@ class LengthReport:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON: counts, quantiles and every row that was left out, by reason and one by one."""
+        """Return the report as JSON: counts, quantiles, and the rows that were left out, by reason and one by one."""
         row = asdict(self)
         row["left_out"] = [{"row": item.row, "reason": item.reason} for item in self.left_out]
         row["left_out_by_reason"] = {reason.text: reason.count for reason in self._reasons()}
@@ -136,7 +136,7 @@ class LengthReport:
         return row | {"escaped_specials": self.escaped_specials, "tokens_per_row": self.quantiles()}
 
     def lines(self) -> list[str]:
-        """The report for people; what did not happen is not mentioned."""
+        """Return the report as lines for the user, without counts of 0."""
         limit = "no limit" if self.max_length is None else f"max_length {self.max_length}"
         lines = [f"{self.kept} of {self.rows} rows kept ({limit}), {self.aligned_tokens} aligned tokens"]
         for name, points in self.quantiles().items():
@@ -171,10 +171,10 @@ class LengthReport:
         return lines + reason_lines([(item.reason, f"{item.row}: {item.reason}") for item in self.left_out], self.rows)
 
     def warnings(self) -> list[tuple[str, str]]:
-        """What will probably not be what the user wants, and what to do about it."""
-        found = []
+        """Return pairs of a warning about what the user probably does not want, and a hint."""
+        warnings = []
         if self.answers_lost and self.on_lost_answer == "keep":
-            found.append(
+            warnings.append(
                 (
                     f"{self.answers_lost} of {self.rows} rows ({100 * self.answers_lost / self.rows:.0f} %) have their "
                     f"answer only in what was dropped to fit max_length={self.max_length}: the model is trained to "
@@ -185,7 +185,7 @@ class LengthReport:
         if len(self.left_out) > WARN_ABOVE_SHARE * self.rows:
             most = self._reasons()[0]
             hints = [item.hint for item in self.left_out if item.row == most.examples[0]]
-            found.append(
+            warnings.append(
                 (
                     f"only {self.kept} of {self.rows} rows are left: {len(self.left_out)} "
                     f"({100 * len(self.left_out) / self.rows:.0f} %) are left out, {most.count} of them because: "
@@ -193,7 +193,7 @@ class LengthReport:
                     hints[0],
                 )
             )
-        return found
+        return warnings
 
     def _reasons(self) -> list[Reason]:
         return by_reason((item.reason, item.row) for item in self.left_out)

@@ -1,4 +1,4 @@
-"""Rows whose answer was lost when documents were dropped: how they are detected, and what is done with them."""
+"""Detects rows whose answer was lost when documents were dropped or a prompt was cut."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ LOST_HINT = (
 
 
 def check_on_lost_answer(value: str) -> None:
-    """Refuse a word that is none of the three.
+    """Check a value of ``on_lost_answer``.
 
     Raises:
-        ConfigError: If it is not.
+        ConfigError: If it is unknown.
     """
     known = get_args(OnLostAnswer)
     if value not in known:
@@ -41,7 +41,7 @@ def check_on_lost_answer(value: str) -> None:
 
 
 def accepted_answers(item: Item) -> tuple[str, ...]:
-    """What a row is trained to say, or may say: a record's accepted answers, a conversation's assistant turns."""
+    """Return a record's accepted answers, or the texts of a conversation's assistant turns."""
     if isinstance(item, Record):
         return item.answers
     assert isinstance(item, Conversation)
@@ -49,28 +49,28 @@ def accepted_answers(item: Item) -> tuple[str, ...]:
 
 
 def lost_in_documents(answers: Sequence[str], documents: Iterable[Document], kept: Iterable[Document]) -> bool:
-    """Whether an answer stood in a document, title or text, and none stands in what was kept of them.
+    """Tell whether a title or text of the documents contains an answer, but none of the kept ones does.
 
     Args:
-        answers: Accepted ones.
-        documents: All of the row.
-        kept: Those that stand in its prompt, one of them perhaps shortened.
+        answers: Accepted answers.
+        documents: All documents of the row.
+        kept: Documents of its prompt, one of them perhaps shortened.
     """
-    return _stands(answers, _texts(documents)) and not _stands(answers, _texts(kept))
+    return _contain(_texts(documents), answers) and not _contain(_texts(kept), answers)
 
 
 def lost_in_prompt(
     tokenizer: PreTrainedTokenizerBase, whole: Sequence[int], kept: Sequence[int], answers: Sequence[str]
 ) -> bool:
-    """The same of a prompt that was cut at its left, as token ids; what stands in a cut word does not count."""
+    """Tell whether a whole prompt contains an answer, but what was kept of it does not; both as token ids."""
     if len(whole) == len(kept):
         return False
     before, after = (str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in (whole, kept))
-    return _stands(answers, [before]) and not _stands(answers, [after])
+    return _contain([before], answers) and not _contain([after], answers)
 
 
 def prompt_and_response(input_ids: Sequence[int], labels: Sequence[Any]) -> tuple[list[int], list[int]]:
-    """The tokens before the first response, and those of the responses."""
+    """Return the tokens before the first response, and the tokens of all responses."""
     first = next((i for i, label in enumerate(labels) if label != -100), len(labels))
     return list(input_ids[:first]), [token for token, label in zip(input_ids, labels, strict=True) if label != -100]
 
@@ -79,5 +79,5 @@ def _texts(documents: Iterable[Document]) -> list[str]:
     return [text for document in documents for text in (document.title, document.text) if text]
 
 
-def _stands(answers: Sequence[str], texts: Sequence[str]) -> bool:
+def _contain(texts: Sequence[str], answers: Sequence[str]) -> bool:
     return any(contains(text, answer) for answer in answers if answer.strip() for text in texts)

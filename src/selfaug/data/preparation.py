@@ -20,7 +20,13 @@ __all__ = ["Prepared", "Retrieval", "prepare"]
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What to take from a corpus for each record; see :func:`selfaug.data.retrieve.retrieve`."""
+    """Settings of :func:`selfaug.data.retrieve.retrieve`.
+
+    Args:
+        corpus: Corpus of the passages.
+        top_k: Number of passages for a record without documents.
+        distractors: Number of misleading passages for each record.
+    """
 
     corpus: Corpus
     top_k: int
@@ -29,17 +35,17 @@ class Retrieval:
 
 @dataclass
 class Prepared:
-    """The two parts, and what is to be said of them.
+    """The two parts of the examples, and facts for the report.
 
     Args:
-        train: What is trained on.
-        held_out: What is not; empty where nothing was to be held out.
-        groups: Groups of examples that share documents or questions; ``None`` where nothing was to be held out.
-        leaks: What the two parts share; ``None`` where nothing was to be held out.
-        without_documents: Names of the records that retrieval found no passage for, and that were left out.
-        with_answer: How many records have an accepted answer in their documents; ``None`` without retrieval.
-        against: What the examples of another file share with both parts; ``None`` where none was given.
-        left_out_shared: How many examples were left out because they share something with that file.
+        train: Training examples.
+        held_out: Held-out examples; empty without a split.
+        groups: Number of groups of examples that share documents or questions; ``None`` without a split.
+        leaks: What the two parts share; ``None`` without a split.
+        without_documents: Names of the records that were left out because retrieval found no passage for them.
+        with_answer: Number of records with an accepted answer in their documents; ``None`` without retrieval.
+        against: What the examples of another data set share with both parts; ``None`` without such a data set.
+        left_out_shared: Number of examples that were left out because they share something with that data set.
     """
 
     train: list[Example]
@@ -52,7 +58,7 @@ class Prepared:
     left_out_shared: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts, and names of what was left out, as JSON."""
+        """Return the counts and the names of left-out records as JSON."""
         row: dict[str, Any] = {"train": len(self.train), "held_out": len(self.held_out)}
         if self.leaks is not None:
             row |= {"groups": self.groups, "leaks": self.leaks.as_dict()}
@@ -79,34 +85,33 @@ def prepare(
     against: Sequence[Example] | None = None,
     on_shared_row: str = "keep",
 ) -> Prepared:
-    """Split, fill documents from a corpus, and check for leaks; in this order.
+    """Split examples, then fill their documents from a corpus, then check for leaks.
 
-    A record without documents is split by its best passage; the split is drawn before the others are retrieved, since
-    distractors would tie all records together. Then no passage goes to both sides: where both would take it, the side
-    has it that ranks it higher, and a document that a record brought along stays on the record's side.
+    A record without documents is split by its best passage. The split is drawn before other passages are retrieved,
+    since distractors would tie all records together. No passage then goes to both sides: it goes to the side that
+    ranks it higher, and a record's own documents stay on its side.
 
     Args:
-        examples: Records, conversations, or TRL's rows; conversations and rows get no documents.
-        held_out: Part of the examples, 0 for none.
-        seed: Of the split and of the order of documents.
-        retrieval: Where documents come from; ``None`` for no retrieval.
-        on_bad_row: "error" or "skip", for records that retrieval finds no passage for.
-        progress: Called after each record with the number of records that retrieval has done.
-        keys: What else keeps examples on one side of the split, a set of texts for each example; see
-            :func:`split_by_document`.
-        against: Other examples, such as a test set, that the prepared ones should share nothing with.
-        on_shared_row: "skip" leaves out each example that shares a document, a near duplicate of one, or a question
-            with ``against``; "keep" only counts them.
+        examples: Records, conversations, or TRL's rows, of which only records get documents.
+        held_out: Fraction of the examples to hold out; 0 for none.
+        seed: Seed of the split and of the order of documents.
+        retrieval: Settings of the retrieval; ``None`` for no retrieval.
+        on_bad_row: "error" or "skip", for records for which retrieval finds no passage.
+        progress: Function called after each retrieval with the number of records done.
+        keys: Sets of texts, one for each example, that also keep examples on one side; see :func:`split_by_document`.
+        against: Other examples, such as a test set, that should share nothing with the prepared ones.
+        on_shared_row: "skip" to leave out examples that share a document, a near duplicate of one, or a question with
+            ``against``, "keep" to only count them.
 
     Raises:
-        ConfigError: If ``held_out`` or a number of the retrieval cannot be.
+        ConfigError: If ``held_out`` or a number of the retrieval is out of its range.
         DataError: If the examples cannot be split, or a record is left without documents and ``on_bad_row`` is "error".
     """
     from selfaug.data.leaks import check_leaks
 
     left_out = 0
     if against is not None and on_shared_row == "skip":
-        # Before the split, so that its sizes are those asked for; documents that are retrieved are looked at below.
+        # This comes before the split, which then has the wanted sizes; retrieved documents are compared below.
         shared = check_leaks(examples, against).training_places
         left_out = len(shared)
         keys = [key for i, key in enumerate(keys) if i not in shared]
@@ -152,7 +157,7 @@ def _with_best(example: Example, retrieval: Retrieval) -> Example:
 def _retrieve(
     parts: Prepared, retrieval: Retrieval, seed: int, on_bad_row: str, progress: Callable[[int], None]
 ) -> None:
-    """Fill the documents of both parts in place; no passage is on both sides."""
+    """Fill the documents of both parts in place, with no passage on both sides."""
     train_ranks, held_out_ranks = (_ranks(part, retrieval) for part in (parts.train, parts.held_out))
     exclude = {text for text, rank in train_ranks.items() if rank <= held_out_ranks.get(text, math.inf)}
     done = 0
@@ -180,7 +185,7 @@ def _retrieve(
 
 
 def _ranks(part: Sequence[Example], retrieval: Retrieval) -> dict[str, int]:
-    """The best rank that a question of this part gives to each passage it may take; -1 for documents of its own."""
+    """Return, for each passage that the part may get, the best rank by any question; -1 for the records' documents."""
     ranks: dict[str, int] = {}
     for example in part:
         for text in documents_of(example):

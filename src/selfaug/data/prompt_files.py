@@ -23,24 +23,24 @@ _TUPLES = ("specials", "keep_specials")
 
 
 def save(renderer: Renderer, folder: Path) -> None:
-    """Write the settings to ``folder/selfaug_renderer.json``, the chat template to a file of its own beside it."""
+    """Write the settings to ``folder/selfaug_renderer.json``, and the chat template to a separate file beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     row: dict[str, Any] = {"version": _VERSION}
     row |= {item.name: getattr(renderer, item.name) for item in fields(renderer) if item.name != "chat_template"}
     row["chat_template_kwargs"] = dict(renderer.chat_template_kwargs)
-    # Bytes, not text: a template's line ends are part of its hash.
+    # Text mode could change line ends, which are part of the template's hash.
     if renderer.chat_template is not None:
         (folder / TEMPLATE).write_bytes(renderer.chat_template.encode())
     (folder / SETTINGS).write_text(json.dumps(row, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> Renderer:
-    """The renderer that :func:`save` wrote.
+    """Return the renderer that :func:`save` wrote.
 
     Raises:
-        DataError: If a file is missing or damaged, the version or a setting is not known, or the template is not the
-            one that was saved.
-        ConfigError: If a setting has a value that is not known.
+        DataError: If a file is missing or damaged, the version or a setting is unknown, or the template is not the one
+            that was saved.
+        ConfigError: If a setting has an unknown value.
     """
     from selfaug.data.prompts import Renderer
 

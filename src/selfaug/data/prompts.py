@@ -1,4 +1,4 @@
-"""The renderer: turns a record into prompt and response, in training and when the tuned model is served."""
+"""The renderer, which turns a record into prompt and response, both in training and in serving."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Renderer:
-    """The settings that turn records into text; saved with the adapter, so that serving uses the trained prompt.
+    """Settings that turn records into text. They are saved with the adapter, so that serving uses the trained prompt.
 
-    Make one with :meth:`for_tokenizer`, or :meth:`load` the one of a trained adapter.
+    Use :meth:`for_tokenizer` to make a renderer, or :meth:`load` that of a trained adapter.
 
-    Strings that the tokenizer reads as special tokens (such as ``<|im_end|>``) are data, not control, wherever they
-    stand in a question, document, answer or message: a space is put after their first character, in training and in
-    serving alike. ``keep_specials`` names those that are wanted. The tags of a thought that opens an answer stay.
+    Special-token strings (such as ``<|im_end|>``) in questions, documents, answers and messages are data, not control:
+    they are escaped with a space after their first character, in training and in serving. ``keep_specials`` names
+    exceptions. The tags of a thought at the beginning of an answer stay.
 
     Args:
         mode: ``chat`` (the tokenizer's chat template) or ``plain`` (for tokenizers without one).
-        system: The system text of records that bring none; ``""`` for none at all.
-        document_titled: The line above a document with a title; ``{number}`` from 1 and ``{title}`` are filled in.
-        document_untitled: The line above any other; ``{number}`` is filled in.
+        system: System text of records without one of their own; ``""`` for none at all.
+        document_titled: Line above a document with a title, with ``{number}`` (from 1) and ``{title}``.
+        document_untitled: Line above any other document, with ``{number}``.
         show_titles: Whether titles are shown.
         order: ``given``, ``reversed``, ``best_first`` or ``best_last`` (by score, where every document has one).
         question_position: ``after`` the documents, ``before`` them, or ``both``.
-        question: The question's line; ``{question}`` is filled in.
-        answer_cue: What ends a plain prompt.
-        abstention: The response of records that are not answerable and have no answer.
-        chat_template: The template's text. A tokenizer with another one is refused; one with none is given this one.
-        chat_template_sha256: Its hash.
-        chat_template_kwargs: More variables of the template, such as ``enable_thinking``.
-        system_role: Whether the template takes a system message; else its text opens the first user message.
-        template_documents: Whether the template places the documents of a conversation; else they open its first user
-            message. Those of records are always laid out here.
-        end_of_turn: What the template writes after an assistant turn.
-        specials: The special tokens of the tokenizer that are made harmless in data.
-        keep_specials: Those that are not.
+        question: Line of the question, with ``{question}``.
+        answer_cue: Last line of a plain prompt.
+        abstention: Response to records that are not answerable and have no answer.
+        chat_template: Text of the chat template. A tokenizer must have the same one, or none.
+        chat_template_sha256: Hash of the chat template.
+        chat_template_kwargs: Other variables of the template, such as ``enable_thinking``.
+        system_role: Whether the template takes a system message; otherwise its text begins the first user message.
+        template_documents: Whether the template places the documents of a conversation; otherwise they begin its first
+            user message. Documents of records never go through the template.
+        end_of_turn: Text that the template writes after an assistant turn.
+        specials: Special tokens of the tokenizer that are escaped in data.
+        keep_specials: Special tokens that are not escaped.
 
     Raises:
-        ConfigError: If a setting has a value that is not known, or a layout does not fit its place holders.
+        ConfigError: If a setting has an unknown value, or a line has unknown placeholders.
     """
 
     mode: Literal["chat", "plain"] = "plain"
@@ -83,13 +83,13 @@ class Renderer:
 
     @classmethod
     def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Renderer:
-        """The renderer of a tokenizer: ``chat`` where it has a chat template, else ``plain``; ``settings`` override.
+        """Return a renderer for a tokenizer: ``chat`` if it has a chat template, else ``plain``; ``settings`` override.
 
-        A template that writes today's date through its variable ``date_string`` is given the date of this call, which
-        is saved: the prompt must not change from day to day.
+        If the template writes today's date through its variable ``date_string``, the date of this call is saved, since
+        the prompt must not change from day to day.
 
         Raises:
-            ConfigError: If a setting is not known, or ``mode="chat"`` and there is no chat template.
+            ConfigError: If a setting is unknown, or ``mode="chat"`` and there is no chat template.
             DataError: If the template cannot write one question and one answer.
         """
         names = [item.name for item in fields(cls)]
@@ -110,31 +110,31 @@ class Renderer:
         return cls(**({"specials": tuple(s for s in specials if s not in keep)} | settings))
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer whose chat template is not the one that this renderer was made with.
+        """Check that a tokenizer has the chat template that this renderer was made with, or none.
 
         Raises:
-            ConfigError: If it is another one.
+            ConfigError: If it has another one.
         """
         if self.mode == "plain" or not tokenizer.chat_template:
             return
-        found = digest(template_of(tokenizer) or "")
-        if found != self.chat_template_sha256:
+        actual = digest(template_of(tokenizer) or "")
+        if actual != self.chat_template_sha256:
             raise ConfigError(
-                f"tokenizer {tokenizer.name_or_path!r} has the chat template {found[:12]}, the saved prompt settings "
+                f"tokenizer {tokenizer.name_or_path!r} has the chat template {actual[:12]}, the saved prompt settings "
                 f"have {str(self.chat_template_sha256)[:12]}: the model would see prompts that it was not trained on",
                 "use the tokenizer that lies beside the adapter, or set tokenizer.chat_template to the saved template.",
             )
 
     def escape(self, text: str) -> str:
-        """``text`` with its special-token strings made harmless: a space after their first character."""
+        """Return ``text`` with a space after the first character of each special-token string."""
         return escape(text, self.specials)
 
     def escape_answer(self, text: str) -> str:
-        """As :meth:`escape`, but for the tags of a thought that opens the text (``<think>``), which stay."""
+        """Escape an answer; the tags of a thought at its beginning (``<think>``) stay."""
         return "".join(part if place % 2 else self.escape(part) for place, part in enumerate(layout.answer_texts(text)))
 
     def count_specials(self, item: Record | Conversation) -> dict[str, int]:
-        """How often each special-token string stands in the item's texts, and so is made harmless."""
+        """Return how often each special-token string is in the item's texts, where it is escaped."""
         counts: dict[str, int] = {}
         for text in layout.texts_of(self, item):
             for match in matcher(self.specials).finditer(text):
@@ -142,7 +142,7 @@ class Renderer:
         return counts
 
     def user_text(self, record: Record, documents: Sequence[Document] | None = None) -> str:
-        """Documents and question as they stand in the user turn, special tokens made harmless."""
+        """Return documents and question as in the user turn, with escaped special tokens."""
         question = self.question.format(question=self.escape(record.question.strip()))
         parts = [question] if self.question_position != "after" else []
         parts += layout.blocks(self, record.documents if documents is None else documents)
@@ -150,21 +150,21 @@ class Renderer:
         return "\n\n".join(parts)
 
     def messages(self, record: Record, documents: Sequence[Document] | None = None) -> list[Message]:
-        """The prompt as chat messages, ready for any chat engine.
+        """Return the prompt as chat messages for any chat engine.
 
         Args:
-            record: Its answers are not looked at.
-            documents: Instead of the record's own.
+            record: Record, whose answers are ignored.
+            documents: Documents in place of the record's own.
         """
         system = self.escape(self.system if record.system is None else record.system)
         messages = [{"role": "system", "content": system}] if system.strip() else []
         return self._fold([*messages, {"role": "user", "content": self.user_text(record, documents)}])
 
     def conversation_messages(self, conversation: Conversation) -> list[Message]:
-        """The messages of a conversation as the template gets them.
+        """Return the messages of a conversation for the template, with escaped special tokens.
 
-        Special tokens are made harmless; a system text goes to the first user turn where the template refuses it, and
-        so do documents where the template takes none.
+        A system text begins the first user turn if the template refuses system messages, and so do documents if it
+        takes none.
         """
         messages: list[Message] = [
             layout.map_texts(message, self.escape)
@@ -186,13 +186,13 @@ class Renderer:
         return layout.into_first_user(messages[1:], messages[0]["content"])
 
     def response_text(self, record: Record) -> str:
-        """What is trained: the first answer, or the abstention text where there is none."""
+        """Return the trained response: the first answer, or the abstention text where there is none."""
         return self.escape_answer(record.answers[0] if record.answers else self.abstention).strip()
 
     def prompt_text(
         self, tokenizer: PreTrainedTokenizerBase, record: Record, documents: Sequence[Document] | None = None
     ) -> str:
-        """The inference prompt: the messages and the opening of the assistant's turn, or the plain layout.
+        """Return the inference prompt: the messages and the beginning of the assistant's turn, or the plain prompt.
 
         Raises:
             ConfigError: If the tokenizer has another chat template than the saved one.
@@ -205,16 +205,16 @@ class Renderer:
         return template.render(self.messages(record, documents), generation=True)
 
     def plain_text(self, record: Record, documents: Sequence[Document] | None = None) -> str:
-        """The prompt without chat: system text, documents and question, and the cue of the answer."""
+        """Return the prompt without a chat template: system text, documents and question, and the answer cue."""
         return "\n\n".join(m["content"] for m in self.messages(record, documents)) + f"\n{self.answer_cue}"
 
     def prompt_ids(
         self, tokenizer: PreTrainedTokenizerBase, record: Record, documents: Sequence[Document] | None = None
     ) -> list[int]:
-        """The token ids of the inference prompt, those of training to the token.
+        """Return the token ids of the inference prompt, which are exactly those of training.
 
-        With a chat template what ``apply_chat_template(..., add_generation_prompt=True)`` gives: the template alone
-        decides on BOS. Plain prompts have the BOS that the tokenizer puts first, once, and no EOS.
+        With a chat template they are those of ``apply_chat_template(..., add_generation_prompt=True)``: the template
+        alone decides on BOS. Plain prompts begin with one BOS if the tokenizer adds one, and have no EOS.
         """
         from selfaug.data.tokens import text_ids
 
@@ -228,7 +228,7 @@ class Renderer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Renderer:
-        """The renderer that :meth:`save` wrote.
+        """Return the renderer that :meth:`save` wrote.
 
         Raises:
             DataError: If there is none, or it is damaged.
@@ -245,19 +245,19 @@ def render(
     *,
     system: str | None = None,
 ) -> list[Message] | str:
-    """The prompt that the adapter was trained on: chat messages, or the plain text where it was trained without chat.
+    """Return the prompt that an adapter was trained on: chat messages, or a text if it was trained without a template.
 
-    For serving: hand the messages to any engine that applies the model's own chat template, or the text to a
-    completion endpoint. Needs neither the tokenizer nor torch.
+    For serving, give the messages to any engine that applies the model's chat template, or the text to a completion
+    endpoint. This needs neither the tokenizer nor torch.
 
     Args:
-        adapter_folder: The folder of the adapter, with its ``selfaug_renderer.json``.
-        question: What is asked.
+        adapter_folder: Folder of the adapter, with its ``selfaug_renderer.json``.
+        question: Question of the user.
         documents: Texts, or objects with ``text`` and optionally ``title`` and ``score``, in the retriever's order.
-        system: Instead of the trained system text.
+        system: System text in place of the trained one; ``None`` for the trained one.
 
     Raises:
-        DataError: If the folder holds no renderer, or a document no text.
+        DataError: If the folder has no renderer, or a document no text.
     """
     renderer = Renderer.load(adapter_folder)
     record = Record(question, tuple(layout.document(value) for value in documents), ("-",), system=system)

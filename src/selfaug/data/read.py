@@ -25,26 +25,28 @@ __all__ = [
 
 Kind = Literal["record", "conversation", "trl"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-LOOKED_AT = 32  # Rows from which a format is told: enough to outvote a few bad ones.
-_SAVED = ("dataset_info.json", "dataset_dict.json")  # What save_to_disk leaves behind.
-_SURE = ("trl", "canonical", "map")  # Formats that nothing was guessed for.
-_SHOWN = 3
+LOOKED_AT = 32
+"""Number of first rows by which a format is detected: enough to outvote a few bad ones."""
+
+_SAVED = ("dataset_info.json", "dataset_dict.json")  # files that save_to_disk writes
+_SURE = ("trl", "canonical", "map")  # formats whose fields are not guessed
+_MAX_EXAMPLES = 3  # number of examples that the user sees
 _ON_BAD_ROW = ("error", "skip")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was read.
+    """The examples of a data set.
 
     Args:
-        kind: "record" where at least one item is a :class:`Record` (a file may mix them with conversations),
-            "conversation" where all are, "trl" where the items are rows that TRL tokenises.
+        kind: "record" if at least one item is a :class:`Record` (a file may mix them with conversations),
+            "conversation" if all items are conversations, "trl" if they are rows that TRL tokenises.
         items: Records and conversations, or TRL's rows, in the order of the files.
-        format: The format's name.
-        files: The files read; empty for a data set of the hub.
-        problems: The bad rows that were left out, in order.
-        name: What was read: the path or name given, the file that is a folder's split, or folder and split.
-        values: For each item the values of the fields that were asked for; ``None`` where its row has none.
+        format: Name of the format.
+        files: Files of the data set; empty for a data set of the hub.
+        problems: Bad rows that were left out, in order.
+        name: Given path or name, or the file of a folder's split, or folder and split.
+        values: Values of the wanted fields of each item; ``None`` where its row has none.
     """
 
     kind: Kind
@@ -57,16 +59,16 @@ class Loaded:
 
 
 class Reading:
-    """The examples of a file, folder or data set, read anew each time that they are gone through.
+    """The usable examples of a file, folder or data set, in order. Each iteration reads them again.
 
-    Iterating gives the usable ones in order. What they turned out to be is known when the end was reached.
+    Attributes ``format``, ``kind``, ``count``, ``problems`` and ``notes`` are set at the end of an iteration.
 
     Args:
-        name: What is read: the path or name given, the file that is a folder's split, or folder and split.
-        files: The files; empty for a data set of the hub.
-        opened: Function that opens the sources anew: names, for messages, and rows with their places.
-        fixed: The format; ``None`` to tell it from the first rows.
-        on_bad_row: Whether a bad row is an ``error``, or ``skip`` leaves it out.
+        name: Given path or name, or the file of a folder's split, or folder and split.
+        files: Files of the data set; empty for a data set of the hub.
+        opened: Function that opens the sources again: pairs of a name, for messages, and rows with their places.
+        fixed: Format of the rows; ``None`` to detect it by the first rows.
+        on_bad_row: ``error`` to stop at a bad row, ``skip`` to leave it out.
         needs_documents: Whether a record without documents is a bad row.
         identity: Everything besides the files that decides the examples.
     """
@@ -101,17 +103,17 @@ class Reading:
     def with_values(
         self, fields: Sequence[str] = (), progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Item | dict[str, Any], tuple[Any, ...]]]:
-        """Each example with the values of fields of its row.
+        """Yield each example with the values of fields of its row.
 
         Args:
-            fields: Names; ``a.b`` is the field b of a.
-            progress: Called with the number of rows read so far, after each row.
+            fields: Names of fields; ``a.b`` is the field b of a.
+            progress: Function called after each row with the number of rows read.
 
         Raises:
             DataError: As :func:`read_rows`.
         """
         self.count, self.problems = 0, []
-        shown_first: list[Item | dict[str, Any]] = []
+        examples: list[Item | dict[str, Any]] = []
         counted = itertools.count(1)
         kinds: set[type] = set()
         first: Reader | None = None
@@ -126,24 +128,24 @@ class Reading:
                 else:
                     self.count += 1
                     kinds.add(type(item))
-                    if len(shown_first) < _SHOWN:
-                        shown_first.append(item)
+                    if len(examples) < _MAX_EXAMPLES:
+                        examples.append(item)
                     yield item, tuple(_value(of_row, name) for name in fields)
                 if progress is not None:
                     progress(next(counted))
             first.unread = (first.unread | reader.unread) - {name.partition(".")[0] for name in fields}
-        if not shown_first or first is None:
+        if not examples or first is None:
             raise self._none_usable()
         self.format = first.format.name
-        self.kind = "trl" if isinstance(shown_first[0], dict) else "record" if Record in kinds else "conversation"
-        notes = first.notes(shown_first)
+        self.kind = "trl" if isinstance(examples[0], dict) else "record" if Record in kinds else "conversation"
+        notes = first.notes(examples)
         self.notes = tuple(line if line.startswith(" ") else f"{self.name}: {line}" for line in notes)
 
     def first(self) -> Item | dict[str, Any]:
-        """The first example, after the first rows of each source were looked at.
+        """Return the first example, and check the first rows of each source.
 
         Raises:
-            DataError: As :func:`read_rows`, for what these rows show.
+            DataError: As :func:`read_rows`, if the first rows already show it.
         """
         self.problems = []
         found: Item | dict[str, Any] | None = None
@@ -181,11 +183,11 @@ def open_rows(
     mapping: Mapping[str, str] | Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
 ) -> Reading:
-    """The examples of a file, a folder of files, or a data set of the hub, to be gone through; see :func:`read_rows`.
+    """Return a reading of a file, a folder of files, or a data set of the hub; see :func:`read_rows`.
 
     Raises:
         DataError: If the path does not exist.
-        ConfigError: If ``format`` or ``on_bad_row`` is not a known name, or ``mapping`` cannot be.
+        ConfigError: If ``format`` or ``on_bad_row`` is unknown, or ``mapping`` is invalid.
     """
     if on_bad_row not in _ON_BAD_ROW:
         raise ConfigError(
@@ -234,7 +236,7 @@ def open_table(
     mapping: Mapping[str, str] | Sequence[str] | None = None,
     on_bad_row: str = "error",
 ) -> Reading:
-    """The examples of a table of ``datasets``, to be gone through; see :func:`read_rows`."""
+    """Return a reading of a table of ``datasets``; see :func:`read_rows`."""
 
     def opened() -> Iterator[tuple[str, Iterator[tuple[Where, Any]]]]:
         yield name, _table_rows(table, name)
@@ -244,7 +246,7 @@ def open_table(
 
 
 def fingerprint_of(table: Any) -> str:
-    """What ``datasets`` tells a table's content by."""
+    """Return the fingerprint by which ``datasets`` identifies a table's content; a random number for none."""
     return str(getattr(table, "_fingerprint", None) or random.getrandbits(64))
 
 
@@ -260,28 +262,27 @@ def read_rows(
     fields: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Loaded:
-    """All training examples of a file, a folder of files, or a data set of the hub.
+    """Return all training examples of a file, a folder of files, or a data set of the hub.
 
-    Columns that nobody reads are said on stderr, and where the format was told from the rows, what became of the first
-    of them.
+    Unread columns are listed on stderr, and also the first examples if the format was detected.
 
     Args:
-        path: A file (.jsonl, .json, .csv, .tsv, packed as .gz or .bz2, .parquet), a folder of such, a data set
-            saved with ``save_to_disk``, or a data set name ``org/name`` of the hub.
-        format: A name of :data:`selfaug.data.formats.FORMATS`, or "auto" to tell it from the first rows.
-        on_bad_row: "error" raises at the first bad row, "skip" leaves bad rows out and lists them.
-        needs_documents: Whether a record without documents is a bad row; false where a corpus will fill them.
-        split: Name of the split to read of a folder, a saved data set or a data set of the hub; of several names the
-            first that is there (:mod:`selfaug.data.folders`). What is read of a folder is said on stderr.
-        mapping: Where each field of a record stands (``--map``); see :func:`selfaug.data.formats.mapped`.
-        columns: Only these columns of the rows; ``None`` for all.
-        fields: Names of fields whose values to keep beside each item; ``a.b`` is the field b of a.
-        progress: Called with the number of rows read so far, after each row.
+        path: File (.jsonl, .json, .csv, .tsv, also with .gz or .bz2; .parquet), folder of such files, data set saved
+            with ``save_to_disk``, or name ``org/name`` of a data set of the hub.
+        format: Name in :data:`selfaug.data.formats.FORMATS`, or "auto" to detect the format by the first rows.
+        on_bad_row: "error" to raise at the first bad row, "skip" to leave bad rows out and list them.
+        needs_documents: Whether a record without documents is a bad row; false if a corpus will fill them.
+        split: Name of the split of a folder, a saved data set or a data set of the hub, or names, of which the first
+            available one is read (:mod:`selfaug.data.folders`). The choice of files is reported on stderr.
+        mapping: Path of each field of a record (``--map``); see :func:`selfaug.data.formats.mapped`.
+        columns: Columns of the rows to read; ``None`` for all.
+        fields: Names of fields whose values are returned beside each item; ``a.b`` is the field b of a.
+        progress: Function called after each row with the number of rows read.
 
     Raises:
         DataError: If the path does not exist, a file cannot be read, the format is unknown, no row is usable, or (as
             :class:`RowError`) a row is bad and ``on_bad_row`` is "error".
-        ConfigError: If ``format`` or ``on_bad_row`` is not a known name, or ``mapping`` cannot be.
+        ConfigError: If ``format`` or ``on_bad_row`` is unknown, or ``mapping`` is invalid.
     """
     reading = open_rows(
         path,
@@ -309,7 +310,7 @@ def read_table(
     mapping: Mapping[str, str] | Sequence[str] | None = None,
     on_bad_row: str = "error",
 ) -> Loaded:
-    """All training examples of a table of ``datasets``; see :func:`read_rows`."""
+    """Return all training examples of a table of ``datasets``; see :func:`read_rows`."""
     return _loaded(open_table(table, name, format=format, mapping=mapping, on_bad_row=on_bad_row))
 
 
@@ -340,19 +341,19 @@ def _selected(rows: Iterator[tuple[Where, Any]], columns: Sequence[str]) -> Iter
 
 
 class Reader:
-    """Iterates over the examples of one source, and a :class:`RowError` for each row that is none.
+    """Iterator over the examples of one source, with a :class:`RowError` in the place of each bad row.
 
-    Each comes with the rows that it was made from: its own, and the one that holds it and others.
+    Each example comes with the rows that it was made from: its own, and the outer row if that contains several.
 
     Args:
-        source: The file or data set, for messages.
-        rows: Its rows with their places.
-        fixed: The format; ``None`` to tell it from the first rows.
+        source: Name of the file or data set, for messages.
+        rows: Rows with their places.
+        fixed: Format of the rows; ``None`` to detect it by the first rows.
         needs_documents: Whether a record without documents is a bad row.
-        like: The reader of the data set's first file, which this one must agree with.
+        like: Reader of the data set's first file, whose format this source must have; ``None`` for the first file.
 
     Raises:
-        DataError: If the source is empty, its format is told from the rows and unknown, or another than the first's.
+        DataError: If the source is empty, or its format is unknown or not that of the first file.
     """
 
     def __init__(
@@ -368,8 +369,8 @@ class Reader:
         looked_at = list(itertools.islice(rows, LOOKED_AT))
         good = [row for _, row in looked_at if not isinstance(row, RowError)]
         try:
-            found = fixed or get_format(detect(_seen(source, looked_at, good)))
-            # What the first file's columns were taken for holds for all: where both have an answer, it is the same one.
+            found = fixed or get_format(detect(_require_good(looked_at, good)))
+            # The meaning of the first file's columns holds for all files.
             self.format = like.format if like is not None and like.format.name == found.name else found.bound(good)
         except DataError as error:
             raise (
@@ -392,7 +393,7 @@ class Reader:
             yield from self._with_rows(row, where)
 
     def items(self, row: Any, where: Where) -> Iterator[Item | dict[str, Any] | RowError]:
-        """The examples of one row."""
+        """Yield the examples of one row."""
         for item, _ in self._with_rows(row, where):
             yield item
 
@@ -401,8 +402,8 @@ class Reader:
             yield row, ()
             return
         self.note_columns(row)
-        if (decides := _decides(row, where)) is not None:
-            yield decides, ()
+        if (refusal := _refusal(row, where)) is not None:
+            yield refusal, ()
             return
         for place, part in self.format.expand(row, where):
             if isinstance(part, RowError):
@@ -417,7 +418,7 @@ class Reader:
                 yield error, ()
 
     def _check_alike(self, row: Mapping[str, Any], where: Where) -> None:
-        """TRL looks at the columns of a table, and takes what the first row is for what all are."""
+        """Check that a row has the columns of the first one, since TRL treats all rows like the first."""
         columns = frozenset(row) - {"tools", "chat_template_kwargs"}
         chat = {"prompt as messages"} if isinstance(row.get("prompt"), list) else set()
         self.columns = self.columns or columns | chat
@@ -426,22 +427,22 @@ class Reader:
             raise RowError(where, "", expected, ", ".join(sorted(columns | chat)))
 
     def note_columns(self, row: Mapping[str, Any]) -> None:
-        """Keep in mind which columns of a row nobody reads."""
+        """Note the columns of a row that are not read."""
         if new := {str(key) for key in row if row[key] is not None} - self.unread:
             self.unread |= new - set(map(str, self.format.columns(row)))
 
     def notes(self, items: Sequence[Item | dict[str, Any]]) -> tuple[str, ...]:
-        """What people should hear of how these examples were read."""
+        """Return lines for the user on how the examples were read."""
         lines = [f"unread columns: {', '.join(sorted(self.unread))}"] if self.unread else []
         if self.guessed:
             how = f" ({self.format.paths})" if self.format.paths else ""
             lines.append(f"read as {self.format.name}{how}; --format or --map says otherwise. The first examples:")
-            lines += [f"  {_told(item)}" for item in items[:_SHOWN]]
+            lines += [f"  {_in_one_line(item)}" for item in items[:_MAX_EXAMPLES]]
         return tuple(lines)
 
 
 def _value(rows: tuple[Any, ...], name: str) -> Any:
-    """The value of a field in the first of the rows that has it; a name with points may lead into nested objects."""
+    """Return the value of a field in the first row that has it; a name with points may lead into nested objects."""
     for row in rows:
         if row.get(name) is not None:
             return row[name]
@@ -456,8 +457,8 @@ _WEIGHTS = ("weight", "sample_weight", "loss_weight", "example_weight")
 _MEDIA = ("images", "image", "videos", "audios")
 
 
-def _decides(row: Mapping[str, Any], where: Where) -> RowError | None:
-    """What is wrong with a row of which a column says that it is not to be trained as it stands; else ``None``."""
+def _refusal(row: Mapping[str, Any], where: Where) -> RowError | None:
+    """Return an error if a column says that the row is not to be trained as a text of full weight; else ``None``."""
     for name in _WEIGHTS:
         if row.get(name) not in (None, "", "1", "1.0", 1):
             return RowError(where, name, "no weight but 1 (every row counts by its tokens)", shown(row[name]))
@@ -471,14 +472,13 @@ def _decides(row: Mapping[str, Any], where: Where) -> RowError | None:
     return None
 
 
-def _seen(source: str, looked_at: list[tuple[Where, Any]], good: list[Any]) -> list[Any]:
+def _require_good(looked_at: list[tuple[Where, Any]], good: list[Any]) -> list[Any]:
     if good:
         return good
     raise looked_at[0][1] if looked_at else DataError("the file holds no row", "give a file with at least one row.")
 
 
-def _told(item: Item | dict[str, Any]) -> str:
-    """An example in one line."""
+def _in_one_line(item: Item | dict[str, Any]) -> str:
     if isinstance(item, Record):
         first = f": {shown(item.documents[0].text)}" if item.documents else ""
         answer = shown(item.answers[0]) if item.answers else "none (the abstention text)"
@@ -489,19 +489,19 @@ def _told(item: Item | dict[str, Any]) -> str:
 
 
 def _is_hub_name(name: str) -> bool:
-    """Whether this can only mean a data set of the hub: ``org/name`` that no file or folder here could be."""
+    """Tell whether a name can only mean a data set of the hub: ``org/name``, and no file or folder here."""
     if not _HUB_NAME.fullmatch(name) or name.lower().endswith((*SUFFIXES, ".gz", ".bz2", ".txt")):
         return False
     return not Path(name).exists() and not Path(name).parent.exists()
 
 
 def hub_split(name: str, wanted: Sequence[str], config: str | None = None) -> str:
-    """The name that the first of the wanted splits has in a data set of the hub.
+    """Return the name of the first wanted split that a data set of the hub has.
 
-    A part of a split (``train[:10%]``) is handed on as it is.
+    A part of a split (``train[:10%]``) is returned as it is.
 
     Raises:
-        DataError: If there is none, or several could be meant.
+        DataError: If there is none, or several names match.
     """
     import datasets
 
@@ -509,7 +509,7 @@ def hub_split(name: str, wanted: Sequence[str], config: str | None = None) -> st
         return wanted[0]
     try:
         splits = datasets.get_dataset_split_names(name, config)
-    except Exception:  # As below; loading the data set says what is wrong.
+    except Exception:  # of any type, as below; loading the data set will say what is wrong
         return wanted[0]
     return _choose(name, splits, wanted)
 
@@ -532,7 +532,7 @@ def _hub_table(name: str, wanted: Sequence[str]) -> Any:
     split = hub_split(name, wanted)
     try:
         return datasets.load_dataset(name, split=split)
-    except Exception as error:  # The hub's client raises what its HTTP library, its cache and its builders raise.
+    except Exception as error:  # the hub's client passes on errors of its HTTP library, cache and builders
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{name}: the data set's split {split!r} could not be loaded from the hub ({first})",
@@ -545,7 +545,7 @@ def _saved_table(folder: Path, wanted: Sequence[str]) -> Any:
 
     try:
         table = datasets.load_from_disk(str(folder))
-    except Exception as error:  # As above.
+    except Exception as error:  # of any type, as above
         raise DataError(f"{folder}: not a whole saved data set ({error})", "save it again.") from None
     if isinstance(table, datasets.DatasetDict):
         table = table[_choose(str(folder), list(table), wanted)]
@@ -559,9 +559,9 @@ def _table_rows(table: Any, name: str) -> Iterator[tuple[Where, Mapping[str, Any
 
 
 def table_row(row: Mapping[str, Any], features: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A row of a table of ``datasets`` without the nulls that the table put into it.
+    """Return a row of a table of ``datasets`` without the nulls that the table added.
 
-    What the table keeps as JSON text is left as it is: there every null is the row's own.
+    Columns of JSON texts stay as they are, since nulls in them are the row's own.
     """
     kept = {key for key, feature in (features or {}).items() if "Json(" in repr(feature)}
     return {key: value if key in kept else present(value) for key, value in row.items() if value is not None}

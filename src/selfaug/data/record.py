@@ -1,4 +1,4 @@
-"""Records and conversations: the training examples, and their checks."""
+"""Records and conversations, the training examples, and the checks of their rows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ __all__ = [
     "require_documents",
 ]
 
-# Fields of a message that say whether it is trained: OpenAI's and Mistral's `weight` (0 or 1), axolotl's `train` and
-# `training`, ms-swift's `loss` (true or false).
 TRAIN_FLAGS = ("weight", "train", "training", "loss")
-# Those that train a part of a message, which nothing here can.
+"""Fields of a message that say whether it is trained: OpenAI's and Mistral's `weight` (0 or 1), axolotl's `train` and
+`training`, ms-swift's `loss` (true or false)."""
+
+# Fields that train only a part of a message, which is not supported.
 _PART_FLAGS = ("train_detail", "training_detail", "loss_scale")
 
 _NO_DOCUMENTS = "give each question at least one document, or fill them from a corpus with --corpus"
@@ -41,10 +42,10 @@ class Document:
     """One passage that the model may answer from.
 
     Args:
-        text: The passage.
-        title: Its title, where it has one.
-        id: Its name in its corpus.
-        score: Its relevance, higher is better; decides which documents are dropped first where a row is too long.
+        text: Text of the passage.
+        title: Title of the passage; ``None`` for none.
+        id: Name of the passage in its corpus.
+        score: Relevance; the documents of the lowest scores are dropped first where a row is too long.
     """
 
     text: str
@@ -53,7 +54,7 @@ class Document:
     score: float | None = None
 
     def to_row(self) -> dict[str, Any]:
-        """The canonical JSON object; absent fields are left out."""
+        """Return the canonical JSON object without absent fields."""
         row = {"title": self.title, "text": self.text, "id": self.id, "score": self.score}
         return {key: value for key, value in row.items() if value is not None}
 
@@ -63,13 +64,13 @@ class Record:
     """A question, its documents and the accepted answers.
 
     Args:
-        question: What is asked; not blank.
-        documents: In the order in which the model reads them.
-        answers: Accepted strings; the first is trained on. May be empty only where ``answerable`` is false: then the
-            configured abstention text is trained.
-        id: The row's name.
-        system: A system text for this row alone.
-        answerable: Whether the documents hold the answer.
+        question: Question; not blank.
+        documents: Documents in the order in which the model reads them.
+        answers: Accepted answers, of which the first is trained. Empty only where ``answerable`` is false: then the
+            abstention text is trained.
+        id: Name of the row.
+        system: System text of this row; ``None`` for the renderer's.
+        answerable: Whether the documents contain the answer.
 
     Raises:
         DataError: If the question is blank, or an answerable record has no answer.
@@ -93,7 +94,7 @@ class Record:
             )
 
     def to_row(self) -> dict[str, Any]:
-        """The canonical JSON object: :func:`parse_record` gives the same record back."""
+        """Return the canonical JSON object, from which :func:`parse_record` makes an equal record."""
         row: dict[str, Any] = {} if self.id is None else {"id": self.id}
         if self.system is not None:
             row["system"] = self.system
@@ -111,10 +112,10 @@ class Conversation:
     """Messages of one dialogue, with at least one assistant turn to train on.
 
     Args:
-        messages: Objects with ``role`` and ``content`` (and what a chat template knows besides, such as
-            ``tool_calls``). An assistant's with ``"weight": 0`` or ``"train": false`` is not trained.
-        documents: Handed to chat templates that take documents.
-        id: The row's name.
+        messages: Objects with ``role``, ``content`` and other keys of chat templates, such as ``tool_calls``. An
+            assistant message with ``"weight": 0`` or ``"train": false`` is not trained.
+        documents: Documents, which go to the chat template if it takes them.
+        id: Name of the row.
         tools: JSON schemas of the tools that the model may call.
     """
 
@@ -124,7 +125,7 @@ class Conversation:
     tools: tuple[Mapping[str, Any], ...] | None = None
 
     def to_row(self) -> dict[str, Any]:
-        """The canonical JSON object: :func:`parse_conversation` gives the same conversation back."""
+        """Return the canonical JSON object, from which :func:`parse_conversation` makes an equal conversation."""
         row: dict[str, Any] = {} if self.id is None else {"id": self.id}
         row["messages"] = [dict(message) for message in self.messages]
         if self.documents:
@@ -138,12 +139,13 @@ Item: TypeAlias = Record | Conversation
 
 
 def parse_record(row: Mapping[str, Any], where: Where, *, needs_documents: bool = True) -> Record:
-    """The record of a row with ``question``, ``documents``, ``answer``; optional ``id``, ``system``, ``answerable``.
+    """Return the record of a canonical row.
 
     Args:
-        row: The JSON object. Keys that are not ours are ignored; a wrong type under one of ours is an error.
-        where: Its place, for messages.
-        needs_documents: Whether a row without documents is an error; false where retrieval will fill them.
+        row: JSON object with ``question``, ``documents``, ``answer``, and optionally ``id``, ``system``,
+            ``answerable``. Other keys are ignored.
+        where: Place of the row, for messages.
+        needs_documents: Whether a row without documents is an error; false if retrieval will fill them.
 
     Raises:
         RowError: If a field is missing, blank or of another type.
@@ -165,19 +167,18 @@ def parse_record(row: Mapping[str, Any], where: Where, *, needs_documents: bool 
 
 
 def parse_conversation(row: Mapping[str, Any], where: Where, key: str = "messages") -> Conversation:
-    """The conversation of a canonical row: ``messages``, and optionally ``documents``, ``tools``, ``system``, ``id``.
+    """Return the conversation of a canonical row.
 
-    Content given as a list of text parts is joined; ``tools`` may be a JSON text, as TRL allows. ``system`` becomes the
-    first message, unless that is a system message already.
+    Contents that are lists of text parts are joined; ``tools`` may be a JSON text, as TRL allows. ``system`` becomes
+    the first message, unless that is a system message already.
 
     Args:
-        row: The JSON object.
-        where: Its place, for messages.
-        key: What the field of the messages is called in the file, for messages.
+        row: JSON object with ``messages``, and optionally ``documents``, ``tools``, ``system``, ``id``.
+        where: Place of the row, for messages.
+        key: Name of the messages' field in the file, for error messages.
 
     Raises:
-        RowError: If a message has no role or no text, no message is the assistant's and trained, or a field has another
-            type.
+        RowError: If a message has no role or no text, no assistant message is trained, or a field has another type.
     """
     fields = Fields(row, where)
     if fields.get("chat_template_kwargs"):
@@ -202,12 +203,12 @@ def parse_conversation(row: Mapping[str, Any], where: Where, key: str = "message
 
 
 def is_trained(message: Mapping[str, Any]) -> bool:
-    """Whether none of the message's flags (``TRAIN_FLAGS``) is 0 or false."""
+    """Tell whether none of the message's flags (:data:`TRAIN_FLAGS`) is 0 or false."""
     return not any(message.get(flag) in (0, False) and message.get(flag) is not None for flag in TRAIN_FLAGS)
 
 
 def require_documents(fields: Fields, documents: tuple[Document, ...], key: str, needed: bool) -> tuple[Document, ...]:
-    """The documents, or a :class:`RowError` about ``key`` where there are none though they are needed."""
+    """Return the documents, or raise a :class:`RowError` about ``key`` if there are none though they are needed."""
     if needed and not documents:
         raise fields.error(key, "at least one document", _NO_DOCUMENTS)
     return documents
@@ -223,28 +224,28 @@ def _documents(fields: Fields, needed: bool) -> tuple[Document, ...]:
     return require_documents(fields, documents, "documents", needed)
 
 
-# The names that retrievers, frameworks and data sets give to the parts of a passage; the first that is there is read.
+# Names that retrievers, frameworks and data sets give to the parts of a passage; the first one present is read.
 TEXT_NAMES = (
     *("text", "contents", "content", "page_content", "passage_text", "paragraph_text", "passage", "chunk", "body"),
 )
-_WRAPPERS = ("node", "document", "text_resource")  # LlamaIndex: a node with its score, a node's text; others likewise
+_WRAPPERS = ("node", "document", "text_resource")  # keys of inner objects, such as LlamaIndex's nodes and their texts
 _NAME = ("id", "_id", "id_", "docid", "doc_id", "pid", "passage_id")
 _SCORE = ("score", "relevance_score", "similarity", "relevance")
 _GOLD = ("is_supporting", "is_selected", "is_relevant", "is_gold", "has_answer")
 DOCUMENT_PARTS = frozenset((*TEXT_NAMES, *_NAME, *_SCORE, *_GOLD, *_WRAPPERS, "title", "metadata"))
-"""The keys that tell an object that is one document from one that holds several, keyed by their names."""
+"""Keys that distinguish one document from an object of several documents by name."""
 
 
 def parse_document(value: object, where: Where, name: str) -> Document:
-    """The document of a text, or of an object that holds one: ours, and those of retrievers, LangChain and LlamaIndex.
+    """Return the document of a text, or of an object of ours, of a retriever, of LangChain or of LlamaIndex.
 
-    Of FlashRAG's ``contents`` the first line is the title. Where there is no score, a flag that says whether the
-    passage is relevant gives 1 or 0.
+    The first line of FlashRAG's ``contents`` is the title. Without a score, a flag that the passage is relevant gives
+    1 or 0.
 
     Args:
-        value: The text or object.
-        where: The row's place.
-        name: The value's path in the row.
+        value: Text or object.
+        where: Place of the row.
+        name: Path of the value in the row.
 
     Raises:
         RowError: If there is no text, or a part has another type.
@@ -279,9 +280,9 @@ def parse_document(value: object, where: Where, name: str) -> Document:
 
 
 def _message(fields: Fields) -> dict[str, Any]:
-    # Columnar files give every message every key; the absent ones are null.
+    # In columnar files every message has every key, and absent ones are null.
     message = {key: fields.check_json(key) for key, value in fields.row.items() if value is not None}
-    # OpenAI's newer name of the system role: the templates of other models do not know it.
+    # "developer" is OpenAI's newer name of the system role; templates of other models do not know it.
     message["role"] = role = {"developer": "system"}.get(fields.text("role"), fields.text("role"))
     _check_flags(fields, role)
     if isinstance(message.get("content"), list):
@@ -300,7 +301,7 @@ def _message(fields: Fields) -> dict[str, Any]:
 
 
 def _check_flags(fields: Fields, role: str) -> None:
-    """Refuse flags of a message that cannot be followed."""
+    """Refuse training flags of a message that have no meaning here."""
     for flag in TRAIN_FLAGS:
         value = fields.get(flag)
         if value is None:

@@ -1,4 +1,4 @@
-"""BM25 retrieval: the passages of a corpus for a question, and passages that mislead."""
+"""BM25 retrieval of passages for questions, and of distractors that share words with them but hold no answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Corpus:
     """Passages and their BM25 index.
 
     Args:
-        passages: In the order of their files; their place settles ties.
+        passages: Passages in the order of their files, which is kept among equal scores.
     """
 
     passages: tuple[Document, ...]
@@ -34,7 +34,7 @@ class Corpus:
 
     @classmethod
     def load(cls, path: str | Path) -> Corpus:
-        """The corpus of a file or folder; see :func:`selfaug.data.corpus_files.read_passages`.
+        """Return the corpus of a file or folder; see :func:`selfaug.data.corpus_files.read_passages`.
 
         Raises:
             DataError: If the path does not exist or a passage cannot be read.
@@ -42,15 +42,15 @@ class Corpus:
         return cls(tuple(read_passages(Path(path).expanduser())))
 
     def search(self, question: str, k: int) -> list[Document]:
-        """The ``k`` passages with the highest BM25 scores above 0, best first, each with its score.
+        """Return the ``k`` passages with the highest BM25 scores, best first, each with its score.
 
-        BM25 (Lucene's, k1 1.5, b 0.75) over title and text; equal scores keep the corpus's order, so the same question
-        always gets the same passages. Fewer than ``k`` where fewer share a word with the question.
+        BM25 (Lucene's, k1 1.5, b 0.75) runs over title and text. Passages that share no word with the question are
+        left out. Equal scores keep the corpus's order, so a question always gets the same passages.
         """
         return list(itertools.islice(self.ranked(question), max(k, 0)))
 
     def ranked(self, question: str) -> Iterator[Document]:
-        """Every passage that shares a word with the question, best first; see :meth:`search`."""
+        """Yield every passage that shares a word with the question, best first; see :meth:`search`."""
         import numpy as np
 
         query = terms(question)
@@ -84,26 +84,26 @@ def retrieve(
     exclude: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> list[Record]:
-    """The records with their documents filled from a corpus.
+    """Return the records with documents from a corpus.
 
     A record without documents gets the ``k`` best passages, whatever they say; one with documents keeps them. Each
-    record then gets ``distractors`` more passages: the best ones that hold none of its accepted answers and that it
-    does not have yet. A record that still has none stays without documents.
+    record then gets ``distractors`` more passages: the best ones that it does not have yet and that contain none of its
+    accepted answers. A record for which nothing is found stays without documents.
 
-    Every document then has a score, higher for what to drop last: retrieved passages their BM25 score, and documents
-    that were there before, whose scores are of another scale or missing, whole numbers above the best of those in the
-    order of their own scores (of their places where one has none).
+    Every document then has a score, which is higher for those to drop last. Retrieved passages have their BM25 score.
+    Earlier documents, whose scores are missing or on another scale, get whole numbers above these, in the order of
+    their own scores, or in the given order if a score is missing.
 
     Args:
-        records: Any records.
-        corpus: Where passages are taken from.
-        k: Passages for a record without documents; at least 0.
-        distractors: Misleading passages for each record; at least 0.
-        seed: Of the order of the documents.
-        shuffle: Whether documents change places where distractors were added, by seed and question: a right document
-            that always comes first would teach to read only the first.
+        records: Records.
+        corpus: Corpus of the passages.
+        k: Number of passages for a record without documents; at least 0.
+        distractors: Number of misleading passages for each record; at least 0.
+        seed: Seed of the order of the documents.
+        shuffle: Whether the documents of records with distractors are shuffled, by seed and question: if the right
+            document always came first, the model would learn to read only the first.
         exclude: Normalised texts (:func:`selfaug.data.words.normalise`) that no record may get.
-        progress: Called after each record with the number of records done.
+        progress: Function called after each record with the number of records done.
 
     Raises:
         ConfigError: If ``k`` or ``distractors`` is negative, or both are 0.
@@ -124,7 +124,7 @@ def retrieve(
 
 
 def answers_found(record: Record) -> bool:
-    """Whether a document of the record holds one of its accepted answers."""
+    """Tell whether a document of the record contains one of its accepted answers."""
     return any(contains(document.text, answer) for document in record.documents for answer in record.answers)
 
 
@@ -139,7 +139,7 @@ def _fill(
         if len(best) == number and len(wrong) == distractors:
             break
         text = normalise(document.text)
-        if text in taken or text in exclude:  # Passages of one text under two names count once.
+        if text in taken or text in exclude:  # the same text under another name counts as the same passage
             continue
         if len(best) < number:
             best.append(document)

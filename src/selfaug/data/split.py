@@ -1,4 +1,4 @@
-"""The train/held-out split, with no document on both sides."""
+"""The train/held-out split, in which no document is on both sides."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Example: TypeAlias = Item | dict[str, Any]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Which examples are held out.
+    """The held-out examples of a data set.
 
     Args:
-        places: Their places in the data set.
-        groups: How many groups of examples that belong together there were.
-        examples: How many examples there were.
+        places: Indices of the held-out examples.
+        groups: Number of groups of examples that must be on the same side.
+        examples: Number of all examples.
     """
 
     places: frozenset[int]
@@ -42,10 +42,10 @@ class Split:
     """Two parts of a data set, each in the data set's order.
 
     Args:
-        train: What is trained on.
-        held_out: What is not.
-        groups: How many groups of examples that belong together there were.
-        held_out_places: The places of the held-out examples in the data set.
+        train: Training examples.
+        held_out: Held-out examples.
+        groups: Number of groups of examples that must be on the same side.
+        held_out_places: Indices of the held-out examples in the data set.
     """
 
     train: list[Example]
@@ -57,22 +57,23 @@ class Split:
 def split_by_document(
     examples: Sequence[Example], fraction: float, seed: int = 0, keys: Sequence[Collection[str]] = ()
 ) -> Split:
-    """About ``fraction`` of the examples held out, such that no document's text is on both sides, nor what is asked.
+    """Return a split with about ``fraction`` of the examples held out, and no document or question on both sides.
 
-    Examples that share a document, or a question with its answer, belong together (up to case, spacing and
-    punctuation): the groups are the connected components of the graph of examples and texts. Groups are taken whole, in
-    an order drawn by ``seed`` from what they say: the split does not depend on the order of the examples.
+    Examples that share a document, or a question with its answer, form a group (case, spacing and punctuation do not
+    count): the groups are the connected components of the graph of examples and texts. Groups stay whole, and are held
+    out in an order drawn from their texts, so the split does not depend on the order of the examples.
 
     Args:
-        examples: Records, conversations (without documents: by their first user message) or TRL's rows (by prompt).
-        fraction: Of the examples, strictly between 0 and 1. At least one example is held out and one is not.
-        seed: Another seed draws another split.
-        keys: What else ties examples together, such as titles: a set of texts for each example. Examples with an equal
-            text belong together.
+        examples: Records, conversations (grouped by their first user message if they have no documents) or TRL's rows
+            (grouped by prompt).
+        fraction: Fraction of the examples to hold out, strictly between 0 and 1. At least one example is held out and
+            one is not.
+        seed: Seed of the split.
+        keys: Sets of other texts, such as titles, one for each example. Examples with an equal text form a group.
 
     Raises:
         ConfigError: If ``fraction`` is not between 0 and 1.
-        DataError: If all examples belong together, or the groups are too large for the fraction.
+        DataError: If all examples form one group, or the groups are too large for the fraction.
     """
     held_out = hold_out(examples, fraction, seed, keys)
     return Split(
@@ -86,7 +87,7 @@ def split_by_document(
 def hold_out(
     examples: Iterable[Example], fraction: float, seed: int = 0, keys: Sequence[Collection[str]] = ()
 ) -> HeldOut:
-    """The places that :func:`split_by_document` holds out; the examples are gone through once, and none is kept."""
+    """Return the indices that :func:`split_by_document` holds out, in one pass that keeps no example in memory."""
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
         raise ConfigError(
             f"held_out={fraction!r} is not a fraction between 0 and 1, of the examples to hold out",
@@ -100,7 +101,7 @@ def hold_out(
         if len(chosen) + len(group[1]) <= target:
             chosen.update(group[1])
     if not chosen:
-        # Every group is larger than the target: the smallest, where that leaves more to train on than it takes.
+        # Every group is larger than the target: hold out the smallest, if it is at most half of the examples.
         smallest = min(groups, key=lambda group: (len(group[1]), _draw(seed, group[0])), default=("", []))[1]
         if 2 * len(smallest) > count or len(groups) < 2:
             tie = "a document, what is asked or a value of group_by" if keys else "a document or what is asked"
@@ -116,7 +117,7 @@ def hold_out(
 
 
 class _Signs(dict[int, str]):
-    """What each character becomes in :func:`plain`; filled as characters are met."""
+    """Table of :func:`plain` from code points to their replacements, filled on demand."""
 
     def __missing__(self, code: int) -> str:
         sign = chr(code)
@@ -136,23 +137,23 @@ _SIGNS = _Signs()
 
 
 def plain(text: str) -> str:
-    """A text without what may differ between two copies: case, width, spacing and punctuation.
+    """Return a text without what may differ between two copies: case, width, spacing and punctuation.
 
-    It is a rule of its own, and not that by which answers are scored: what a run held out is drawn from it, and must
-    come out the same when the run is evaluated later. A text of punctuation alone is kept as it is.
+    The rule differs from that for scoring answers, which may change: a run's held-out set is drawn from these texts,
+    and must be the same when the run is evaluated later. A text of punctuation alone is kept as it is.
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_SIGNS).split()) or text.strip()
 
 
 def documents_of(example: Example) -> list[str]:
-    """The texts of an example's documents."""
+    """Return the texts of an example's documents."""
     return [] if isinstance(example, dict) else [document.text for document in example.documents]
 
 
 def question_of(example: Example) -> str:
-    """What an example asks: its question, its first user message, or what TRL would use as the prompt.
+    """Return what an example asks: its question, its first user message, or what TRL would use as the prompt.
 
-    A record with documents is told from others by question and answer: "What is this text about?" may be asked of every
+    For a record with documents the first answer is added, since "What is this text about?" may be asked of every
     document.
     """
     if isinstance(example, Record):
@@ -165,24 +166,24 @@ def question_of(example: Example) -> str:
 
 
 def titles_of(example: Example) -> list[str]:
-    """The titles of an example's documents."""
+    """Return the titles of an example's documents."""
     return [] if isinstance(example, dict) else [document.title for document in example.documents if document.title]
 
 
 def asked_of(example: Example) -> str:
-    """The question alone, without the answer that :func:`question_of` may add."""
+    """Return the question without the answer that :func:`question_of` may add."""
     return example.question if isinstance(example, Record) else question_of(example)
 
 
 def row_of(example: Example) -> list[str]:
-    """The texts that make an example, without its documents: what is asked and what is answered."""
+    """Return the texts of an example without its documents: system text, question and answers, or all messages."""
     if isinstance(example, Record):
         return [example.system or "", example.question, *example.answers]
     return [_written(example.messages if isinstance(example, Conversation) else example)]
 
 
 def _groups(examples: Iterable[Example], keys: Sequence[Collection[str]]) -> list[tuple[str, list[int]]]:
-    """Groups of places that belong together, each with the smallest of its texts as its name."""
+    """Return the groups of indices that must be on the same side, each named by the smallest of its texts."""
     parent: list[int] = []
 
     def root(i: int) -> int:

@@ -1,7 +1,7 @@
-"""Tables of training rows on disk, made once and found again by everything that decides them.
+"""Stores tables of training rows on disk, under a hash of everything that decides them.
 
-Each lies in a folder of the cache of ``datasets``, beside what is to be said of it (``facts.json``). The folder takes
-its place whole, so runs that start at the same time do not meet half of one.
+Each table is in a folder of its own in the cache of ``datasets``, beside its facts for the user (``facts.json``). The
+folder is renamed into place when it is complete, so runs that start at the same time never see half of one.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ if TYPE_CHECKING:
 __all__ = ["ITEM", "Encoding", "cache_folder", "find_or_make", "open_table", "write_encoded", "write_table"]
 
 VERSION = 1
-"""Raised with every change of which ids and labels a row gets, or of what is written here."""
+"""Version of the tables. It rises with every change of the ids and labels of a row, or of the files."""
 
 ITEM = "selfaug_item"
-"""The column of records and conversations as JSON texts."""
+"""Name of the column that holds records and conversations as JSON texts."""
 
 _TABLE, _FACTS = "rows.arrow", "facts.json"
-_CHUNK = 1000  # items that go to a process at once, and rows of a record batch
+_CHUNK = 1000  # number of items that go to a process at once, and of rows of a record batch
 _IDS = pa.list_(pa.int32())
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What decides the token ids and labels of an item.
+    """Settings that decide the token ids and labels of an item; see :func:`selfaug.data.encode.encode`.
 
     Args:
-        tokenizer: The model's.
-        renderer: How records become prompts.
-        max_length: Longest row in tokens; ``None`` for no limit.
-        cut_prompt_left: As in :func:`selfaug.data.encode.encode`.
-        on_lost_answer: As there.
-        on_bad_row: As there.
-        as_items: Whether the table holds the items that have a row, in column ``ITEM``, in the place of their tokens.
+        tokenizer: Tokenizer of the model.
+        renderer: Renderer of the prompts.
+        max_length: Largest number of tokens of a row; ``None`` for no limit.
+        cut_prompt_left: Whether the prompt of a row without documents is cut from the left where it is too long.
+        on_lost_answer: Treatment of rows whose answer does not fit.
+        on_bad_row: Treatment of items without exact token ids.
+        as_items: Whether the table holds the items that would have a row, in column ``ITEM``, instead of token ids.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ class Encoding:
     as_items: bool = False
 
     def key(self) -> dict[str, Any]:
-        """All of it as JSON; a tokenizer is told by its content."""
+        """Return all settings as JSON; the tokenizer is identified by its content."""
         tokenizer = self.tokenizer
         settings = {name: value for name, value in vars(self).items() if name not in ("tokenizer", "renderer")}
         return {
@@ -87,7 +87,7 @@ class Encoding:
         }
 
     def table(self, items: list[Item], first: int) -> tuple[pa.Table, LengthReport]:
-        """The rows of some items, and their report; ``first`` is the number of the first of them."""
+        """Return the rows of a chunk of items and their report; ``first`` is the number of the first item."""
         encoded = encode(
             items,
             self.tokenizer,
@@ -107,12 +107,12 @@ class Encoding:
 
 
 def cache_folder() -> Path:
-    """Where tables are kept."""
+    """Return the folder of all tables."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "selfaug"
 
 
 def find_or_make(deciding: Mapping[str, Any], make: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """The folder that holds what ``make`` wrote, now or in an earlier run, and the facts that it returned.
+    """Return the folder with what ``make`` wrote, now or in an earlier run, and the facts that it returned.
 
     Args:
         deciding: Everything that decides the result, as JSON.
@@ -132,7 +132,7 @@ def find_or_make(deciding: Mapping[str, Any], make: Callable[[Path], dict[str, A
         (unfinished / _FACTS).write_text(json.dumps(make(unfinished)), encoding="utf-8")
         try:
             unfinished.rename(folder)
-        except OSError:  # another run was faster, or what lies there is damaged
+        except OSError:  # another run was faster, or the folder is there and damaged
             if not _is_whole(folder):
                 shutil.rmtree(folder)
                 unfinished.rename(folder)
@@ -159,7 +159,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def open_table(folder: Path) -> datasets.Dataset:
-    """The table in a folder of :func:`find_or_make`, mapped into memory."""
+    """Return the table in a folder of :func:`find_or_make`, mapped into memory."""
     return datasets.Dataset.from_file(str(folder / _TABLE))
 
 
@@ -182,10 +182,10 @@ def write_encoded(
 
     Args:
         folder: Folder of the table.
-        items: Records and conversations, gone through once.
-        encoding: What decides their rows.
-        processes: How many encode; they are given chunks by this one, which reads.
-        progress: Called with the number of items done.
+        items: Records and conversations, which are iterated over once.
+        encoding: Settings of the encoding.
+        processes: Number of processes that encode; this process reads the items and sends them in chunks.
+        progress: Function called after each chunk with the number of items done.
 
     Returns:
         The report on all rows.
@@ -221,7 +221,7 @@ def _encoded(items: Iterable[Item], encoding: Encoding, processes: int) -> Itera
             try:
                 for chunk, first in chunks:
                     waiting.append(pool.submit(_work, chunk, first))
-                    if len(waiting) > 2 * processes:  # what is read ahead stays little
+                    if len(waiting) > 2 * processes:  # bounds the number of items in memory
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
@@ -235,7 +235,7 @@ def _encoded(items: Iterable[Item], encoding: Encoding, processes: int) -> Itera
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[tuple[list[Item], int]]:
-    """Runs of items, each with the number of its first."""
+    """Yield chunks of items, each with the number of its first item."""
     rest, first = iter(items), 1
     while chunk := list(islice(rest, _CHUNK)):
         yield chunk, first
@@ -250,13 +250,13 @@ _encoding: Encoding
 def _begin(encoding: Encoding) -> None:
     global _encoding
     _encoding = encoding
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who was asked to stop ends this process, too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal too, and ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent() -> None:
-    # A killed parent cannot end anything.
+    # A parent that was killed cannot end this process.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

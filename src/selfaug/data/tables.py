@@ -1,4 +1,4 @@
-"""Tables of `datasets` that keep what their rows say: no key of one row becomes a null of another."""
+"""Tables of `datasets` whose rows stay as they are: no key of one row becomes a null in another."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["trl_table"]
 
 
 def trl_table(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """A table of rows in one of TRL's formats in which messages, tools and template variables stay as they are.
+    """Return a table of rows in one of TRL's formats, with messages, tools and template variables as JSON columns.
 
-    Columns of objects would give all of them the same keys: arguments that a call does not have would be null in it.
+    Columns of objects would have the same keys in all rows: a call would get null for arguments of other calls.
     """
     columns: dict[str, list[Any]] = {name: [] for row in rows for name in row}
     for row in rows:
@@ -25,7 +25,7 @@ def trl_table(rows: Sequence[Mapping[str, Any]]) -> Dataset:
     for name, values in columns.items():
         first = next((value for value in values if value is not None), None)
         if isinstance(first, Mapping) or (isinstance(first, list) and isinstance(next(iter(first), None), Mapping)):
-            # JSON text among lists of tools is what TRL takes for them, too.
+            # TRL also accepts JSON texts in place of lists of tools.
             columns[name] = [json.loads(value) if isinstance(value, str) else value for value in values]
             inferred[name] = Json()
     if not inferred:

@@ -1,4 +1,4 @@
-"""What a chat template writes, and which strings a tokenizer reads as control tokens."""
+"""Renders chat templates and finds out what they write, and finds the control strings of a tokenizer."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ __all__ = [
     "trim_turn",
 ]
 
-# Private-use characters do not stand in sane text, so these are found again after rendering.
-_ASKED, _SAID = "\ue0f1question\ue0f2", "\ue0f1answer\ue0f2"
-# What is never cut in two, before and after the control strings: an empty thought; a tag, a word.
+# Private-use characters do not occur in normal text, so these texts can be found after rendering.
+_QUESTION, _ANSWER = "\ue0f1question\ue0f2", "\ue0f1answer\ue0f2"
+# Patterns of what is never cut in two besides control strings: an empty thought; a tag, a word.
 _EMPTY, _PIECES = r"<(\w+)>\s*</\1>\s*", r"<[^<>\s]+>|\[/?[A-Z_]+\]|\w+|."
 _ONCE: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 
 class TemplateRefusedError(DataError):
-    """A chat template that raised an error for some messages."""
+    """An error that a chat template raised for some messages."""
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Any] | None = None) -> str | None:
-    """The text of the tokenizer's chat template, or ``None``; of several named ones, the one ``transformers`` takes."""
+    """Return the tokenizer's chat template, or ``None``; of several named ones, the one that ``transformers`` takes."""
     if not tokenizer.chat_template:
         return None
     text: str = tokenizer.get_chat_template(tools=list(tools) if tools else None)
@@ -52,17 +52,17 @@ def template_of(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Any] | None 
 
 @lru_cache(maxsize=64)
 def digest(text: str) -> str:
-    """sha256 of the UTF-8 text, in hex."""
+    """Return the sha256 of the UTF-8 text, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def control_strings(tokenizer: PreTrainedTokenizerBase, *, special_only: bool) -> tuple[str, ...]:
-    """The strings that the tokenizer turns into one token wherever they stand: its added tokens, longest first.
+    """Return the strings that become one token wherever they are in a text: the added tokens, longest first.
 
     Args:
-        tokenizer: Its vocabulary is asked.
-        special_only: Only those flagged as special. Without it also ordinary added tokens, as some models' end of
-            turn is one; blank ones (runs of spaces) are never control strings.
+        tokenizer: Tokenizer.
+        special_only: Whether only tokens flagged as special count. Some models' end of turn is an ordinary added
+            token. Blank tokens (runs of spaces) never count.
     """
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special or not special_only}
     strings = {text for text in added | set(tokenizer.all_special_tokens) if len(text.strip()) > 1}
@@ -71,31 +71,31 @@ def control_strings(tokenizer: PreTrainedTokenizerBase, *, special_only: bool) -
 
 @lru_cache(maxsize=64)
 def matcher(strings: tuple[str, ...]) -> re.Pattern[str]:
-    """A pattern for any of ``strings``, the longest at each place; it matches nothing where there are none."""
+    """Return a pattern of any of ``strings``, in the given order of preference; it never matches if there are none."""
     if not strings:
         return re.compile(r"(?!)")
-    # The look-ahead rejects nearly every position at once: some tokenizers reserve a thousand special tokens.
+    # The look-ahead rejects most positions quickly, since some tokenizers have a thousand special tokens.
     first = "".join(re.escape(char) for char in sorted({text[0] for text in strings}))
     return re.compile(f"(?=[{first}])(?:{'|'.join(re.escape(text) for text in strings)})")
 
 
 def escape(text: str, strings: tuple[str, ...]) -> str:
-    """``text`` with a space after the first character of each of ``strings`` in it: ``<|end|>`` becomes ``< |end|>``.
+    """Put a space after the first character of each of ``strings`` in ``text``: ``<|end|>`` becomes ``< |end|>``.
 
-    So a document cannot close its own turn. The text stays readable, the same in every serving engine, and a text
-    that was escaped already does not change.
+    A document then cannot end its own turn. The text stays readable and is the same in every serving engine; escaping
+    it again changes nothing.
     """
     pattern = matcher(strings)
     at = 0
     while match := pattern.search(text, at):
-        # One character on, not behind the match: another control string may start inside this one.
+        # Go on after one character, not after the match: another control string may start inside this one.
         at = match.start() + 1
         text = f"{text[:at]} {text[at:]}"
     return text
 
 
 def trim_turn(text: str, controls: tuple[str, ...]) -> str:
-    """``text`` up to its last control string where only white space follows it, else without white space at its end."""
+    """Return ``text`` up to its last control string if only white space follows, else without trailing white space."""
     ends = [match.end() for match in matcher(controls).finditer(text)]
     if ends and not text[ends[-1] :].strip():
         return text[: ends[-1]]
@@ -109,9 +109,9 @@ def _pieces(controls: tuple[str, ...], empty: bool = False) -> re.Pattern[str]:
 
 
 def common_beginning(text: str, other: str, controls: tuple[str, ...]) -> int:
-    """How much of ``text`` stands at the beginning of ``other``: all, or some whole control strings, tags and words.
+    """Return the number of characters of the common beginning of two texts that cuts no control string, tag or word.
 
-    An empty thought of ``text`` counts as one piece.
+    An empty thought in ``text`` counts as one piece.
     """
     if other.startswith(text):
         return len(text)
@@ -125,9 +125,9 @@ def common_beginning(text: str, other: str, controls: tuple[str, ...]) -> int:
 
 
 def opens_again(before: str, after: str, controls: tuple[str, ...], eos: str | None) -> bool:
-    """Whether ``after`` ends as ``before`` does, with some whole control string, tag or word: what opens an answer.
+    """Tell whether ``after`` ends with the control string, tag or word with which ``before`` opens an answer.
 
-    EOS opens nothing: a template may end the question's turn with it as it ends the answer's, and open none.
+    EOS does not count, since a template may end both the question's and the answer's turn with it.
     """
     back = zip(reversed(before), reversed(after), strict=False)
     same = next((i for i, (a, b) in enumerate(back) if a != b), min(len(before), len(after)))
@@ -137,14 +137,14 @@ def opens_again(before: str, after: str, controls: tuple[str, ...], eos: str | N
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template with everything that it is rendered with.
+    """A chat template with its tokenizer and variables.
 
     Args:
-        tokenizer: Gives the template where ``text`` is ``None``, and the special tokens.
-        text: The template, or its name among the tokenizer's.
-        tools: JSON schemas.
-        documents: ``{title, text}`` for templates that place documents themselves.
-        kwargs: More variables of the template, such as ``enable_thinking``.
+        tokenizer: Tokenizer with the special tokens, and with the template where ``text`` is ``None``.
+        text: Text of the template, or its name among the tokenizer's.
+        tools: JSON schemas of tools.
+        documents: Objects with ``title`` and ``text``, for templates that place documents themselves.
+        kwargs: Other variables of the template, such as ``enable_thinking``.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -155,7 +155,7 @@ class ChatTemplate:
 
     @cached_property
     def source(self) -> str:
-        """The template that is used.
+        """The text of the template.
 
         Raises:
             DataError: If there is none.
@@ -169,7 +169,7 @@ class ChatTemplate:
         return text
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, computed once for this tokenizer, template and variables, whatever the tools."""
+        """Return the result of ``make``, computed once for this tokenizer, template and variables, for any tools."""
         known = _ONCE.setdefault(self.tokenizer, {})
         key = (name, *self._key)
         if key not in known:
@@ -181,9 +181,9 @@ class ChatTemplate:
         return self.source, json.dumps(dict(self.kwargs), sort_keys=True, default=str)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, generation: bool = False, source: str = "") -> str:
-        """The text of ``messages``; with ``generation`` the opening of an assistant turn stands at its end.
+        """Return the text of ``messages``, with the beginning of an assistant turn at its end if ``generation``.
 
-        Where the template takes contents only as lists of parts, texts are given to it so.
+        If the template takes contents only as lists of parts, it gets texts in that form.
 
         Raises:
             TemplateRefusedError: If the template raises an error.
@@ -214,7 +214,7 @@ class ChatTemplate:
         return text
 
     def try_render(self, messages: Sequence[Mapping[str, Any]], *, generation: bool = False) -> str | None:
-        """:meth:`render`, or ``None`` where the template refuses."""
+        """Return the text of :meth:`render`, or ``None`` if the template refuses the messages."""
         try:
             return self.render(messages, generation=generation)
         except TemplateRefusedError:
@@ -228,56 +228,56 @@ class ChatTemplate:
 
     @cached_property
     def takes_parts(self) -> bool:
-        """Whether the template writes a content that is a list of parts, but not one that is a text."""
+        """Whether the template writes contents that are lists of parts, but not those that are texts."""
 
-        def shown(parts: bool) -> bool:
-            messages = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
+        def writes(parts: bool) -> bool:
+            messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
             try:
                 text = self._write([_in_parts(message) for message in messages] if parts else messages)
             except TemplateRefusedError:
                 return False
-            return _ASKED in text and _SAID in text
+            return _QUESTION in text and _ANSWER in text
 
-        return bool(self.once("parts", lambda: not shown(False) and shown(True)))
+        return bool(self.once("parts", lambda: not writes(False) and writes(True)))
 
     def facts(self) -> dict[str, Any]:
-        """What a renderer keeps of the template: its text and hash, what it takes, and how it ends a turn.
+        """Return the renderer's settings for the template: its text and hash, what it takes, and its end of turn.
 
         Raises:
-            DataError: If it cannot write one question and one answer.
+            DataError: If the template cannot write one question and one answer.
         """
         kwargs = dict(self.kwargs)
         if "strftime_now" in self.source and "date_string" in self.source:
             kwargs.setdefault("date_string", datetime.now(UTC).strftime("%d %b %Y"))
-        asked, told = {"role": "user", "content": "x"}, {"role": "system", "content": _ASKED}
-        with_documents = replace(self, documents=[{"title": "x", "text": _ASKED}])
+        user, system = {"role": "user", "content": "x"}, {"role": "system", "content": _QUESTION}
+        with_documents = replace(self, documents=[{"title": "x", "text": _QUESTION}])
         return {
             "chat_template": self.source,
             "chat_template_sha256": digest(self.source),
             "chat_template_kwargs": kwargs,
-            "system_role": _ASKED in (self.try_render([told, asked]) or ""),
-            "template_documents": _ASKED in (with_documents.try_render([asked]) or ""),
+            "system_role": _QUESTION in (self.try_render([system, user]) or ""),
+            "template_documents": _QUESTION in (with_documents.try_render([user]) or ""),
             "end_of_turn": self.end_of_turn,
         }
 
     @cached_property
     def end_of_turn(self) -> str:
-        """What the template writes after the last assistant turn, up to its last control string; may be empty.
+        """The text after the last assistant turn, up to its last control string; may be empty.
 
         Raises:
-            TemplateRefusedError: If not even one question and one answer can be rendered.
-            DataError: If they are not in the text as they are.
+            TemplateRefusedError: If the template refuses one question and one answer.
+            DataError: If it does not write their words as they are, or opens another turn after the answer.
         """
-        text = self.render([{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}])
-        if text.count(_SAID) != 1 or _ASKED not in text:
+        text = self.render([{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}])
+        if text.count(_ANSWER) != 1 or _QUESTION not in text:
             raise DataError(
                 f"the chat template of {self.tokenizer.name_or_path!r} does not write the words of a question and its "
                 "answer as they are (it may expect content as a list of parts), so the model would not see them",
                 "choose a chat template that renders text content.",
             )
-        before, _, after = text.partition(_SAID)
-        asked = [{"role": "user", "content": _ASKED}]
-        if self.try_render(asked) == self.try_render(asked, generation=True) and opens_again(
+        before, _, after = text.partition(_ANSWER)
+        question = [{"role": "user", "content": _QUESTION}]
+        if self.try_render(question) == self.try_render(question, generation=True) and opens_again(
             before, after, self.controls, self.tokenizer.eos_token
         ):
             raise DataError(

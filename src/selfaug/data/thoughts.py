@@ -1,4 +1,4 @@
-"""Thoughts (``<think>…</think>``): where an answer holds one, and what follows a prompt that opens one."""
+"""Thoughts (``<think>…</think>``): splits them from answers, and continues prompts that open one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["FIELDS", "Answer", "after_opening", "in_fields", "is_closed", "split_thought"]
 
-# Message fields that hold thoughts; transformers copies the first three into each other.
 FIELDS = ("reasoning_content", "reasoning", "thinking", "tool_plan")
+"""Message fields that hold thoughts; transformers copies the first three into each other."""
 
 _PAIRS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
 _OPEN = re.compile("|".join(re.escape(tag) for tag in _PAIRS))
@@ -49,7 +49,7 @@ def split_thought(text: str) -> Answer:
 
 
 def in_fields(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with the thought that opens an assistant's content moved to ``reasoning_content``, if it has one."""
+    """Return the message with a thought at the beginning of an assistant's content moved to ``reasoning_content``."""
     content = message.get("content")
     if message.get("role") != "assistant" or not isinstance(content, str) or any(message.get(key) for key in FIELDS):
         return dict(message)
@@ -60,20 +60,20 @@ def in_fields(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_closed(text: str) -> bool:
-    """Whether ``text`` is one empty thought, opened and closed, and nothing else."""
+    """Tell whether ``text`` is just one empty thought, opened and closed."""
     return _CLOSED.fullmatch(text) is not None
 
 
 def after_opening(opened: str, rest: str, thought: str) -> str | None:
-    """Return what a model writes after ``opened``, or ``None`` where that cannot be told.
+    """Return what a model writes after ``opened``, or ``None`` where that is unknown.
 
-    A thought that the prompt opens is closed in every answer: behind the answer's own thought, or at once where it has
-    none (``<think>`` and a line break, then ``</think>``, as the families write an empty thought).
+    A thought that the prompt opens is closed in every answer: after the answer's own thought, or at once if it has
+    none (``<think>``, a line break and ``</think>``, as model families write an empty thought).
 
     Args:
-        opened: The end of the generation prompt, which the template does not write in the finished turn.
-        rest: The finished turn behind that place, with its end.
-        thought: The answer's thought, which the template may have left out of ``rest``.
+        opened: End of the generation prompt, which the template does not write in the finished turn.
+        rest: Finished turn from that place on, with its end.
+        thought: Thought of the answer, which the template may have left out of ``rest``.
     """
     tag = opened.strip()
     if not tag or is_closed(opened):

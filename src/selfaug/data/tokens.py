@@ -1,4 +1,4 @@
-"""Turns a record into prompt and response token ids."""
+"""Turns records into the token ids of prompts and responses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class RecordTokens(NamedTuple):
-    """Token ids of a record's prompt and response, and the counts that :func:`record_tokens` puts into its notes."""
+    """Token ids of a record's prompt and response, and the counts of :func:`record_tokens`."""
 
     prompt: list[int]
     response: list[int]
@@ -35,15 +35,15 @@ class RecordTokens(NamedTuple):
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, bos: bool = False) -> list[int]:
-    """The token ids of ``text`` as it stands; with ``bos`` after what the tokenizer puts first, never an EOS last.
+    """Return the token ids of ``text``; with ``bos`` after the tokenizer's BOS, if it adds one.
 
-    A tokenizer that is set to add an EOS to each text would otherwise end the prompt before the answer.
+    An EOS that the tokenizer adds is removed, since it would end the prompt before the answer.
     """
     return _texts_ids(tokenizer, [text], bos=bos)[0]
 
 
 def _texts_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, bos: bool) -> list[list[int]]:
-    """:func:`text_ids` of each text, in one call of the tokenizer."""
+    """Return the :func:`text_ids` of each text, in one call of the tokenizer."""
     if not texts:
         return []
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=bos, return_attention_mask=False)["input_ids"]
@@ -51,14 +51,14 @@ def _texts_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, bos: boo
 
 
 def ends_generation(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether ``text`` ends with the token that stops generation, or the tokenizer knows none."""
+    """Tell whether ``text`` ends with the token that stops generation, or the tokenizer has none."""
     return tokenizer.eos_token is None or text.rstrip().endswith(tokenizer.eos_token)
 
 
 def response_tail(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The EOS that must still follow ``text`` so that a tuned model stops: ``[eos_token_id]``, or nothing.
+    """Return the EOS that must follow ``text`` so that a tuned model stops: ``[eos_token_id]``, or nothing.
 
-    A template's own end of turn may not be the token that stops generation: a base model with a chat template, say.
+    The template's end of turn may not be the token that stops generation, as in base models with a chat template.
     """
     return [] if ends_generation(tokenizer, text) else [int(tokenizer.eos_token_id)]
 
@@ -70,37 +70,37 @@ def record_tokens(
     documents: Sequence[Document] | None = None,
     notes: Counter[str] | None = None,
 ) -> tuple[list[int], list[int]]:
-    """The ids of the inference prompt and of the response with its end of turn.
+    """Return the ids of the inference prompt, and those of the response with its end of turn.
 
-    The response's ids are those in the joint text where the prompt's ids are a prefix of it, else those of the
-    response tokenised apart. It ends with what the chat template writes after an assistant turn, and with EOS. Where
-    the prompt opens a thought, it begins with the answer's own, or closes it at once.
+    The response's ids are those in the joint text if its ids begin with the prompt's, else those of the response
+    alone. The response ends with what the chat template writes after an assistant turn, and with EOS. If the prompt
+    opens a thought, the response continues it with the answer's own thought, or closes it at once.
 
     Args:
-        renderer: Makes the prompt.
-        tokenizer: The one that ``renderer`` was made for.
-        record: Its first answer is the response.
-        documents: Instead of the record's own.
-        notes: Cleared, and given the counts of ``thoughts_dropped`` and ``thoughts_closed``, as
-            :func:`selfaug.data.masks.conversation_labels` gives them.
+        renderer: Renderer of the prompt.
+        tokenizer: Tokenizer that ``renderer`` was made for.
+        record: Record, whose first answer is the response.
+        documents: Documents in place of the record's own.
+        notes: Counter that is replaced by the counts of ``thoughts_dropped`` and ``thoughts_closed``; see
+            :func:`selfaug.data.masks.conversation_labels`.
 
     Raises:
         ConfigError: If the tokenizer has another chat template than the renderer's.
-        DataError: If the template refuses the record or does not show the answer, or there is no EOS.
+        DataError: If the template refuses the record or leaves out the answer, or there is no EOS.
     """
-    found: Counter[str] = Counter()
-    texts = _texts(renderer, tokenizer, record, documents, found)
+    counts: Counter[str] = Counter()
+    texts = _texts(renderer, tokenizer, record, documents, counts)
     ((prompt_ids, response_ids),) = _ids(renderer, tokenizer, [texts])
     if notes is not None:
         notes.clear()
-        notes.update(found)
+        notes.update(counts)
     return prompt_ids, response_ids
 
 
 def tokens_of_records(
     renderer: Renderer, tokenizer: PreTrainedTokenizerBase, records: Iterable[Record]
 ) -> list[RecordTokens | DataError]:
-    """What :func:`record_tokens` gives for each record, or raises; the tokenizer is called once for all.
+    """Return the tokens of :func:`record_tokens`, or its error, for each record, in one call of the tokenizer.
 
     Raises:
         ConfigError: If the tokenizer has another chat template than the renderer's.
@@ -112,8 +112,8 @@ def tokens_of_records(
             results.append((_texts(renderer, tokenizer, record, None, notes), notes))
         except DataError as error:
             results.append(error)
-    ids = iter(_ids(renderer, tokenizer, [found[0] for found in results if not isinstance(found, DataError)]))
-    return [found if isinstance(found, DataError) else RecordTokens(*next(ids), found[1]) for found in results]
+    ids = iter(_ids(renderer, tokenizer, [result[0] for result in results if not isinstance(result, DataError)]))
+    return [result if isinstance(result, DataError) else RecordTokens(*next(ids), result[1]) for result in results]
 
 
 def _texts(
@@ -123,7 +123,7 @@ def _texts(
     documents: Sequence[Document] | None,
     notes: Counter[str],
 ) -> tuple[str, str]:
-    """Prompt and response."""
+    """Return the texts of prompt and response."""
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"tokenizer {tokenizer.name_or_path!r} has no EOS token, so a tuned model would never stop",
@@ -136,7 +136,7 @@ def _texts(
 def _ids(
     renderer: Renderer, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], list[int]]]:
-    """The ids of prompts and their responses."""
+    """Return the ids of prompts and their responses."""
     plain = renderer.mode == "plain"
     joint = [prompt + response for prompt, response in texts]
     ids = _texts_ids(tokenizer, [*(prompt for prompt, _ in texts), *joint], bos=plain)
@@ -162,12 +162,12 @@ def _response(
     if renderer.mode == "plain":
         return f" {answer}"
     template = ChatTemplate(tokenizer, renderer.chat_template, kwargs=renderer.chat_template_kwargs)
-    messages, said = renderer.messages(record, documents), {"role": "assistant", "content": answer}
-    whole = template.render([*messages, said])
+    messages, turn_message = renderer.messages(record, documents), {"role": "assistant", "content": answer}
+    whole = template.render([*messages, turn_message])
     parts = split_thought(answer)
     if parts.thought.strip():
-        # As in conversations: a template's own way of writing thoughts goes before `<think>` in the words.
-        moved = template.try_render([*messages, in_fields(said)])
+        # As in conversations, a template's own way of writing thoughts is preferred to `<think>` tags.
+        moved = template.try_render([*messages, in_fields(turn_message)])
         if moved and parts.thought.strip() in moved and "".join(moved.split()) != "".join(whole.split()):
             whole = moved
     start = len(prompt) if whole.startswith(prompt) else common_beginning(prompt, whole, template.controls)
@@ -189,16 +189,13 @@ def _response(
         opens = bool(opened.strip()) and not is_closed(opened)
         notes["thoughts_closed"] += response is not None and opens and not parts.closing
     if response is None or response.strip() == end.strip():
-        # The template leaves the answer out, or the prompt holds what it leaves out of finished turns.
+        # The template leaves the answer out, or the prompt has something that it leaves out of finished turns.
         response = answer + end
     notes["thoughts_dropped"] += bool(parts.thought.strip()) and parts.thought.strip() not in response
     return response
 
 
 def aligned_tokens(labels: ArrayLike) -> int:
-    """The number of t with ``labels[t] == -100`` and ``labels[t + 1] == -100``: prompt tokens predicted from prompt.
-
-    For a single unpadded, unpacked sequence this counts its aligned positions.
-    """
+    """``labels[t] == labels[t + 1] == -100``: the number of such t, the aligned positions of one unpadded sequence."""
     prompt = np.asarray(labels) == -100
     return int(np.count_nonzero(prompt[1:] & prompt[:-1]))

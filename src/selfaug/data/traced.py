@@ -1,7 +1,7 @@
 """Traces each character of a rendered conversation to the text and message that it comes from.
 
-Each text of a conversation is written once more in a letter of its own, a rare one that stands nowhere in the row, and
-rendered beside the original: letter for letter the same text, but each of its characters tells where it is from.
+Each text of a conversation is replaced by a rare letter of its own, which is nowhere in the row, and the conversation
+is rendered again. The result is as long as the original, and each of its characters shows which text it comes from.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ __all__ = ["DOCUMENTS", "FIXED", "Message", "Text", "Trace", "trace", "unseen_to
 Message = Mapping[str, Any]
 Kind = Literal["words", "thought", "name", "argument"]
 
-# In `Trace.owner`: what the template writes itself, and what comes from documents.
 FIXED, DOCUMENTS = -1, -2
+"""Values of ``Trace.owner`` for characters of the template itself, and for those of documents."""
 
-# CJK ideographs of the supplementary planes: letters for every string function and printable for `repr`, unlike
-# private-use characters, so that templates treat them as they treat the letters that they stand for.
+# Range of the letters: CJK ideographs of the supplementary planes. Unlike private-use characters they are letters for
+# every string function and printable for `repr`, so templates treat them like the letters that they replace.
 _FIRST, _BEYOND = 0x20000, 0x323AF
-# Fields of an assistant's message that hold what tools said, not what the model did.
+# Fields of an assistant's message that hold results of tools.
 _RESULTS = ("tool_responses", "tool_results", "tool_outputs")
-# What is replaced: everything but white space and ASCII punctuation (which JSON and templates may look at); in texts
-# that hold nothing else also punctuation, but for what is written otherwise inside JSON.
+# Everything is replaced but white space and ASCII punctuation, which JSON and templates may examine. In texts of
+# nothing else punctuation is replaced too, except for characters that JSON escapes.
 _LETTERS = re.compile(r"[^\s\x00-\x2f\x3a-\x40\x5b-\x60\x7b-\x7f]+")
 _MARKS = re.compile(r"[^\s\x00-\x1f\x7f\"'\\]+")
 
@@ -42,10 +42,10 @@ class Text(NamedTuple):
     """One text of a message.
 
     Args:
-        message: The place of the message, or ``DOCUMENTS``.
-        kind: What it is to the message.
-        name: How an error calls it.
-        size: The number of its characters that were replaced; 0 where none could be.
+        message: Index of the message, or ``DOCUMENTS``.
+        kind: Role of the text in its message.
+        name: Description of the text for errors.
+        size: Number of its characters that were replaced; 0 where none can be.
     """
 
     message: int
@@ -55,18 +55,18 @@ class Text(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A rendered conversation and where its characters come from.
+    """A rendered conversation and the origin of its characters.
 
     Args:
-        text: The rendered text.
-        traced: The same text with the letters of each message replaced; as long as ``text``.
-        texts: The texts of the messages; the n-th is written in the letter ``first + n``.
-        first: The code point of the first letter.
-        codes: For each character of ``traced`` the place of its text in ``texts``, or ``FIXED``.
-        owner: For each character of ``traced`` the place of its message, ``DOCUMENTS`` or ``FIXED``.
-        messages: The messages that ``traced`` was rendered from.
-        template: The template that it was rendered with.
-        hidden: What could not be replaced and is not in the text: names of tool calls' arguments.
+        text: Rendered text.
+        traced: Same text with the letters of each message replaced; as long as ``text``.
+        texts: Texts of the messages; the n-th is written in the letter ``first + n``.
+        first: Code point of the first letter.
+        codes: Index in ``texts`` of the text of each character of ``traced``, or ``FIXED``.
+        owner: Index of the message of each character of ``traced``, or ``DOCUMENTS`` or ``FIXED``.
+        messages: Messages from which ``traced`` was rendered.
+        template: Template with which ``traced`` was rendered.
+        hidden: Message index and description of each argument without letters that is not in the text.
     """
 
     text: str
@@ -80,24 +80,29 @@ class Trace(NamedTuple):
     hidden: tuple[tuple[int, str], ...]
 
     def codes_of(self, traced: str) -> NDArray[np.int64]:
-        """As ``codes``, for another text that was rendered from some of ``messages``."""
-        return _places(_points(traced), self.first, len(self.texts))
+        """Return the ``codes`` of another text that was rendered from some of ``messages``."""
+        return _codes(_points(traced), self.first, len(self.texts))
 
 
-class _Scribe:
-    """Copies messages, each text in a letter of its own."""
+class _LetterCopy:
+    """Copies messages with each text in a letter of its own.
+
+    Args:
+        first: Code point of the first letter.
+        keep: Pattern of strings that stay as they are; ``None`` for none.
+    """
 
     def __init__(self, first: int, keep: re.Pattern[str] | None) -> None:
         self.first, self.keep = first, keep
         self.texts: list[Text] = []
-        # What has no letters (numbers, `true`, an empty text): place of the message, name, and its path in the message.
+        # Arguments without letters (numbers, `true`, empty texts): message index, description, path in the message.
         self.bare: list[tuple[int, str, tuple[Any, ...]]] = []
 
     def text(self, text: str, message: int, kind: Kind, name: str) -> str:
         letter = chr(self.first + len(self.texts))
         pieces = self.keep.split(text) if self.keep else [text]
         for pattern in (_LETTERS, _MARKS):
-            # Every second piece is a string that the template may look for.
+            # The odd pieces are strings that the template may look for.
             new = "".join(
                 piece if i % 2 else pattern.sub(lambda match: letter * len(match[0]), piece)
                 for i, piece in enumerate(pieces)
@@ -134,7 +139,7 @@ class _Scribe:
         return new
 
     def results(self, value: Any) -> Any:
-        """A copy of what tools gave, which some templates take inside the assistant's message."""
+        """Copy results of tools, which some templates take inside the assistant's message."""
         if isinstance(value, Mapping):
             return {k: v if k in ("name", "id", "type", "role") else self.results(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
@@ -158,7 +163,7 @@ class _Scribe:
     def arguments(self, value: Any, place: int, path: tuple[Any, ...], call: str) -> Any:
         of = f"of the tool call {call!r} in message {place}"
         if isinstance(value, Mapping):
-            # Letters in the order of the names, so that a template that sorts them finds the same order.
+            # Letters are in the order of the names, for templates that sort the arguments by name.
             ordered = sorted(map(str, value), key=str.lower)
             names = {key: self.text(key, place, "argument", f"the argument {key!r} {of}") for key in ordered}
             return {
@@ -176,33 +181,33 @@ class _Scribe:
 
 
 def trace(template: ChatTemplate, messages: Sequence[Message]) -> Trace:
-    """Render ``messages`` and find where each character comes from.
+    """Render ``messages`` and find the origin of each character.
 
     Raises:
         TemplateRefusedError: If the template refuses the messages.
-        DataError: If what the template writes depends on the words, so that nothing can be told by other words.
+        DataError: If the template writes something else with other words, so that these show no origin.
     """
     text = template.render(messages)
     points = _points(text)
     first = _fresh(points, [*messages, *(template.documents or ())])
     for keep in template.once("strings", lambda: _strings(template.source)):
-        scribe = _Scribe(first, keep)
-        new = [scribe.message(message, place) for place, message in enumerate(messages)]
+        copied = _LetterCopy(first, keep)
+        new = [copied.message(message, place) for place, message in enumerate(messages)]
         documents = [
-            {key: scribe.text(value, DOCUMENTS, "words", "a document") for key, value in document.items()}
+            {key: copied.text(value, DOCUMENTS, "words", "a document") for key, value in document.items()}
             for document in template.documents or ()
         ]
         tracing = _with_documents(template, documents)
         traced = tracing.try_render(new)
         if traced is None or len(traced) != len(text):
             continue
-        codes = _places(_points(traced), first, len(scribe.texts))
+        codes = _codes(_points(traced), first, len(copied.texts))
         if np.any((points != _points(traced)) & (codes == FIXED)):
             continue
-        messages_of = np.array([*(t.message for t in scribe.texts), FIXED], dtype=np.int64)
-        hidden = _hidden(tracing, new, scribe)
+        messages_of = np.array([*(t.message for t in copied.texts), FIXED], dtype=np.int64)
+        hidden = _hidden(tracing, new, copied)
         return Trace(
-            text, traced, tuple(scribe.texts), first, codes, messages_of[codes], tuple(new), tracing, tuple(hidden)
+            text, traced, tuple(copied.texts), first, codes, messages_of[codes], tuple(new), tracing, tuple(hidden)
         )
     raise DataError(
         f"what the chat template of {template.tokenizer.name_or_path!r} writes depends on the words of the messages, "
@@ -211,58 +216,58 @@ def trace(template: ChatTemplate, messages: Sequence[Message]) -> Trace:
     )
 
 
-def _hidden(template: ChatTemplate, traced: Sequence[Message], scribe: _Scribe) -> list[tuple[int, str]]:
-    """The values without letters that do not change the text when they become other values."""
-    if not scribe.bare:
+def _hidden(template: ChatTemplate, traced: Sequence[Message], copied: _LetterCopy) -> list[tuple[int, str]]:
+    """Return the arguments without letters that are not in the text: the text does not change with their values."""
+    if not copied.bare:
         return []
     other = deepcopy(list(traced))
     marks = []
-    for number, (place, _, path) in enumerate(scribe.bare):
+    for number, (place, _, path) in enumerate(copied.bare):
         at: Any = other[place]
         for step in path[:-1]:
             at = at[step]
-        # A text stays a text, anything else becomes a number that stands nowhere else.
+        # A text is replaced by a text, anything else by a number that probably is nowhere else.
         is_text = isinstance(at[path[-1]], str)
-        mark = chr(scribe.first + len(scribe.texts) + number) if is_text else 730_100_000 + 7 * number
+        mark = chr(copied.first + len(copied.texts) + number) if is_text else 730_100_000 + 7 * number
         at[path[-1]] = mark
         marks.append(str(mark))
     text = template.try_render(other) or ""
-    return [(place, name) for mark, (place, name, _) in zip(marks, scribe.bare, strict=True) if mark not in text]
+    return [(place, name) for mark, (place, name, _) in zip(marks, copied.bare, strict=True) if mark not in text]
 
 
 def unseen_tools(template: ChatTemplate, messages: Sequence[Message]) -> str | None:
-    """What the text does not hold of the template's tools: a tool's name or that of a parameter; ``None`` for nothing.
+    """Return the first tool or parameter of the template's tools whose name is not in the text; ``None`` for none.
 
-    Found once for each set of tools, by changing each name and looking for it in the text.
+    The result is computed once for each set of tools, by changing each name and searching it in the text.
     """
     tools = list(template.tools or ())
     if not tools:
         return None
 
     def unseen() -> str | None:
-        scribe = _Scribe(_fresh(_points(template.render(messages)), [*messages, *tools]), None)
+        copied = _LetterCopy(_fresh(_points(template.render(messages)), [*messages, *tools]), None)
         changed = []
         for tool in tools:
             new = deepcopy(dict(tool))
             function = new["function"] if isinstance(new.get("function"), dict) else new
             name = str(function.get("name"))
             if isinstance(function.get("name"), str):
-                function["name"] = scribe.text(name, FIXED, "name", f"the tool {name!r}")
+                function["name"] = copied.text(name, FIXED, "name", f"the tool {name!r}")
             parameters = function.get("parameters")
             properties = parameters.get("properties") if isinstance(parameters, dict) else None
             if isinstance(parameters, dict) and isinstance(properties, dict):
                 parameters["properties"] = {
-                    scribe.text(key, FIXED, "name", f"the parameter {key!r} of the tool {name!r}"): value
+                    copied.text(key, FIXED, "name", f"the parameter {key!r} of the tool {name!r}"): value
                     for key, value in properties.items()
                 }
             changed.append(new)
         text = _with_tools(template, changed).try_render(messages)
-        if text is None:  # The names are looked up: then they must at least be there.
+        if text is None:  # the template looks up names, so only their presence can be checked
             names = [str((tool.get("function") or tool).get("name")) for tool in tools]
             text = template.render(messages)
             return next((f"the tool {name!r}" for name in names if name not in text), None)
-        letters = enumerate(scribe.texts)
-        return next((t.name for i, t in letters if t.size and chr(scribe.first + i) not in text), None)
+        letters = enumerate(copied.texts)
+        return next((t.name for i, t in letters if t.size and chr(copied.first + i) not in text), None)
 
     result: str | None = template.once(f"tools {digest(json.dumps(tools, sort_keys=True, default=str))}", unseen)
     return result
@@ -280,15 +285,15 @@ def _points(text: str) -> NDArray[np.int64]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
 
 
-def _places(points: NDArray[np.int64], first: int, count: int) -> NDArray[np.int64]:
+def _codes(points: NDArray[np.int64], first: int, count: int) -> NDArray[np.int64]:
     return np.where((points >= first) & (points < first + count), points - first, FIXED)
 
 
 def _fresh(points: NDArray[np.int64], messages: Sequence[Message]) -> int:
-    """A code point from which on no character stands in the text or the messages, for as many as they may need."""
-    held = json.dumps([dict(message) for message in messages], ensure_ascii=False, default=str)
-    needed = 16 + sum(map(held.count, '",:'))
-    used = np.concatenate([points, _points(held)])
+    """Return the start of a range of letters that are not in the text or messages, one for each text they may have."""
+    written = json.dumps([dict(message) for message in messages], ensure_ascii=False, default=str)
+    needed = 16 + sum(map(written.count, '",:'))
+    used = np.concatenate([points, _points(written)])
     used = used[used >= _FIRST]
     for first in range(_FIRST, _BEYOND - needed, needed):
         if not np.any((used >= first) & (used < first + needed)):
@@ -297,7 +302,7 @@ def _fresh(points: NDArray[np.int64], messages: Sequence[Message]) -> int:
 
 
 def _strings(source: str) -> list[re.Pattern[str] | None]:
-    """The strings that the template may look for in a message: tags and sentences; and these with single words."""
+    """Return patterns of the strings that the template may look for in a message: tags and sentences; also words."""
     import jinja2
 
     try:

@@ -1,8 +1,7 @@
-"""Checks that every token id that is used has a row in the model's embedding.
+"""Checks that every token id of the data has a row in the model's embedding.
 
-A tokenizer may know more tokens than the model (tokens that were added and never used, or a chat template's own), and
-PyTorch says ``IndexError: index out of range in self`` when one of them is looked up. So not the tokenizer's size
-decides, but the ids that occur.
+A tokenizer may have more tokens than the model, such as unused added tokens, so the ids that occur are checked instead
+of the tokenizer's size. PyTorch would only report ``IndexError: index out of range in self``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ IGNORED = -100
 
 
 def embedding_rows(config: PretrainedConfig) -> int | None:
-    """Rows of the input embedding by the model's configuration; ``None`` where it names none."""
+    """Return the number of rows of the input embedding by the model's configuration; ``None`` if it gives none."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
     return int(rows) if isinstance(rows, int) else None
 
@@ -30,32 +29,32 @@ def embedding_rows(config: PretrainedConfig) -> int | None:
 def check_ids(
     rows: Iterable[Sequence[int]], embeddings: int | None, tokenizer: PreTrainedTokenizerBase, where: str
 ) -> None:
-    """Refuse rows that hold an id without an embedding.
+    """Check that each id in rows of token ids has an embedding.
 
     Args:
-        rows: Token ids.
-        embeddings: Of :func:`embedding_rows`.
-        tokenizer: Tells which token it is.
-        where: What the rows are, for the message.
+        rows: Rows of token ids.
+        embeddings: Number of embeddings, as from :func:`embedding_rows`; ``None`` for no check.
+        tokenizer: Tokenizer, for the name of the token in the message.
+        where: Description of the rows for the message.
 
     Raises:
-        DataError: With the row, the token and the number of embeddings.
+        DataError: If an id has no embedding.
     """
     if embeddings is None:
         return
     for number, row in enumerate(rows, start=1):
         if row and not 0 <= min(row) <= max(row) < embeddings:
             bad = next(one for one in row if not 0 <= one < embeddings)
-            raise _lost(bad, embeddings, tokenizer, f"row {number} of {where}")
+            raise _unknown_id(bad, embeddings, tokenizer, f"row {number} of {where}")
 
 
 def check_table(table: Any, embeddings: int | None, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuse a table of token ids and labels (``datasets.Dataset``) with an id that the model does not know.
+    """Check that each id in the columns ``input_ids`` and ``labels`` of a table has an embedding.
 
-    Columns ``input_ids`` and ``labels`` are looked at; a stream is not.
+    Anything but a ``datasets.Dataset``, such as a stream, is not checked.
 
     Raises:
-        DataError: With the row and the token.
+        DataError: If an id has no embedding.
     """
     from datasets import Dataset
 
@@ -76,20 +75,20 @@ def check_table(table: Any, embeddings: int | None, tokenizer: PreTrainedTokeniz
             for number, row in enumerate(batch[name].to_pylist(), start=before + 1):
                 for one in row:
                     if not (0 <= one < embeddings or (name == "labels" and one == IGNORED)):
-                        raise _lost(one, embeddings, tokenizer, f"row {number} of {where}", name)
+                        raise _unknown_id(one, embeddings, tokenizer, f"row {number} of {where}", name)
         before += len(batch)
 
 
 def check_padding(embeddings: int | None, tokenizer: PreTrainedTokenizerBase, pad_token: str | None = None) -> None:
-    """Refuse a padding token that the model has no embedding of.
+    """Check that the padding token has an embedding.
 
     Args:
-        embeddings: Of :func:`embedding_rows`.
-        tokenizer: Its padding token, or else its end of sequence, pads.
-        pad_token: Instead of these.
+        embeddings: Number of embeddings, as from :func:`embedding_rows`; ``None`` for no check.
+        tokenizer: Tokenizer, whose padding token, or else end of sequence, is used.
+        pad_token: Padding token in place of the tokenizer's; ``None`` for none.
 
     Raises:
-        ConfigError: With the tokens that could be named instead.
+        ConfigError: If the token is not in the vocabulary or has no embedding.
     """
     token = pad_token or tokenizer.pad_token or tokenizer.eos_token
     if token is None:
@@ -109,7 +108,7 @@ def check_padding(embeddings: int | None, tokenizer: PreTrainedTokenizerBase, pa
         )
 
 
-def _lost(
+def _unknown_id(
     number: int, embeddings: int, tokenizer: PreTrainedTokenizerBase, where: str, column: str = "input_ids"
 ) -> DataError:
     what = "a label" if column == "labels" else "a token"

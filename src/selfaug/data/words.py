@@ -1,8 +1,8 @@
-"""The words of a text in any script, and whether two texts say the same or a passage holds an answer.
+"""Splits texts of any script into words, normalises texts, and tells whether a passage contains an answer.
 
-What counts as one word, after NFKC and case folding:
+After NFKC and case folding a word is one of these:
 
-- a run of letters, marks and digits that begins with a letter; an Indic vowel sign is a mark and belongs to its letter;
+- a run of letters, marks and digits that begins with a letter; Indic vowel signs are marks and belong to their letters;
 - in scripts written without spaces (Han, kana, Hangul, Thai, Lao, Khmer, Burmese and the like) each character with its
   marks. Korean has spaces, but its particles stick to the noun, so its syllables are taken one by one too;
 - a number with its separators and its sign: ``-5`` is not ``5``, but ``1990-2000`` is a range. ``1,000``, ``1 000`` and
@@ -10,8 +10,8 @@ What counts as one word, after NFKC and case folding:
 - ``C#``, ``C++``, ``.NET``, and grades and blood groups such as ``A-``, ``O+``;
 - a per cent or currency sign at a number, taken after the number wherever it stands: ``$5`` is ``5 $`` and not ``5``.
 
-Dropped are all other punctuation, invisible characters, and what writers of Arabic and Hebrew may leave out: short
-vowels, points and the stretching kashida. Letters are never folded together: ``é`` is not ``e``, nor is ``أ`` ``ا``.
+Other punctuation, invisible characters, and what writers of Arabic and Hebrew may omit (short vowels, points and the
+stretching kashida) are dropped. Different letters stay different: ``é`` is not ``e``, and ``أ`` is not ``ا``.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import regex
 
 __all__ = ["contains", "fold", "is_unspaced", "marked_words", "normalise", "terms", "words"]
 
-# LB=SA: what Unicode's line breaking calls "complex context", the scripts of South East Asia without spaces.
+# LB=SA is Unicode's line-breaking class "complex context": the scripts of South East Asia without spaces.
 _UNSPACED = r"[[\p{LB=SA}\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Hangul}ー々]&&[\p{L}\p{Nl}]]"
 
 
 def _token(letter: str, inner: str, more: str, unspaced: str, after_word: str, money: str) -> str:
-    """One grammar for both engines: ``re`` reads Latin text faster, ``regex`` knows Unicode's properties."""
+    """Return the pattern of a word for ``re``, which reads Latin text faster, or ``regex``, which knows Unicode."""
     tail = rf"(?:\+\+|[+#](?![{inner}])|-(?:(?<=\b[a-fo]-)|(?<=\bab-))(?![{more}]))?"
     number = rf"\d+(?:[.,]\d+)*(?:\+(?![{more}]))?"
     kinds = (
-        rf"[{letter}][{inner}]*(?![{more}])",  # by far the most, so the rest is not tried for them
+        rf"[{letter}][{inner}]*(?![{more}])",  # most words match this one, so it comes first
         rf"[{letter}][{inner}]*{tail}",
         *unspaced.split(),
         number,
@@ -42,7 +42,7 @@ def _token(letter: str, inner: str, more: str, unspaced: str, after_word: str, m
         rf"[{money}%‰°](?:(?<=\d.)|(?<=\d\s.))",
         r"[<>≤≥±](?<![-=<>].)(?=-?\d)",
     )
-    # With the space that follows, where nothing could begin; findall gives the group.
+    # Consuming the space after a word saves an attempt to match there; findall returns the group alone.
     return f"({'|'.join(kinds)}) ?"
 
 
@@ -58,7 +58,7 @@ _UNICODE_TOKEN = "(?V1)" + _token(
     rf"(?<![[\p{{L}}\p{{N}}\p{{M}})\]%.+\-]--{_UNSPACED}]-)(?<!\d{_UNSPACED}{{1,2}}-)",
     r"\p{Sc}",
 )
-# What ends a sentence or a clause. Inside a word, point and colon do neither: node.js, 10:30.
+# Ends of sentences and clauses. Point and colon inside a word do not count: node.js, 10:30.
 _MARK = r"(?:[.:](?!\w)|[,;!?()\[\]\n])"
 _LATIN = re.compile(_LATIN_TOKEN)
 _LATIN_MARKED = re.compile(f"{_LATIN_TOKEN}|({_MARK})")
@@ -69,7 +69,8 @@ _IS_UNSPACED = regex.compile(f"(?V1){_UNSPACED}")
 # Below the first modifier letter there is neither a mark nor a script without spaces.
 _BEYOND_LATIN = re.compile("[\u02b0-\U0010ffff]")
 
-# Each begins with the character that goes: re finds such places fastest. 0,125 is a decimal fraction, not 125.
+# Grouping characters of digits, which are removed. Each pattern begins with the character itself, which re finds
+# fastest. 0,125 is a decimal fraction, not 125.
 _GROUPING = (
     re.compile(r",(?<=\d,)(?<!\b0,)(?=(?:\d\d,)*\d{3}(?!\d))", re.ASCII),
     re.compile(r" (?:(?<=\b\d )|(?<=\b\d\d )|(?<=\b\d\d\d ))(?=\d{3}(?!\d))", re.ASCII),
@@ -80,7 +81,7 @@ _INITIALS = re.compile(r"\.(?<=\b[^\W\d_]\.)(?:(?=[^\W\d_]\b)|(?<!\.[^\W\d_]\.) 
 _MONEY = regex.compile(r"((?<![\w)\]%.-])-)?\s?(\p{Sc})\s?(-?\d+(?:[.,]\d+)*)")
 _CURRENCY = regex.compile(r"\p{Sc}")
 _RAISED = re.compile("(\\d)(?=[²³¹⁰-⁻¼-¾⅐-⅟↉①-⓿❶-➓])")
-# What may be left out: invisible characters, kashida, Arabic short vowels and Koranic signs, Hebrew points and accents.
+# Invisible characters, kashida, Arabic short vowels and Koranic signs, Hebrew points and accents may be omitted.
 _OPTIONAL = regex.compile(
     r"(?V1)[\p{DI}\u0640\u064B-\u0652\u0656-\u065F\u0670[\u06D6-\u06ED&&\p{M}]\u08D3-\u08FF[\u0591-\u05C7&&\p{M}]]"
 )
@@ -92,7 +93,7 @@ _SAME = (
 
 
 def fold(text: str) -> str:
-    """The text with one spelling for what means the same: width, case, dashes, digits, grouping, initials, currency."""
+    """Return the text with one spelling of width, case, dashes, quotes, digits, grouping, initials and currencies."""
     if text.isascii():
         text = text.lower()
     else:
@@ -117,15 +118,15 @@ def _is_latin(folded: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, as this module's first lines say; none where it holds only punctuation and other signs."""
+    """Return the words of a text, as defined at the top of the module; none if it is only punctuation and signs."""
     text = fold(text)
     return (_LATIN if _is_latin(text) else _UNICODE).findall(text)
 
 
 def terms(text: str) -> list[str]:
-    """What a passage is found by: its words, and in scripts without spaces also each two that stand together.
+    """Return the index terms of a text: its words, and in scripts without spaces also each pair of adjacent ones.
 
-    Single characters alone would find 京都 (Kyoto) as well in 都の東京 as in 京都.
+    With single characters alone, 京都 (Kyoto) would match 都の東京 as well as 京都.
     """
     text = fold(text)
     return _LATIN.findall(text) if _is_latin(text) else list(_terms(text))
@@ -143,12 +144,12 @@ def _terms(folded: str) -> Iterator[str]:
 
 
 def is_unspaced(word: str) -> bool:
-    """Whether a word is one character of a script that is written without spaces."""
+    """Tell whether a word is one character of a script that is written without spaces."""
     return _IS_UNSPACED.match(word) is not None
 
 
 def marked_words(text: str) -> list[str]:
-    """The words of a text with ``.`` where a sentence or line ends and ``,`` at other pauses; never two in a row."""
+    """Return a text's words with ``.`` at ends of sentences and lines, ``,`` at other pauses, never two in a row."""
     text = fold(text)
     found: list[str] = []
     for word, pause in (_LATIN_MARKED if _is_latin(text) else _UNICODE_MARKED).findall(text):
@@ -164,13 +165,13 @@ def marked_words(text: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """The words of a text joined by spaces: equal for texts that differ in case, width, spacing and punctuation alone.
+    """Return the words of a text joined by spaces, so that case, width, spacing and punctuation do not count.
 
-    Text without any word (only punctuation) is kept as it is, so that such texts are not all the same.
+    A text without words (only punctuation) is kept as it is, so that such texts are not all equal.
     """
     return " ".join(words(text)) or unicodedata.normalize("NFKC", text).strip()
 
 
 def contains(passage: str, answer: str) -> bool:
-    """Whether the answer's words stand in the passage, in order and together."""
+    """Tell whether the passage contains the answer's words, in order and together."""
     return f" {normalise(answer)} " in f" {normalise(passage)} "

@@ -1,6 +1,6 @@
 """Callbacks of training: its display, its log, and a clean stop on signals.
 
-These take the place of transformers' own printing callbacks, which write to stdout.
+They replace transformers' own printing callbacks, which write to stdout.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["JsonLog", "ProgressOnStderr", "StopOnSignal", "install", "kept_entries"]
 
-# What fits a line; `log.jsonl` has all of it.
-_SHOWN = (
+# Numbers of a log event that fit on a line; `log.jsonl` has all of them.
+_DISPLAYED = (
     *("loss", "nll", "alignment", "learning_rate", "grad_norm", "tokens_per_second"),
     *("eval_loss", "eval_nll", "eval_alignment", "eval_mean_token_accuracy", "train_runtime"),
 )
 
 
 def install(trainer: Trainer, log: Path) -> StopOnSignal:
-    """Replace transformers' printing callbacks of a trainer by ours, and return the one that knows of signals.
+    """Replace the printing callbacks of a trainer by ours, and return the one that handles signals.
 
     Args:
         trainer: Any ``transformers`` trainer.
-        log: The file that gets one JSON object a log event.
+        log: File that gets a JSON object for each log event.
     """
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
@@ -48,12 +48,12 @@ def install(trainer: Trainer, log: Path) -> StopOnSignal:
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT and SIGTERM let the step finish, save a checkpoint, and end the training; a second one ends it at once.
+    """Ends the training on SIGINT and SIGTERM after the current step, with a checkpoint; at once on a second signal.
 
-    Every rank asks every other after each step, so all stop after the same one whichever was told to.
+    Ranks exchange received signals after each step, so all stop after the same one.
 
     Attributes:
-        signal: The number of the signal that ended the training, 0 where none did.
+        signal: Number of the signal that ended the training; 0 for none.
     """
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ class StopOnSignal(TrainerCallback):
 
     @property
     def exit_code(self) -> int:
-        """128 and the signal's number (130 for SIGINT, 143 for SIGTERM), or 0."""
+        """128 plus the signal's number (130 for SIGINT, 143 for SIGTERM), or 0."""
         return 128 + self.signal if self.signal else 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take over the two signals; outside the main thread Python does not allow it, and they stay as they are."""
+        """Install the signal handlers; outside the main thread Python does not allow it, and nothing changes."""
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._receive)
@@ -75,11 +75,11 @@ class StopOnSignal(TrainerCallback):
             self._previous.clear()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self.release()
 
     def release(self) -> None:
-        """Give the signals back, also after a training that failed."""
+        """Restore the signal handlers, also after a training that failed."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -87,19 +87,19 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """End the training here if any rank was told to."""
+        """End the training if any rank received a signal."""
         self.signal = _largest_of_all_ranks(self._received, args)
         if self.signal:
             control.should_save = True
             control.should_training_stop = True
-            # The evaluation would come before the save, and whoever sent the signal may not wait for it.
+            # An evaluation would come before the save, and the sender of the signal may not wait for it.
             control.should_evaluate = False
         return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """After the save of the step nothing more is due, whatever the strategies say about ends of epochs."""
+        """Skip the save and evaluation of an epoch's end after a stop, since the step was already saved."""
         if self.signal:
             control.should_save = control.should_evaluate = False
         return control
@@ -108,7 +108,7 @@ class StopOnSignal(TrainerCallback):
         if self._received:
             os._exit(128 + number)
         self._received = number
-        # Not through Python's buffered stderr: the signal may have interrupted a write to it.
+        # Python's buffered stderr cannot be used, since the signal may have interrupted a write to it.
         name = signal.Signals(number).name
         os.write(2, f"\n{name}: stopping after this step, with a checkpoint. Once more stops at once.\n".encode())
 
@@ -127,17 +127,20 @@ def _largest_of_all_ranks(value: int, args: TrainingArguments) -> int:
 
 
 class JsonLog(TrainerCallback):
-    """One JSON object a log event: ``step``, ``epoch``, ``time`` (seconds since 1970) and the numbers logged.
+    """Writes a JSON object for each log event: ``step``, ``epoch``, ``time`` (seconds since 1970), logged numbers.
 
-    On resume, entries after the resumed step are dropped: they belong to steps that are taken anew. A number that is
-    not finite is written as ``null``, which is all that JSON has.
+    On resume, entries after the resumed step are dropped, since their steps are taken again. Numbers that are not
+    finite are written as ``null``, since JSON has none.
+
+    Args:
+        path: File of the log.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Keep what earlier parts of this run logged."""
+        """Keep the entries of earlier parts of this run."""
         if state.is_world_process_zero:
             text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
             write_durably(self.path, "".join(f"{line}\n" for line in kept_entries(text, state.global_step)))
@@ -150,7 +153,7 @@ class JsonLog(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Append the event."""
+        """Append an entry."""
         if not state.is_world_process_zero or not logs:
             return
         entry = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3), **logs}
@@ -163,9 +166,9 @@ class JsonLog(TrainerCallback):
 
 
 def kept_entries(text: str, step: int) -> list[str]:
-    """Lines of a log whose step is at most ``step``; with ``step`` 0 none, for then the run starts anew.
+    """Return the lines of a log up to a step; none for step 0, where the run begins.
 
-    A line that is no JSON was cut by a kill, and is dropped.
+    A line that is not JSON was cut when the process was killed, and is dropped.
     """
     kept = []
     for line in text.splitlines() if step else ():
@@ -179,7 +182,7 @@ def kept_entries(text: str, step: int) -> list[str]:
 
 
 class ProgressOnStderr(TrainerCallback):
-    """Bars where stderr is a terminal (unless ``disable_tqdm``), else lines; and one line a log event everywhere."""
+    """Shows progress on stderr: bars on a terminal (unless ``disable_tqdm``) or lines, and a line per log event."""
 
     def __init__(self) -> None:
         self._screen: Screen | None = None
@@ -187,14 +190,14 @@ class ProgressOnStderr(TrainerCallback):
         self._evaluation: Work | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Show how many steps there are, and start the clock."""
+        """Show the number of steps, and start the estimate of the remaining time."""
         if state.is_world_process_zero:
             self._screen = Screen(wants_bars=not args.disable_tqdm, transient=False)
             self._screen.start()
             self._steps = self._screen.add("steps", state.max_steps, state.global_step, always=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Show how far the training is."""
+        """Show the progress of the training."""
         if self._steps is not None:
             self._steps.update(state.global_step, line=not control.should_log)
 
@@ -206,7 +209,7 @@ class ProgressOnStderr(TrainerCallback):
         eval_dataloader: Any = None,
         **_: Any,
     ) -> None:
-        """Show how far an evaluation is."""
+        """Show the progress of an evaluation."""
         if self._screen is None:
             return
         if self._evaluation is None:
@@ -228,12 +231,11 @@ class ProgressOnStderr(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """One line: the losses first, then the other numbers by name, and where no bar says it the time left."""
+        """Show the main numbers of a log event on a line, and the time left if there are no bars."""
         if not state.is_world_process_zero or not logs:
             return
-        names = [name for name in _SHOWN if name in logs]
-        shown = "  ".join(f"{name} {_number(logs[name])}" for name in names)
-        line = f"step {state.global_step}/{state.max_steps}  {shown}"
+        numbers = "  ".join(f"{name} {_number(logs[name])}" for name in _DISPLAYED if name in logs)
+        line = f"step {state.global_step}/{state.max_steps}  {numbers}"
         if self._screen is None:
             say(line)
             return
@@ -246,14 +248,14 @@ class ProgressOnStderr(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Stop drawing, also after a training that failed."""
+        """Stop the display, also after a training that failed."""
         if self._screen is not None:
             self._screen.stop()
             self._screen = self._steps = self._evaluation = None
 
 
 def _number(value: Any) -> str:
-    """A count as it is, anything else with four digits; powers of ten only where a number is small or astronomic."""
+    """Format a count as it is, other numbers with four digits, with powers of ten only for tiny and huge ones."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"

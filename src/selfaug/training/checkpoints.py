@@ -1,4 +1,4 @@
-"""Checkpoints of a training: which one it goes on from, and what is sealed into each beside the model."""
+"""Checkpoints of a training: finds the one to resume from, and seals reference and token count into each."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ REFERENCE_FILE = "selfaug_reference.safetensors"
 
 
 class Checkpoints:
-    """The reference and the token count that checkpoints carry.
+    """The reference and the token count in checkpoints.
 
     Args:
-        accelerator: Adds up over ranks.
-        keep: Number of checkpoints that are kept; ``None`` for all.
+        accelerator: Accelerator of the trainer, for sums over ranks.
+        keep: Number of checkpoints to keep; ``None`` for all.
     """
 
     def __init__(self, accelerator: Any, keep: int | None) -> None:
@@ -40,15 +40,15 @@ class Checkpoints:
         self._tokens_here += tokens
 
     def num_tokens(self) -> int:
-        """Tokens trained on since the run began, over all ranks and resumptions."""
+        """Return the number of tokens trained on since the run began, over all ranks and resumptions."""
         here = torch.tensor(self._tokens_here, device=self._accelerator.device)
         return self._tokens_before + int(self._accelerator.reduce(here, reduction="sum"))
 
     def resume(self, wanted: str | bool | None, output_dir: Path) -> Path | None:
-        """The whole checkpoint to go on from; ``None`` to begin.
+        """Return the complete checkpoint to resume from; ``None`` to begin.
 
         Raises:
-            ConfigError: If the checkpoint is torn, or holds the model alone.
+            ConfigError: If the checkpoint is incomplete, or has the model alone.
         """
         folder = checkpoint.resolve(wanted, output_dir)
         if folder is None:
@@ -64,7 +64,7 @@ class Checkpoints:
         return folder
 
     def restore_reference(self, reference: Reference, model: nn.Module, folder: Path | None) -> None:
-        """Give the reference what the checkpoint holds of it, and note what it is.
+        """Load the reference's tensors from a checkpoint, if it has any, and note the reference's digest.
 
         Raises:
             ConfigError: If the checkpoint was trained against another reference.
@@ -83,13 +83,13 @@ class Checkpoints:
             )
 
     def begin(self, folder: Path) -> None:
-        """Break the seal of a folder that is about to be written."""
+        """Remove the seal of a folder that is about to be written."""
         checkpoint.unseal(folder)
 
     def finish(
         self, folder: Path, reference: Reference | None, *, num_tokens: int, model_only: bool, best: str | None
     ) -> None:
-        """Seal a checkpoint whose other files are written, and then delete those that are not kept."""
+        """Seal a checkpoint whose other files are written, and then delete old checkpoints."""
         state: dict[str, Any] = {"num_tokens": num_tokens, "model_only": model_only}
         if reference is not None:
             state["reference"] = self._reference or {"name": reference.name, "digest": None}

@@ -1,4 +1,4 @@
-"""The training configuration: TRL's `SFTConfig` and our options, every one documented once."""
+"""The training configuration: TRL's `SFTConfig` with our options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["PRESETS", "SelfAugConfig"]
 class SelfAugConfig(
     MethodOptions, AlignmentOptions, ReferenceOptions, RowOptions, LossOptions, GenerationOptions, SFTConfig
 ):
-    """`trl.SFTConfig` with the settings of alignment; each is documented in ``options.py``, once.
+    """`trl.SFTConfig` with the settings of methods and alignment, which ``options.py`` documents.
 
     Settings left at ``None`` take the preset's value, then the method's. After construction none of ``alpha``,
     ``align_direction`` and ``align_boundary`` is ``None``.
@@ -47,9 +47,9 @@ class SelfAugConfig(
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
-            # transformers refuses its own default, bf16, on a machine without accelerator unless told so.
+            # Without this setting transformers refuses its own default, bf16, on a machine without accelerator.
             self.use_cpu = True
-        # Before transformers: it replaces an eval_steps of 0 by logging_steps.
+        # This check comes first, since transformers replaces an eval_steps of 0 by logging_steps.
         check_ranges(self, TRAINING)
         super().__post_init__()
         method = get_method(self.method)
@@ -78,13 +78,13 @@ class SelfAugConfig(
         self._check_combinations()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without credentials: transformers pickles its settings into each checkpoint (``training_args.bin``)."""
+        """Leave out credentials, since transformers pickles the settings into checkpoints (``training_args.bin``)."""
         kept = {name: None if is_secret(name) else value for name, value in vars(self).items()}
         return {name: redacted(value) if isinstance(value, (str, dict)) else value for name, value in kept.items()}
 
     @property
     def changes(self) -> Changes:
-        """What the method changes of plain fine-tuning under these settings."""
+        """The changes that the method makes to plain fine-tuning under these settings."""
         return get_method(self.method).changes(self)
 
     @property
@@ -93,7 +93,7 @@ class SelfAugConfig(
         return "aligned" in self.changes.places
 
     @property
-    def holds_response(self) -> bool:
+    def compares_response(self) -> bool:
         """Whether response positions are compared with the reference."""
         return "compared" in self.changes.places
 
@@ -105,8 +105,8 @@ class SelfAugConfig(
 
     @property
     def served_by_cache(self) -> bool:
-        """Whether final hidden states at aligned positions are all that is compared with the base."""
-        return self.aligns and not self.holds_response and self.changes.activation_term is None
+        """Whether only final hidden states at aligned positions are compared with the reference."""
+        return self.aligns and not self.compares_response and self.changes.activation_term is None
 
     def _check_ranges(self) -> None:
         assert self.alpha is not None

@@ -1,6 +1,7 @@
-"""Every option of training that TRL has not, with its default and help; it imports nothing heavy, so help is quick.
+"""The training options that TRL does not have, with defaults and help texts.
 
-One data class for each group of the help. ``SelfAugConfig`` inherits all of them (``config.py``).
+There is a data class for each group of the help; ``SelfAugConfig`` (``config.py``) inherits all of them. The module
+imports nothing heavy, so that the help is quick.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = [
     "ReferenceOptions", "RowOptions",
 ]  # fmt: skip
 
-# "default" is what our own measurements chose; the other two are the published settings (docs/design.md, Decisions).
+# "default" comes from our own measurements; the other two are the published settings (docs/design.md, Decisions).
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {"align_direction": "base_to_tuned", "align_boundary": False},
     "paper": {"alpha": 0.5, "align_direction": "tuned_to_base", "align_boundary": True},
@@ -25,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class MethodOptions:
-    """Which way of fine-tuning."""
+    """Options of the method of fine-tuning."""
 
     GROUP: ClassVar[str] = "Method"
 
@@ -51,7 +52,7 @@ class MethodOptions:
 
 @dataclass
 class AlignmentOptions:
-    """What is held to the base, and how much."""
+    """Options of the alignment."""
 
     GROUP: ClassVar[str] = "Alignment of the prompt with the base"
 
@@ -84,7 +85,7 @@ class AlignmentOptions:
 
 @dataclass
 class ReferenceOptions:
-    """The model that the prompt is held to, and what its pass costs."""
+    """Options of the reference and its pass."""
 
     GROUP: ClassVar[str] = "Reference"
 
@@ -127,7 +128,7 @@ class ReferenceOptions:
 
 @dataclass
 class RowOptions:
-    """What becomes of rows that do not fit."""
+    """Options for rows that do not fit."""
 
     GROUP: ClassVar[str] = "Rows that do not fit"
 
@@ -146,7 +147,7 @@ class RowOptions:
 
 @dataclass
 class GenerationOptions:
-    """Who writes where a method lets the base write before training."""
+    """Options of texts that the base writes before training."""
 
     GROUP: ClassVar[str] = "What the base writes before training (methods that let it)"
 
@@ -168,7 +169,7 @@ class GenerationOptions:
 
 @dataclass
 class LossOptions:
-    """How the loss is computed."""
+    """Options of the computation of the loss."""
 
     GROUP: ClassVar[str] = "Loss"
 
@@ -184,4 +185,4 @@ class LossOptions:
 
 
 OWN_OPTIONS = (MethodOptions, AlignmentOptions, ReferenceOptions, RowOptions, LossOptions, GenerationOptions)
-"""In the order of the help."""
+"""Classes of our options, in the order of the help."""

@@ -1,7 +1,7 @@
-"""Refuses numbers that a setting cannot have, before anything is loaded.
+"""Checks the ranges of numeric settings before anything is loaded.
 
-transformers, trl and peft take most numbers as they are: a negative number of epochs trains nothing and says that it
-is finished, a dropout of -0.1 is none, and a batch of 0 rows ends in a traceback when the first one is made.
+transformers, trl and peft accept most numbers: a negative number of epochs trains nothing and reports success, a
+dropout of -0.1 has no effect, and a batch of 0 rows ends in a traceback.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["ADAPTER", "TRAINING", "check_ranges"]
 
 
 class Range(NamedTuple):
-    """What a setting may be.
+    """The range of a setting.
 
     Args:
         low: Smallest value.
         high: Largest value.
-        open_low: Whether ``low`` itself is refused.
-        open_high: Whether ``high`` itself is refused.
-        also: A further value with a meaning of its own, such as -1 for no limit.
+        open_low: Whether ``low`` itself is excluded.
+        open_high: Whether ``high`` itself is excluded.
+        also: Allowed value outside the range, such as -1 for no limit; ``None`` for none.
     """
 
     low: float
@@ -32,25 +32,25 @@ class Range(NamedTuple):
     open_high: bool = False
     also: float | None = None
 
-    def holds(self, value: float) -> bool:
-        """Whether the setting may have this value."""
+    def contains(self, value: float) -> bool:
+        """Tell whether a number is in the range."""
         if value == self.also:
             return True
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below
 
-    def said(self) -> str:
-        """The range in words."""
-        words = f"more than {_shown(self.low)}" if self.open_low else f"{_shown(self.low)} or more"
+    def in_words(self) -> str:
+        """Return the range in words."""
+        words = f"more than {_text(self.low)}" if self.open_low else f"{_text(self.low)} or more"
         if math.isfinite(self.high):
-            words += f" and less than {_shown(self.high)}" if self.open_high else f" and at most {_shown(self.high)}"
+            words += f" and less than {_text(self.high)}" if self.open_high else f" and at most {_text(self.high)}"
         elif self.open_high:
             words = f"a finite number, {words}"
-        return words if self.also is None else f"{words}, or {_shown(self.also)}"
+        return words if self.also is None else f"{words}, or {_text(self.also)}"
 
 
-def _shown(number: float) -> str:
+def _text(number: float) -> str:
     return str(int(number)) if float(number).is_integer() else str(number)
 
 
@@ -91,14 +91,14 @@ TRAINING: Mapping[str, Range] = {
     "ddp_timeout": _COUNT,
     "ddp_bucket_cap_mb": _COUNT,
 }
-"""Settings of `trl.SFTConfig`."""
+"""Ranges of the settings of `trl.SFTConfig`."""
 
 ADAPTER: Mapping[str, Range] = {
     "lora_r": _COUNT,
     "lora_alpha": Range(0, open_low=True, open_high=True),
     "lora_dropout": _PART,
 }
-"""Settings of `trl.ModelConfig`."""
+"""Ranges of the settings of `trl.ModelConfig`."""
 
 _INSTEAD = {
     "max_steps": "-1 leaves the length of the training to num_train_epochs",
@@ -109,16 +109,20 @@ _INSTEAD = {
 
 
 def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
-    """Refuse the first number that its setting cannot have; what is no number is left to the libraries.
+    """Check that numeric settings are in their ranges; values of other types are left to the libraries.
+
+    Args:
+        settings: Object with the settings as attributes.
+        ranges: Range of each setting.
 
     Raises:
-        ConfigError: With what it may be.
+        ConfigError: If a number is out of its range.
     """
     for name, allowed in ranges.items():
         value = getattr(settings, name, None)
         if isinstance(value, str) and value.lstrip("-").isdigit():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or allowed.holds(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or allowed.contains(value):
             continue
         more = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
-        raise ConfigError(f"{name}={value} is out of its range", f"give {allowed.said()}{more}.")
+        raise ConfigError(f"{name}={value} is out of its range", f"give {allowed.in_words()}{more}.")

@@ -1,7 +1,7 @@
 """Prepares the rows of a training data set before TRL packs and collates them.
 
-Records and conversations get ids and labels here; TRL's own formats are tokenised by TRL; all are fitted here, since
-TRL would cut the answers behind long documents.
+Records and conversations are tokenised here, TRL's own formats by TRL. All rows are fitted to the length limit here,
+since TRL would cut off the answers after long documents.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ __all__ = [
 Rows: TypeAlias = Any  # datasets.Dataset or IterableDataset
 
 _LOST = "selfaug_answer_lost"
-_MANY_ROWS = 5000  # the fewest that take seconds
+_MANY_ROWS = 5000  # number of rows from which on tokenising takes seconds
 
 logger = logging.getLogger(__name__)
 
 
 def items_table(items: Sequence[Item]) -> Dataset:
-    """A table of records and conversations as they are; columns of their own would give each row all fields of any."""
+    """Return a table of items as JSON texts, since columns would give each row the fields of all rows."""
     return Dataset.from_dict({ITEM: [json.dumps(item.to_row()) for item in items]})
 
 
 def formatted(dataset: Rows, formatting_func: Callable[[Any], Any], text_field: str) -> Rows:
-    """The rows as the texts that ``formatting_func`` makes of them.
+    """Return the rows as the texts that ``formatting_func`` makes of them.
 
-    TRL itself looks at the messages of a row first, and would pass the texts by.
+    TRL itself would prefer messages in the rows to these texts.
 
     Raises:
         DataError: If a row does not become a text.
@@ -78,17 +78,17 @@ def formatted(dataset: Rows, formatting_func: Callable[[Any], Any], text_field: 
 
 
 def check_rows(dataset: Rows, name: str, *, formatting_func: Any, text_field: str, aligns: bool) -> None:
-    """Refuse rows that cannot be trained on, by their columns and first rows, before any model is loaded.
+    """Check by columns and first rows that a data set can be trained on, before a model is loaded.
 
     Args:
-        dataset: What the trainer was given; anything but a table or stream of ``datasets`` is left to TRL.
-        name: Of the data set, in messages.
-        formatting_func: What the trainer was given; ``None`` for nothing.
-        text_field: The column of TRL's plain texts.
+        dataset: Data set of the trainer; anything but a table or stream of ``datasets`` is left to TRL.
+        name: Name of the data set in messages.
+        formatting_func: Formatting function of the trainer; ``None`` for none.
+        text_field: Name of the column of TRL's plain texts.
         aligns: Whether the method aligns prompts.
 
     Raises:
-        ConfigError: If ``formatting_func`` would be without effect, or leaves no prompt to be aligned.
+        ConfigError: If ``formatting_func`` would have no effect, or leaves no prompt to align.
         DataError: If the rows are in no known format, or the first ones are bad.
     """
     if isinstance(dataset, Mapping):
@@ -140,24 +140,24 @@ def prepare_rows(
     text_field: str = "text",
     processes: int | None = None,
 ) -> Rows:
-    """Rows with ``input_ids`` and ``labels``, each at most ``max_length`` tokens.
+    """Return rows of ``input_ids`` and ``labels`` of at most ``max_length`` tokens.
 
     Args:
-        dataset: Rows of records, conversations, or any format of TRL's.
-        tokenizer: Of the model.
-        renderer: How records become prompts; ``None`` for the tokenizer's default.
-        max_length: In tokens; ``None`` for no bound.
-        cut_prompt_left: Cut rows without document structure at the left of the prompt instead of leaving them out.
-        on_lost_answer: What becomes of rows whose answer stands only in what does not fit; see
+        dataset: Rows of records, of conversations, or in any format of TRL's.
+        tokenizer: Tokenizer of the model.
+        renderer: Renderer of the prompts; ``None`` for the tokenizer's default.
+        max_length: Largest number of tokens of a row; ``None`` for no limit.
+        cut_prompt_left: Whether the prompt of a row without documents is cut from the left where it is too long.
+        on_lost_answer: Treatment of rows whose answer is only in what does not fit; see
             :func:`selfaug.data.encode.encode`.
-        tokenise: TRL's preparation, for its own formats.
-        name: Of the data set, in messages.
-        change: What becomes of records and conversations first.
-        text_field: The column of TRL's plain texts.
-        processes: Number of processes that tokenise the records and conversations of a table on the disk.
+        tokenise: Function of TRL that tokenises its own formats.
+        name: Name of the data set in messages.
+        change: Function that is applied to all records and conversations first; ``None`` for none.
+        text_field: Name of the column of TRL's plain texts.
+        processes: Number of processes that tokenise the records and conversations of a table on disk.
 
     Raises:
-        DataError: If a row is not what its columns promise, or nothing is left.
+        DataError: If a row does not fit its columns, or no row is left.
     """
     reader = _reader(dataset, name, text_field)
     if reader is None:
@@ -182,14 +182,14 @@ def prepare_rows(
         cut_prompt_left=cut_prompt_left,
         on_lost_answer=on_lost_answer,
     )
-    # The command line has said this of rows that it encoded itself; those are token ids by now, and do not come here.
-    _tell(name, encoded.report.lines(), encoded.report.warnings() if encoded.rows and change is None else ())
+    # The command line reports on rows that it encodes itself; these are token ids already and do not come here.
+    _log(name, encoded.report.lines(), encoded.report.warnings() if encoded.rows and change is None else ())
     _require_rows(encoded.report, name)
     return Dataset.from_list(encoded.rows)
 
 
 def _kept_on_disk(dataset: Dataset, reader: Reader, encoding: Encoding, name: str, processes: int | None) -> Dataset:
-    """The rows of a table that lies on the disk, in another that does, made once on each machine."""
+    """Return the token rows of a table on disk as a table on disk, which is made once on each machine."""
 
     def make(folder: Path) -> dict[str, Any]:
         with counting(f"tokens of {name}", len(dataset)) as progress:
@@ -199,7 +199,7 @@ def _kept_on_disk(dataset: Dataset, reader: Reader, encoding: Encoding, name: st
 
     key = {"table": fingerprint_of(dataset), "name": name} | encoding.key()
     folder, facts = once_per_machine(lambda: find_or_make(key, make))
-    _tell(name, facts["lines"], facts["warnings"])
+    _log(name, facts["lines"], facts["warnings"])
     return open_table(folder)
 
 
@@ -211,7 +211,7 @@ def _items(dataset: Dataset, reader: Reader, name: str) -> Iterator[Item]:
             yield cast("Item", item)
 
 
-def _tell(name: str, lines: Iterable[str], warnings: Iterable[tuple[str, str]]) -> None:
+def _log(name: str, lines: Iterable[str], warnings: Iterable[tuple[str, str]]) -> None:
     for line in lines:
         logger.info("%s: %s", name, line)
     for message, hint in warnings:
@@ -242,7 +242,7 @@ class _Packed(Reader):
 
 
 def _reader(dataset: Rows, name: str, text_field: str) -> Reader | None:
-    """What reads the rows; ``None`` for TRL's own formats, which TRL tokenises.
+    """Return a reader of the rows; ``None`` for TRL's own formats, which TRL tokenises.
 
     Raises:
         DataError: If the rows are in no known format.
@@ -264,12 +264,12 @@ def _reader(dataset: Rows, name: str, text_field: str) -> Reader | None:
 
 
 def takes_items(dataset: Rows) -> bool:
-    """Whether the rows are records or conversations, of a table of known length."""
+    """Tell whether a data set is a table (not a stream) of records or conversations."""
     return isinstance(dataset, Dataset) and _reader(dataset, "training", "text") is not None
 
 
 def _exact(dataset: Rows) -> Rows:
-    """Rows of TRL's own formats without the nulls that a table puts into their messages and tools."""
+    """Return rows of TRL's own formats without the nulls that the table added to their messages and tools."""
     features = dataset.features or {}
     objects = [
         name for name in ("prompt", "completion", "tools", "chat_template_kwargs") if _has_objects(features.get(name))
@@ -284,7 +284,7 @@ def _exact(dataset: Rows) -> Rows:
 
 
 def _has_objects(feature: Any) -> bool:
-    """Whether a column holds objects whose keys the table unifies."""
+    """Tell whether a column holds objects, which all get the same keys in a table."""
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
     return isinstance(feature, dict) or (inner is not None and _has_objects(inner))
 
@@ -338,15 +338,15 @@ def _fit(
         if len(fitted[0]) == len(row["input_ids"]):
             return {"input_ids": fitted[0], "labels": fitted[1], _LOST: False}
         prompt, response = prompt_and_response(row["input_ids"], row["labels"])
-        said = tokenizer.decode(response, skip_special_tokens=True)
-        lost = lost_in_prompt(tokenizer, prompt, prompt_and_response(*fitted)[0], [said])
+        answer = tokenizer.decode(response, skip_special_tokens=True)
+        lost = lost_in_prompt(tokenizer, prompt, prompt_and_response(*fitted)[0], [answer])
         return {"input_ids": fitted[0], "labels": fitted[1], _LOST: lost}
 
     fitted = dataset.map(one).filter(lambda row: len(row["input_ids"]) > 0)
     too_long = len(dataset) - len(fitted) if isinstance(dataset, Dataset) else 0
     lost = sum(fitted[_LOST]) if isinstance(dataset, Dataset) and cut_prompt_left else 0
     if on_lost_answer != "keep":
-        # There is no place for an abstention in rows of token ids.
+        # Rows of token ids cannot be made to abstain, so they are left out.
         fitted = fitted.filter(lambda row: not row[_LOST])
     fitted = fitted.remove_columns(_LOST)
     if isinstance(dataset, Dataset):
@@ -370,7 +370,7 @@ def _fit(
 
 
 def _longest(dataset: Dataset) -> int:
-    """Tokens of the longest row; only where rows begin is read."""
+    """Return the number of tokens of the longest row, from the rows' offsets alone."""
     lists = dataset.select_columns("input_ids").with_format("arrow").iter(_MANY_ROWS)
     return max((pc.max(pc.list_value_length(batch["input_ids"])).as_py() or 0 for batch in lists), default=0)
 
@@ -380,10 +380,10 @@ def _capital(text: str) -> str:
 
 
 def require_aligned_tokens(dataset: Rows, name: str, *, boundary: bool) -> None:
-    """Refuse a data set in which alignment would have nothing to act on.
+    """Check that a data set has an aligned token; streams are not checked.
 
     Raises:
-        DataError: If no row has an aligned token (streams are not looked through).
+        DataError: If no row has an aligned token.
     """
     if isinstance(dataset, IterableDataset):
         return
@@ -402,11 +402,11 @@ def require_aligned_tokens(dataset: Rows, name: str, *, boundary: bool) -> None:
 
 
 def with_empty_rows(dataset: Any, multiple: int) -> Any:
-    """A tokenised table, filled up to a multiple of ``multiple`` rows with rows that count for nothing.
+    """Pad a tokenised table to a multiple of ``multiple`` rows with rows that do not count.
 
-    Such a row is one token, which nothing predicts and which predicts nothing. Without them accelerate fills the last
-    batches of an evaluation on several ranks with rows from its beginning, which would count twice. Streams and other
-    data sets stay as they are.
+    Such a row is one token, which neither predicts nor is predicted. Without them accelerate would complete the last
+    batches of an evaluation on several ranks with the first rows, which would count twice. Streams and other data sets
+    stay as they are.
     """
     missing = -len(dataset) % multiple if isinstance(dataset, Dataset) and len(dataset) else 0
     if not missing or "input_ids" not in dataset.column_names:

@@ -1,4 +1,4 @@
-"""`SelfAugTrainer`: TRL's `SFTTrainer` with the loss of a method, its reference, and checkpoints that are whole."""
+"""`SelfAugTrainer`: TRL's `SFTTrainer` with the loss of a method, its reference, and sealed checkpoints."""
 
 from __future__ import annotations
 
@@ -62,18 +62,17 @@ logger = logging.getLogger(__name__)
 class SelfAugTrainer(SFTTrainer):
     """``loss = Σ nll / n_response + α · Σ_drawn kl / (f · n_aligned)``, over the whole optimiser step.
 
-    ``f = align_fraction · align_token_fraction`` is the chance with which an aligned token is drawn.
+    ``f = align_fraction · align_token_fraction`` is the probability that an aligned token is drawn. This is the default
+    method's loss; ``args.method`` chooses another.
 
-    That is the default; `args.method` says what is trained instead.
-
-    Takes the arguments of `trl.SFTTrainer` and its data formats, and also rows of `selfaug.Record` (``question``,
-    ``documents``, ``answer``); ``messages`` rows are trained on their assistant turns whatever the chat template.
+    The trainer takes the arguments and data formats of `trl.SFTTrainer`, and also rows of `selfaug.Record`
+    (``question``, ``documents``, ``answer``). Of ``messages`` it trains the assistant turns under any chat template.
 
     Args:
-        model: As in `SFTTrainer`.
-        args: A `SelfAugConfig`; the trainer works on a copy.
-        renderer: How records become prompts; by default the one for the tokenizer.
-        kwargs: As in `SFTTrainer`.
+        model: Model or its name, as in `SFTTrainer`.
+        args: Configuration, of which the trainer uses a copy.
+        renderer: Renderer of the prompts; ``None`` for the tokenizer's default.
+        kwargs: Other arguments of `SFTTrainer`.
 
     Raises:
         ConfigError: If settings, model and reference cannot work together.
@@ -82,7 +81,7 @@ class SelfAugTrainer(SFTTrainer):
 
     _tag_names = ("trl", "sft", "selfaug")
     _name = "SelfAug"
-    # Our loss is divided by the counts of the whole step.
+    # Our loss is divided by the counts of the whole step already.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -105,12 +104,12 @@ class SelfAugTrainer(SFTTrainer):
         self._chosen_renderer = renderer
         self._max_length = args.max_length
         own = copy.copy(args)
-        # Old checkpoints are deleted by us, after the new one is sealed: killed in between, a whole one is left.
+        # We delete old checkpoints after the new one is sealed, so that a killed run always has a complete one.
         own.save_total_limit = None
         if args.padding_free and not args.packing:
-            # Rows are fitted by us before TRL sees them, and TRL refuses a length that it would not enforce.
+            # We fit rows before TRL sees them, and TRL refuses a length limit that it would not enforce.
             own.max_length = None
-        # What the preparation of the data sets, which TRL does on its way, leaves behind.
+        # These are set by `_prepare_dataset`, which TRL's constructor calls.
         self._raw_rows: Any = None
         self._rows: Any = None
         self._cached_tables: dict[str, Dataset] = {}
@@ -168,7 +167,7 @@ class SelfAugTrainer(SFTTrainer):
         self._cache_ready = self._fisher_ready = False
         self.add_callback(_StopOnNonFinite(self.driver))
 
-    # ---- what is refused, and the reference -------------------------------------------------------------------
+    # ---- checks, and the reference ----------------------------------------------------------------------------
 
     @staticmethod
     def _check_data(args: SelfAugConfig, given: dict[str, Any]) -> None:
@@ -226,14 +225,14 @@ class SelfAugTrainer(SFTTrainer):
             align_token_fraction=self.args.align_token_fraction,
             align_boundary=bool(self.args.align_boundary),
             align=self.args.aligns,
-            compare_response=self.args.holds_response,
+            compare_response=self.args.compares_response,
             use_reference=self.args.compares,
         )
 
     def _slice_tokens(self, *, catches_activations: bool) -> int | None:
-        """Tokens of a slice of long prompts; ``None`` where they go through the reference at once."""
-        # A sharded model gathers its weights in every forward: all ranks must run the same number of them. And
-        # activations inside the layers are caught in one pass.
+        """Return the number of tokens of a slice of long prompts; ``None`` for reference passes without slices."""
+        # A sharded model gathers its weights in every forward pass, so all ranks must run the same number of passes;
+        # and activations inside the layers are recorded in a single pass.
         at_once = self.sharded or catches_activations or self.args.reference_slice == 0
         if self.reference is None or at_once or not can_slice(self.model.config):
             return None
@@ -248,16 +247,16 @@ class SelfAugTrainer(SFTTrainer):
     def _freeze_head(self) -> None:
         head_layer(self.base_model).requires_grad_(False)
         if self.args.gradient_checkpointing:
-            # Re-entrant checkpointing passes no gradient on where its input needs none, as behind a tied embedding.
+            # Re-entrant checkpointing needs an input with gradients, which a frozen tied embedding does not give.
             self.model.enable_input_require_grads()
 
     # ---- the reference cache ----------------------------------------------------------------------------------
 
     def _open_cache(self) -> ReferenceCache | None:
-        """Open the cache that the settings name, and say what will be written.
+        """Open the cache that the settings name, and announce what will be written.
 
         Raises:
-            ConfigError: Where it is not this run's, with the remedy.
+            ConfigError: If the cache belongs to another model or data, or cannot be used or written in this run.
         """
         if self.args.reference_cache is None or not self.args.compares:
             return None
@@ -292,13 +291,13 @@ class SelfAugTrainer(SFTTrainer):
         return cache
 
     def write_reference_cache(self, *, thorough: bool = False) -> int:
-        """Write what is missing of the reference cache and try one sequence of it; the number of shards written.
+        """Write the missing shards of the reference cache, compare a sequence, and return the number of shards written.
 
         Args:
-            thorough: Also read what is there, and write damaged shards anew.
+            thorough: Whether existing shards are read too, and damaged ones written again.
 
         Raises:
-            ConfigError: If no cache is asked for, or it does not hold what the model computes.
+            ConfigError: If the settings name no cache, or it does not agree with the model.
         """
         if self._cache is None:
             raise ConfigError("no reference_cache is named, so nothing can be written.", "name it: --reference_cache.")
@@ -323,11 +322,11 @@ class SelfAugTrainer(SFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         def trl(rows: Any, *, pack: bool, shuffle: bool) -> Any:
-            asked = copy.copy(args)
-            asked.shuffle_dataset = shuffle
+            own = copy.copy(args)
+            own.shuffle_dataset = shuffle
             if not pack:
-                asked.max_length = None  # ours to fit: TRL's cut would take the answers behind long documents
-            return super(SelfAugTrainer, self)._prepare_dataset(rows, processing_class, asked, pack, None, dataset_name)
+                own.max_length = None  # we fit rows: TRL would cut off the answers after long documents
+            return super(SelfAugTrainer, self)._prepare_dataset(rows, processing_class, own, pack, None, dataset_name)
 
         if formatting_func is not None:
             dataset = formatted(dataset, formatting_func, args.dataset_text_field)
@@ -391,13 +390,13 @@ class SelfAugTrainer(SFTTrainer):
         )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train; resume only from whole checkpoints, with the same reference.
+        """Train, or resume from a complete checkpoint with the same reference.
 
-        Before the first step the method asks the base what it needs; after the last it may change the model, unless a
-        signal ended the training.
+        Before the first step the method computes what it needs of the base model; after the last it may change the
+        model, unless a signal ended the training.
 
         Raises:
-            ConfigError: If the checkpoint is torn or holds the model alone, or its reference is not this one.
+            ConfigError: If the checkpoint is incomplete, has the model alone, or has another reference.
         """
         peft_config = None if self.base_model is self.model else self.model.active_peft_config
         before = self._before_training(peft_config, single_rows=self.driver.layout.whole)
@@ -448,11 +447,11 @@ class SelfAugTrainer(SFTTrainer):
             return
         self._start.finish(self.model.active_peft_config)
         self._start = None
-        if self.reference is not None:  # with the adapter off the model is the base from here on
+        if self.reference is not None:  # from here on the model with its adapter off is the base
             self.reference = self.driver.objective.reference = BaseReference()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As `SFTTrainer.create_optimizer`; the method may have a learning rate of its own."""
+        """Create the optimiser of `SFTTrainer` with the method's factor on the learning rate."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if fresh:
@@ -461,15 +460,15 @@ class SelfAugTrainer(SFTTrainer):
         return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # transformers looks whether the training is over only after a step: a run that was stopped between its last
-        # checkpoint and its end would be given one step too many.
+        # transformers checks for the end only after a step, so a run that was stopped after its last checkpoint and
+        # resumed would get one step too many.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # TRL's own step before this writes a model card that says "SFT"; the run folder has ours.
+        # TRL's method, which is bypassed below, writes a model card that says "SFT"; the run folder has ours.
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             self._checkpoints.begin(folder)
@@ -491,7 +490,7 @@ class SelfAugTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The step's micro-batches, each with its part of the plan; and the step's response tokens over all ranks."""
+        """Return the step's micro-batches with their parts of the plan, and its response tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         return batches, self.driver.take(batches, self.state.global_step, device)
 
@@ -502,7 +501,7 @@ class SelfAugTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """One micro-batch's share of the step's loss, times the number of ranks: DDP and FSDP average gradients."""
+        """Return a micro-batch's share of the step's loss, times the number of ranks (DDP, FSDP average gradients)."""
         self._ready_cache()  # an evaluation may come before any training
         outputs = self.driver.loss(model, inputs, accumulated=self._accumulated())
         self._measures["train" if self.model.training else "eval"].add(outputs)
@@ -516,14 +515,14 @@ class SelfAugTrainer(SFTTrainer):
     def _accumulated(self) -> int:
         return int(getattr(self, "current_gradient_accumulation_steps", 1))
 
-    # ---- what is measured -------------------------------------------------------------------------------------
+    # ---- metrics ----------------------------------------------------------------------------------------------
 
     def _new_metrics(self) -> Metrics:
         weight = self.router_aux_loss_coef if self.aux_loss_enabled else 0.0
         return Metrics(self.driver.objective, self.accelerator, weight)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the averages since the last log."""
+        """Log the given numbers and the averages since the last log."""
         if self.model.training:
             measured = self._measures["train"].take()
             measured.pop("tokens", None)
@@ -532,7 +531,7 @@ class SelfAugTrainer(SFTTrainer):
         Trainer.log(self, logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Report means over the whole set: ``nll``, ``alignment``, the method's own terms, and their weighted sum."""
+        """Evaluate, and report the means over the set: ``nll``, ``alignment``, the method's terms, and the loss."""
         self._ready_fisher()  # an evaluation may come before any training
         self._measures["eval"] = self._new_metrics()
         output = super().evaluation_loop(*args, **kwargs)
@@ -550,11 +549,11 @@ def _cacheable(rows: Any, name: str) -> Dataset:
 
 
 class _StopOnNonFinite(TrainerCallback):
-    """Stops the run before the optimiser moves when a loss of the step is not finite."""
+    """Stops the run before the optimiser step if a loss of the step is not finite."""
 
     def __init__(self, driver: StepDriver) -> None:
         self._driver = driver
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the backward pass of the last micro-batch."""
+        """Check the losses after the backward pass of the last micro-batch."""
         self._driver.require_finite(state.global_step + 1)

@@ -1,4 +1,4 @@
-"""The formats of data sets: rows in, records out."""
+"""The formats of data sets, which turn rows into records and conversations."""
 
 from selfaug.data.formats.registry import FORMATS, Format, detect, get_format, mapped
 

@@ -29,26 +29,26 @@ _ROLES = {
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    """A row with ``messages``, or with a ``question`` that no other format claimed."""
+    """Tell whether a row has ``messages``, or a ``question``; other formats are tried first."""
     return "messages" in row or "question" in row
 
 
 def columns(row: Mapping[str, Any]) -> frozenset[str]:
-    """The columns that are read, of a conversation or of a record."""
+    """Return the columns that are read of a conversation or record."""
     if row.get("messages") is not None and row.get("question") is None:
         return frozenset(("messages", "documents", "tools", "system", "id"))
     return frozenset(("question", "documents", "answer", "id", "system", "answerable"))
 
 
 def parse(row: Mapping[str, Any], where: Where, needs_documents: bool) -> Item:
-    """The record or conversation; see :func:`selfaug.data.record.parse_record`."""
+    """Return the record or conversation of a row; see :func:`selfaug.data.record.parse_record`."""
     if row.get("messages") is not None and row.get("question") is None:
         return parse_conversation(row, where)
     return parse_record(row, where, needs_documents=needs_documents)
 
 
 def shared(row: Mapping[str, Any]) -> bool:
-    """A row whose turns have ``from`` and ``value``, or stand under ``conversations``."""
+    """Tell whether a row has turns with ``from`` and ``value``, or turns in ``conversations``."""
     turns = next((row[key] for key in ("conversations", "conversation", "messages") if row.get(key) is not None), None)
     if "messages" not in row or row["messages"] is None:
         return isinstance(turns, list)
@@ -56,7 +56,7 @@ def shared(row: Mapping[str, Any]) -> bool:
 
 
 def parse_sharegpt(row: Mapping[str, Any], where: Where, needs_documents: bool) -> Item:
-    """The conversation of a row in the manner of ShareGPT.
+    """Return the conversation of a row in the ShareGPT format.
 
     Raises:
         RowError: If a turn has no known role, or what :func:`selfaug.data.record.parse_conversation` refuses.
@@ -69,13 +69,13 @@ def parse_sharegpt(row: Mapping[str, Any], where: Where, needs_documents: bool) 
 
 def _message(turn: Fields) -> dict[str, Any]:
     at = "from" if turn.get("from") is not None else "role"
-    said = turn.text(at)
-    role = _ROLES.get(said.strip().lower())
+    speaker = turn.text(at)
+    role = _ROLES.get(speaker.strip().lower())
     if role is None:
         raise turn.error(at, f"one of {', '.join(_ROLES)}")
     kept = {key: value for key, value in turn.row.items() if key not in ("from", "value")}
     message = {**kept, "role": role, "content": turn.get("value") if "value" in turn.row else turn.get("content")}
-    if said.strip().lower() == "function_call":
+    if speaker.strip().lower() == "function_call":
         try:
             call = json.loads(turn.text("value"))
         except (ValueError, RecursionError):

@@ -28,16 +28,16 @@ _INVALID = "invalid question"
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    """A ``query`` with ``search_results``."""
+    """Tell whether a row has a ``query`` and ``search_results``."""
     return "query" in row and "search_results" in row
 
 
 def parse(row: Mapping[str, Any], where: Where, needs_documents: bool) -> Record:
-    """The record of one query."""
+    """Return the record of one query."""
     fields = Fields(row, where)
     answer = fields.text("answer")
-    said = answer.strip().rstrip(".").replace("’", "'").casefold()
-    answers = () if said == _UNKNOWN else tuple(dict.fromkeys((answer, *_alternatives(fields))))
+    plain = answer.strip().rstrip(".").replace("’", "'").casefold()
+    answers = () if plain == _UNKNOWN else tuple(dict.fromkeys((answer, *_alternatives(fields))))
     documents: dict[tuple[str | None, str], Document] = {}
     for page in fields.objects("search_results", "pages") or []:
         text = html_text(page.optional_text("page_result", blank=True) or "")
@@ -51,7 +51,7 @@ def parse(row: Mapping[str, Any], where: Where, needs_documents: bool) -> Record
         documents=require_documents(fields, tuple(documents.values()), "search_results", needs_documents),
         answers=answers,
         id=fields.identifier("interaction_id"),
-        answerable=said not in (_UNKNOWN, _INVALID),
+        answerable=plain not in (_UNKNOWN, _INVALID),
     )
 
 

@@ -10,7 +10,7 @@ __all__ = ["by_name", "suggested"]
 
 Row = Mapping[str, Any]
 
-# What people call them, in the order in which they are asked: a reference goes before what a system answered.
+# Usual names of the fields, in the order of preference: a reference answer is preferred to the answer of a system.
 NAMES: dict[str, tuple[str, ...]] = {
     "question": (
         *("question", "query", "userinput", "userquestion", "userquery", "input", "instruction", "prompt", "q"),
@@ -35,7 +35,7 @@ _NEEDED = ("question", "documents", "answer")
 
 
 def by_name(rows: Sequence[Row]) -> dict[str, str]:
-    """The columns that are named as a field of a record usually is, in any case and with any signs between words."""
+    """Return the columns with a usual name of a field, by field; case and signs between words do not count."""
     columns: dict[str, str] = {}
     filled = set()
     for row in rows:
@@ -53,7 +53,7 @@ def by_name(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def suggested(rows: Sequence[Row]) -> str:
-    """The ``--map`` that would probably fit rows of no known shape; empty where nothing in them speaks for one."""
+    """Return a ``--map`` that probably fits rows of unknown shape; empty for none."""
     places = _places(rows)
     taken: dict[str, str] = {}
     for field in _NEEDED:
@@ -67,12 +67,12 @@ def suggested(rows: Sequence[Row]) -> str:
     sizes = {place: _size(values) for place, values in places.items()}
     texts = [place for place in left if sizes[place]]
     if "question" not in taken:
-        asked = [
+        questions = [
             p for p in texts if any(isinstance(v, str) and v.rstrip().endswith(("?", "？", "؟")) for v in places[p])
         ]
-        if asked:
-            taken["question"] = asked[0]
-            texts.remove(asked[0])
+        if questions:
+            taken["question"] = questions[0]
+            texts.remove(questions[0])
     if "documents" not in taken and texts:
         lists = [place for place in texts if any(isinstance(value, list) for value in places[place])]
         longest = max(lists or texts, key=lambda place: sizes[place])
@@ -84,19 +84,19 @@ def suggested(rows: Sequence[Row]) -> str:
     if len(taken) < 2:
         return ""
     words = (f"{field}={taken.get(field, '...')}" for field in _NEEDED)
-    told = " ".join(f"'{word}'" if re.search(r"[\s!\[\]()&;'\"$]", word) else word for word in words)
-    return f"--map {told}".encode("utf-8", "backslashreplace").decode()
+    quoted = " ".join(f"'{word}'" if re.search(r"[\s!\[\]()&;'\"$]", word) else word for word in words)
+    return f"--map {quoted}".encode("utf-8", "backslashreplace").decode()
 
 
 def _places(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Columns, and the fields of columns that hold objects, with what they hold; names that look like ids are last."""
-    found: dict[str, list[Any]] = {}
+    """Return the values of columns, and of fields of columns of objects, by path; names that look like ids are last."""
+    values: dict[str, list[Any]] = {}
     for row in rows:
         for key, value in row.items():
             inner = value.items() if isinstance(value, Mapping) else ()
-            for place, held in [(f"{key}.{name}", held) for name, held in inner] or [(str(key), value)]:
-                found.setdefault(place, []).append(held)
-    return dict(sorted(found.items(), key=lambda item: _plain(item[0]).endswith("id")))
+            for place, entry in [(f"{key}.{name}", entry) for name, entry in inner] or [(str(key), value)]:
+                values.setdefault(place, []).append(entry)
+    return dict(sorted(values.items(), key=lambda item: _plain(item[0]).endswith("id")))
 
 
 def _size(values: Sequence[Any]) -> int:

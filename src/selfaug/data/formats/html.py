@@ -1,4 +1,4 @@
-"""The visible text of an HTML page."""
+"""Extracts the visible text of HTML pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = frozenset(
     + ("pre", "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul")
 )
 _CELL = frozenset(("td", "th"))
-# What is not shown, and what is shown on every page of a site.
+# Elements that are invisible, and those that are the same on every page of a site.
 _UNSEEN = frozenset(
     ("head", "iframe", "noscript", "object", "script", "style", "svg", "template", "textarea")  # noqa: RUF005
     + ("nav", "footer", "button", "select", "dialog")
@@ -27,26 +27,26 @@ _CODE_END = {tag: re.compile(rf"</{tag}[^>]*>", re.IGNORECASE) for tag in ("scri
 
 
 def html_text(page: str) -> str:
-    """The visible text of a page: one line per block element, spaces as a browser joins them.
+    """Return the visible text of a page: a line for each block element, with spaces joined as in a browser.
 
-    Scripts, styles and other unseen elements are left out, and so are navigation, footers, buttons and menus. Markup
-    that the parser refuses has its tags cut out instead: a web page is never an error. Characters that UTF-8 cannot
-    write are replaced.
+    Scripts, styles and other invisible elements are left out, and so are navigation, footers, buttons and menus. If the
+    parser refuses the markup, only the tags are removed, so no page is an error. Characters that UTF-8 cannot write are
+    replaced.
     """
     if "<" not in page:
         return _tidy(unescape(page))
-    if page.count("<") > 2 * page.count(">") + 1000:  # Not markup, and the parser's time would grow with its square.
+    if page.count("<") > 2 * page.count(">") + 1000:  # not markup, for which the parser would take quadratic time
         return _tidy(unescape(_TAG.sub(" ", page)))
     parser = _Visible()
     try:
         parser.feed(_without_code(page))
         parser.close()
-    except AssertionError:  # CPython's parser asserts on some malformed declarations, such as <![x.
+    except AssertionError:  # CPython's parser asserts on some malformed declarations, such as <![x
         return _tidy(unescape(_TAG.sub(" ", page)))
     text = _tidy("".join(parser.parts))
     if text or not parser.unseen:
         return text
-    # An unseen element that never ends hid everything.
+    # An invisible element without an end tag hid everything.
     return _tidy(unescape(_TAG.sub(" ", _without_code(page))))
 
 
@@ -58,7 +58,7 @@ class _Visible(HTMLParser):
         self.preformatted = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "body":  # The end tag of head may be left out.
+        if tag == "body":  # the end tag of head is optional
             self.unseen.clear()
         elif tag in _UNSEEN:
             self.unseen.append(tag)
@@ -85,17 +85,17 @@ class _Visible(HTMLParser):
             self.parts.append(data if self.preformatted else _ANY_SPACE.sub(" ", data))
 
     def unknown_decl(self, data: str) -> None:
-        """Ignored, as browsers do."""
+        """Ignore the declaration, as browsers do."""
 
 
 def _without_code(page: str) -> str:
-    # Half of a page's bytes, taken out before the parser goes through them character by character. A regular
-    # expression for the whole element would start over at each opening tag of a page that closes none.
+    # Code is about half of a page's bytes, so it is removed before the slow parser runs. A regular expression for the
+    # whole element would search the rest of the page at each opening tag of a page without end tags.
     kept: list[str] = []
     at = 0
     while opening := _CODE.search(page, at):
         ending = _CODE_END[opening[1].lower()].search(page, opening.end())
-        if ending is None:  # It hides the rest of the page, as it does in a browser.
+        if ending is None:  # the element hides the rest of the page, as in a browser
             return " ".join((*kept, page[at : opening.start()]))
         kept.append(page[at : opening.start()])
         at = ending.end()

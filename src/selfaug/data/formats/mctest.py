@@ -22,12 +22,12 @@ _KINDS = ("one:", "multiple:")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    """A row that the reader of files made of a ``.tsv`` line."""
+    """Tell whether a row was made from a line of a story file."""
     return "tsv" in row
 
 
 def expand(row: Mapping[str, Any], where: Where) -> Iterator[tuple[Where, Mapping[str, Any] | RowError]]:
-    """One row per question of a story."""
+    """Yield a row for each question of a story."""
     fields = Fields(row, where)
     try:
         cells, letters = fields.items("tsv", "cells") or [], fields.items("ans", "letters") or []
@@ -56,7 +56,7 @@ def expand(row: Mapping[str, Any], where: Where) -> Iterator[tuple[Where, Mappin
 
 
 def parse(row: Mapping[str, Any], where: Where, needs_documents: bool) -> Record:
-    """The record of one question."""
+    """Return the record of one question."""
     fields = Fields(row, where)
     letter = fields.text("letter").strip()
     options = fields.items("options", "options") or []

@@ -1,6 +1,6 @@
-r"""Paths say where in a row a field of a record stands; ``--map`` and the table of shapes are written in them.
+r"""Paths to the fields of a record in a row, the language of ``--map`` and of the table of shapes.
 
-question                       the column of that name, whatever characters it holds
+question                       the column of that name, which may have any characters
 context.contexts               a field of an object
 ctxs[].text                    of each entry of a list, or of each value of an object (whose key names the entry)
 turns[0].content               of one entry
@@ -33,9 +33,9 @@ class Found:
     """One value that a path leads to.
 
     Args:
-        name: Its own path in the row, such as ``ctxs[2].text``, for messages.
-        value: What stands there; ``None`` where nothing does.
-        key: The key of the entry that it was found in, where entries are the values of an object.
+        name: Path of this value in the row, such as ``ctxs[2].text``, for messages.
+        value: Value; ``None`` where there is none.
+        key: Key of the value's entry, where entries are the values of an object; else ``None``.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Found:
 @dataclass(frozen=True)
 class _Term:
     text: str
-    steps: tuple[str | int | None, ...]  # a key, a place, or None for each entry
+    steps: tuple[str | int | None, ...]  # keys, indices, and None for all entries
     separator: str | None
 
     @classmethod
@@ -73,7 +73,7 @@ class _Term:
         return cls(text, tuple(steps), separator)
 
     def find(self, row: Mapping[str, Any], where: Where) -> Iterator[Found]:
-        # A column's own name goes first: tables made from nested data have names with dots in them.
+        # A column of this name is preferred, since tables made from nested data have names with dots.
         steps = (self.text,) if self.text in row else self.steps
         for found in _walk(Found("", row), steps, where):
             if self.separator is None or found.value is None:
@@ -116,9 +116,9 @@ class Path:
     """A parsed path.
 
     Args:
-        text: As it was written.
-        terms: What the pluses join.
-        negated: Whether it stands for the opposite of a flag.
+        text: Text of the path.
+        terms: Terms of the path, which are joined by plus signs.
+        negated: Whether the path means the opposite of a flag.
     """
 
     text: str
@@ -128,44 +128,44 @@ class Path:
     @classmethod
     @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> Path:
-        """The path that a text spells.
+        """Return the path of a text.
 
         Raises:
-            ConfigError: If it is none.
+            ConfigError: If the text is not a path.
         """
         negated = text.startswith("!")
         return cls(text, tuple(_Term.parse(term.strip()) for term in _PLUS.split(text.removeprefix("!"))), negated)
 
     def find(self, row: Mapping[str, Any], where: Where) -> list[list[Found]]:
-        """What each of the joined terms leads to.
+        """Return the values of each term.
 
         Raises:
-            RowError: If a value on the way is not what the path takes it for.
+            RowError: If a value on the way has another type than the path needs.
         """
         return [list(term.find(row, where)) for term in self.terms]
 
     def all(self, row: Mapping[str, Any], where: Where) -> list[Found]:
-        """Everything that the path leads to, in one list."""
+        """Return the values of all terms in one list."""
         return [found for term in self.find(row, where) for found in term]
 
     def one(self, row: Mapping[str, Any], where: Where) -> Found:
-        """The first thing that is there; with the value ``None`` where nothing is."""
+        """Return the first value that is not ``None``, or one of ``None``."""
         found = self.all(row, where)
         return next((f for f in found if f.value is not None), found[0] if found else Found(self.text, None))
 
     def columns(self, row: Iterable[str]) -> set[str]:
-        """The columns that the path reads in a row with these."""
+        """Return the columns that the path reads in a row with the given columns."""
         present = set(row)
         return {term.text if term.text in present else str(term.steps[0]) for term in self.terms}
 
     @property
     def each(self) -> bool:
-        """Whether it leads to entries of a list, and not to the list."""
+        """Whether the path leads to the entries of a list instead of the list."""
         return any(None in term.steps or term.separator is not None for term in self.terms)
 
 
 def holds(row: Mapping[str, Any], paths: str) -> bool:
-    """Whether something stands at one of these paths (joined by ``|``)."""
+    """Tell whether a row has a value at one of these paths (joined by ``|``)."""
     for text in paths.split("|"):
         try:
             if any(found.value is not None for found in Path.parse(text.strip()).all(row, Where("", 0))):

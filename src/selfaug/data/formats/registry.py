@@ -19,7 +19,7 @@ from selfaug.data.record import DOCUMENT_PARTS, Item, parse_document
 __all__ = ["FORMATS", "Format", "detect", "get_format", "mapped"]
 
 Row = Mapping[str, Any]
-_LOOKED_AT = 256  # Questions from which spellings are told; an article holds hundreds.
+_LOOKED_AT = 256  # number of questions by which spellings are detected; one article may have hundreds
 _OTHERS = ("messages", "tools", "prompt", "completion", "text")
 
 
@@ -29,19 +29,20 @@ def _itself(row: Row, where: Where) -> Iterator[tuple[Where, Row | RowError]]:
 
 @dataclass(frozen=True)
 class Format:
-    """A data set format: how its rows are known and read.
+    """A data set format: the detection and parsing of its rows.
 
     Args:
-        name: What ``--format`` calls it.
-        about: One sentence for the documentation.
-        matches: Whether a row looks like this format.
-        parse: Row, place and whether documents are needed, to a record, a conversation or (TRL's formats) a row.
-            Raises :class:`RowError`.
-        columns: The columns of a row that are read.
-        expand: A row that holds several records, to rows of one record each; parts that cannot be taken apart come
-            as errors, so that the others are kept.
-        bind: The format as it reads a file with these first rows, expanded; ``None`` where it reads all alike.
-        paths: Where each field of a record stands, for people; empty where the format decides by itself.
+        name: Name for ``--format``.
+        about: Sentence for the documentation.
+        matches: Function that tells whether a row looks like this format.
+        parse: Function from a row, its place and whether documents are needed to a record, a conversation or (for
+            TRL's formats) a row. Raises :class:`RowError`.
+        columns: Function from a row to the columns that are read.
+        expand: Function from a row that contains several records to rows of one record each; parts that cannot be
+            separated come as errors, so that the others are kept.
+        bind: Function from the first, expanded rows of a file to the format for that file; ``None`` where all files
+            have the same one.
+        paths: Paths of the fields of a record for the user; empty for formats without paths.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Format:
     paths: str = ""
 
     def bound(self, rows: Sequence[Row]) -> Format:
-        """The format as it reads a file of which these are the first rows."""
+        """Return the format for a file with these first rows."""
         if self.bind is None:
             return self
         parts = (part for row in rows for _, part in self.expand(row, Where("", 0)) if not isinstance(part, RowError))
@@ -64,16 +65,16 @@ class Format:
 def _of_shape(shape: Shape) -> Format:
     def bind(rows: Sequence[Row]) -> Format:
         bound = shape.bind(rows)
-        # A path that no row has says nothing to people.
-        told = {name: path for name, path in bound.paths.items() if any(holds(row, path.lstrip("!")) for row in rows)}
+        # The user does not need to see paths that no row has.
+        used = {name: path for name, path in bound.paths.items() if any(holds(row, path.lstrip("!")) for row in rows)}
         return Format(
-            shape.name, shape.about, shape.matches, bound.parse, shape.columns, shape.expand, None, _told(told)
+            shape.name, shape.about, shape.matches, bound.parse, shape.columns, shape.expand, None, _in_words(used)
         )
 
     return Format(shape.name, shape.about, shape.matches, shape.parse, shape.columns, shape.expand, bind)
 
 
-def _told(paths: Mapping[str, str]) -> str:
+def _in_words(paths: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={path}" for name, path in paths.items())
 
 
@@ -84,7 +85,7 @@ def _looks_named(row: Row) -> bool:
     named = by_name([row])
     if {"question", "answer"} - named.keys():
         return False
-    # Without documents only what is called a question is one: the others are prompts.
+    # Without documents only columns named "question" or "query" are questions: other names mean prompts.
     return "documents" in named or named["question"].casefold() in ("question", "query")
 
 
@@ -97,14 +98,14 @@ def _parse_named(row: Row, where: Where, needs_documents: bool) -> Item | dict[s
 
 
 def mapped(given: Mapping[str, str] | Sequence[str]) -> Format:
-    """The format that ``--map`` describes: a path for each field; fields without one stand under their own names.
+    """Return the format that ``--map`` describes: a path for each field; other fields have their own names.
 
     Args:
-        given: Paths by field of a record; or of ``messages`` and ``tools``; or of TRL's ``prompt``, ``completion``,
-            ``text``. Also as texts ``FIELD=PATH``.
+        given: Paths by field of a record, or by ``messages`` and ``tools``, or by TRL's ``prompt``, ``completion``,
+            ``text``; also as texts ``FIELD=PATH``.
 
     Raises:
-        ConfigError: If a field or path cannot be.
+        ConfigError: If a field is unknown, or a path is invalid.
     """
     paths = _paths(given)
     parsed = {name: Path.parse(text) for name, text in paths.items()}
@@ -145,7 +146,7 @@ def mapped(given: Mapping[str, str] | Sequence[str]) -> Format:
                     f"columns are {_listed(known)}.{nearest(path.text, known)}",
                     "correct the path: a column, .field inside an object, [] for each entry of a list.",
                 )
-        return Format("map", "", lambda row: True, parse, columns, paths=_told(paths))
+        return Format("map", "", lambda row: True, parse, columns, paths=_in_words(paths))
 
     return Format("map", "", lambda row: True, parse, columns, bind=bind)
 
@@ -167,7 +168,7 @@ def _paths(given: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 
-# In the order in which a row is asked: the particular ones first, since many formats hold a question and an answer.
+# Formats in the order of detection: specific ones first, since many formats have a question and an answer.
 FORMATS: dict[str, Format] = {
     format_.name: format_
     for format_ in (
@@ -215,10 +216,10 @@ def _is_canonical(row: Row) -> bool:
 
 
 def get_format(name: str) -> Format:
-    """The format of this name.
+    """Return the format of a name.
 
     Raises:
-        ConfigError: If there is none; the message names the near one.
+        ConfigError: If the name is unknown.
     """
     if name not in FORMATS:
         raise ConfigError(
@@ -229,10 +230,10 @@ def get_format(name: str) -> Format:
 
 
 def detect(rows: Iterable[Row]) -> str:
-    """The name of the format that most of these rows look like; the first such in a tie.
+    """Return the name of the format that most rows look like; in a tie the first one.
 
     Raises:
-        DataError: If none looks like a known format; the message names the fields found.
+        DataError: If no row looks like a known format.
     """
     seen = list(rows)
     votes = Counter(name for row in seen if (name := _vote(row)) is not None)
@@ -255,7 +256,7 @@ def detect(rows: Iterable[Row]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The names as messages show them, all of them where there are not hundreds."""
+    """Return names as a message lists them, at most 30."""
     shown_ = [repr(name[:60]) for name in names[:30]]
     return ", ".join(shown_ + ["..."] * (len(names) > len(shown_))) or "none"
 

@@ -1,7 +1,7 @@
-"""The shapes of data sets whose rows become records by paths alone: one line each, in the language of ``--map``.
+"""The shapes of data sets whose rows become records by paths alone, in the language of ``--map``.
 
-A shape says which fields its rows have, and at which path each field of a record stands (``|`` separates spellings,
-of which a file's first rows decide for one). ``--map`` makes a shape of the same kind.
+A shape gives the fields of its rows and the path of each field of a record (``|`` separates spellings, of which a
+file's first rows select one). ``--map`` makes a shape of the same kind.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ FIELDS = (
     *("question", "documents", "documents.title", "documents.id", "documents.score", "documents.relevant", "answer"),
     *("id", "system", "answerable", "history"),
 )
-"""Fields of a record that a path may fill. ``documents.relevant`` names documents by title, id, text or place: these
-get score 1 and the others 0. ``history`` holds earlier questions and answers."""
+"""Fields of a record that a path may fill. ``documents.relevant`` names documents by title, id, text or index: these
+get score 1 and the others 0. ``history`` has earlier questions and answers."""
 
 _NEEDED = frozenset(("question", "documents", "answer"))
 _NO_ANSWER = "(no answer)"
@@ -44,22 +44,23 @@ class Shape:
     """One shape of rows.
 
     Args:
-        name: What ``--format`` calls it.
-        about: One sentence for the documentation.
-        has: Paths that a row of this shape fills, each with ``|`` between spellings.
-        paths: The path of each field of a record, with ``|`` between spellings.
-        fits: What else a row of this shape is like.
-        each: The path of the questions of a row that holds several; a question has the fields around it too.
-        turns: The paths of the questions and of the answers of a dialogue, each a list of one entry a turn; they
-            become ``question`` and ``answer`` of a row each.
-        dialogue: Whether each question goes with the questions and answers before it in the same row.
-        abstains: Answers that mean that there is none in the documents, which may also end with such a word.
-        empty_abstains: A path of answers at which an empty list means that the documents hold none.
-        keeps_answer: Whether the answer of a question that is not answerable is trained; else the abstention text is.
-        skips_blank: Whether blank documents are left out, and not an error.
+        name: Name for ``--format``.
+        about: Sentence for the documentation.
+        has: Paths at which a row of this shape has values, with ``|`` between spellings.
+        paths: Path of each field of a record, with ``|`` between spellings.
+        fits: Function that checks further features of a row.
+        each: Path of the questions in rows of several questions; a question has the fields around it too. Empty for
+            rows of one question.
+        turns: Paths of the questions and of the answers of a dialogue, lists with one entry for each turn, which
+            becomes a row with ``question`` and ``answer``; empty for none.
+        dialogue: Whether each question includes the questions and answers before it in the same row.
+        abstains: Answers that mean that the documents have none; an answer may also end with one of them.
+        empty_abstains: Path of answers at which an empty list means that the documents have none; empty for no path.
+        keeps_answer: Whether the answer of an unanswerable question is trained instead of the abstention text.
+        skips_blank: Whether blank documents are left out instead of being an error.
         chats: Whether a row without documents is a conversation of one question and answer.
-        title: What the titles go through.
-        answer_tag: What stands before the short answer at the end of a reasoned one; the short one is accepted too.
+        title: Function that is applied to titles.
+        answer_tag: Text before the short answer at the end of a reasoned one, which is accepted too; empty for none.
     """
 
     name: str
@@ -79,22 +80,22 @@ class Shape:
     answer_tag: str = ""
 
     def matches(self, row: Row) -> bool:
-        """Whether a row looks like this shape."""
+        """Tell whether a row looks like this shape."""
         return all(holds(row, paths) for paths in self.has) and self.fits(row)
 
     def bind(self, rows: Sequence[Row]) -> Shape:
-        """The shape with one path for each field: the first spelling that one of these rows has.
+        """Return the shape with one path for each field: the first spelling that one of these rows has.
 
-        Decided once for a file: a row that lacks its reference answer must not fall back to a model's answer.
+        A file has one choice, since a row without its reference answer must not fall back to a model's answer.
         """
-        chosen = {name: _first_held(rows, paths) for name, paths in self.paths.items()}
+        chosen = {name: _first_present(rows, paths) for name, paths in self.paths.items()}
         for name in chosen.keys() - _NEEDED:
             if any(not _walks(row, chosen[name]) for row in rows):  # another spelling of the shape has no such field
                 del chosen[name]
         return replace(self, paths=chosen)
 
     def columns(self, row: Row) -> set[str]:
-        """The columns of a row that are read."""
+        """Return the columns of a row that are read."""
         read = {self.each.split("[")[0]} if self.each else set()
         texts = [text.strip() for paths in (*self.paths.values(), *self.turns) for text in paths.split("|")]
         return read.union(*(Path.parse(text).columns(row) for text in texts))
@@ -102,7 +103,7 @@ class Shape:
     # ---- rows that hold several questions -------------------------------------------------------------------
 
     def expand(self, row: Row, where: Where) -> Iterator[tuple[Where, Row | RowError]]:
-        """One row for each question."""
+        """Yield a row for each question."""
         parts = _nested(row, self.each.removesuffix("[]").split("[]."), where) if self.each else iter([(where, row)])
         parts = (turn for place, part in parts for turn in self._turns(part, place))
         if not self.dialogue:
@@ -117,7 +118,7 @@ class Shape:
                 yield place, part
                 continue
             yield place, {**part, "history": list(history)}
-            history.append([part.get("question"), self._said(part, place)])
+            history.append([part.get("question"), self._answer_of(part, place)])
 
     def _turns(self, row: Row | RowError, where: Where) -> Iterator[tuple[Where, Row | RowError]]:
         if isinstance(row, RowError) or not self.turns or not holds(row, self.turns[0]):
@@ -127,7 +128,7 @@ class Shape:
         lists = []
         try:
             for paths in self.turns:
-                path = Path.parse(_first_held([row], paths))
+                path = Path.parse(_first_present([row], paths))
                 columns |= path.columns(row)
                 lists.append([entry for found in path.all(row, where) for entry in _entries(found, path.each)])
             questions, answers = lists
@@ -143,8 +144,8 @@ class Shape:
             turn = {**kept, "question": question.value, "answer": answer.value, **name}
             yield where.within(f"turn[{i}]"), turn
 
-    def _said(self, row: Row, where: Where) -> str:
-        """The answer of a turn as the next ones read it; a bad one is told where its own turn is read."""
+    def _answer_of(self, row: Row, where: Where) -> str:
+        """Return the answer of a turn for the history of later ones; an invalid one is an error of its own turn."""
         try:
             texts, _ = self.bind([row])._answers(row, where)
         except RowError:
@@ -154,7 +155,7 @@ class Shape:
     # ---- a row of one question ------------------------------------------------------------------------------
 
     def parse(self, row: Row, where: Where, needs_documents: bool) -> Item:
-        """The record of one question.
+        """Return the record of one question.
 
         Raises:
             RowError: If a field is missing or of another type.
@@ -167,14 +168,14 @@ class Shape:
         documents = self._documents(row, where)
         named = self._one(row, where, "id")
         system = self._one(row, where, "system")
-        told = _fields(system, where).optional_text(system.name, blank=True)
+        system_text = _fields(system, where).optional_text(system.name, blank=True)
         history = self._history(row, where)
         record = Record(
             question="\n\n".join([*history, question]) if history else question,
             documents=documents,
             answers=answers,
             id=_fields(named, where).identifier(named.name),
-            system=told or None,
+            system=system_text or None,
             answerable=answerable,
         )
         if not documents and self.chats and answers:
@@ -194,9 +195,9 @@ class Shape:
     def _answers(self, row: Row, where: Where) -> tuple[tuple[str, ...], bool]:
         path = self._path("answer")
         flag = self._one(row, where, "answerable")
-        said = _fields(flag, where).flag(flag.name)
+        value_of_flag = _fields(flag, where).flag(flag.name)
         negated = (self._path("answerable") or Path("", ())).negated
-        answerable = None if said is None else said is not negated
+        answerable = None if value_of_flag is None else value_of_flag is not negated
         if answerable is False and not self.keeps_answer:
             return (), False
         found = [] if path is None else path.find(row, where)
@@ -256,14 +257,14 @@ class Shape:
 
     def _history(self, row: Row, where: Where) -> list[str]:
         path = self._path("history") or (Path.parse("history") if self.dialogue else None)
-        told: list[str] = []
+        texts: list[str] = []
         for turn in [v for found in path.all(row, where) for v in _entries(found, path.each)] if path else []:
-            said = turn.value if isinstance(turn.value, list | tuple) else [turn.value]
+            parts = turn.value if isinstance(turn.value, list | tuple) else [turn.value]
             if isinstance(turn.value, Mapping):  # a turn as an object, or one message of it
                 pair = next((p for p in _PAIRS if p[0] in turn.value and p[1] in turn.value), ())
-                said = [turn.value[key] for key in pair] or [turn.value.get("content", turn.value.get("value"))]
-            told += [Fields({turn.name: part}, where).text(turn.name).strip() for part in said]
-        return [_EARLIER + "\n" + "\n".join(told)] if told else []
+                parts = [turn.value[key] for key in pair] or [turn.value.get("content", turn.value.get("value"))]
+            texts += [Fields({turn.name: part}, where).text(turn.name).strip() for part in parts]
+        return [_EARLIER + "\n" + "\n".join(texts)] if texts else []
 
 
 _PAIRS = (("question", "answer"), ("user", "assistant"), ("human", "ai"), ("query", "response"), ("input", "output"))
@@ -278,7 +279,7 @@ def _blank(value: object) -> bool:
 
 
 def _nested(row: Row, keys: Sequence[str], where: Where) -> Iterator[tuple[Where, Row | RowError]]:
-    """The innermost objects of lists in lists, each with the fields of those around it."""
+    """Yield the innermost objects of nested lists, each with the fields of the objects around it."""
     key, *inner = keys
     if row.get(key) is None:  # the question itself
         yield where, row
@@ -303,7 +304,7 @@ def _nested(row: Row, keys: Sequence[str], where: Where) -> Iterator[tuple[Where
             yield from _nested({**around, **entry}, inner, place)
 
 
-def _first_held(rows: Sequence[Row], paths: str) -> str:
+def _first_present(rows: Sequence[Row], paths: str) -> str:
     texts = [text.strip() for text in paths.split("|")]
     return next((text for text in texts if any(holds(row, text.removeprefix("!")) for row in rows)), texts[0])
 
@@ -317,7 +318,7 @@ def _walks(row: Row, text: str) -> bool:
 
 
 def _accepted(found: Found, where: Where, *, blank: bool) -> list[str]:
-    """The texts of an answer: itself, those of a list, or those that objects hold as ``text``."""
+    """Return the texts of an answer: a text, those of a list, or those of objects with ``text``."""
     values = found.value if isinstance(found.value, list | tuple) else [found.value]
     texts = []
     for i, value in enumerate(values):
@@ -333,7 +334,7 @@ def _accepted(found: Found, where: Where, *, blank: bool) -> list[str]:
 
 
 def _entries(found: Found, each: bool) -> list[Found]:
-    """The documents of a value: itself, or what a list or an object keyed by names holds."""
+    """Return the documents of a value: the value itself, or the entries of a list or of an object keyed by names."""
     value = found.value
     if not each and (value is None or _blank(value)):
         return []
@@ -347,7 +348,7 @@ def _entries(found: Found, each: bool) -> list[Found]:
 
 
 def _joined(entry: Found, where: Where) -> object:
-    """A document given as sentences as one text."""
+    """Return a document, with a list of sentences joined to one text."""
     value = entry.value
     if not isinstance(value, list | tuple):
         return value

@@ -23,12 +23,12 @@ _PER_TOKEN = ("labels", "attention_mask", "completion_mask", "assistant_masks")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    """``input_ids``, or ``prompt`` with ``completion``, or ``text`` without a question."""
+    """Tell whether a row has ``input_ids``, or ``prompt`` and ``completion``, or ``text`` without ``question``."""
     return "input_ids" in row or ("prompt" in row and "completion" in row) or ("text" in row and "question" not in row)
 
 
 def parse(row: Mapping[str, Any], where: Where, needs_documents: bool) -> dict[str, Any]:
-    """The row with TRL's columns alone."""
+    """Return the row with TRL's columns only."""
     fields = Fields(row, where)
     kept = {key: fields.check_json(key) for key in KEYS if fields.get(key) is not None}
     if "input_ids" in kept:
