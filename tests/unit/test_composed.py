@@ -111,6 +111,14 @@ def test_magpie_opens_a_users_turn_and_answers_what_was_written(tmp_path: Path) 
     assert tokenizer.decode(learnt) == "It is I.<|im_end|>"
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_instruction_of_magpie_ends_at_its_first_line_break(ended: bool, tmp_path: Path) -> None:
+    source = Talker(reply=lambda r: Reply("Who is it? \nAnd then?", ended) if r.text else Reply("It is I.", True))
+    made = compose("magpie", source, tmp_path, 1, magpie_ratio=1.0)
+    assert source.asked[1].messages == ({"role": "user", "content": "Who is it?"},)
+    assert "And then" not in chat_tokenizer().decode(made[1]["input_ids"])
+
+
 def test_in_a_dialogue_the_person_speaks_with_the_roles_exchanged(tmp_path: Path) -> None:
     numbers = iter(range(100))
     source = Talker(reply=lambda request: Reply(f"words {next(numbers)}", True))

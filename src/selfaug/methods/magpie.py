@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from selfaug.data.record import Conversation
 from selfaug.generation.header import user_turn
-from selfaug.generation.requests import Request
+from selfaug.generation.requests import Reply, Request
 from selfaug.methods.base import MIXED_ROWS, Changes, Compose, Method
 from selfaug.methods.chat import require_chat
 from selfaug.methods.options import option
@@ -28,7 +28,9 @@ class Magpie(Method):
     end by themselves, or do not fit are generated again, so that the ratio is exact. By default there is 1 general row
     for 9 training rows, as in the comparison of arXiv 2509.03934.
 
-    Source: MAGPIE, arXiv 2406.08464. Differences: no further quality filters, and no system prompts.
+    Source: MAGPIE, arXiv 2406.08464; an instruction ends at its first line break, as there. Differences: one
+    temperature for every model (the published settings choose it by model), no further quality filters, and no system
+    prompts.
     """
 
     @dataclass(frozen=True)
@@ -58,11 +60,16 @@ class Magpie(Method):
         return Changes(compose=Compose(o.magpie_ratio, write), check_prompts=(require_chat(self.name), user_turn))
 
 
+def _first_line(reply: Reply) -> Reply:
+    line, line_break, _ = reply.text.partition("\n")
+    return Reply(line.strip(), reply.ended or bool(line_break))
+
+
 def _write(writer: Writer, count: int, *, temperature: float, top_p: float) -> list[Conversation]:
     turn = user_turn(writer.tokenizer, writer.renderer)
 
     def attempt(numbers: list[int]) -> list[Conversation | str]:
-        instructions = writer.write(
+        written = writer.write(
             [
                 Request(
                     text=turn.header, stop=turn.end, length=writer.length, temperature=temperature, top_p=top_p,
@@ -72,6 +79,7 @@ def _write(writer: Writer, count: int, *, temperature: float, top_p: float) -> l
             ],
             "instructions",
         )  # fmt: skip
+        instructions = [_first_line(reply) for reply in written]
         finished = [reply for reply in instructions if reply.ended and reply.text]
         prompts = [({"role": "user", "content": writer.renderer.escape(reply.text)},) for reply in finished]
         answers = iter(writer.write([Request(messages, length=writer.length) for messages in prompts], "answers"))
