@@ -71,6 +71,7 @@ def numbers(folder: Path) -> Any:
     return {name: found[name] for name in ("worlds", "points", "curves", "says")}
 
 
+@pytest.mark.nightly
 def test_killed_broken_and_mended_it_gives_the_table_of_one_run(
     words: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +258,7 @@ def test_what_a_seed_holds_out_is_no_common_ground(
     assert "held_out draws other rows with each seed" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_worlds_have_a_base_and_a_yardstick_of_their_own_and_shift_comes_later(
     words: list[str], model: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -33,6 +33,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out.strip()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_made_twice_and_made_from_a_kill_the_weights_are_the_same_to_the_bit(tmp_path: Path) -> None:
     whole = start(*MAKE, "--output_dir", tmp_path / "whole")

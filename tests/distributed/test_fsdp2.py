@@ -55,6 +55,7 @@ def train(folder: Path, settings: dict[str, Any], launcher: list[str]) -> tuple[
     return json.loads((folder / "losses.json").read_text()), adapter
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_sharded_run_equals_a_whole_one(name: str, tmp_path: Path) -> None:
     (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(FSDP2))

@@ -36,6 +36,7 @@ def left(folder: Path, rank: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.nightly
 def test_two_ranks_write_what_one_would(tmp_path: Path) -> None:
     run(tmp_path / "one")
     run(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

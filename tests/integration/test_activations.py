@@ -47,6 +47,7 @@ def test_a_step_has_the_methods_gradient(method: str, tmp_path: Path) -> None:
     assert logged["loss"] == pytest.approx(logged["nll"] + 0.7 * logged["activation"], rel=1e-4)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", MODULES)
 def test_one_method_with_a_choice_of_modules_is_each_of_the_older_names(name: str, tmp_path: Path) -> None:
     options = {"activation_weight": 0.7, "align_modules": name.removeprefix("align-")}

@@ -23,6 +23,7 @@ def compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_a_compiled_model_has_the_same_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

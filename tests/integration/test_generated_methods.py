@@ -144,6 +144,7 @@ def test_killed_while_it_writes_a_run_goes_on_and_makes_nothing_twice(tmp_path: 
     assert (tmp_path / "killed" / FOLDER / SAMPLES).read_bytes() == after
 
 
+@pytest.mark.nightly
 def test_another_base_length_or_seed_writes_anew(tmp_path: Path) -> None:
     def made(**changes: Any) -> int:
         make_trainer(tmp_path, **changes).train()

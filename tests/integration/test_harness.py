@@ -81,6 +81,7 @@ def test_vllm_gets_the_adapter_as_lora(tmp_path: Path, model: Path) -> None:
         backend_args("vllm", check_origin(biased), "auto")
 
 
+@pytest.mark.nightly
 def test_a_group_of_own_tasks_from_a_folder(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = tmp_path / "tasks"
     tasks.mkdir()
@@ -126,6 +127,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     assert "Did you mean 'own_group'?" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_faults_of_a_task_are_told_and_what_is_finished_is_kept(tmp_path: Path, model: Path) -> None:
     run = finished_run(tmp_path / "run", model)
     good = tmp_path / "good.jsonl"

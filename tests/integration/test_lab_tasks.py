@@ -65,6 +65,7 @@ def test_every_skill_is_a_task_of_the_suite() -> None:
     assert [task.task for task in suite("lab")] == [f"lab_{skill}" for skill in SKILLS]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("skill", ["facts", "dialogue"])
 def test_lm_evals_number_is_that_of_the_labs_checkers(model: Path, skill: str) -> None:
     task = next(task for task in suite("lab") if task.task == f"lab_{skill}")

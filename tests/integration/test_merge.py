@@ -346,6 +346,7 @@ def test_stochastic_rounding_keeps_the_mean_and_what_is_exact() -> None:
         assert torch.equal(stochastically(exact, dtype, generator).float(), exact)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_smollm2_in_bfloat16_keeps_a_small_tuning(smollm2: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"

@@ -117,7 +117,7 @@ def compare_metrics(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(4, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_batches_losses_and_gradients(
     layout: str, accumulation: int, jsonl: Path, stories260k: Path, tmp_path: Path

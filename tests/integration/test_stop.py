@@ -67,6 +67,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_stopped_three_ways_a_run_ends_with_the_same_adapter(flags: list[str], tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

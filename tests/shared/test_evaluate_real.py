@@ -142,6 +142,7 @@ def _compare(run: RunFolder, stories260k: Path, shared: Path, tmp_path: Path, li
         assert all(entry["difference"]["interval"] is not None for entry in metrics.values())
 
 
+@pytest.mark.nightly
 def test_a_part_of_arc_and_ifeval_gives_lm_evals_own_numbers(
     run: RunFolder, stories260k: Path, shared: Path, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def shift_of(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "shift.json").read_text()))
 
 
+@pytest.mark.nightly
 def test_killed_after_a_checkpoint_it_goes_on_with_the_next(run: Path, words: list[object]) -> None:
     command = [sys.executable, "-m", "selfaug", *map(str, words), "--checkpoints", "all"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:

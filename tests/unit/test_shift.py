@@ -302,6 +302,7 @@ print(found["regions"]["documents"]["tokens"], found["regions"]["documents"]["ba
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_4096_tokens_at_a_vocabulary_of_152k_take_less_than_one_and_a_half_gigabytes() -> None:
     """One matrix of dense float32 logits alone is 2.5 GB."""
