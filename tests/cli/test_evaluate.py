@@ -344,6 +344,7 @@ def test_a_judge_that_babbles_is_counted(
     assert "crag" not in part["metrics"] or part["metrics"]["crag"]["base"]["n"] < 12
 
 
+@pytest.mark.nightly
 def test_a_full_disk_keeps_what_was_finished(run: RunFolder, data: Path) -> None:
     # Files of at most 8 kB, as on a disk that is full: the answers of both models fit, the sample log does not.
     code = (

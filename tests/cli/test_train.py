@@ -190,6 +190,7 @@ def test_a_signal_saves_and_ends(model: Path, data: Path, tmp_path: Path, number
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_signal_ends_both_of_two_processes(model: Path, data: Path, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def contents(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.iterdir()}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_killed_cache_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "SHARD_BYTES", 100 * 32 * 4)  # restored afterwards; `write` sets it in children

@@ -54,6 +54,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "SHARD_BYTES", 20 * 32 * 4)  # twenty float32 states of the tiny models
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("fractions", [{}, {"align_fraction": 0.5, "align_token_fraction": 0.5}], ids=["all", "drawn"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_epoch_equals_the_online_one(layout: str, fractions: dict[str, float], tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, floa
     return result, seconds
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_uninterrupted_runs_agree_and_another_seed_differs(
     uninterrupted: tuple[bytes, float], tmp_path: Path
@@ -59,6 +60,7 @@ def test_two_uninterrupted_runs_agree_and_another_seed_differs(
     assert finish(tmp_path / "other", seed=43) != uninterrupted[0]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_killed_at_random_moments_the_adapter_is_the_same_to_the_bit(
     uninterrupted: tuple[bytes, float], tmp_path: Path

@@ -161,7 +161,10 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+NIGHTLY = {"pissa", "olora", "biases", "rslora", "patterns", "saved embedding of a tied model"}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.nightly] if k in NIGHTLY else []) for k in KINDS])
 def test_every_kind_of_adapter_is_what_lies_on_the_disk(kind: str, tmp_path: Path) -> None:
     arch, config, settings = KINDS[kind]
     model = saved(tmp_path / "model", arch, **config)

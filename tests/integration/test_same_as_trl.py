@@ -169,6 +169,7 @@ def test_a_mixture_of_experts_with_its_auxiliary_loss(arch: str, layout: str, tm
 # ---- the two command lines ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 @pytest.mark.shared
 def test_the_two_command_lines(jsonl: Path, stories260k: Path, tmp_path: Path) -> None:
     flags = {

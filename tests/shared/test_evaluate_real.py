@@ -157,6 +157,7 @@ def test_the_whole_of_arc_and_ifeval_gives_lm_evals_own_numbers(
     _compare(run, stories260k, shared, tmp_path, limit=10_000, batch_size=64)
 
 
+@pytest.mark.nightly
 def test_an_adapter_of_zero_steps_changes_nothing(tmp_path: Path, stories260k: Path, shared: Path) -> None:
     run = finished_run(tmp_path / "zero", stories260k, perturb=0)
     data = shared / "data"
