@@ -12,19 +12,19 @@ __all__ = ["once_per_machine"]
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
-"""Until when the others wait: the first process may be reading millions of rows."""
+"""Longest wait of the other processes: the first one may be reading millions of rows."""
 
 
 def once_per_machine(make: Callable[[], T]) -> T:
-    """What ``make`` gives in the first process of this machine, in each process of it.
+    """Return, in each process of this machine, what ``make`` returns in its first process.
 
-    A mistake of the user that ``make`` meets is raised in every process of the run, so that all end and none waits.
+    A ``UserError`` of ``make`` is raised in every process of the run, so that all of them end and none waits.
 
     Args:
         make: Function whose result can be pickled.
 
     Raises:
-        UserError: As ``make``; where another process says it, ``said_elsewhere`` is set.
+        UserError: The error of ``make``; ``said_elsewhere`` is set in all processes but the one that met it.
     """
     import torch.distributed
     from accelerate import PartialState

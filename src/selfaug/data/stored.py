@@ -129,7 +129,9 @@ def find_or_make(deciding: Mapping[str, Any], make: Callable[[Path], dict[str, A
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
-        (unfinished / _FACTS).write_text(json.dumps(make(unfinished)), encoding="utf-8")
+        facts = make(unfinished)
+        sizes = {file.name: file.stat().st_size for file in unfinished.iterdir()}
+        (unfinished / _FACTS).write_text(json.dumps({"facts": facts, "bytes": sizes}), encoding="utf-8")
         try:
             unfinished.rename(folder)
         except OSError:  # another run was faster, or the folder is there and damaged
@@ -147,15 +149,16 @@ def find_or_make(deciding: Mapping[str, Any], make: Callable[[Path], dict[str, A
 
 
 def _is_whole(folder: Path) -> bool:
+    # A machine that lost power may have renamed a folder whose table is cut off.
     try:
-        _facts(folder)
-    except (OSError, ValueError):
+        sizes = json.loads((folder / _FACTS).read_text(encoding="utf-8"))["bytes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
         return False
-    return True
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / _FACTS).read_text(encoding="utf-8")))
+    return dict(json.loads((folder / _FACTS).read_text(encoding="utf-8"))["facts"])
 
 
 def open_table(folder: Path) -> datasets.Dataset:

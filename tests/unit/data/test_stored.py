@@ -105,6 +105,24 @@ def test_a_table_is_made_once_for_what_decides_it(encoding: Encoding, cache: Pat
     assert len(open_table(folder)) == len(whole(encoding).rows)
 
 
+def test_a_table_that_was_cut_off_is_made_anew(cache: Path) -> None:
+    made: list[Path] = []
+
+    def make(folder: Path) -> dict[str, Any]:
+        made.append(folder)
+        (folder / "rows.arrow").write_bytes(b"whole")
+        return {"rows": 1}
+
+    folder, facts = find_or_make({"a": 1}, make)
+    assert find_or_make({"a": 1}, make) == (folder, facts) == (folder, {"rows": 1})
+    assert len(made) == 1
+    for damage in (lambda file: file.write_bytes(b"who"), Path.unlink):
+        damage(folder / "rows.arrow")
+        assert find_or_make({"a": 1}, make) == (folder, {"rows": 1})
+        assert (folder / "rows.arrow").read_bytes() == b"whole"
+    assert len(made) == 3
+
+
 def test_what_fails_leaves_nothing_behind(cache: Path) -> None:
     def fail(folder: Path) -> dict[str, Any]:
         (folder / "rows.arrow").write_bytes(b"half of it")
