@@ -1,0 +1,93 @@
+"""What does a run leave behind when one of its ranks is killed, at any moment, saving included?
+
+FSDP2 and ZeRO-3, ten random moments each: the launch ends within a stated time, every checkpoint that calls itself
+whole is whole, and going on from the last one gives the weights of the run that nobody killed, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfaug.run.checkpoint import last_whole, numbered, torn_because
+from tests.distributed.cells import Cell
+from tests.distributed.launching import environment, largest_difference, launcher
+from tests.distributed.test_sharding import STORIES, missing
+
+pytestmark = [pytest.mark.distributed, pytest.mark.nightly, pytest.mark.shared]
+
+SCRIPT = Path(__file__).with_name("resumed.py")
+MOMENTS = 10
+STEPS = 8
+# torchrun ends the other ranks when one is gone: SIGTERM at once, SIGKILL after 30 seconds.
+LONGEST = 60.0
+
+
+def start(kind: str, folder: Path, cell: Cell) -> subprocess.Popen[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cell.json").write_text(json.dumps(vars(cell)))
+    words = [str(SCRIPT), kind, str(folder / "cell.json"), str(STORIES), str(folder), str(STEPS)]
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen([*launcher(kind, folder), *words], env=environment(), stdout=log, stderr=log, text=True)
+
+
+def finish(kind: str, folder: Path, cell: Cell) -> None:
+    assert start(kind, folder, cell).wait(timeout=400) == 0, (folder / "log.txt").read_text()[-3000:]
+
+
+def kill_one(kind: str, folder: Path, cell: Cell, step: int, delay: float, rank: int) -> float:
+    """Kill a rank ``delay`` seconds after a step; the seconds until the launch has ended."""
+    shutil.rmtree(folder / "export", ignore_errors=True)
+    (folder / "step").unlink(missing_ok=True)
+    process = start(kind, folder, cell)
+    try:
+        until = time.monotonic() + 300
+        while not (folder / "step").is_file() or int((folder / "step").read_text() or 0) < step:
+            assert process.poll() is None, "it ended before it was killed: " + (folder / "log.txt").read_text()[-3000:]
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        time.sleep(delay)
+        os.kill(int((folder / f"pid{rank}").read_text()), signal.SIGKILL)
+        since = time.monotonic()
+        assert process.wait(timeout=LONGEST) != 0
+        return time.monotonic() - since
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
+def test_a_killed_rank_neither_hangs_nor_tears(kind: str, tmp_path: Path) -> None:
+    cell = Cell("lora", "initial")
+    if (reason := missing(kind, cell)) is not None:
+        pytest.skip(reason)
+    finish(kind, tmp_path / "whole", cell)
+    draw = random.Random(22)
+    for moment in range(MOMENTS):
+        folder = tmp_path / f"killed{moment}"
+        # A checkpoint is saved after each second step, so that many of these moments are within one.
+        step, delay, rank = draw.randrange(1, STEPS), draw.uniform(0, 0.5), draw.randrange(2)
+        seconds = kill_one(kind, folder, cell, step, delay, rank)
+        sealed = [path.name for path in numbered(folder / "run") if torn_because(path) is None]
+        torn = [path.name for path in numbered(folder / "run") if torn_because(path) is not None]
+        last = last_whole(folder / "run")
+        assert not (folder / "export").exists()
+        finish(kind, folder, cell)
+        difference = largest_difference(folder, tmp_path / "whole")
+        print(f"{kind}: rank {rank} {delay:.2f} s after step {step}: ended in {seconds:.1f} s, whole {sealed}, torn {torn},"
+              f" resumed from {last.name if last else 'the start'}, largest difference {difference}")  # fmt: skip
+        assert difference == 0.0
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-s", "-q", "-m", "nightly"]))
