@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import TrainerCallback
 
-from selfaug.run.checkpoint import last_whole
+from selfaug.run.checkpoint import last_whole, step_of
 from tests.distributed.cells import Cell, make_trainer
 from tests.distributed.fsdp_on_cpu import assert_sharded, shard_on_cpu
 
@@ -38,8 +38,10 @@ def main(kind: str, cell_file: Path, model: str, folder: Path, steps: int) -> No
     (folder / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
     trainer = make_trainer(cell, model, folder, max_steps=steps, save_strategy="steps", save_steps=2)
     trainer.add_callback(_Steps(folder))
-    resume = last_whole(folder / "run") is not None
-    trainer.train(resume_from_checkpoint=resume or None)
+    last = last_whole(folder / "run")
+    if last is not None:
+        print(f"going on from step {step_of(last)}", flush=True)
+    trainer.train(resume_from_checkpoint=last is not None or None)
     assert_sharded(trainer, kind)
     trainer.save_model(str(folder / "export"))
     trainer.end()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,16 +33,17 @@ STEPS = 40
 LONGEST = 60.0
 
 
-def start(kind: str, folder: Path, cell: Cell) -> subprocess.Popen[str]:
+def start(kind: str, folder: Path, cell: Cell, steps: int = STEPS, **changes: Any) -> subprocess.Popen[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cell.json").write_text(json.dumps(vars(cell)))
-    words = [str(SCRIPT), kind, str(folder / "cell.json"), str(STORIES), str(folder), str(STEPS)]
+    words = [*launcher(kind, folder, **changes), str(SCRIPT), kind, str(folder / "cell.json"), str(STORIES)]
     with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen([*launcher(kind, folder), *words], env=environment(), stdout=log, stderr=log, text=True)
+        return subprocess.Popen([*words, str(folder), str(steps)], env=environment(), stdout=log, stderr=log, text=True)
 
 
-def finish(kind: str, folder: Path, cell: Cell) -> None:
-    assert start(kind, folder, cell).wait(timeout=400) == 0, (folder / "log.txt").read_text()[-3000:]
+def finish(kind: str, folder: Path, cell: Cell, steps: int = STEPS, **changes: Any) -> None:
+    code = start(kind, folder, cell, steps, **changes).wait(timeout=400)
+    assert code == 0, (folder / "log.txt").read_text()[-3000:]
 
 
 def kill_one(kind: str, folder: Path, cell: Cell, step: int, delay: float, rank: int) -> float:
@@ -63,6 +65,23 @@ def kill_one(kind: str, folder: Path, cell: Cell, step: int, delay: float, rank:
     finally:
         if process.poll() is None:
             process.kill()
+
+
+@pytest.mark.parametrize("cell", [Cell("lora", "initial"), Cell("full", "path")], ids=lambda cell: cell.name)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("fsdp2", {}), ("fsdp2", {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}), ("zero2", {}), ("zero3", {})],
+    ids=["fsdp2", "fsdp2-sharded-checkpoints", "zero2", "zero3"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(kind: str, changes: dict[str, Any], cell: Cell, tmp_path: Path) -> None:
+    if (reason := missing(kind, cell)) is not None:
+        pytest.skip(reason)
+    finish(kind, tmp_path / "whole", cell, 6, **changes)
+    finish(kind, tmp_path / "halves", cell, 2, **changes)
+    assert largest_difference(tmp_path / "halves", tmp_path / "whole") > 1e-4, "the last steps change nothing"
+    finish(kind, tmp_path / "halves", cell, 6, **changes)
+    assert "going on from step 2" in (tmp_path / "halves" / "log.txt").read_text()
+    assert largest_difference(tmp_path / "halves", tmp_path / "whole") == 0.0
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
