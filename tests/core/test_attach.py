@@ -6,6 +6,7 @@ They also run with torch, transformers (5.6 and later), peft and safetensors alo
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,27 @@ def test_a_batch_that_lost_its_plan_is_refused(tmp_path: Path) -> None:
     trainer._prepare_inputs = lambda inputs: prepare({k: v for k, v in inputs.items() if k != "selfaug"})
     selfaug.attach(trainer)
     with pytest.raises(ConfigError, match="did not reach compute_loss"):
+        trainer.train()
+
+
+def test_a_batch_that_is_split_after_planning_is_refused(tmp_path: Path) -> None:
+    trainer = packing(tmp_path, DataCollatorForSeq2Seq(tiny_tokenizer()))
+    prepare = trainer._prepare_inputs
+    trainer._prepare_inputs = lambda inputs: prepare(
+        {name: value[:, :8] if torch.is_tensor(value) else value for name, value in inputs.items()}
+    )
+    selfaug.attach(trainer)
+    with pytest.raises(ConfigError, match="after its step was planned"):
+        trainer.train()
+
+
+def test_left_padding_under_unsloth_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    selfaug.attach(trainer := packing(tmp_path, DataCollatorForSeq2Seq(tokenizer)))
+    trainer.train()
+    monkeypatch.setitem(sys.modules, "unsloth", sys)
+    with pytest.raises(ConfigError, match="Unsloth trains without the attention mask"):
         trainer.train()
 
 
