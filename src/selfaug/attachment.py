@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.files import replacing
 from selfaug.model.checks import check_documents_apart, check_head, probe_tokens
 from selfaug.model.parts import depends_on_what_follows, takes_documents_in_a_row
 from selfaug.objective import ALIGNMENT_TERMS, NLL
@@ -270,7 +271,8 @@ class _Attached:
         """Save the tensors of the reference into a checkpoint."""
         tensors = {} if self.reference is None else self.reference.tensors()
         if tensors and folder.is_dir():
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / REFERENCE_FILE)
+            with replacing(folder / REFERENCE_FILE) as temporary:
+                save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
 
 
 def _refuse(trainer: Any) -> None:
