@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.model.checks import check_head, probe_tokens
-from selfaug.model.parts import depends_on_what_follows, takes_documents_in_a_row
+from selfaug.model.parts import attends_throughout, depends_on_what_follows, takes_documents_in_a_row
 from selfaug.objective import ALIGNMENT_TERMS, NLL
 from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference import Reference, make_reference
@@ -28,7 +28,7 @@ from selfaug.step.driver import Draw, StepDriver
 from selfaug.step.forward import StepObjective, TermOn, install
 from selfaug.step.meter import Meter
 
-__all__ = ["REFERENCE_FILE", "attach"]
+__all__ = ["REFERENCE_FILE", "attach", "check_settings"]
 
 AnyTrainer = TypeVar("AnyTrainer")
 
@@ -73,7 +73,7 @@ def attach(
     Raises:
         ConfigError: If a setting is out of range, or does not work with the trainer, its model or its adapter.
     """
-    _check_settings(alpha, align_fraction, align_token_fraction, align_direction)
+    check_settings(alpha, align_fraction, align_token_fraction, align_direction)
     _Attached(
         trainer,
         Draw(trainer.args.seed, align_fraction, align_token_fraction, align_boundary, align=alpha > 0),  # type: ignore[attr-defined]
@@ -86,7 +86,12 @@ def attach(
     return trainer
 
 
-def _check_settings(alpha: float, align_fraction: float, align_token_fraction: float, align_direction: str) -> None:
+def check_settings(alpha: float, align_fraction: float, align_token_fraction: float, align_direction: str) -> None:
+    """Refuse settings of :func:`attach` that are out of range.
+
+    Raises:
+        ConfigError: With the range.
+    """
     if not 0 <= alpha < float("inf"):
         raise ConfigError(f"alpha={alpha} is not a weight", "give a finite number of 0 or more; 2 is the default.")
     for name, share in (("align_fraction", align_fraction), ("align_token_fraction", align_token_fraction)):
@@ -155,7 +160,7 @@ class _Attached:
     ) -> tuple[list[Any], Tensor]:
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         for batch in batches:
-            _refuse_batch(batch)
+            _refuse_batch(batch, self.model)
         device = device or self.trainer.args.device
         return batches, self.driver.take(batches, self.trainer.state.global_step, device)
 
@@ -231,7 +236,7 @@ def _refuse(trainer: Any) -> None:
         )
 
 
-def _refuse_batch(batch: Any) -> None:
+def _refuse_batch(batch: Any, model: torch.nn.Module) -> None:
     if not isinstance(batch, dict) and not hasattr(batch, "keys"):
         raise ConfigError(f"the collator gives a {type(batch).__name__}, not a dict.", "use one that gives a dict.")
     missing = {"input_ids", "labels"} - set(batch.keys())
@@ -241,7 +246,14 @@ def _refuse_batch(batch: Any) -> None:
             "use a collator that gives labels with -100 at prompt tokens.",
         )
     mask = batch.get("attention_mask")
-    if mask is not None and mask.dim() != 2:
+    square = mask is not None and mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[2] == mask.shape[3]
+    if square and not attends_throughout(model.config):
+        raise ConfigError(
+            "the attention mask has four dimensions, and stands for that of every layer, also of those that do "
+            "not attend to all of it; the reference pass would keep to their own kind.",
+            "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
+        )
+    if mask is not None and mask.dim() != 2 and not square:
         raise ConfigError(
             f"the attention mask has {mask.dim()} dimensions, so padding and documents cannot be found by it.",
             "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
