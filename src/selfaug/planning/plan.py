@@ -81,8 +81,10 @@ class StepPlan:
 def document_ids(batch: Mapping[str, Any]) -> Tensor:
     """Return, B × T int64, the number of each token's document in its row; -1 for padding.
 
-    A document starts where ``position_ids`` is 0 (packing, padding-free), or with the row where there are none.
-    Padding is where ``attention_mask`` is 0. A mask of B × 1 × T × T says both by itself.
+    A document starts where ``position_ids`` is 0 (packing, padding-free), or with the row where there are none. Padding
+    is where ``attention_mask`` is 0. Without a mask, a document that repeats one token and trains none is padding:
+    axolotl numbers the padding of a packed row from 0, as if it were one more document. A mask of
+    B × 1 × T × T says all of it by itself.
     """
     position_ids, mask = batch.get("position_ids"), batch.get("attention_mask")
     shape = batch["input_ids"].shape
@@ -93,7 +95,12 @@ def document_ids(batch: Mapping[str, Any]) -> Tensor:
     else:
         ids = (position_ids.cpu().reshape(shape) == 0).to(torch.int64).cumsum(dim=1) - 1
     if mask is not None:
-        ids = ids.masked_fill(mask.cpu().reshape(shape) == 0, -1)
+        return ids.masked_fill(mask.cpu().reshape(shape) == 0, -1)
+    tokens_BT, labels_BT = batch["input_ids"].cpu(), batch["labels"].cpu()
+    for row, start, stop in list(_bounds(ids)):
+        tokens, labels = tokens_BT[row, start:stop], labels_BT[row, start:stop]
+        if len(tokens) > 1 and bool((tokens == tokens[0]).all() & (labels == IGNORED).all()):
+            ids[row, start:stop] = -1
     return ids
 
 
