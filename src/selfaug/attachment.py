@@ -7,6 +7,7 @@ It replaces the two methods in which a trainer sees a step, `get_batch_samples` 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.files import replacing
 from selfaug.model.checks import check_documents_apart, check_head, probe_tokens
 from selfaug.model.parts import attends_throughout, depends_on_what_follows, takes_documents_in_a_row
 from selfaug.objective import ALIGNMENT_TERMS, NLL
@@ -43,6 +45,7 @@ _TEXT_KEYS = frozenset(
     {
         "input_ids", "labels", "attention_mask", "position_ids",
         "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx",
+        "packed_seq_lengths",
     }
 )  # fmt: skip
 """What a batch of text may hold: the reference pass gets all of it, cut to the drawn prompts."""
@@ -89,7 +92,14 @@ def attach(
     check_settings(alpha, align_fraction, align_token_fraction, align_direction)
     _Attached(
         trainer,
-        Draw(trainer.args.seed, align_fraction, align_token_fraction, align_boundary, align=alpha > 0),  # type: ignore[attr-defined]
+        Draw(
+            trainer.args.seed,  # type: ignore[attr-defined]
+            align_fraction,
+            align_token_fraction,
+            align_boundary,
+            align=alpha > 0,
+            pad_token_id=_tokens_of(trainer)["pad"],
+        ),
         alpha,
         align_direction,
         reference,
@@ -124,7 +134,7 @@ class _Attached:
         self, trainer: Any, draw: Draw, alpha: float, direction: str, reference: str, slice_tokens: int, check: bool
     ) -> None:
         self.trainer, self._check = trainer, check
-        self._tokenizer = getattr(trainer, "processing_class", None)
+        self._tokens = _tokens_of(trainer)
         self._unseen_packing = check and alpha > 0
         self._unseen_step = alpha > 0
         sharded = bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
@@ -137,6 +147,7 @@ class _Attached:
             terms.append(TermOn(ALIGNMENT_TERMS[direction], "aligned", alpha))
         slices = None if sharded else self._slice_tokens(slice_tokens)
         self._sharded = sharded
+        self._planned_shapes: dict[int, torch.Size] = {}
         objective = StepObjective(terms, self.reference, slice_tokens=slices, inspect=self._inspect_packing)
         layout = ReferenceLayout(
             whole=depends_on_what_follows(self.model.config),
@@ -180,6 +191,7 @@ class _Attached:
             self._refuse_batch(batch)
         device = device or self.trainer.args.device
         n_response = self.driver.take(batches, self.trainer.state.global_step, device)
+        self._planned_shapes = {id(batch[KEY]): batch["input_ids"].shape for batch in batches}
         if batches and self._unseen_step:
             self._unseen_step = False
             if not any(batch[KEY].per_aligned for batch in batches):
@@ -191,13 +203,13 @@ class _Attached:
 
     def _refuse_batch(self, batch: Any) -> None:
         _refuse_batch(batch, self.model)
-        _refuse_layout(batch, self._tokenizer)
+        _refuse_layout(batch, self._tokens)
 
     def _inspect_packing(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
         """Check the first micro-batch with several documents in a row."""
         if not self._unseen_packing or inputs.get("position_ids") is None:
             return
-        documents_BT = document_ids(inputs)
+        documents_BT = document_ids(inputs, self._tokens["pad"])
         first_B = documents_BT.masked_fill(documents_BT < 0, documents_BT.shape[1]).amin(dim=1)
         packed = bool((documents_BT.amax(dim=1) > first_B).any())
         if packed or self._sharded:  # every rank of a sharded model must run the same passes
@@ -216,6 +228,12 @@ class _Attached:
                     f"keep the key {KEY!r} of a batch.",
                 )
             self._refuse_batch(inputs)
+        elif self._planned_shapes.get(id(inputs[KEY])) != inputs["input_ids"].shape:
+            raise ConfigError(
+                f"the trainer made tokens of shape {tuple(inputs['input_ids'].shape)} of a batch after its step was "
+                "planned, so the plan's positions are those of other tokens.",
+                "switch off context and sequence parallelism, and whatever else cuts or splits batches.",
+            )
         accumulated = int(getattr(self.trainer, "current_gradient_accumulation_steps", 0))
         outputs = self.driver.loss(
             model, inputs, accumulated=accumulated or int(self.trainer.args.gradient_accumulation_steps)
@@ -255,7 +273,8 @@ class _Attached:
         """Save the tensors of the reference into a checkpoint."""
         tensors = {} if self.reference is None else self.reference.tensors()
         if tensors and folder.is_dir():
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / REFERENCE_FILE)
+            with replacing(folder / REFERENCE_FILE) as temporary:
+                save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
 
 
 def _refuse(trainer: Any) -> None:
@@ -319,7 +338,14 @@ def _refuse_batch(batch: Any, model: torch.nn.Module) -> None:
         )
 
 
-def _refuse_layout(batch: Any, tokenizer: Any) -> None:
+def _tokens_of(trainer: Any) -> dict[str, int | None]:
+    """Return the ids of the tokens that pad, begin and end a text; ``None`` where the trainer does not say."""
+    given = getattr(trainer, "processing_class", None)
+    tokenizer = getattr(given, "tokenizer", given)  # a processor holds a tokenizer
+    return {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+
+
+def _refuse_layout(batch: Any, tokens: Mapping[str, int | None]) -> None:
     if batch["labels"].shape != batch["input_ids"].shape:
         raise ConfigError(
             f"labels of shape {tuple(batch['labels'].shape)} came with tokens of shape "
@@ -343,18 +369,24 @@ def _refuse_layout(batch: Any, tokenizer: Any) -> None:
             )
     mask = batch.get("attention_mask")
     if mask is None:
-        _refuse_unmarked_padding(batch, tokenizer)
-    else:
-        _refuse_unmarked_documents(mask if mask.dim() == 2 else document_ids(batch) + 1, batch.get("position_ids"))
+        _refuse_unmarked_padding(batch, tokens)
+        return
+    documents_BT = mask if mask.dim() == 2 else document_ids(batch) + 1
+    # Unsloth drops the mask in training, which is right behind a causal model's text only.
+    if "unsloth" in sys.modules and not bool(documents_BT[:, 0].all()):
+        raise ConfigError(
+            "rows are padded on the left, and Unsloth trains without the attention mask: text would see padding.",
+            "set tokenizer.padding_side = 'right'.",
+        )
+    _refuse_unmarked_documents(documents_BT, batch.get("position_ids"))
 
 
-def _refuse_unmarked_padding(batch: Mapping[str, Any], tokenizer: Any) -> None:
+def _refuse_unmarked_padding(batch: Mapping[str, Any], tokens: Mapping[str, int | None]) -> None:
     """Refuse rows that begin or end in padding whose positions go on from, or into, those of a document."""
-    pad = getattr(tokenizer, "pad_token_id", None)
-    tokens_BT, documents_BT = batch["input_ids"].cpu(), document_ids(batch)
+    pad = tokens["pad"]
+    tokens_BT, documents_BT = batch["input_ids"].cpu(), document_ids(batch, pad)
     rows, width = tokens_BT.shape
-    # One such token may be the document's own.
-    run = 2 if pad in (getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "bos_token_id", None)) else 1
+    run = 2 if pad in (tokens["bos"], tokens["eos"]) else 1  # one such token may be the document's own
     if width <= run:
         return
     pads_BT = (batch["labels"].cpu() == IGNORED) & (documents_BT >= 0)

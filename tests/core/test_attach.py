@@ -6,6 +6,7 @@ They also run with torch, transformers (5.6 and later), peft and safetensors alo
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,41 @@ def test_a_resumed_run_is_held_to_where_the_first_one_began(tmp_path: Path) -> N
     assert (tmp_path / "cut" / "checkpoint-2" / "selfaug_reference.safetensors").is_file()
     resumed = trained(tmp_path / "cut", 4, resume=True)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+class BreaksAt(TrainerCallback):  # type: ignore[misc]
+    """Makes a weight infinite after a step, so that the next loss is not a number."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(p for p in model.parameters() if p.requires_grad).fill_(float("inf"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    trainer = make_with(tmp_path, **settings)
+    trainer.add_callback(BreaksAt(3))
+    selfaug.attach(trainer)
+    with pytest.raises(FloatingPointError, match="the loss of step 4 is not finite"):
+        trainer.train()
+    assert [file.name for file in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = make_with(tmp_path, **settings)
+    selfaug.attach(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 6
+
+
+def make_with(folder: Path, **settings: Any) -> Any:
+    return Trainer(
+        get_peft_model(tiny("llama", dtype=torch.float64), lora_config("llama")),
+        TrainingArguments(str(folder), per_device_train_batch_size=2, **settings),
+        train_dataset=ROWS,
+        data_collator=DataCollatorForSeq2Seq(tiny_tokenizer()),
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,6 +373,27 @@ def test_a_batch_that_lost_its_plan_is_refused(tmp_path: Path) -> None:
     trainer._prepare_inputs = lambda inputs: prepare({k: v for k, v in inputs.items() if k != "selfaug"})
     selfaug.attach(trainer)
     with pytest.raises(ConfigError, match="did not reach compute_loss"):
+        trainer.train()
+
+
+def test_a_batch_that_is_split_after_planning_is_refused(tmp_path: Path) -> None:
+    trainer = packing(tmp_path, DataCollatorForSeq2Seq(tiny_tokenizer()))
+    prepare = trainer._prepare_inputs
+    trainer._prepare_inputs = lambda inputs: prepare(
+        {name: value[:, :8] if torch.is_tensor(value) else value for name, value in inputs.items()}
+    )
+    selfaug.attach(trainer)
+    with pytest.raises(ConfigError, match="after its step was planned"):
+        trainer.train()
+
+
+def test_left_padding_under_unsloth_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    selfaug.attach(trainer := packing(tmp_path, DataCollatorForSeq2Seq(tokenizer)))
+    trainer.train()
+    monkeypatch.setitem(sys.modules, "unsloth", sys)
+    with pytest.raises(ConfigError, match="Unsloth trains without the attention mask"):
         trainer.train()
 
 

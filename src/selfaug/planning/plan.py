@@ -78,12 +78,12 @@ class StepPlan:
         return replace(self, n_response=n_response, n_aligned=n_aligned, anywhere=tuple(d > 0 for d in drawn))
 
 
-def document_ids(batch: Mapping[str, Any]) -> Tensor:
+def document_ids(batch: Mapping[str, Any], pad_token_id: int | None = None) -> Tensor:
     """Return, B × T int64, the number of each token's document in its row; -1 for padding.
 
     A document starts where ``position_ids`` is 0 (packing, padding-free), or with the row where there are none. Padding
-    is where ``attention_mask`` is 0. Without a mask, a document that repeats one token and trains none is padding:
-    axolotl numbers the padding of a packed row from 0, as if it were one more document. A mask of
+    is where ``attention_mask`` is 0. Without a mask, a document of nothing but ``pad_token_id`` that trains none is
+    padding: axolotl numbers the padding of a packed row from 0, as if it were one more document. A mask of
     B × 1 × T × T says all of it by itself.
     """
     position_ids, mask = batch.get("position_ids"), batch.get("attention_mask")
@@ -96,11 +96,11 @@ def document_ids(batch: Mapping[str, Any]) -> Tensor:
         ids = (position_ids.cpu().reshape(shape) == 0).to(torch.int64).cumsum(dim=1) - 1
     if mask is not None:
         return ids.masked_fill(mask.cpu().reshape(shape) == 0, -1)
-    tokens_BT, labels_BT = batch["input_ids"].cpu(), batch["labels"].cpu()
-    for row, start, stop in list(_bounds(ids)):
-        tokens, labels = tokens_BT[row, start:stop], labels_BT[row, start:stop]
-        if len(tokens) > 1 and bool((tokens == tokens[0]).all() & (labels == IGNORED).all()):
-            ids[row, start:stop] = -1
+    if pad_token_id is not None:
+        blank_BT = (batch["input_ids"].cpu() == pad_token_id) & (batch["labels"].cpu() == IGNORED)
+        for row, start, stop in list(_bounds(ids)):
+            if blank_BT[row, start:stop].all():
+                ids[row, start:stop] = -1
     return ids
 
 
@@ -195,6 +195,7 @@ def plan_step(
     compare_response: bool = False,
     use_reference: bool = True,
     weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+    pad_token_id: int | None = None,
 ) -> StepPlan:
     """Return the plan of one optimiser step on this rank.
 
@@ -212,11 +213,13 @@ def plan_step(
         use_reference: ``False`` where no term needs the reference: positions are drawn, and there is no pass.
         weigh: Function from a document's tokens and the positions of its trained ones to their weights. A token of
             weight 0 is not trained, and counts neither as response nor as prompt.
+        pad_token_id: Id of the padding token, which tells padding where there is no attention mask; ``None`` where rows
+            without a mask have none.
     """
     micro: list[MicroPlan] = []
     n_response = n_aligned = 0
     for batch in batches:
-        documents_BT = document_ids(batch)
+        documents_BT = document_ids(batch, pad_token_id)
         labels_BT = batch["labels"].cpu().masked_fill(_document_starts(documents_BT), IGNORED)
         response_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
         response_BT[:, :-1] = (labels_BT[:, 1:] != IGNORED) & (documents_BT[:, :-1] == documents_BT[:, 1:])
