@@ -371,13 +371,14 @@ def _refuse_layout(batch: Any, tokens: Mapping[str, int | None]) -> None:
     if mask is None:
         _refuse_unmarked_padding(batch, tokens)
         return
+    documents_BT = mask if mask.dim() == 2 else document_ids(batch) + 1
     # Unsloth drops the mask in training, which is right behind a causal model's text only.
-    if mask.dim() == 2 and "unsloth" in sys.modules and not bool(mask[:, 0].all()):
+    if "unsloth" in sys.modules and not bool(documents_BT[:, 0].all()):
         raise ConfigError(
             "rows are padded on the left, and Unsloth trains without the attention mask: text would see padding.",
             "set tokenizer.padding_side = 'right'.",
         )
-    _refuse_unmarked_documents(mask if mask.dim() == 2 else document_ids(batch) + 1, batch.get("position_ids"))
+    _refuse_unmarked_documents(documents_BT, batch.get("position_ids"))
 
 
 def _refuse_unmarked_padding(batch: Mapping[str, Any], tokens: Mapping[str, int | None]) -> None:
