@@ -255,8 +255,8 @@ class _Attached:
         if self.reference is not None and state.global_step:
             file = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / REFERENCE_FILE
             if file.is_file():
-                self.reference.load_tensors(load_file(file))
-            elif self.reference.tensors():
+                self.reference.load_tensors(load_file(file), self.model)
+            elif self.reference.tensors(self.model):
                 raise ConfigError(
                     f"{file.parent} does not hold what reference={self.reference.name!r} was, so training would go on "
                     "against another one.",
@@ -271,7 +271,7 @@ class _Attached:
 
     def save(self, folder: Path) -> None:
         """Save the tensors of the reference into a checkpoint."""
-        tensors = {} if self.reference is None else self.reference.tensors()
+        tensors = {} if self.reference is None else self.reference.tensors(self.model)
         if tensors and folder.is_dir():
             with replacing(folder / REFERENCE_FILE) as temporary:
                 save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
