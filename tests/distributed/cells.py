@@ -65,7 +65,7 @@ def settings(cell: Cell, model: str, folder: Path, world: int) -> dict[str, Any]
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
         "weight_decay": 0.0,
-        # Adam divides by the root of a mean square: with its default 1e-8, a gradient that is rounding alone moves a weight
+        # Adam divides by the root of a mean square: with its default 1e-8, a gradient of rounding alone moves a weight
         # as far as any other.
         "adam_epsilon": 1e-4,
         "max_length": 64,
