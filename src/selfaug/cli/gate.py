@@ -98,9 +98,9 @@ def run(call: Call[Settings]) -> int:
 def _folder(name: str) -> RunFolder:
     from selfaug.run.folder import RunFolder
 
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return RunFolder(path)
+    folder = RunFolder.at(name)
+    if folder.path.is_dir():
+        return folder
     hint = "give the --output_dir of a `selfaug train` run that `selfaug evaluate` has measured."
     raise missing_path("the run folder", name, hint)
 
