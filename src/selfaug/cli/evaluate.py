@@ -224,10 +224,14 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Return a table with a line for each metric; ``*`` marks a part's primary metric, intervals are of 95 %."""
+    """Return a table with a line for each metric; ``*`` marks a part's primary metric, intervals are of 95 %.
+
+    Lost and gained items (right before and wrong now, and the reverse) are counted where an item is right or wrong;
+    behind them stands how many of these noise does not explain.
+    """
     from selfaug.shift.table import columns
 
-    head = ("part", "metric", "base", "tuned", "difference", "95 % interval", "n", "better")
+    head = ("part", "metric", "base", "tuned", "difference", "95 % interval", "n", "better", "lost", "gained")
     rows: list[Sequence[str]] = []
     for name, part in results["parts"].items():
         for label, entry in part["metrics"].items():
@@ -243,6 +247,14 @@ def results_table(results: Mapping[str, Any]) -> str:
                     "-" if interval is None else f"{interval[0]:+z.4f} .. {interval[1]:+z.4f}",
                     str(gap["n"]),
                     "higher" if entry["higher_is_better"] else "lower",
+                    *_flips(entry.get("flips")),
                 )
             )
     return columns(head, rows, 2)
+
+
+def _flips(entry: Mapping[str, int] | None) -> tuple[str, str]:
+    if entry is None:
+        return "-", "-"
+    lost, gained = (f"{entry[name]} ({entry[f'surely_{name}']})" for name in ("lost", "gained"))
+    return lost, gained

@@ -92,7 +92,7 @@ def opened(settings: Subject, *, output_dir: str | None = None) -> RunFolder:
         return folder
     foreign = replace(
         foreign,
-        trained_on=settings.trained_on or foreign.trained_on,
+        trained_on=_absolute(settings.trained_on) or foreign.trained_on,
         renderer=_renderer(settings, foreign, folder.path),
     )
     folder = replace(folder, foreign=foreign)
@@ -100,9 +100,15 @@ def opened(settings: Subject, *, output_dir: str | None = None) -> RunFolder:
     return folder
 
 
+def _absolute(name: str | None) -> str | None:
+    """Return a local path from the root, since the folder of measurements is opened from anywhere; hub names as is."""
+    local = Path(name or "").expanduser()
+    return str(local.resolve()) if name and local.exists() else name
+
+
 def _check_options_of_run(settings: Subject, folder: RunFolder, output_dir: str | None) -> None:
-    names = _OF_OTHERS if folder.foreign is not None else (*_OF_OTHERS, *_SAID)
-    given = [name for name in names if getattr(settings, name)] + ["output_dir"] * (output_dir is not None)
+    names = (*_OF_OTHERS, "base") if folder.foreign is not None else (*_OF_OTHERS, *_SAID)
+    given = [name for name in names if getattr(settings, name, None)] + ["output_dir"] * (output_dir is not None)
     if given:
         raise ConfigError(
             f"{given[0]} is given, and {folder.path} says that itself",
@@ -113,8 +119,9 @@ def _check_options_of_run(settings: Subject, folder: RunFolder, output_dir: str 
 
 def _foreign(settings: Subject) -> Foreign:
     from selfaug.lab import shipped
-    from selfaug.run.foreign import Foreign, adapter_settings, located
+    from selfaug.run.foreign import Foreign, adapter_settings, base_weights, located
     from selfaug.run.manifest import weights_hash
+    from selfaug.run.model_source import check_model
 
     if getattr(settings, "base", None):
         raise ConfigError("base is given with an adapter of another trainer", "name it with --model_name_or_path.")
@@ -129,6 +136,7 @@ def _foreign(settings: Subject) -> Foreign:
         _check_written_base(name, base, revision, settings.trust_remote_code)
     else:
         base = shipped.resolve(base)
+        check_model(base, revision=revision or "main", trust_remote_code=settings.trust_remote_code)
         if written and written != base:
             say(f"{name} was trained on {written}, as its adapter_config.json says, and is measured against {base}.")
     found = Foreign(
@@ -136,11 +144,12 @@ def _foreign(settings: Subject) -> Foreign:
         folder=folder.resolve(),
         adapter=adapter,
         weights="",
-        base=str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base,
+        base=str(_absolute(base)),
         base_revision=revision or "main",
+        base_weights=base_weights(base, revision or "main"),
         trust_remote_code=settings.trust_remote_code,
         tokenizer="",
-        trained_on=settings.trained_on,
+        trained_on=None,
         settings=shown,
     )
     tokenizer = str(found.folder) if any((folder / file).is_file() for file in _TOKENIZER_FILES) else found.base

@@ -20,12 +20,21 @@ from selfaug.data.prompt_files import SETTINGS
 from selfaug.data.prompts import Renderer
 from selfaug.run.folder import ADAPTER_CONFIG, DESCRIPTION
 from selfaug.run.manifest import weight_files, weights_hash
-from selfaug.run.model_source import hub_snapshot, looks_local
+from selfaug.run.model_source import hub_snapshot, looks_local, model_folder
 
 if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
 
-__all__ = ["Foreign", "adapter_settings", "check_same", "default_folder", "describe", "located", "measured_of"]
+__all__ = [
+    "Foreign",
+    "adapter_settings",
+    "base_weights",
+    "check_same",
+    "default_folder",
+    "describe",
+    "located",
+    "measured_of",
+]
 
 SCHEMA = 1
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -44,6 +53,7 @@ class Foreign:
         weights: Hash of its weight files.
         base: Folder or hub name of its base model.
         base_revision: Revision of a base on the hub.
+        base_weights: Hash of the base's weight files; ``None`` where they are not on this machine yet.
         trust_remote_code: Whether the base may bring code of its own.
         tokenizer: Folder or hub name of the tokenizer.
         trained_on: Data that it was trained on; ``None`` where that is not known.
@@ -57,6 +67,7 @@ class Foreign:
     weights: str
     base: str
     base_revision: str
+    base_weights: str | None
     trust_remote_code: bool
     tokenizer: str
     trained_on: str | None
@@ -79,7 +90,7 @@ class Foreign:
     @property
     def manifest(self) -> dict[str, Any]:
         """What a run's manifest would say, as far as it is known."""
-        model = {"name": self.base, "revision": self.base_revision}
+        model = {"name": self.base, "revision": self.base_revision, "weights": self.base_weights}
         return {"model": model, "finished": {"weights": self.weights}}
 
     @classmethod
@@ -108,6 +119,13 @@ class Foreign:
             file = self.folder / ADAPTER_WEIGHTS
             return [file] if file.is_file() else []
         return weight_files(self.folder)
+
+
+def base_weights(name: str, revision: str) -> str | None:
+    """Return the hash of a base's weight files; ``None`` where they are not on this machine yet."""
+    folder = model_folder(name, revision)
+    files = weight_files(folder) if folder is not None else []
+    return weights_hash(files) if files else None
 
 
 def describe(run: RunFolder) -> None:
@@ -145,17 +163,17 @@ def check_same(run: RunFolder) -> None:
     other = Foreign.read(out)
     if other.folder.resolve() != foreign.folder.resolve() and other.weights != foreign.weights:
         raise ConfigError(f"output_dir {out} holds measurements of another model, {other.name}", elsewhere)
-    if (other.base, other.base_revision) != (foreign.base, foreign.base_revision) and not _same_folder(
-        other.base, foreign.base
-    ):
+    known = other.base_weights is not None and foreign.base_weights is not None
+    same = (
+        other.base_weights == foreign.base_weights
+        if known
+        else (other.base, other.base_revision) == (foreign.base, foreign.base_revision)
+    )
+    if not same:
         raise ConfigError(
             f"output_dir {out} holds measurements against another base, {other.base}; this one is {foreign.base}",
             elsewhere,
         )
-
-
-def _same_folder(one: str, other: str) -> bool:
-    return Path(one).expanduser().is_dir() and Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def default_folder(name: str, subfolder: str | None = None) -> Path:
