@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from selfaug.model.sharding import whole_shape
 from selfaug.model.switch import evaluating
 from selfaug.objective.blocks import compute_dtype
 
-__all__ = ["check_head", "check_packing", "final_hidden", "probe_tokens"]
+__all__ = ["check_documents_apart", "check_head", "check_packing", "final_hidden", "probe_tokens"]
 
 
 def probe_tokens(model: nn.Module) -> Tensor:
@@ -87,4 +88,38 @@ def check_packing(model: nn.Module, collate: Any) -> None:
             "from those of each document alone), so packing would train on mixed-up prompts.",
             "set --packing false and --padding_free false, or choose an attention implementation that keeps documents "
             "apart (--attn_implementation sdpa or flash_attention_2).",
+        )
+
+
+def check_documents_apart(model: nn.Module, inputs: Mapping[str, Any], documents_BT: Tensor) -> None:
+    """Check that other tokens in the first document of each row leave the hidden states of the later ones as they are.
+
+    Args:
+        model: Causal LM inside PEFT's wrapper.
+        inputs: Micro-batch as its trainer gives it to the model, without labels.
+        documents_BT: Number of each token's document in its row; -1 for padding.
+
+    Raises:
+        ConfigError: If documents in one row see each other.
+    """
+    input_ids_BT = inputs["input_ids"]
+    documents_BT = documents_BT.to(input_ids_BT.device)
+    first_B1 = documents_BT.masked_fill(documents_BT < 0, documents_BT.max() + 1).amin(dim=1, keepdim=True)
+    later_BT = documents_BT > first_B1
+    changed_BT = torch.where(documents_BT == first_B1, (input_ids_BT == 0).to(input_ids_BT), input_ids_BT)
+    with torch.no_grad(), evaluating(model):
+        as_given, changed = (
+            body_of(model)(**{**inputs, "input_ids": ids_BT, "use_cache": False}).last_hidden_state[later_BT].float()
+            for ids_BT in (input_ids_BT, changed_BT)
+        )
+    difference = ((changed - as_given).norm() / as_given.norm().clamp(min=1e-12)).item()
+    # Experts may add a token's terms in another order where other tokens share its batch.
+    tolerance = 0.01 if next(model.parameters()).dtype.itemsize == 2 else 1e-4
+    if not difference <= tolerance:
+        raise ConfigError(
+            f"documents in one row of {type(model).__name__} see each other (other tokens in the first change the "
+            f"hidden states of the later ones by {difference:.0%}), while the reference pass takes each alone, so "
+            "alignment would hold the model to another text.",
+            "turn packing off, or use an attention implementation with which the trainer keeps documents apart (often "
+            "flash_attention_2, or sdpa without an attention mask).",
         )

@@ -202,6 +202,8 @@ def _padding_free(prompts: list[Tensor], batch: Mapping[str, Any]) -> dict[str, 
     if "cu_seq_lens_q" in batch:
         inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = ends
         inputs["max_length_q"] = inputs["max_length_k"] = int(lengths.max())
+    if "packed_seq_lengths" in batch:  # Unsloth
+        inputs["packed_seq_lengths"] = lengths.to(torch.int32)
     if "seq_idx" in batch:
         inputs["seq_idx"] = torch.repeat_interleave(torch.arange(len(prompts), dtype=torch.int32), lengths)[None]
     return inputs

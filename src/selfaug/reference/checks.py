@@ -59,6 +59,11 @@ def check_peft(peft_config: Any, reference: str) -> None:
             "base and tuned model do not match.",
             "use LoRA (or another PEFT method that changes layers).",
         )
+    if getattr(peft_config, "peft_type", None) == "ADALORA":
+        raise ConfigError(
+            "AdaLoRA adds a loss of its own to the model's, which is not computed here.",
+            "use LoRA.",
+        )
     targets = getattr(peft_config, "target_modules", None) or ()
     # A pattern that merely mentions the head may exclude it; TRL refuses one that hits it.
     if "lm_head" in ([targets] if isinstance(targets, str) else targets):

@@ -38,6 +38,7 @@ class Draw:
         align: Whether prompt positions are aligned at all.
         compare_response: Whether the response positions of drawn sequences are compared with the reference.
         use_reference: Whether any term needs the reference; without one there is no reference pass.
+        pad_token_id: Id of the padding token, as in :func:`selfaug.planning.plan.plan_step`.
     """
 
     seed: int
@@ -47,6 +48,7 @@ class Draw:
     align: bool = True
     compare_response: bool = False
     use_reference: bool = True
+    pad_token_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class StepDriver:
             compare_response=draw.compare_response,
             use_reference=draw.use_reference,
             weigh=weigh,
+            pad_token_id=draw.pad_token_id,
         )
 
     def _passes(self, plan: StepPlan) -> list[int]:

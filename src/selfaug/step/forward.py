@@ -65,6 +65,8 @@ class StepObjective:
         slice_tokens: Number of tokens of a slice of long prompts; ``None`` for no slices.
         reweigh: Function from the NLL of a micro-batch's response tokens to their weights in training; ``None`` for
             equal weights.
+        inspect: Function that is called with the model and its inputs, labels included, before both passes; ``None``
+            for none.
     """
 
     def __init__(
@@ -79,14 +81,17 @@ class StepObjective:
         activation_term: ActivationTerm | None = None,
         slice_tokens: int | None = None,
         reweigh: Callable[[Tensor], Tensor] | None = None,
+        inspect: Callable[[nn.Module, Mapping[str, Any]], None] | None = None,
     ) -> None:
-        self.reweigh = reweigh
+        self.reweigh, self.inspect = reweigh, inspect
         self.terms, self.reference, self.block_bytes = tuple(terms), reference, block_bytes
         self.implementation, self.auxiliary, self.slice_tokens = implementation, auxiliary, slice_tokens
         self.parameter_terms, self.activation_term = tuple(parameter_terms), activation_term
 
     def __call__(self, model: nn.Module, micro: MicroBatch, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return ``loss`` (with a graph), detached ``sums`` by name, ``auxiliary`` loss, and ``penalties`` by name."""
+        if self.inspect is not None:
+            self.inspect(model, inputs)
         inputs = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
         activations = Activations(self.activation_term, *micro.aligned_places())
         reference_RH = self._reference_pass(model, micro, inputs, activations)

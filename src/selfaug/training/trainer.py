@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from selfaug.before.adapter_start import AdapterStart
+from selfaug.before.align_rows import align_rows, beside, share_of
 from selfaug.before.context import BeforeTraining
 from selfaug.before.fisher import ensure_fisher
 from selfaug.before.generated_rows import check_generation, rows_with_generated
@@ -120,7 +122,8 @@ class SelfAugTrainer(SFTTrainer):
         self._raw_rows: Any = None
         self._rows: Any = None
         self._cached_tables: dict[str, Dataset] = {}
-        self._rows_of: Callable[[Path], Any]
+        self._align_rows: Dataset | None = None
+        self._rows_of: Callable[..., Any]
         self._retokenise: Callable[[Any], Any]
         self._pack: Callable[[Any], Any]
         super().__init__(model, own, **kwargs)
@@ -142,6 +145,10 @@ class SelfAugTrainer(SFTTrainer):
         check_generation(before)
         start = self.args.changes.start
         self._start = None if start is None else AdapterStart(before, start)
+        if args.align_data is not None:
+            if peft_config is None and args.reference_cache is None:
+                check_full_tuning(args.reference)
+            self._add_align_rows(before)
         if self.args.freeze_head:
             self._freeze_head()
         self._cache = self._open_cache()
@@ -343,12 +350,12 @@ class SelfAugTrainer(SFTTrainer):
         if formatting_func is not None:
             dataset = formatted(dataset, formatting_func, args.dataset_text_field)
 
-        def prepare(rows: Any, name: str, change: Any = None) -> Any:
+        def prepare(rows: Any, name: str, change: Any = None, max_length: int | None = self._max_length) -> Any:
             return prepare_rows(
                 rows,
                 tokenizer=self._tokenizer,
                 renderer=self._chosen_renderer,
-                max_length=self._max_length,
+                max_length=max_length,
                 cut_prompt_left=args.cut_prompt_left,
                 on_lost_answer=args.on_lost_answer,
                 tokenise=lambda table: trl(table, pack=False, shuffle=False),
@@ -362,19 +369,35 @@ class SelfAugTrainer(SFTTrainer):
         if dataset_name == "train":
             self._raw_rows = dataset
             self._retokenise = lambda change: prepare(dataset, "train", change)
-            self._pack = lambda rows: trl(rows, pack=packing, shuffle=args.shuffle_dataset)
-            self._rows_of = lambda path: rows_of_file(
-                path, self._tokenizer, self._chosen_renderer, self._max_length, lambda rows: prepare(rows, str(path))
-            )
+            self._pack = lambda rows: trl(self._with_align_rows(rows), pack=packing, shuffle=args.shuffle_dataset)
+
+            def rows_of(path: Path, max_length: int | None = self._max_length) -> Any:
+                tokenise = partial(prepare, name=str(path), max_length=max_length)
+                return rows_of_file(path, self._tokenizer, self._chosen_renderer, max_length, tokenise)
+
+            self._rows_of = rows_of
             mix = args.changes.mix
             if mix is not None:
                 prepared = mixed(prepared, self._rows_of(mix.path), mix, args.seed)
             self._rows = prepared
         if args.aligns:
-            require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
+            if args.align_data is None:
+                require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
             if args.reference_cache is not None:
                 self._cached_tables[dataset_name] = _cacheable(prepared, dataset_name)
         return trl(prepared, pack=packing, shuffle=args.shuffle_dataset)
+
+    def _add_align_rows(self, before: BeforeTraining) -> None:
+        wanted = share_of(len(self._rows), self.args.align_data_share) if isinstance(self._rows, Dataset) else 0
+        self._align_rows = align_rows(before, partial(self._rows_of, max_length=None), wanted)
+        self.train_dataset = self._pack(self._rows)
+        if self.args.reference_cache is not None:
+            self._cached_tables["train"] = _cacheable(self._with_align_rows(self._rows), "train")
+
+    def _with_align_rows(self, rows: Any) -> Any:
+        if self._align_rows is None:
+            return rows
+        return beside(rows, self._align_rows, self.args.align_data_share, self.args.seed)
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         ranks = self.accelerator.num_processes
