@@ -11,7 +11,6 @@ from selfaug.common.errors import DataError
 from selfaug.common.files import missing_path
 from selfaug.common.terminal import say
 from selfaug.data.fit import fit_documents
-from selfaug.data.prompts import Renderer
 from selfaug.data.record import Document, Record
 from selfaug.data.template import ChatTemplate
 from selfaug.data.tokens import text_ids
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from selfaug.data.corpus import Corpus
+    from selfaug.data.prompts import Renderer
     from selfaug.run.folder import RunFolder
 
 __all__ = ["Session", "printable"]
@@ -87,13 +87,14 @@ class Session:
         if documents is not None:
             say(f"reading and indexing {documents} ...")
         corpus = None if documents is None else Corpus.load(documents)
-        final = folder.finished
-        assert final is not None
-        sides = Sides(check_origin(folder, base, needs_base=needs_base), together=True)
+        renderer = folder.load_renderer()
+        origin = check_origin(folder, base, needs_base=needs_base)
+        sides = Sides(origin, together=True)
         for name in ("tuned", "base") if needs_base else ("tuned",):
             with sides.side(name):
                 pass  # loads the model before the first question
-        return cls(sides, load_tokenizer(final), Renderer.load(final), corpus, **options)
+        tokenizer = load_tokenizer(folder.tokenizer, trust_remote_code=origin.trust_remote_code)
+        return cls(sides, tokenizer, renderer, corpus, **options)
 
     def ask(self, question: str) -> list[int]:
         """Return the token ids of the prompt: the conversation so far, then the question with the best documents.
