@@ -55,6 +55,23 @@ def table() -> list[Cell]:
     return cells
 
 
+# A pairwise covering array of {whole, an eighth} × {padding, packing, padding-free} × {checkpointing off, on, the
+# sharding's own} × {base, initial}, with an adapter: every two values stand together in a case.
+PAIRS = [
+    Cell("lora", "base", 1.0, "padding", "on"),
+    Cell("lora", "initial", 0.125, "padding", "own"),
+    Cell("lora", "initial", 1.0, "packing", "off"),
+    Cell("lora", "base", 0.125, "packing", "on"),
+    Cell("lora", "base", 1.0, "packing", "own"),
+    Cell("lora", "base", 0.125, "padding-free", "off"),
+    Cell("lora", "initial", 1.0, "padding-free", "on"),
+    Cell("lora", "base", 1.0, "padding-free", "own"),
+    Cell("lora", "base", 0.125, "padding", "off"),
+    Cell("lora", "initial", 1.0, slice=6),
+    Cell("lora", "base", 0.125, slice=6),
+]
+
+
 def settings(cell: Cell, model: str, folder: Path, world: int) -> dict[str, Any]:
     """The arguments of `SelfAugConfig` for a cell: 8 sequences a step, in two micro-batches over all ranks."""
     chosen: dict[str, Any] = {
@@ -65,8 +82,8 @@ def settings(cell: Cell, model: str, folder: Path, world: int) -> dict[str, Any]
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
         "weight_decay": 0.0,
-        # Adam divides by the root of a mean square: with its default 1e-8, a gradient of rounding alone moves a weight
-        # as far as any other.
+        # Adam divides by the root of a mean square: with its default 1e-8, a gradient that is rounding alone would move
+        # a weight as far as any other.
         "adam_epsilon": 1e-4,
         "max_length": 64,
         "bf16": False,
@@ -75,7 +92,6 @@ def settings(cell: Cell, model: str, folder: Path, world: int) -> dict[str, Any]
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": "deepspeed" not in os.environ.get("ACCELERATE_USE_DEEPSPEED", "") and None,
         "align_fraction": cell.fraction,
         "reference_slice": cell.slice,
         "freeze_head": cell.freeze_head,
@@ -83,8 +99,6 @@ def settings(cell: Cell, model: str, folder: Path, world: int) -> dict[str, Any]
         "padding_free": cell.layout == "padding-free",
         "seed": 7,
     }
-    if chosen["use_cpu"] is None:
-        del chosen["use_cpu"]
     if cell.layout == "padding-free":
         chosen["max_length"] = None
     if cell.reference == "cached":
