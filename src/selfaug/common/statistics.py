@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "CONFIDENCE", "RESAMPLES", "Difference", "Items", "difference", "interval", "ratios", "seed_noise",
-    "standard_error", "value",
+    "CONFIDENCE", "RESAMPLES", "Difference", "Estimate", "Items", "contribution", "difference", "interval", "ratios",
+    "seed_noise", "standard_error", "two_way", "value",
 ]  # fmt: skip
 
 RESAMPLES = 10_000
@@ -173,24 +173,56 @@ def _of_runs(
     from scipy.stats import t  # type: ignore[import-untyped,unused-ignore]
 
     count = len(runs)
-    influence = [_influence(tuned) - _influence(base) for base, tuned in runs]
-    by_runs = float(np.var(values, ddof=1)) / count
+    contributions = [contribution(tuned) - contribution(base) for base, tuned in runs]
     if shared:
-        mean_n = np.mean(influence, axis=0)
-        by_items = float(np.var(mean_n, ddof=1)) / len(mean_n)
-        variance = by_runs + by_items
-        freedom = _freedom([(by_runs, count - 1), (by_items, len(mean_n) - 1)])
+        found = two_way(values, [np.mean(contributions, axis=0)])
     else:
         # Each run has items of its own, so what differs between runs has the items' share in it already.
-        parts = [(float(np.var(n, ddof=1)) / len(n) / count**2, len(n) - 1) for n in influence]
-        by_items = math.fsum(part for part, _ in parts)
-        variance, freedom = max((by_runs, float(count - 1)), (by_items, _freedom(parts)))
-    centre, stderr = math.fsum(values) / count, math.sqrt(variance)
-    reach = float(t.ppf((1 + confidence) / 2, freedom)) * stderr if stderr else 0.0
-    return Difference(centre, stderr, (centre - reach, centre + reach))
+        by_runs = two_way(values, [])
+        parts = [(_of_mean(n) / count**2, len(n) - 1) for n in contributions]
+        by_items = math.sqrt(math.fsum(part for part, _ in parts))
+        found = max(by_runs, Estimate(by_runs.value, by_items, _freedom(parts)), key=lambda one: one.stderr)
+    reach = float(t.ppf((1 + confidence) / 2, found.freedom)) * found.stderr if found.stderr else 0.0
+    return Difference(found.value, found.stderr, (found.value - reach, found.value + reach))
 
 
-def _influence(items: Items) -> Floats:
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs, for Student's t.
+
+    Args:
+        value: Mean.
+        stderr: Standard error.
+        freedom: Degrees of freedom.
+    """
+
+    value: float
+    stderr: float
+    freedom: float
+
+    def turned(self) -> Estimate:
+        """Return the estimate with its sign turned."""
+        return Estimate(-self.value, self.stderr, self.freedom)
+
+
+def two_way(values: Sequence[float], parts: Sequence[Floats]) -> Estimate:
+    """``mean(values) ± sqrt(v_runs + v_items)`` with Satterthwaite's degrees of freedom.
+
+    Args:
+        values: Value of each run; with one run ``v_runs`` is not known, and left out.
+        parts: Contributions of the items, means over runs, of each part whose mean the value is.
+    """
+    sums = [(float(np.var(values, ddof=1)) / len(values), len(values) - 1)] if len(values) > 1 else []
+    sums += [(_of_mean(n) / len(parts) ** 2, len(n) - 1) for n in parts]
+    stderr = math.sqrt(math.fsum(part for part, _ in sums))
+    return Estimate(math.fsum(values) / len(values), stderr, _freedom(sums))
+
+
+def _of_mean(values: Floats) -> float:
+    return float(np.var(values, ddof=1)) / len(values)
+
+
+def contribution(items: Items) -> Floats:
     """``n · (numerator - value · denominator) / Σ denominator``: what each item adds to the ratio, with mean 0."""
     ratio = value(items) or 0.0
     total = math.fsum(items.denominator_n)

@@ -1,33 +1,27 @@
 """Does any rival dominate a method? One statement over all pairs of settings, with its error rate.
 
 A rival *dominates* a setting where it is at least as good on both axes. Two questions, each at a level of 5 % over all
-pairs together:
+pairs together, whatever the pairs have in common:
 
 - **none does**: every pair must show that the setting is ahead on an axis. Its p-value is the largest of the pairs', of
-  which none needs a correction (an intersection-union test, Berger 1982);
-- **this one does**: the rival must be ahead on both axes by more than the largest error over all pairs and axes
-  (max-T, Westfall and Young 1993).
-
-Errors are those of joint draws, so that what all settings share is not counted.
-
-Letters: b draws.
+  which none needs a correction, since all must hold (an intersection-union test, Berger 1982);
+- **this one does**: the rival must be ahead on both axes, after Holm's correction over all pairs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from selfaug.common.statistics import Estimate
 
 __all__ = ["LEVEL", "Dominance", "Pair", "dominance"]
 
 LEVEL = 0.05
 """Error rate of each statement."""
 
-Floats = NDArray[np.float64]
 Name = TypeVar("Name")
 
 
@@ -39,7 +33,7 @@ class Pair(Generic[Name]):
         rival: Setting of a rival.
         own: Setting of the method.
         in_means: Whether the rival is at least as good on both axes in the means, and better on one.
-        p_dominates: Adjusted p-value of the rival's being better on both axes.
+        p_dominates: p-value of the rival's being better on both axes, corrected for all pairs.
         p_free: p-value of the rival's being worse on an axis.
     """
 
@@ -71,41 +65,42 @@ class Dominance(Generic[Name]):
         return max(self.pairs, key=lambda pair: pair.p_free)
 
 
-def dominance(
-    own: Mapping[Name, tuple[Floats, Floats]], rivals: Mapping[Name, tuple[Floats, Floats]]
-) -> Dominance[Name] | None:
-    """Compare every rival setting with every own one.
+def dominance(gaps: Mapping[tuple[Name, Name], tuple[Estimate, Estimate]]) -> Dominance[Name] | None:
+    """Compare settings of rivals with a method's own.
 
     Args:
-        own: Scores (2; higher is better) and their draws (2 × b) of each setting of the method.
-        rivals: The same of the rivals' settings, drawn jointly with the own ones.
+        gaps: Differences rival minus own on both axes (more is better) by (rival, own).
 
     Returns:
         The pairs, or ``None`` without any.
     """
-    names = [(rival, mine) for rival in rivals for mine in own]
-    if not names:
+    if not gaps:
         return None
-    gap_P2 = np.array([rivals[rival][0] - own[mine][0] for rival, mine in names])
-    error_P2b = np.array([rivals[rival][1] - own[mine][1] for rival, mine in names]) - gap_P2[:, :, None]
-    scale_P2 = np.abs(error_P2b).mean(axis=2)  # Student's t with two degrees of freedom has no standard deviation
-    error_P2b = _over(error_P2b, scale_P2[:, :, None])
-    ahead_P2 = _over(gap_P2, scale_P2)
-    draws = error_P2b.shape[2]
-    behind_Pb, largest_b = (-error_P2b).max(axis=1), error_P2b.max(axis=(0, 1))
-    p_free = (1 + (behind_Pb >= (-ahead_P2).max(axis=1)[:, None]).sum(axis=1)) / (1 + draws)
-    p_dominates = (1 + (largest_b >= ahead_P2.min(axis=1)[:, None]).sum(axis=1)) / (1 + draws)
-    in_means = (gap_P2 >= 0).all(axis=1) & (gap_P2 > 0).any(axis=1)
+    above = {names: max(_above(gap) for gap in both) for names, both in gaps.items()}
+    # Worse on one of two axes: Bonferroni's correction for the two.
+    below = {names: min(1.0, 2 * min(_above(gap.turned()) for gap in both)) for names, both in gaps.items()}
+    corrected: dict[tuple[Name, Name], float] = {}
+    largest = 0.0
+    for place, names in enumerate(sorted(above, key=lambda names: above[names])):
+        largest = max(largest, min(1.0, (len(above) - place) * above[names]))
+        corrected[names] = largest
     return Dominance(
         tuple(
-            Pair(rival, mine, bool(in_means[i]), float(p_dominates[i]), float(p_free[i]))
-            for i, (rival, mine) in enumerate(names)
+            Pair(
+                *names,
+                all(gap.value >= 0 for gap in both) and any(gap.value > 0 for gap in both),
+                corrected[names],
+                below[names],
+            )
+            for names, both in gaps.items()
         )
     )
 
 
-def _over(values: Floats, scale: Floats) -> Floats:
-    """``values / scale``, where what never varies is infinitely far from 0 unless it is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = np.where(values == 0, 0.0, values / scale)
-    return found
+def _above(gap: Estimate) -> float:
+    """Return the one-sided p-value of a difference above 0."""
+    from scipy.stats import t  # type: ignore[import-untyped,unused-ignore]
+
+    if not gap.stderr:
+        return 0.0 if gap.value > 0 else 1.0
+    return float(t.sf(gap.value / gap.stderr, gap.freedom)) if math.isfinite(gap.stderr) else 1.0

@@ -11,6 +11,7 @@ Letters: n items.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfaug.common.errors import DataError, nearest
-from selfaug.common.statistics import Items, ratios, seed_noise
+from selfaug.common.statistics import Estimate, Items, contribution, ratios, seed_noise, two_way
 from selfaug.evaluation.results import items_of, primary, read_results, read_samples
 from selfaug.run.folder import RunFolder
 from selfaug.study.grid import Setting
@@ -85,6 +86,22 @@ class Scores:
         tuned = [key for key in drawn if key[1] is not None]
         noise = seed_noise([self._deviations(half, *key) for key in tuned], resamples, rng)
         return drawn | {key: drawn[key] + each for key, each in zip(tuned, noise, strict=True)}
+
+    def gap(self, half: str, group: str, one: Setting, other: Setting) -> Estimate:
+        """Return the mean of a setting minus that of another, over the seeds that both have and over items."""
+        parts = [part for part in self.halves[half] if part.group == group]
+        seeds = sorted(set(parts[0].tuned[one]) & set(parts[0].tuned[other]))
+        if not seeds:
+            return Estimate(self.mean(half, group, one) - self.mean(half, group, other), math.inf, 1.0)
+        gaps = [
+            float(np.mean([part.sign * (_value(part.tuned[one][s]) - _value(part.tuned[other][s])) for part in parts]))
+            for s in seeds
+        ]
+        items = [
+            np.mean([contribution(part.tuned[one][s]) - contribution(part.tuned[other][s]) for s in seeds], axis=0)
+            for part in parts
+        ]
+        return two_way(gaps, items)
 
     def _deviations(self, half: str, group: str, setting: Setting | None) -> Floats:
         """Return, for each seed of the study, how far its score is from the mean over seeds; NaN without a run."""

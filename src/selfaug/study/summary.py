@@ -127,13 +127,13 @@ def summary(scores: Scores, *, focus: str = "selfaug", resamples: int = RESAMPLE
         )
     for number in pareto([(point["task"], point["retention"]) for point in points]):
         points[number]["front"] = True
-    raw_of = {
-        s: (np.array([p["task_raw"], p["general_raw"]]), np.stack([drawn["task", s], drawn["general", s]]))
-        for s, p in zip(scores.settings, points, strict=True)
-    }
     found = dominance(
-        {s: raw for s, raw in raw_of.items() if s.method == focus},
-        {s: raw for s, raw in raw_of.items() if s.method != focus},
+        {
+            (rival, own): (scores.gap("report", "task", rival, own), scores.gap("report", "general", rival, own))
+            for rival in scores.settings
+            for own in scores.settings
+            if own.method == focus != rival.method
+        }
     )
     return {
         **about,

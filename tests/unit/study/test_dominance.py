@@ -6,27 +6,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from selfaug.common.statistics import seed_noise
+from selfaug.common.statistics import Estimate, two_way
 from selfaug.study.dominance import LEVEL, dominance
 from selfaug.study.front import dominates
 
 
-def made(truth: dict[str, tuple[float, float]], rng: Any, *, seeds: int, draws: int = 400) -> dict[str, Any]:
-    """Scores of each setting over seeds around the truth, and draws of their error."""
-    noise = rng.normal(0, 1, (len(truth), 2, seeds)) + rng.normal(0, 1, (1, 2, seeds))  # half of it is the seed's
-    values = np.array(list(truth.values()))[:, :, None] + noise
-    means = values.mean(axis=2)
-    deviations = [values[i, axis] - means[i, axis] for i in range(len(truth)) for axis in (0, 1)]
-    errors = np.array(seed_noise(deviations, draws, rng)).reshape(len(truth), 2, draws)
-    return {name: (means[i], means[i][:, None] + errors[i]) for i, name in enumerate(truth)}
+def made(truth: dict[str, tuple[float, float]], rng: Any, *, seeds: int) -> dict[str, Any]:
+    """Scores (2 × seeds) of each setting around the truth; half of the variance is the seed's, the same for all."""
+    shared = rng.normal(0, 1, (2, seeds))
+    return {name: np.array(each)[:, None] + shared + rng.normal(0, 1, (2, seeds)) for name, each in truth.items()}
 
 
 def split(scores: dict[str, Any]) -> Any:
-    return dominance(
-        {name: each for name, each in scores.items() if name.startswith("own")},
-        {name: each for name, each in scores.items() if not name.startswith("own")},
-    )
+    def gap(rival: str, own: str) -> tuple[Estimate, Estimate]:
+        first, second = scores[rival] - scores[own]
+        return two_way(first, []), two_way(second, [])
+
+    owns = [name for name in scores if name.startswith("own")]
+    return dominance({(rival, own): gap(rival, own) for rival in scores for own in owns if rival not in owns})
 
 
 def test_what_is_far_apart_is_decided() -> None:
@@ -47,11 +46,31 @@ def test_means_decide_who_dominates_and_equal_scores_do_not() -> None:
     rng = np.random.default_rng(1)
     scores = made({"own": (0.0, 0.0), "p": (1.0, 1.0), "q": (0.0, 2.0), "r": (-1.0, 0.5)}, rng, seeds=3)
     for pair in split(scores).pairs:
-        assert pair.in_means == dominates(tuple(scores[pair.rival][0]), tuple(scores[pair.own][0]))
-    still = (np.zeros(2), np.zeros((2, 50)))
-    (pair,) = dominance({"own": still}, {"same": still}).pairs  # type: ignore[union-attr]
+        means = [tuple(scores[name].mean(axis=1)) for name in (pair.rival, pair.own)]
+        assert pair.in_means == dominates(*means)
+    (pair,) = split({"own": np.zeros((2, 3)), "same": np.zeros((2, 3))}).pairs
     assert (pair.in_means, pair.p_dominates, pair.p_free) == (False, 1.0, 1.0)
-    assert dominance({"own": still}, {}) is None
+    assert dominance({}) is None
+
+
+def test_p_values_are_the_textbooks_with_holms_correction() -> None:
+    scores = made(
+        {"own": (0.0, 0.0), "p": (2.0, 2.0), "q": (1.0, 3.0), "r": (-1.0, 0.5)}, np.random.default_rng(2), seeds=4
+    )
+    found = {pair.rival: pair for pair in split(scores).pairs}
+
+    def student(name: str, axis: int, side: str) -> float:
+        return float(scipy.stats.ttest_rel(scores[name][axis], scores["own"][axis], alternative=side).pvalue)
+
+    both = {name: max(student(name, axis, "greater") for axis in (0, 1)) for name in "pqr"}
+    holm, so_far = {}, 0.0
+    for factor, name in zip((3, 2, 1), sorted(both, key=both.__getitem__), strict=True):
+        so_far = max(so_far, min(1.0, factor * both[name]))
+        holm[name] = so_far
+    assert len({round(p, 9) for p in holm.values()}) > 1
+    for name in "pqr":
+        assert found[name].p_dominates == pytest.approx(holm[name])
+        assert found[name].p_free == pytest.approx(min(1.0, 2 * min(student(name, axis, "less") for axis in (0, 1))))
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

@@ -77,10 +77,10 @@ def test_axes_areas_and_the_front(tmp_path: Path) -> None:
     assert areas["l2"] == pytest.approx(0.25)
     assert [p["setting"] for p in found["points"] if p.get("front")] == [SFT.label, alpha(2).label, alpha(8).label]
     assert found["says"] == (
-        "No rival dominates selfaug anywhere on its curve (all 4 pairs at once: p = 0.002). "
+        "No rival dominates selfaug anywhere on its curve (all 4 pairs at once: p < 0.001). "
         "One seed: how much seeds differ is not in it."
     )
-    assert found["dominance"] == {"p_none": pytest.approx(1 / 501), "pairs": 4, "open": []}
+    assert found["dominance"] == {"p_none": 0, "pairs": 4, "open": []}
     assert found["curves"][0]["chosen"] == alpha(2).label
     text = markdown(joined({"": found}))
     assert "0.90 [0.90, 0.90]" in text
@@ -128,12 +128,16 @@ def test_what_seeds_share_cancels(tmp_path: Path) -> None:
 
 
 def test_a_missing_run_leaves_the_others_in_pairs(tmp_path: Path) -> None:
-    both = {seed: written(tmp_path / f"a{seed}", 0.5 + seed / 10, 0.5) for seed in range(4)}
-    some = {seed: written(tmp_path / f"b{seed}", 0.5 + seed / 10, 0.8) for seed in (1, 2, 3)}
-    drawn = read_scores({SFT: both, alpha(2): some}).drawn("report", 4000, 0)
+    tasks = (0.65, 0.5, 0.65, 0.8)
+    both = {seed: written(tmp_path / f"a{seed}", tasks[seed], 0.5) for seed in range(4)}
+    some = {seed: written(tmp_path / f"b{seed}", tasks[seed], 0.8) for seed in (1, 2, 3)}
+    scores = read_scores({SFT: both, alpha(2): some})
+    drawn = scores.drawn("report", 4000, 0)
     gap, alone = drawn["task", alpha(2)] - drawn["task", SFT], drawn["task", alpha(2)]
     spread = [np.percentile(np.abs(each - np.median(each)), 90) for each in (gap, alone)]
     assert spread[0] < 0.7 * spread[1]
+    found = scores.gap("report", "task", alpha(2), SFT)
+    assert (found.value, found.stderr) == (pytest.approx(0), pytest.approx(0))
 
 
 def test_a_strength_is_chosen_where_it_is_not_reported(tmp_path: Path) -> None:
@@ -153,7 +157,7 @@ def test_a_rival_that_beats_it_is_named(tmp_path: Path) -> None:
     rival = Setting("replay", "replay_ratio", 0.1)
     found = compared(tmp_path, {SFT: [(0.8, 0.5)], alpha(2): [(0.7, 0.8)], rival: [(0.75, 0.85)]})
     assert found["says"].startswith("Yes, selfaug is dominated")
-    assert "replay replay_ratio=0.1 beats selfaug alpha=2 (p = 0.002)" in found["says"]
+    assert "replay replay_ratio=0.1 beats selfaug alpha=2 (p < 0.001)" in found["says"]
     spread = [(0.5, 0.85), (0.75, 0.85), (0.95, 0.85)]
     own, scale = [(0.7, 0.8)] * 3, [(0.8, 0.5)] * 3
     unsure = compared(tmp_path / "b", {SFT: scale, alpha(2): own, rival: spread})
@@ -201,7 +205,7 @@ def test_worlds_stand_side_by_side(tmp_path: Path) -> None:
     flat = compared(tmp_path / "b", {SFT: [(0.8, 0.95)], alpha(2): [(0.8, 0.95)]})
     found = joined({"m=a": one, "m=b": flat})
     assert found["says"] == (
-        "m=a: No rival dominates selfaug anywhere on its curve (all 1 pairs at once: p = 0.002). "
+        "m=a: No rival dominates selfaug anywhere on its curve (all 1 pairs at once: p < 0.001). "
         "One seed: how much seeds differ is not in it. "
         "m=b: plain LoRA forgot nothing: there is nothing to scale by."
     )
