@@ -301,6 +301,7 @@ def _write(
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, folder: Path) -> None:
     from safetensors import SafetensorError
 
+    from selfaug.data.rag_template import save_rag_template
     from selfaug.generation.decoding import stop_ids
 
     try:
@@ -314,6 +315,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: 
         model.generation_config.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
     renderer.save(folder)
+    save_rag_template(renderer, tokenizer, folder)
     open_to_others(folder)
 
 

@@ -12,7 +12,6 @@ from selfaug.common.files import missing_path
 from selfaug.common.terminal import say
 from selfaug.data.fit import fit_documents
 from selfaug.data.record import Document, Record
-from selfaug.data.retrieve import Corpus
 from selfaug.data.template import ChatTemplate
 from selfaug.data.tokens import text_ids
 from selfaug.run.models import Sides, check_origin
@@ -20,6 +19,7 @@ from selfaug.run.models import Sides, check_origin
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from selfaug.data.corpus import Corpus
     from selfaug.data.prompts import Renderer
     from selfaug.run.folder import RunFolder
 
@@ -80,6 +80,7 @@ class Session:
             DataError: If the documents cannot be read.
         """
         from selfaug.cli.encoding import load_tokenizer
+        from selfaug.data.corpus import Corpus
 
         if documents is not None and not Path(documents).expanduser().exists():
             raise missing_path("documents", documents, "give a file of passages, or a folder of text files.")
