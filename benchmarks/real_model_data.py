@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from selfaug.data.corpus import Corpus
 from selfaug.data.prompts import Renderer
 from selfaug.data.read import read_rows
 from selfaug.data.record import Document, Record
-from selfaug.data.retrieve import Corpus, retrieve
+from selfaug.data.retrieve import retrieve
 from selfaug.data.tokens import record_tokens
 
 __all__ = [

@@ -21,7 +21,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.files import replacing
 from selfaug.model.checks import check_documents_apart, check_head, probe_tokens
-from selfaug.model.parts import depends_on_what_follows, takes_documents_in_a_row
+from selfaug.model.parts import attends_throughout, depends_on_what_follows, takes_documents_in_a_row
+from selfaug.model.sharding import reshard
 from selfaug.objective import ALIGNMENT_TERMS, NLL
 from selfaug.planning.plan import IGNORED, document_ids
 from selfaug.planning.reference_batch import ReferenceLayout
@@ -29,7 +30,7 @@ from selfaug.reference import Reference, make_reference
 from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import KEY, Draw, StepDriver
-from selfaug.step.forward import StepObjective, TermOn, install
+from selfaug.step.forward import StepObjective, TermOn, inside, install
 from selfaug.step.meter import Meter
 
 __all__ = ["REFERENCE_FILE", "attach", "check_settings"]
@@ -188,8 +189,7 @@ class _Attached:
     ) -> tuple[list[Any], Tensor]:
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         for batch in batches:
-            _refuse_batch(batch)
-            _refuse_layout(batch, self._tokens)
+            self._refuse_batch(batch)
         device = device or self.trainer.args.device
         n_response = self.driver.take(batches, self.trainer.state.global_step, device)
         self._planned_shapes = {id(batch[KEY]): batch["input_ids"].shape for batch in batches}
@@ -201,6 +201,10 @@ class _Attached:
                     "prompts as well, SelfAug has nothing to hold."
                 )
         return batches, n_response
+
+    def _refuse_batch(self, batch: Any) -> None:
+        _refuse_batch(batch, self.model)
+        _refuse_layout(batch, self._tokens)
 
     def _inspect_packing(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
         """Check the first micro-batch with several documents in a row."""
@@ -224,8 +228,7 @@ class _Attached:
                     "batches after get_batch_samples and drops what it does not know.",
                     f"keep the key {KEY!r} of a batch.",
                 )
-            _refuse_batch(inputs)
-            _refuse_layout(inputs, self._tokens)
+            self._refuse_batch(inputs)
         elif self._planned_shapes.get(id(inputs[KEY])) != inputs["input_ids"].shape:
             raise ConfigError(
                 f"the trainer made tokens of shape {tuple(inputs['input_ids'].shape)} of a batch after its step was "
@@ -250,11 +253,13 @@ class _Attached:
     def before_training(self) -> None:
         """Check model and reference, and restore the reference from a checkpoint on resume."""
         state, args = self.trainer.state, self.trainer.args
+        if self.reference is not None and self._sharded:
+            self.reference.prepare(self.model, self.trainer.accelerator)
         if self.reference is not None and state.global_step:
             file = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / REFERENCE_FILE
             if file.is_file():
-                self.reference.load_tensors(load_file(file))
-            elif self.reference.tensors():
+                self.reference.load_tensors(load_file(file), self.model)
+            elif self.reference.tensors(self.model):
                 raise ConfigError(
                     f"{file.parent} does not hold what reference={self.reference.name!r} was, so training would go on "
                     "against another one.",
@@ -262,22 +267,30 @@ class _Attached:
                 )
         if not self._check or any(p.is_meta for p in self.model.parameters()):
             return
-        with self.trainer.accelerator.autocast():
-            check_head(self.model)
+
+        def check(model: nn.Module) -> None:
+            check_head(model)
             if self.reference is not None and not state.global_step:
-                check_reference(self.model, self.reference)
+                check_reference(model, self.reference)
+
+        with self.trainer.accelerator.autocast():
+            if self._sharded:
+                inside(self.trainer.model_wrapped, check)
+                reshard(self.trainer.model_wrapped)
+            else:
+                check(self.model)
 
     def save(self, folder: Path) -> None:
-        """Save the tensors of the reference into a checkpoint."""
-        tensors = {} if self.reference is None else self.reference.tensors()
-        if tensors and folder.is_dir():
+        """Save the tensors of the reference into a checkpoint. Every rank must call this."""
+        tensors = {} if self.reference is None else self.reference.tensors(self.model)
+        if tensors and folder.is_dir() and self.trainer.args.should_save:
             with replacing(folder / REFERENCE_FILE) as temporary:
                 save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
 
 
 def _refuse(trainer: Any) -> None:
     ours = isinstance(getattr(trainer.compute_loss, "__self__", None), _Attached)
-    if ours or type(trainer).__module__.startswith("selfaug."):
+    if ours or type(trainer).__module__.startswith("selfaug.training."):
         raise ConfigError(
             "SelfAug is attached to this trainer already.", "attach it once; SelfAugTrainer needs no call."
         )
@@ -307,7 +320,7 @@ def _refuse(trainer: Any) -> None:
         )
 
 
-def _refuse_batch(batch: Any) -> None:
+def _refuse_batch(batch: Any, model: torch.nn.Module) -> None:
     if not isinstance(batch, dict) and not hasattr(batch, "keys"):
         raise ConfigError(f"the collator gives a {type(batch).__name__}, not a dict.", "use one that gives a dict.")
     missing = {"input_ids", "labels"} - set(batch.keys())
@@ -317,7 +330,14 @@ def _refuse_batch(batch: Any) -> None:
             "use a collator that gives labels with -100 at prompt tokens.",
         )
     mask = batch.get("attention_mask")
-    if mask is not None and mask.dim() != 2:
+    square = mask is not None and mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[2] == mask.shape[3]
+    if square and not attends_throughout(model.config):
+        raise ConfigError(
+            "the attention mask has four dimensions, and stands for that of every layer, also of those that do "
+            "not attend to all of it; the reference pass would keep to their own kind.",
+            "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
+        )
+    if mask is not None and mask.dim() != 2 and not square:
         raise ConfigError(
             f"the attention mask has {mask.dim()} dimensions, so padding and documents cannot be found by it.",
             "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
@@ -343,6 +363,14 @@ def _refuse_layout(batch: Any, tokens: Mapping[str, int | None]) -> None:
             f"{tuple(batch['input_ids'].shape)}: the trainer cuts labels to the logits that it keeps.",
             "switch that off (in ms-swift --use_logits_to_keep false): logits never exist in full here.",
         )
+    positions = batch.get("position_ids")
+    if positions is not None and positions.numel() != batch["input_ids"].numel():
+        raise ConfigError(
+            f"position_ids of shape {tuple(positions.shape)} came with tokens of shape "
+            f"{tuple(batch['input_ids'].shape)}: one number a token is needed.",
+            "choose a length of packed rows that needs no more padding (in LLaMA-Factory a cutoff_len that 8 divides), "
+            "and a model of text alone.",
+        )
     for name in batch.keys() - _TEXT_KEYS:
         # Token types of plain text are all 0.
         if not isinstance(batch[name], Tensor) or bool(batch[name].any()):
@@ -350,16 +378,18 @@ def _refuse_layout(batch: Any, tokens: Mapping[str, int | None]) -> None:
                 f"a batch holds {name!r}, which would reach neither the loss nor the reference pass.",
                 "train on text with equal weights, or remove it in the collator if the model does not need it.",
             )
-    if batch.get("attention_mask") is None:
+    mask = batch.get("attention_mask")
+    if mask is None:
         _refuse_unmarked_padding(batch, tokens)
-    elif batch["attention_mask"].dim() == 2:
-        # Unsloth drops the mask in training, which is right behind a causal model's text only.
-        if "unsloth" in sys.modules and not bool(batch["attention_mask"][:, 0].all()):
-            raise ConfigError(
-                "rows are padded on the left, and Unsloth trains without the attention mask: text would see padding.",
-                "set tokenizer.padding_side = 'right'.",
-            )
-        _refuse_unmarked_documents(batch["attention_mask"], batch.get("position_ids"))
+        return
+    documents_BT = mask if mask.dim() == 2 else document_ids(batch) + 1
+    # Unsloth drops the mask in training, which is right behind a causal model's text only.
+    if "unsloth" in sys.modules and not bool(documents_BT[:, 0].all()):
+        raise ConfigError(
+            "rows are padded on the left, and Unsloth trains without the attention mask: text would see padding.",
+            "set tokenizer.padding_side = 'right'.",
+        )
+    _refuse_unmarked_documents(documents_BT, batch.get("position_ids"))
 
 
 def _refuse_unmarked_padding(batch: Mapping[str, Any], tokens: Mapping[str, int | None]) -> None:
@@ -409,5 +439,4 @@ class _Callback(TrainerCallback):
         self._attached.driver.require_finite(state.global_step + 1)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.should_save:
-            self._attached.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        self._attached.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")

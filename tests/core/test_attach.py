@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import AdaLoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 import selfaug
@@ -226,6 +226,45 @@ def test_a_batch_from_which_the_prompt_cannot_be_told_is_refused(change: Any, sa
         trainer.train()
 
 
+def in_one_row(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """One row of documents and padding; only the square mask tells them apart."""
+    owners = [i for i, row in enumerate(rows) for _ in row["input_ids"]] + [-1] * 5
+    seen_TT = torch.tensor([[a == b >= 0 and k <= q for k, b in enumerate(owners)] for q, a in enumerate(owners)])
+    places = [place for row in rows for place in range(len(row["input_ids"]))]
+    ids, labels = ([t for row in rows for t in row[name]] for name in ("input_ids", "labels"))
+    return {
+        "input_ids": torch.tensor([ids + [0] * 5]),
+        "labels": torch.tensor([labels + [-100] * 5]),
+        "position_ids": torch.tensor([places + [0] * 5]),
+        "attention_mask": torch.zeros(1, 1, *seen_TT.shape, dtype=torch.float64).masked_fill(~seen_TT, -1e300),
+    }
+
+
+def test_documents_under_a_square_mask_train_as_they_do_alone(tmp_path: Path) -> None:
+    trainer = make("stock", tmp_path, per_device_train_batch_size=6)
+    trainer.data_collator = in_one_row
+    ran = train(selfaug.attach(trainer))
+    assert ran.batches[0]["attention_mask"].dim() == 4
+    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), CHOSEN)
+    assert relative_distance(ran.gradient, oracle.gradient()[1]) < TOLERANCE
+
+
+def test_a_square_mask_for_layers_with_a_window_is_refused(tmp_path: Path) -> None:
+    model = get_peft_model(tiny("mistral"), lora_config("mistral"))
+    args = TrainingArguments(str(tmp_path), **COMMON, per_device_train_batch_size=6)
+    trainer = Trainer(model, args, train_dataset=ROWS, data_collator=in_one_row)
+    with pytest.raises(ConfigError, match="do not attend to all of it"):
+        selfaug.attach(trainer).train()
+
+
+def test_an_adapter_with_a_loss_of_its_own_is_refused(tmp_path: Path) -> None:
+    config = AdaLoraConfig(target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM")
+    args = TrainingArguments(str(tmp_path), **COMMON)
+    trainer = Trainer(get_peft_model(tiny("llama"), config), args, train_dataset=ROWS)
+    with pytest.raises(ConfigError, match="AdaLoRA adds a loss of its own"):
+        selfaug.attach(trainer)
+
+
 class Packs:
     """Lays documents in rows as axolotl does: positions alone separate them, and padding is numbered like one more."""
 
@@ -299,8 +338,15 @@ def one_row(**changed: list[int]) -> Any:
         (one_row(attention_mask=[1, 1, 1, 1, 2, 2, 2, 0], position_ids=[*range(8)]), "run on through them"),
         (one_row(labels=[11, -100]), "cuts labels to the logits"),
         (one_row(loss_scale=[1] * 8), "holds 'loss_scale'"),
+        (one_row(position_ids=[0, 1, 2, 3, 0, 1, 2]), "one number a token is needed"),
     ],
-    ids=["positions run on through padding", "squashed positions", "labels trimmed", "loss scales"],
+    ids=[
+        "positions run on through padding",
+        "squashed positions",
+        "labels trimmed",
+        "loss scales",
+        "positions of another length",
+    ],
 )
 def test_a_layout_that_would_align_something_else_is_refused(collator: Any, said: str, tmp_path: Path) -> None:
     trainer = packing(tmp_path, collator, remove_unused_columns=False)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfaug.common.errors import ConfigError
 from selfaug.planning.reference_batch import DrawnDocument, ReferenceBatch, ReferenceLayout, reference_batch
 
 __all__ = ["MicroPlan", "StepPlan", "aligned_positions", "document_ids", "draw", "draw_tokens", "plan_step"]
@@ -82,10 +83,13 @@ def document_ids(batch: Mapping[str, Any], pad_token_id: int | None = None) -> T
 
     A document starts where ``position_ids`` is 0 (packing, padding-free), or with the row where there are none. Padding
     is where ``attention_mask`` is 0. Without a mask, a document of nothing but ``pad_token_id`` that trains none is
-    padding: axolotl numbers the padding of a packed row from 0, as if it were one more document.
+    padding: axolotl numbers the padding of a packed row from 0, as if it were one more document. A mask of
+    B × 1 × T × T says all of it by itself.
     """
     position_ids, mask = batch.get("position_ids"), batch.get("attention_mask")
     shape = batch["input_ids"].shape
+    if mask is not None and mask.dim() == 4:
+        return _documents_of_mask(mask.cpu())
     if position_ids is None:
         ids = torch.zeros(shape, dtype=torch.int64)
     else:
@@ -98,6 +102,32 @@ def document_ids(batch: Mapping[str, Any], pad_token_id: int | None = None) -> T
             if blank_BT[row, start:stop].all():
                 ids[row, start:stop] = -1
     return ids
+
+
+def _documents_of_mask(mask_B1TT: Tensor) -> Tensor:
+    """Return, B × T int64, the first token that each token sees, as the number of its document; -1 for padding.
+
+    Args:
+        mask_B1TT: Boolean (what is seen), or floating (0 where it is seen).
+
+    Raises:
+        ConfigError: If a token sees anything but its document up to itself.
+    """
+    seen_BTT = mask_B1TT[:, 0] if mask_B1TT.dtype == torch.bool else mask_B1TT[:, 0] == 0
+    count_BT, first_BT = seen_BTT.sum(dim=-1), seen_BTT.to(torch.uint8).argmax(dim=-1)
+    place_T = torch.arange(seen_BTT.shape[-1])
+    padding_BT = count_BT == 0
+    # Nothing after itself and a count that leaves no gap: the tokens from the first one to itself.
+    whole_BT = (count_BT == place_T - first_BT + 1) & ~seen_BTT.triu(diagonal=1).any(dim=-1)
+    before_BT = first_BT.roll(1, dims=-1)
+    starts_BT = (first_BT == place_T) | (first_BT == before_BT) & (place_T > 0)
+    if not bool((padding_BT | whole_BT & starts_BT).all()):
+        raise ConfigError(
+            "the four-dimensional attention mask lets a token see something else than its own document up to itself, "
+            "which the reference pass would not do.",
+            "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
+        )
+    return first_BT.masked_fill(padding_BT, -1)
 
 
 def _document_starts(documents_BT: Tensor) -> Tensor:
