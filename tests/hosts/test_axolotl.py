@@ -85,6 +85,7 @@ def configuration(folder: Path, output: Path, changed: dict[str, Any]) -> Path:
         "plugins": [PLUGIN], "selfaug_alpha": 2.0,
         "adapter": "lora", "lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": 0.0,
         "lora_target_linear": True, "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,
+        "lora_embedding_kernel": False,
         "sequence_len": 64, "max_steps": 1, "num_epochs": 1, "learning_rate": 1e-4,
         "max_grad_norm": 1e9, "optimizer": "adamw_torch", "bf16": False, "fp16": False, "tf32": False,
         "save_strategy": "no", "val_set_size": 0, "logging_steps": 1, "gradient_checkpointing": False, **changed,
