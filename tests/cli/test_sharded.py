@@ -17,7 +17,6 @@ from .test_bad_input import assert_refused
     ("kind", "words", "says"),
     [
         ("fsdp2", ["--load_in_8bit", "true"], ("FSDP2 cannot split", "load_in_4bit")),
-        ("zero3", ["--load_in_8bit", "true"], ("ZeRO stage 3 cannot split", "load_in_4bit")),
         ("zero2", ["--method", "l2", "--method_options", '{"update_weight": 0.5}'], ("penalises", "DDP")),
     ],
 )

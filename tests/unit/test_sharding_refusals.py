@@ -28,7 +28,6 @@ HEAD = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
 REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str, str]] = {
     "FSDP 1": ("fsdp1", {}, {}, {}, "hides the adapter", "fsdp_version: 2"),
     "8 bits under FSDP2": ("fsdp2", {}, {}, {"eight_bit": True}, "FSDP2 cannot split", "load_in_4bit"),
-    "8 bits under ZeRO-3": ("zero3", {}, {}, {"eight_bit": True}, "ZeRO stage 3 cannot split", "load_in_4bit"),
     "tied head under FSDP2": ("fsdp2", {}, HEAD, {"tied": True}, "head and embedding share", "modules_to_save"),
     "initial head under ZeRO-3": (
         "zero3", {"reference": "initial"}, HEAD, {}, "as training began", "modules_to_save",

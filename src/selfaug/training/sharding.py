@@ -64,10 +64,10 @@ def check_sharding(
             f"method={args.method!r} penalises the trained weights themselves, which FSDP and ZeRO split up.",
             "train on one device or with DDP, or choose another method.",
         )
-    if eight_bit and kind in ("fsdp2", "zero3"):
+    if eight_bit and kind == "fsdp2":
         raise ConfigError(
             f"load_in_8bit stores weights in a form of bitsandbytes that {NAMES[kind]} cannot split over ranks.",
-            "use load_in_4bit, or DDP or ZeRO stage 2.",
+            "use load_in_4bit, or DDP or ZeRO.",
         )
     if kind == "fsdp2" and tied and saved:
         raise ConfigError(
