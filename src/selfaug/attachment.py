@@ -253,7 +253,10 @@ class _Attached:
         """Check model and reference, and restore the reference from a checkpoint on resume."""
         state, args = self.trainer.state, self.trainer.args
         if self.reference is not None and state.global_step:
-            file = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / REFERENCE_FILE
+            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            if isinstance(args.resume_from_checkpoint, str):  # hosts that go on in another folder set it
+                checkpoint = Path(args.resume_from_checkpoint)
+            file = checkpoint / REFERENCE_FILE
             if file.is_file():
                 self.reference.load_tensors(load_file(file))
             elif self.reference.tensors():

@@ -131,27 +131,33 @@ class StopAfter(TrainerCallback):  # type: ignore[misc]
 def test_a_resumed_run_is_held_to_where_the_first_one_began(tmp_path: Path) -> None:
     settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
 
-    def trained(folder: Path, until: int, *, resume: bool) -> dict[str, torch.Tensor]:
-        torch.manual_seed(0 if not resume else 123)  # a fresh adapter of the resumed process is another one
+    def trained(
+        folder: Path, until: int, *, resume: Path | None = None, named: bool = False
+    ) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0 if resume is None else 123)  # a fresh adapter of the resumed process is another one
         trainer = Trainer(
             get_peft_model(tiny("llama", dtype=torch.float64), lora_config("llama")),
             TrainingArguments(str(folder), **{**settings, "per_device_train_batch_size": 2}),
             train_dataset=ROWS,
             data_collator=DataCollatorForSeq2Seq(tiny_tokenizer()),
         )
-        if not resume:
+        if resume is None:
             perturb_adapter(trainer.model)
         selfaug.attach(trainer, reference="initial")
         if until < 4:
             trainer.add_callback(StopAfter(until))
-        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{2}") if resume else None)
+        if named:
+            trainer.args.resume_from_checkpoint = str(resume)
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
-    whole = trained(tmp_path / "whole", 4, resume=False)
-    trained(tmp_path / "cut", 2, resume=False)
-    assert (tmp_path / "cut" / "checkpoint-2" / "selfaug_reference.safetensors").is_file()
-    resumed = trained(tmp_path / "cut", 4, resume=True)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    whole = trained(tmp_path / "whole", 4)
+    trained(tmp_path / "cut", 2)
+    checkpoint = tmp_path / "cut" / "checkpoint-2"
+    assert (checkpoint / "selfaug_reference.safetensors").is_file()
+    moved = trained(tmp_path / "elsewhere", 4, resume=checkpoint, named=True)
+    resumed = trained(tmp_path / "cut", 4, resume=checkpoint)
+    assert all(torch.equal(whole[name], resumed[name]) and torch.equal(whole[name], moved[name]) for name in whole)
 
 
 class BreaksAt(TrainerCallback):  # type: ignore[misc]

@@ -57,6 +57,8 @@ class Arguments(Seq2SeqTrainingArguments):  # type: ignore[misc]
     def __post_init__(self) -> None:
         settings = _settings()
         for name, (right, why) in _RIGHT.items():
+            if name == "eval_metric" and self.predict_with_generate:
+                continue
             if getattr(self, name) not in (right, None):
                 raise ConfigError(f"--{name} {getattr(self, name)} cannot work with SelfAug: {why}.", "leave it out.")
         if self.tuner_type not in (*_TUNERS, None):
