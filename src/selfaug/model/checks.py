@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from selfaug.common.errors import ConfigError
-from selfaug.model.parts import body_of, head_of
+from selfaug.model.libraries import gathered_head
+from selfaug.model.parts import body_of, head_layer, head_of
+from selfaug.model.sharding import whole_shape
 from selfaug.model.switch import evaluating
 from selfaug.objective.blocks import compute_dtype
 
@@ -18,8 +20,8 @@ __all__ = ["check_documents_apart", "check_head", "check_packing", "final_hidden
 
 def probe_tokens(model: nn.Module) -> Tensor:
     """Return 8 token ids spread over the vocabulary, 1 × 8."""
-    vocabulary = head_of(model).weight_VH.shape[0]
-    return (torch.arange(1, 9) * 7919 % vocabulary)[None].to(next(model.parameters()).device)
+    weight = head_layer(model).weight
+    return (torch.arange(1, 9) * 7919 % whole_shape(weight)[0])[None].to(weight.device)
 
 
 def final_hidden(model: nn.Module, input_ids: Tensor) -> Tensor:
@@ -37,9 +39,12 @@ def check_head(model: nn.Module) -> None:
     """
     input_ids = probe_tokens(model)
     with torch.no_grad(), evaluating(model):
-        own = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits[0].float()
-        head = head_of(model)
-        ours = head.logits(final_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
+        # `forward` itself: where this runs inside a call of a sharded model, its hooks have run already.
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
+        own = model.forward(**inputs).logits[0].float()
+        hidden, head = final_hidden(model, input_ids), head_of(model)
+        with gathered_head(head.weight_VH, head.bias_V):
+            ours = head.logits(hidden.to(head.weight_VH.dtype)).float()
     largest = ours.abs().max().clamp(min=1e-6)
     # 16-bit products round each logit to 8 bits; a forgotten scale or cap is off by far more.
     tolerance = 0.03 if compute_dtype(head, input_ids.device).itemsize == 2 else 1e-3

@@ -83,6 +83,7 @@ def head_of(model: nn.Module, *, reference: bool = False) -> LMHead:
 
 
 def _whole(weight: Tensor) -> Tensor:
+    # Of ZeRO-3 the parameter itself is returned: `gathered_head` fills it for the time of its use.
     gather = getattr(weight, "full_tensor", None)
     return weight if gather is None else gather()
 
