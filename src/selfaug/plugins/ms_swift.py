@@ -44,7 +44,7 @@ _TUNERS = ("lora", "vera", "boft", "fourierft", "bone", "full")
 
 
 @dataclass
-class Arguments(Seq2SeqTrainingArguments):  # type: ignore[misc]
+class Arguments(Seq2SeqTrainingArguments):
     """Training arguments of ms-swift, made before it loads a model; what cannot work is refused here."""
 
     sequence_parallel_size: int = 1
@@ -88,7 +88,7 @@ class Arguments(Seq2SeqTrainingArguments):  # type: ignore[misc]
         super().__post_init__()
 
 
-class Trainer(Seq2SeqTrainer):  # type: ignore[misc]
+class Trainer(Seq2SeqTrainer):
     """The trainer of `swift sft`, with SelfAug."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
