@@ -337,11 +337,15 @@ def one_row(**changed: list[int]) -> Any:
     return lambda rows: {name: torch.tensor([value]) for name, value in row.items()}
 
 
+SQUARE: Any = [torch.block_diag(torch.ones(4, 4), torch.ones(3, 3), torch.zeros(1, 1)).tril().bool().tolist()]
+
+
 @pytest.mark.parametrize(
     ("collator", "said"),
     [
         (one_row(position_ids=[0, 1, 2, 3, 0, 1, 2, 3]), "do not tell padding"),
         (one_row(attention_mask=[1, 1, 1, 1, 2, 2, 2, 0], position_ids=[*range(8)]), "run on through them"),
+        (one_row(attention_mask=SQUARE, position_ids=[*range(8)]), "run on through them"),
         (one_row(labels=[11, -100]), "cuts labels to the logits"),
         (one_row(loss_scale=[1] * 8), "holds 'loss_scale'"),
         (one_row(position_ids=[0, 1, 2, 3, 0, 1, 2]), "one number a token is needed"),
@@ -349,6 +353,7 @@ def one_row(**changed: list[int]) -> Any:
     ids=[
         "positions run on through padding",
         "squashed positions",
+        "squashed under a square mask",
         "labels trimmed",
         "loss scales",
         "positions of another length",
