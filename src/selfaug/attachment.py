@@ -256,7 +256,10 @@ class _Attached:
         if self.reference is not None and self._sharded:
             self.reference.prepare(self.model, self.trainer.accelerator)
         if self.reference is not None and state.global_step:
-            file = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / REFERENCE_FILE
+            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            if isinstance(args.resume_from_checkpoint, str):  # hosts that go on in another folder set it
+                checkpoint = Path(args.resume_from_checkpoint)
+            file = checkpoint / REFERENCE_FILE
             if file.is_file():
                 self.reference.load_tensors(load_file(file), self.model)
             elif self.reference.tensors(self.model):
@@ -415,9 +418,10 @@ def _refuse_unmarked_padding(batch: Mapping[str, Any], tokens: Mapping[str, int 
 
 def _refuse_unmarked_documents(mask_BT: Tensor, position_ids: Tensor | None) -> None:
     """Refuse rows whose mask numbers documents that position_ids do not show."""
+    mask_BT = mask_BT.cpu()
     begins_BT = (mask_BT[:, 1:] != mask_BT[:, :-1]) & (mask_BT[:, 1:] > 0) & (mask_BT[:, :-1] > 0)
     if position_ids is not None:
-        begins_BT &= position_ids.reshape(mask_BT.shape)[:, 1:] != 0
+        begins_BT &= position_ids.cpu().reshape(mask_BT.shape)[:, 1:] != 0
     if bool(begins_BT.any()):
         raise ConfigError(
             "the attention mask numbers several documents in a row, and position_ids run on through them, so the "

@@ -420,18 +420,23 @@ def test_hub_names_are_measured_beside_the_working_folder_and_not_in_the_cache(
     assert evaluate(*named) == 2
     assert "name one of the adapters in it: best" in capsys.readouterr().err
     assert evaluate(*named, "--adapter_subfolder", "best") == 0
-    assert evaluate(*named, "--adapter_subfolder", "best", "--adapter_revision", "v2", "--output_dir", "v2") == 0
-    one, two = figures(tmp_path / "measured-me--tuned--best")[1], figures(tmp_path / "v2")[1]
+    assert evaluate(*named, "--adapter_subfolder", "best", "--adapter_revision", "v2") == 0
+    first, second = tmp_path / "measured-me--tuned--best", tmp_path / "measured-me--tuned--best--v2"
+    one, two = figures(first)[1], figures(second)[1]
     assert [line["base"] for line in one] == [line["base"] for line in two]
     assert [line["tuned"] for line in one] != [line["tuned"] for line in two]
     snapshot = repository / "snapshots" / ("1" * 40) / "best"
     assert evaluate("--adapter", snapshot, *named[2:]) == 0
-    assert (tmp_path / "measured-best" / "results.json").is_file() or list(tmp_path.glob("measured-*best"))
+    assert figures(tmp_path / f"measured-{'1' * 40}--best")[1] == one
     assert evaluate(*named, "--adapter_subfolder", "best", "--output_dir", snapshot / "out") == 2
     assert "lies in the hub's cache" in capsys.readouterr().err
     assert evaluate(*named, "--adapter_subfolder", "best", "--adapter_revision", "v3") == 2
     assert "is not in the hub's cache" in capsys.readouterr().err
     assert files_of(cache) == before
+    # The branch moves: what is there is measured, with nothing of what was there.
+    (repository / "refs" / "main").write_text("2" * 40)
+    assert evaluate(*named, "--adapter_subfolder", "best") == 0
+    assert figures(first) == figures(second)
 
 
 # --- what must be known is asked for by name -------------------------------------------------------------------------

@@ -38,7 +38,17 @@ def llama_factory(words: list[str]) -> str:
     return said.getvalue() if code else ""
 
 
-HOSTS: dict[str, Callable[[list[str]], str]] = {"ms_swift": ms_swift, "llama_factory": llama_factory}
+def axolotl(words: list[str]) -> str:
+    os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
+    from axolotl.cli.train import do_cli
+
+    do_cli(words[0])
+    return ""
+
+
+HOSTS: dict[str, Callable[[list[str]], str]] = {
+    "axolotl": axolotl, "ms_swift": ms_swift, "llama_factory": llama_factory,
+}  # fmt: skip
 
 
 def main() -> None:

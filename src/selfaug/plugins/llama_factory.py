@@ -43,7 +43,7 @@ _RIGHT: dict[str, tuple[Any, str]] = {
 }
 
 
-class Trainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
+class Trainer(CustomSeq2SeqTrainer):
     """The trainer of LLaMA-Factory's stage ``sft``, with SelfAug.
 
     Args:

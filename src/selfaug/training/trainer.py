@@ -479,6 +479,8 @@ class SelfAugTrainer(SFTTrainer):
     def _check_model(self, *, fresh: bool) -> None:
         embeddings = whole_shape(self.model.get_input_embeddings().weight)[0]
         check_table(self._rows, embeddings, self._tokenizer, "the training data")
+        if self._align_rows is not None:
+            check_table(self._align_rows, embeddings, self._tokenizer, "align_data")
 
         def check(model: nn.Module) -> bool:
             check_head(model)
