@@ -496,8 +496,19 @@ class SelfAugTrainer(SFTTrainer):
         self._ready_cache()
 
     def _ready_cache(self) -> None:
-        if self._cache is not None and not self._cache_ready:
-            self.write_reference_cache()
+        if self._cache is None or self._cache_ready:
+            return
+        if self.splits_weights and self._resumed_from is not None and self.base_model is self.model:
+            # Weights are split after a checkpoint is read, and in full fine-tuning they are the base's no more.
+            if self._cache.missing():
+                raise ConfigError(
+                    f"the reference cache in {self._cache.folder} is not whole, and a resumed full fine-tuning cannot "
+                    "write it any more.",
+                    "restore the cache that the run began with, or begin a new run.",
+                )
+            self._cache_ready = True
+            return
+        self.write_reference_cache()
 
     def _ready_fisher(self) -> None:
         wanted = self.args.changes.fisher
