@@ -145,6 +145,8 @@ class _Attached:
         # micro-batches. Before transformers 5.19 only the second attribute does that, with a count that is not None.
         trainer.loss_is_scaled_for_ga = True
         trainer.model_accepts_loss_kwargs = True
+        # A loss that is not finite stops the run, and the trainer's own look at each loss waits for the device.
+        trainer.args.logging_nan_inf_filter = False
         trainer.get_batch_samples = self._get_batch_samples
         trainer.compute_loss = self._compute_loss
         self._log, trainer.log = trainer.log, self._log_with_means
@@ -156,8 +158,7 @@ class _Attached:
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         for batch in batches:
             _refuse_batch(batch)
-        device = device or self.trainer.args.device
-        return batches, self.driver.take(batches, self.trainer.state.global_step, device)
+        return batches, self.driver.take(batches, self.trainer.state.global_step)
 
     def _compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
