@@ -117,6 +117,8 @@ def main(cases_file: Path, folder: Path) -> None:
 
         if case.get("cached"):
             settings["reference_cache"] = str(folder / name / "cache")
+        if case.get("texts"):
+            settings["align_data"] = str(folder / "texts.jsonl")
         with reductions.counted():
             ran = run(chosen, folder / name / "run", change=observed, ddp_backend="gloo", **settings)
         assert ran.trainer is not None

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 __all__ = [
-    "LoraPair", "corda_parts", "gathered_head", "loading_options", "lora_pairs", "pissa_parts", "spare_refused_modules",
-    "switchable_layers",
+    "LoraPair", "corda_parts", "gathered_head", "is_zero_parameter", "keep_nothing_gathered", "loading_options",
+    "lora_pairs", "pissa_parts", "release_zero_parameter", "saving_whole", "spare_refused_modules", "switchable_layers",
 ]  # fmt: skip
 
 
@@ -125,18 +125,74 @@ def corda_parts(
     return [_part_of(pair, "corda") for pair in pairs]
 
 
-def gathered_head(weight: Any, bias: Any) -> Any:
-    """Return a context in which a head sharded by DeepSpeed ZeRO-3 is gathered; elsewhere it does nothing."""
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+def gathered_head(*weights: Any, write: bool = False) -> Any:
+    """Return a context in which weights sharded by DeepSpeed ZeRO-3 are whole; elsewhere it does nothing.
 
-    if not is_deepspeed_zero3_enabled():
+    Args:
+        weights: Weights, such as those of a head; ``None`` is left out.
+        write: Whether values written inside are kept; those of the first rank count.
+    """
+    sharded = [p for p in weights if is_zero_parameter(p)]
+    if not sharded:
         return contextlib.nullcontext()
     import deepspeed
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    # A tied embedding is gathered already; only the model's own hooks may partition it again.
-    sharded = [p for p in (weight, bias) if getattr(p, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE]
-    return deepspeed.zero.GatheredParameters(sharded) if sharded else contextlib.nullcontext()
+    # A tied embedding may be gathered already; only the model's own hooks may partition it again.
+    if not write:
+        sharded = [p for p in sharded if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+    if not sharded:
+        return contextlib.nullcontext()
+    return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
+
+
+def is_zero_parameter(weight: Any) -> bool:
+    """Whether DeepSpeed ZeRO-3 shards a weight."""
+    return hasattr(weight, "ds_status") and getattr(weight, "ds_tensor", None) is not None
+
+
+def release_zero_parameter(weight: Any) -> None:
+    """Forget the gathered copy of a ZeRO-3 weight, if there is one, so that its next use gathers it from its parts."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    if weight.ds_status == ZeroParamStatus.INFLIGHT:
+        raise RuntimeError(f"{weight.ds_summary()} is being gathered while it is exchanged: prefetching is not off")
+    if weight.ds_status == ZeroParamStatus.AVAILABLE:
+        weight.partition()
+
+
+def keep_nothing_gathered(accelerator: Any) -> None:
+    """Make ZeRO-3 gather each weight when it is used and give it up afterwards, also between two passes of one step.
+
+    Called before DeepSpeed starts. A weight that was prefetched, or kept for its next use, would serve the training
+    pass with the values of a reference pass that exchanges weights.
+    """
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    zero["stage3_prefetch_bucket_size"] = zero["stage3_max_reuse_distance"] = 0
+
+
+@contextlib.contextmanager
+def saving_whole(trainer: Any) -> Iterator[None]:
+    """Make `Trainer.save_model` gather the weights of a sharded model, whatever its configuration asks for.
+
+    transformers writes no weights for FSDP's ``SHARDED_STATE_DICT``, nor for ZeRO-3 without
+    ``stage3_gather_16bit_weights_on_model_save``.
+    """
+    owner, name, value = None, "", None
+    if trainer.is_fsdp_enabled:
+        from torch.distributed.fsdp import StateDictType
+
+        owner, name, value = trainer.accelerator.state.fsdp_plugin, "state_dict_type", StateDictType.FULL_STATE_DICT
+    elif trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
+        owner, name, value = trainer.deepspeed._config.zero_config, "gather_16bit_weights_on_model_save", True
+    asked = getattr(owner, name, None)
+    try:
+        if owner is not None:
+            setattr(owner, name, value)
+        yield
+    finally:
+        if owner is not None:
+            setattr(owner, name, asked)
 
 
 # Copies of local variables of `_check_lora_target_modules_mamba` in peft.tuners.tuners_utils.

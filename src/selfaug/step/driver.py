@@ -30,26 +30,6 @@ KEY = "selfaug"
 _PLANNED = ("input_ids", "labels", "attention_mask", "position_ids")
 
 
-class ReadingCollator:
-    """A collator whose micro-batches carry what the plan needs of them, read before they are placed on a device.
-
-    It runs in the data loader's workers, where there are any.
-
-    Args:
-        collate: Collator that makes the micro-batches.
-        align_boundary: Whether the last prompt position before a response is aligned.
-    """
-
-    def __init__(self, collate: Callable[[Any], Any], align_boundary: bool) -> None:
-        self._collate, self._align_boundary = collate, align_boundary
-
-    def __call__(self, rows: Any) -> Any:
-        """Return the collated micro-batch with its positions."""
-        batch = self._collate(rows)
-        batch[KEY] = read_batch(batch, self._align_boundary)
-        return batch
-
-
 @dataclass(frozen=True)
 class Draw:
     """Settings of the draw of positions for the reference pass.
@@ -62,6 +42,7 @@ class Draw:
         align: Whether prompt positions are aligned at all.
         compare_response: Whether the response positions of drawn sequences are compared with the reference.
         use_reference: Whether any term needs the reference; without one there is no reference pass.
+        pad_token_id: Id of the padding token, as in :func:`selfaug.planning.plan.plan_step`.
     """
 
     seed: int
@@ -71,6 +52,27 @@ class Draw:
     align: bool = True
     compare_response: bool = False
     use_reference: bool = True
+    pad_token_id: int | None = None
+
+
+class ReadingCollator:
+    """A collator whose micro-batches carry what the plan needs of them, read before they are placed on a device.
+
+    It runs in the data loader's workers, where there are any.
+
+    Args:
+        collate: Collator that makes the micro-batches.
+        draw: Settings of the plan.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], draw: Draw) -> None:
+        self._collate, self._draw = collate, draw
+
+    def __call__(self, rows: Any) -> Any:
+        """Return the collated micro-batch with its positions."""
+        batch = self._collate(rows)
+        batch[KEY] = read_batch(batch, self._draw.align_boundary, self._draw.pad_token_id)
+        return batch
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ class StepDriver:
         grouped = [self._grouped(micro) for micro in plan.micro]
         if total is not None:
             plan = plan.with_totals(total())
-        for batch, anywhere, micro in zip(batches, plan.anywhere, grouped, strict=True):
-            batch[KEY] = self._divided(plan, micro, self.draw, join_reference=anywhere)
+        for batch, passes, micro in zip(batches, self._idle_passes(plan), grouped, strict=True):
+            batch[KEY] = self._divided(plan, micro, self.draw, passes)
         return torch.tensor(plan.n_response)
 
     def loss(self, model: Any, inputs: dict[str, Any], *, accumulated: int) -> StepOutputs:
@@ -149,7 +151,8 @@ class StepDriver:
             whole = replace(self.draw, align_fraction=1.0, align_token_fraction=1.0)
             plan = self._plan([inputs], whole, 0, None)
             # Ranks do not exchange plans in evaluation, so every rank runs a reference pass.
-            inputs[KEY] = self._divided(plan, self._grouped(plan.micro[0]), whole, join_reference=True)
+            plan = replace(plan, anywhere=(True,))
+            inputs[KEY] = self._divided(plan, self._grouped(plan.micro[0]), whole, self._idle_passes(plan)[0])
         micro: MicroBatch = inputs.pop(KEY)
         outputs = model(**inputs, **{KEY: micro.to(inputs["input_ids"].device)})
         steps = accumulated if model.training else 1
@@ -198,6 +201,7 @@ class StepDriver:
             compare_response=draw.compare_response,
             use_reference=draw.use_reference,
             weigh=weigh,
+            pad_token_id=draw.pad_token_id,
             positions=self._positions(batches, draw),
         )
 
@@ -205,24 +209,42 @@ class StepDriver:
         found = [batch.get(KEY) for batch in batches]
         if all(isinstance(each, BatchPositions) for each in found):
             return found
-        return [read_batch(batch, draw.align_boundary) for batch in _on_host(batches)]
+        return [read_batch(batch, draw.align_boundary, draw.pad_token_id) for batch in _on_host(batches)]
 
     def _grouped(self, micro: MicroPlan) -> MicroBatch:
         return micro_batch(micro, stored=None if self._cache is None else self._cache.load)
 
-    def _divided(self, plan: StepPlan, micro: MicroBatch, draw: Draw, *, join_reference: bool) -> MicroBatch:
+    def _idle_passes(self, plan: StepPlan) -> list[int]:
+        """Return how many passes this rank of a sharded model has less than the others, of each micro-batch."""
+        if not self._sharded or self._cache is not None:
+            return [0] * len(plan.micro)
+        own = [0 if micro.reference is None else micro.reference.passes for micro in plan.micro]
+        most = [int(anywhere) for anywhere in plan.anywhere]
+        if self.layout.slice is not None:
+            at_least = [max(pair) for pair in zip(most, own, strict=True)]
+            most = begin_reduce(torch.tensor(at_least), "max")().tolist()
+        return [max(0, passes - mine) for passes, mine in zip(most, own, strict=True)]
+
+    def _divided(self, plan: StepPlan, micro: MicroBatch, draw: Draw, idle_passes: int) -> MicroBatch:
         return micro.divided(
             n_response=plan.n_response,
             drawn_divisor=draw.align_fraction * draw.align_token_fraction * plan.n_aligned,
             compared_divisor=draw.align_fraction * plan.n_response,
-            join_reference=self._sharded and join_reference and self._cache is None,
+            idle_passes=idle_passes,
         )
 
 
 def _on_host(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return what the plan needs of micro-batches on the CPU, copied at once: one wait for the device, not several."""
-    inputs = [(number, name, batch[name]) for number, batch in enumerate(batches) for name in _PLANNED if name in batch]
     found: list[dict[str, Any]] = [{} for _ in batches]
+    inputs = []
+    for number, batch in enumerate(batches):
+        for name in _PLANNED:
+            tensor = batch.get(name)
+            if tensor is not None and tensor.dim() == 4:  # a mask of all pairs of tokens
+                found[number][name] = tensor.cpu()
+            elif tensor is not None:
+                inputs.append((number, name, tensor))
     if not inputs:
         return found
     flat = torch.cat([tensor.reshape(-1).to(torch.int64) for _, _, tensor in inputs]).cpu()

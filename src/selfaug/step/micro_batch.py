@@ -54,8 +54,8 @@ class MicroBatch:
         hidden: Hidden states of the reference from a cache; ``None`` without one.
         long: Prompts that run through the reference pass one by one, in slices.
         has_reference: Whether anything is drawn.
-        join_reference: Whether the reference pass runs on one token although nothing is drawn, because a rank of a
-            sharded model that skipped a forward pass would deadlock the others.
+        idle_passes: Number of passes on one token that this rank adds to its reference pass, because a rank of a
+            sharded model that ran fewer than the others would deadlock them.
         counts: Numbers of tokens by the names of :data:`selfaug.step.meter.COUNTS`.
     """
 
@@ -70,7 +70,7 @@ class MicroBatch:
     hidden: Tensor | None
     long: tuple[LongPrompt, ...]
     has_reference: bool
-    join_reference: bool
+    idle_passes: int
     counts: Mapping[str, int]
 
     def aligned_places(self) -> tuple[Tensor, Tensor | None]:
@@ -80,7 +80,7 @@ class MicroBatch:
         return torch.cat([part.index_N for part in parts]), torch.cat(reference) if reference else None
 
     def divided(
-        self, *, n_response: int, drawn_divisor: float, compared_divisor: float = 0.0, join_reference: bool = False
+        self, *, n_response: int, drawn_divisor: float, compared_divisor: float = 0.0, idle_passes: int = 0
     ) -> MicroBatch:
         """Return the same micro-batch with the divisors of the whole step.
 
@@ -88,14 +88,14 @@ class MicroBatch:
             n_response: Number of response tokens of the whole step.
             drawn_divisor: ``align_fraction · align_token_fraction · n_aligned`` of the whole step.
             compared_divisor: ``align_fraction · n_response`` of the whole step.
-            join_reference: Whether the reference pass runs even where nothing is drawn.
+            idle_passes: Number of calls of the model that other ranks' reference passes have more.
         """
         return replace(
             self,
             per_response=1.0 / max(n_response, 1),
             per_aligned=1.0 / drawn_divisor if drawn_divisor > 0 else 0.0,
             per_compared=1.0 / compared_divisor if compared_divisor > 0 else 0.0,
-            join_reference=join_reference and not self.has_reference,
+            idle_passes=idle_passes,
         )
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -154,7 +154,7 @@ def micro_batch(micro: MicroPlan, *, stored: Callable[[Sequence[Stored]], Tensor
         hidden=None if reference is None or reference.stored is None or stored is None else stored(reference.stored),
         long=() if reference is None else reference.long,
         has_reference=reference is not None,
-        join_reference=False,
+        idle_passes=0,
         counts={
             "response_tokens": micro.response_N.numel(),
             "aligned_tokens": micro.aligned_N.numel(),
