@@ -41,7 +41,7 @@ from selfaug.reference import Reference, make_reference
 from selfaug.reference.adapter import BaseReference
 from selfaug.reference.cache_key import refuse_uncacheable
 from selfaug.reference.cached import CachedReference, ReferenceCache, open_cache
-from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
+from selfaug.reference.checks import check_full_tuning, check_peft, check_quantised, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import Draw, ReadingCollator, StepDriver
 from selfaug.step.forward import StepObjective, inside, install
@@ -107,6 +107,9 @@ class SelfAugTrainer(SFTTrainer):
             if asks_base(get_method(args.method), args):
                 check_peft(kwargs["peft_config"], "base")
         self.method = get_method(args.method)
+        given = getattr(model, "hf_quantizer", None) or kwargs.get("quantization_config")
+        adapted = kwargs.get("peft_config") is not None or hasattr(model, "get_base_model")
+        check_quantised(quantised=given is not None, adapted=adapted)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
         self._check_data(args, kwargs)
