@@ -81,6 +81,12 @@ class InitialReference:
             )
         self._start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
+    def renew(self, model: nn.Module) -> None:
+        """Replace the copy by the weights as they are now."""
+        for name, p in model.named_parameters():
+            if name in self._start:
+                self._start[name].copy_(p.detach())
+
     @contextmanager
     def serving(self, model: nn.Module) -> Iterator[nn.Module]:
         """Yield the model with the copy in place, as :meth:`BaseReference.serving`."""

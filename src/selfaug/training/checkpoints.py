@@ -1,4 +1,4 @@
-"""Checkpoints of a training: finds the one to resume from, and seals reference and token count into each."""
+"""Checkpoints of a training: finds the one to resume from, and seals reference, method and token count into each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from selfaug.common.errors import ConfigError
 from selfaug.run import checkpoint
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
 
     from selfaug.reference import Reference
 
-__all__ = ["REFERENCE_FILE", "Checkpoints"]
+__all__ = ["METHOD_FILE", "REFERENCE_FILE", "Checkpoints"]
 
 REFERENCE_FILE = "selfaug_reference.safetensors"
+METHOD_FILE = "selfaug_method.safetensors"
 
 
 class Checkpoints:
@@ -82,12 +85,25 @@ class Checkpoints:
                 "resume with the same model and the same --reference, or begin a new run.",
             )
 
+    @staticmethod
+    def method_tensors(folder: Path | None) -> dict[str, Tensor]:
+        """Return what the method remembered at a checkpoint; nothing to begin."""
+        path = None if folder is None else folder / METHOD_FILE
+        return load_file(path) if path is not None and path.is_file() else {}
+
     def begin(self, folder: Path) -> None:
         """Remove the seal of a folder that is about to be written."""
         checkpoint.unseal(folder)
 
     def finish(
-        self, folder: Path, reference: Reference | None, *, num_tokens: int, model_only: bool, best: str | None
+        self,
+        folder: Path,
+        reference: Reference | None,
+        *,
+        method: Mapping[str, Tensor],
+        num_tokens: int,
+        model_only: bool,
+        best: str | None,
     ) -> None:
         """Seal a checkpoint whose other files are written, and then delete old checkpoints."""
         state: dict[str, Any] = {"num_tokens": num_tokens, "model_only": model_only}
@@ -96,5 +112,7 @@ class Checkpoints:
             tensors = {name: t.detach().cpu().contiguous() for name, t in reference.tensors().items()}
             if tensors:
                 save_file(tensors, folder / REFERENCE_FILE)
+        if method:
+            save_file({name: t.detach().cpu().contiguous() for name, t in method.items()}, folder / METHOD_FILE)
         checkpoint.seal(folder, state)
         checkpoint.rotate(folder.parent, self._keep, folder, best)

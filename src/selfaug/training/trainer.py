@@ -25,20 +25,21 @@ from selfaug.before.token_weights import scores_of_base, token_weights
 from selfaug.common.errors import ConfigError
 from selfaug.data.vocabulary import check_table
 from selfaug.methods import get_method
-from selfaug.methods.adapters import asks_base, check_adapter
+from selfaug.methods.adapters import asks_base, check_adapter, check_weights
 from selfaug.model.checks import check_head, check_packing, probe_tokens
-from selfaug.model.libraries import spare_refused_modules
+from selfaug.model.libraries import lora_pairs, spare_refused_modules
 from selfaug.model.parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
 from selfaug.objective.activation_terms import find_modules
 from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.adapter import BaseReference
+from selfaug.reference.adapter import BaseReference, InitialReference
 from selfaug.reference.cache_key import refuse_uncacheable
 from selfaug.reference.cached import CachedReference, ReferenceCache, open_cache
 from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import Draw, StepDriver
 from selfaug.step.forward import StepObjective, install
+from selfaug.training.around import AroundSteps
 from selfaug.training.checkpoints import Checkpoints
 from selfaug.training.config import SelfAugConfig
 from selfaug.training.metrics import Metrics
@@ -100,6 +101,8 @@ class SelfAugTrainer(SFTTrainer):
         self.method = get_method(args.method)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
+        if args.changes.adapter is not None and kwargs.get("peft_config") is not None:
+            kwargs["peft_config"] = args.changes.adapter(kwargs["peft_config"])
         self._check_data(args, kwargs)
         self._chosen_renderer = renderer
         self._max_length = args.max_length
@@ -141,6 +144,8 @@ class SelfAugTrainer(SFTTrainer):
             find_modules(body_of(self.base_model), activation_term.kinds)
         memory_mb = self.args.objective_memory_mb
         slice_tokens = self._slice_tokens(catches_activations=activation_term is not None)
+        proximal = self.args.changes.proximal
+        earlier = None if proximal is None else InitialReference(self.base_model)
         objective = StepObjective(
             self.args.changes.terms,
             self.reference,
@@ -151,6 +156,8 @@ class SelfAugTrainer(SFTTrainer):
             activation_term=activation_term,
             slice_tokens=slice_tokens,
             reweigh=self.args.changes.reweigh,
+            proximal=None if proximal is None else proximal.weigh,
+            earlier=earlier,
         )
         install(self.base_model, objective)
         self.driver = StepDriver(
@@ -165,7 +172,9 @@ class SelfAugTrainer(SFTTrainer):
         self._measures = {mode: self._new_metrics() for mode in ("train", "eval")}
         self._checkpoints = Checkpoints(self.accelerator, args.save_total_limit)
         self._cache_ready = self._fisher_ready = False
+        self._around = AroundSteps(self.base_model, self.args.changes, self.driver, earlier)
         self.add_callback(_StopOnNonFinite(self.driver))
+        self.add_callback(self._around)
 
     # ---- checks, and the reference ----------------------------------------------------------------------------
 
@@ -188,6 +197,20 @@ class SelfAugTrainer(SFTTrainer):
                 f"method={self.method.name!r} penalises the trained weights themselves, which FSDP and ZeRO split up.",
                 "train on one device or with DDP, or choose another method.",
             )
+        if self.args.changes.proximal and self.sharded:
+            raise ConfigError(
+                f"method={self.method.name!r} copies the trained weights, which FSDP and ZeRO split up.",
+                "train on one device or with DDP, or choose another method.",
+            )
+        if self.args.changes.rate and self.is_deepspeed_enabled:
+            raise ConfigError(
+                f"method={self.method.name!r} sets the learning rate when a step's loss is known, and DeepSpeed takes "
+                "the step before that.",
+                "train with DDP or FSDP2, or choose another method.",
+            )
+        for part in self.method.parts:
+            if part.reads_weights:
+                check_weights(part.name, lora_pairs(self.base_model), sharded=self.sharded)
         if not self.args.compares:
             return
         parallel = self.accelerator.parallelism_config
@@ -415,11 +438,14 @@ class SelfAugTrainer(SFTTrainer):
                 self._check_model()
             if self.reference is not None:
                 self._checkpoints.restore_reference(self.reference, self.base_model, folder)
+        self._around.prepare()
+        if folder is not None:
+            self._around.load_tensors(self._checkpoints.method_tensors(folder))
         result = super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
             self._settle_start()
             for finish in self.args.changes.finish:
-                finish(self.base_model)
+                finish(self.model)
         return result
 
     def _check_model(self) -> None:
@@ -480,6 +506,7 @@ class SelfAugTrainer(SFTTrainer):
             self._checkpoints.finish(
                 folder,
                 self.reference,
+                method=self._around.tensors(),
                 num_tokens=num_tokens,
                 model_only=self.args.save_only_model,
                 best=self.state.best_model_checkpoint,
