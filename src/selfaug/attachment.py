@@ -6,34 +6,49 @@ It replaces the two methods in which a trainer sees a step, `get_batch_samples` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from selfaug.common.errors import ConfigError, nearest
-from selfaug.model.checks import check_head, probe_tokens
-from selfaug.model.parts import depends_on_what_follows, takes_documents_in_a_row
+from selfaug.common.files import replacing
+from selfaug.model.checks import check_documents_apart, check_head, probe_tokens
+from selfaug.model.parts import attends_throughout, depends_on_what_follows, takes_documents_in_a_row
 from selfaug.objective import ALIGNMENT_TERMS, NLL
+from selfaug.planning.plan import IGNORED, document_ids
 from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference import Reference, make_reference
 from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
-from selfaug.step.driver import Draw, StepDriver
+from selfaug.step.driver import KEY, Draw, StepDriver
 from selfaug.step.forward import StepObjective, TermOn, install
 from selfaug.step.meter import Meter
 
-__all__ = ["REFERENCE_FILE", "attach"]
+__all__ = ["REFERENCE_FILE", "attach", "check_settings"]
+
+logger = logging.getLogger(__name__)
 
 AnyTrainer = TypeVar("AnyTrainer")
 
 REFERENCE_FILE = "selfaug_reference.safetensors"
 """File of a checkpoint that holds the copy of ``reference="initial"``; our own trainer uses the same name."""
+
+_TEXT_KEYS = frozenset(
+    {
+        "input_ids", "labels", "attention_mask", "position_ids",
+        "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx",
+        "packed_seq_lengths",
+    }
+)  # fmt: skip
+"""What a batch of text may hold: the reference pass gets all of it, cut to the drawn prompts."""
 
 
 def attach(
@@ -55,7 +70,8 @@ def attach(
 
     Args:
         trainer: `transformers.Trainer` (or a subclass, such as `trl.SFTTrainer`) that has not begun to train. Its
-            collator must return ``input_ids``, ``labels``, and ``attention_mask`` or ``position_ids``.
+            collator must return ``input_ids``, ``labels``, and ``attention_mask`` or ``position_ids``. Rows may hold
+            several documents if ``position_ids`` begin at 0 in each, and if the model keeps them apart.
         alpha: Weight of the alignment; finite, 0 or more.
         align_fraction: Share in (0, 1] of the sequences that are aligned in each step.
         align_token_fraction: Share in (0, 1] of the prompt tokens of these sequences that are aligned.
@@ -65,7 +81,7 @@ def attach(
             now), or the path or name of a model (for full fine-tuning).
         reference_slice: Number of tokens of a slice; longer prompts go through the reference pass in slices; 0 for no
             slices.
-        check: Whether head and reference are tested on a few tokens before the first step.
+        check: Whether head and reference are tested on a few tokens before the first step, and packed rows at theirs.
 
     Returns:
         The same trainer, which now also logs ``nll`` and ``alignment`` (nats a token).
@@ -73,10 +89,17 @@ def attach(
     Raises:
         ConfigError: If a setting is out of range, or does not work with the trainer, its model or its adapter.
     """
-    _check_settings(alpha, align_fraction, align_token_fraction, align_direction)
+    check_settings(alpha, align_fraction, align_token_fraction, align_direction)
     _Attached(
         trainer,
-        Draw(trainer.args.seed, align_fraction, align_token_fraction, align_boundary, align=alpha > 0),  # type: ignore[attr-defined]
+        Draw(
+            trainer.args.seed,  # type: ignore[attr-defined]
+            align_fraction,
+            align_token_fraction,
+            align_boundary,
+            align=alpha > 0,
+            pad_token_id=_tokens_of(trainer)["pad"],
+        ),
         alpha,
         align_direction,
         reference,
@@ -86,7 +109,12 @@ def attach(
     return trainer
 
 
-def _check_settings(alpha: float, align_fraction: float, align_token_fraction: float, align_direction: str) -> None:
+def check_settings(alpha: float, align_fraction: float, align_token_fraction: float, align_direction: str) -> None:
+    """Refuse settings of :func:`attach` that are out of range.
+
+    Raises:
+        ConfigError: With the range.
+    """
     if not 0 <= alpha < float("inf"):
         raise ConfigError(f"alpha={alpha} is not a weight", "give a finite number of 0 or more; 2 is the default.")
     for name, share in (("align_fraction", align_fraction), ("align_token_fraction", align_token_fraction)):
@@ -106,6 +134,9 @@ class _Attached:
         self, trainer: Any, draw: Draw, alpha: float, direction: str, reference: str, slice_tokens: int, check: bool
     ) -> None:
         self.trainer, self._check = trainer, check
+        self._tokens = _tokens_of(trainer)
+        self._unseen_packing = check and alpha > 0
+        self._unseen_step = alpha > 0
         sharded = bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
         _refuse(trainer)
         has_adapter = hasattr(trainer.model, "get_base_model")
@@ -115,7 +146,9 @@ class _Attached:
         if alpha:
             terms.append(TermOn(ALIGNMENT_TERMS[direction], "aligned", alpha))
         slices = None if sharded else self._slice_tokens(slice_tokens)
-        objective = StepObjective(terms, self.reference, slice_tokens=slices)
+        self._sharded = sharded
+        self._planned_shapes: dict[int, torch.Size] = {}
+        objective = StepObjective(terms, self.reference, slice_tokens=slices, inspect=self._inspect_packing)
         layout = ReferenceLayout(
             whole=depends_on_what_follows(self.model.config),
             concatenate=takes_documents_in_a_row(self.model),
@@ -155,13 +188,52 @@ class _Attached:
     ) -> tuple[list[Any], Tensor]:
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         for batch in batches:
-            _refuse_batch(batch)
+            self._refuse_batch(batch)
         device = device or self.trainer.args.device
-        return batches, self.driver.take(batches, self.trainer.state.global_step, device)
+        n_response = self.driver.take(batches, self.trainer.state.global_step, device)
+        self._planned_shapes = {id(batch[KEY]): batch["input_ids"].shape for batch in batches}
+        if batches and self._unseen_step:
+            self._unseen_step = False
+            if not any(batch[KEY].per_aligned for batch in batches):
+                logger.warning(
+                    "no token of the first step is aligned: its prompts have no label -100. If the data train on "
+                    "prompts as well, SelfAug has nothing to hold."
+                )
+        return batches, n_response
+
+    def _refuse_batch(self, batch: Any) -> None:
+        _refuse_batch(batch, self.model)
+        _refuse_layout(batch, self._tokens)
+
+    def _inspect_packing(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Check the first micro-batch with several documents in a row."""
+        if not self._unseen_packing or inputs.get("position_ids") is None:
+            return
+        documents_BT = document_ids(inputs, self._tokens["pad"])
+        first_B = documents_BT.masked_fill(documents_BT < 0, documents_BT.shape[1]).amin(dim=1)
+        packed = bool((documents_BT.amax(dim=1) > first_B).any())
+        if packed or self._sharded:  # every rank of a sharded model must run the same passes
+            self._unseen_packing = False
+            given = {name: value for name, value in inputs.items() if name != "labels"}
+            check_documents_apart(model, given, documents_BT)
 
     def _compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        if KEY not in inputs:
+            if model.training:
+                raise ConfigError(
+                    "the plan of the step did not reach compute_loss, so its divisors are unknown: the trainer copies "
+                    "batches after get_batch_samples and drops what it does not know.",
+                    f"keep the key {KEY!r} of a batch.",
+                )
+            self._refuse_batch(inputs)
+        elif self._planned_shapes.get(id(inputs[KEY])) != inputs["input_ids"].shape:
+            raise ConfigError(
+                f"the trainer made tokens of shape {tuple(inputs['input_ids'].shape)} of a batch after its step was "
+                "planned, so the plan's positions are those of other tokens.",
+                "switch off context and sequence parallelism, and whatever else cuts or splits batches.",
+            )
         accumulated = int(getattr(self.trainer, "current_gradient_accumulation_steps", 0))
         outputs = self.driver.loss(
             model, inputs, accumulated=accumulated or int(self.trainer.args.gradient_accumulation_steps)
@@ -183,8 +255,8 @@ class _Attached:
         if self.reference is not None and state.global_step:
             file = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / REFERENCE_FILE
             if file.is_file():
-                self.reference.load_tensors(load_file(file))
-            elif self.reference.tensors():
+                self.reference.load_tensors(load_file(file), self.model)
+            elif self.reference.tensors(self.model):
                 raise ConfigError(
                     f"{file.parent} does not hold what reference={self.reference.name!r} was, so training would go on "
                     "against another one.",
@@ -199,12 +271,18 @@ class _Attached:
 
     def save(self, folder: Path) -> None:
         """Save the tensors of the reference into a checkpoint."""
-        tensors = {} if self.reference is None else self.reference.tensors()
+        tensors = {} if self.reference is None else self.reference.tensors(self.model)
         if tensors and folder.is_dir():
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / REFERENCE_FILE)
+            with replacing(folder / REFERENCE_FILE) as temporary:
+                save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
 
 
 def _refuse(trainer: Any) -> None:
+    ours = isinstance(getattr(trainer.compute_loss, "__self__", None), _Attached)
+    if ours or type(trainer).__module__.startswith("selfaug.training."):
+        raise ConfigError(
+            "SelfAug is attached to this trainer already.", "attach it once; SelfAugTrainer needs no call."
+        )
     if trainer.args.n_gpu > 1:
         raise ConfigError(
             f"the trainer would use torch.nn.DataParallel over {trainer.args.n_gpu} devices, whose copies of the model "
@@ -231,7 +309,7 @@ def _refuse(trainer: Any) -> None:
         )
 
 
-def _refuse_batch(batch: Any) -> None:
+def _refuse_batch(batch: Any, model: torch.nn.Module) -> None:
     if not isinstance(batch, dict) and not hasattr(batch, "keys"):
         raise ConfigError(f"the collator gives a {type(batch).__name__}, not a dict.", "use one that gives a dict.")
     missing = {"input_ids", "labels"} - set(batch.keys())
@@ -241,7 +319,14 @@ def _refuse_batch(batch: Any) -> None:
             "use a collator that gives labels with -100 at prompt tokens.",
         )
     mask = batch.get("attention_mask")
-    if mask is not None and mask.dim() != 2:
+    square = mask is not None and mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[2] == mask.shape[3]
+    if square and not attends_throughout(model.config):
+        raise ConfigError(
+            "the attention mask has four dimensions, and stands for that of every layer, also of those that do "
+            "not attend to all of it; the reference pass would keep to their own kind.",
+            "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
+        )
+    if mask is not None and mask.dim() != 2 and not square:
         raise ConfigError(
             f"the attention mask has {mask.dim()} dimensions, so padding and documents cannot be found by it.",
             "use a collator that gives a mask of rows and tokens, or position_ids that begin anew at each document.",
@@ -250,6 +335,83 @@ def _refuse_batch(batch: Any) -> None:
         raise ConfigError(
             "a batch has neither attention_mask nor position_ids, so padding would be taken for prompt.",
             "use a collator that gives one of them.",
+        )
+
+
+def _tokens_of(trainer: Any) -> dict[str, int | None]:
+    """Return the ids of the tokens that pad, begin and end a text; ``None`` where the trainer does not say."""
+    given = getattr(trainer, "processing_class", None)
+    tokenizer = getattr(given, "tokenizer", given)  # a processor holds a tokenizer
+    return {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+
+
+def _refuse_layout(batch: Any, tokens: Mapping[str, int | None]) -> None:
+    if batch["labels"].shape != batch["input_ids"].shape:
+        raise ConfigError(
+            f"labels of shape {tuple(batch['labels'].shape)} came with tokens of shape "
+            f"{tuple(batch['input_ids'].shape)}: the trainer cuts labels to the logits that it keeps.",
+            "switch that off (in ms-swift --use_logits_to_keep false): logits never exist in full here.",
+        )
+    positions = batch.get("position_ids")
+    if positions is not None and positions.numel() != batch["input_ids"].numel():
+        raise ConfigError(
+            f"position_ids of shape {tuple(positions.shape)} came with tokens of shape "
+            f"{tuple(batch['input_ids'].shape)}: one number a token is needed.",
+            "choose a length of packed rows that needs no more padding (in LLaMA-Factory a cutoff_len that 8 divides), "
+            "and a model of text alone.",
+        )
+    for name in batch.keys() - _TEXT_KEYS:
+        # Token types of plain text are all 0.
+        if not isinstance(batch[name], Tensor) or bool(batch[name].any()):
+            raise ConfigError(
+                f"a batch holds {name!r}, which would reach neither the loss nor the reference pass.",
+                "train on text with equal weights, or remove it in the collator if the model does not need it.",
+            )
+    mask = batch.get("attention_mask")
+    if mask is None:
+        _refuse_unmarked_padding(batch, tokens)
+        return
+    documents_BT = mask if mask.dim() == 2 else document_ids(batch) + 1
+    # Unsloth drops the mask in training, which is right behind a causal model's text only.
+    if "unsloth" in sys.modules and not bool(documents_BT[:, 0].all()):
+        raise ConfigError(
+            "rows are padded on the left, and Unsloth trains without the attention mask: text would see padding.",
+            "set tokenizer.padding_side = 'right'.",
+        )
+    _refuse_unmarked_documents(documents_BT, batch.get("position_ids"))
+
+
+def _refuse_unmarked_padding(batch: Mapping[str, Any], tokens: Mapping[str, int | None]) -> None:
+    """Refuse rows that begin or end in padding whose positions go on from, or into, those of a document."""
+    pad = tokens["pad"]
+    tokens_BT, documents_BT = batch["input_ids"].cpu(), document_ids(batch, pad)
+    rows, width = tokens_BT.shape
+    run = 2 if pad in (tokens["bos"], tokens["eos"]) else 1  # one such token may be the document's own
+    if width <= run:
+        return
+    pads_BT = (batch["labels"].cpu() == IGNORED) & (documents_BT >= 0)
+    if pad is not None:
+        pads_BT &= tokens_BT == pad
+    left = pads_BT[:, :run].all(dim=1) & (documents_BT[:, 0] == documents_BT[:, run])
+    right = pads_BT[:, -run:].all(dim=1) & (documents_BT[:, -1] == documents_BT[:, -1 - run])
+    if (pad is not None and bool((left | right).any())) or (pad is None and rows > 1):
+        raise ConfigError(
+            "a batch has no attention mask of rows and tokens, and its position_ids do not tell padding from "
+            "documents, so padding would be aligned.",
+            "use a collator that gives attention_mask, or numbers padding from 0; and give the trainer its tokenizer.",
+        )
+
+
+def _refuse_unmarked_documents(mask_BT: Tensor, position_ids: Tensor | None) -> None:
+    """Refuse rows whose mask numbers documents that position_ids do not show."""
+    begins_BT = (mask_BT[:, 1:] != mask_BT[:, :-1]) & (mask_BT[:, 1:] > 0) & (mask_BT[:, :-1] > 0)
+    if position_ids is not None:
+        begins_BT &= position_ids.reshape(mask_BT.shape)[:, 1:] != 0
+    if bool(begins_BT.any()):
+        raise ConfigError(
+            "the attention mask numbers several documents in a row, and position_ids run on through them, so the "
+            "reference pass would give their tokens other positions.",
+            "give position_ids that begin at 0 in each document (in axolotl leave squash_position_ids off).",
         )
 
 

@@ -264,6 +264,7 @@ def test_several_processes_are_not_started_for_a_mistake(cli: Cli, place: Place)
     refused(cli, place, "--num_processes", "2", dataset_name=place.folder / "none.jsonl", says=("none.jsonl",))
 
 
+@pytest.mark.nightly
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_bad_row_far_down_ends_both_processes_and_is_said_once(cli: Cli, place: Place) -> None:
@@ -302,7 +303,9 @@ def hub() -> Iterator[str]:
     server.shutdown()
 
 
-@pytest.mark.parametrize(("name", "most"), [("models/nope", 0), ("owner/nope", 1)])
+@pytest.mark.parametrize(
+    ("name", "most"), [pytest.param("models/nope", 0, marks=pytest.mark.nightly), ("owner/nope", 1)]
+)
 def test_a_missing_model_is_said_at_once(place: Place, hub: str, name: str, most: int) -> None:
     """The command as typed: a path is no question for the hub, and a name is one question, not a minute of them."""
     (place.folder / "models").mkdir()

@@ -198,6 +198,7 @@ def test_comparisons_in_one_folder_share_their_runs(
     capsys.readouterr()
 
 
+@pytest.mark.nightly
 def test_runs_of_other_lengths_are_measured_on_the_same_rows(
     words: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -271,6 +271,7 @@ def test_an_output_folder_that_cannot_be_written_is_said(data: Path) -> None:
     assert_mistake(done, "output_dir", "data.jsonl', which is a file")
 
 
+@pytest.mark.nightly
 @pytest.mark.shared
 @pytest.mark.slow
 def test_the_length_report_counts_the_models_tokens(shared: Path, stories260k: Path, tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_on_a_terminal_a_training_has_a_bar_with_the_time_left(model: Path, data
     assert "grad_norm" in logged[0]
 
 
+@pytest.mark.nightly
 def test_in_a_file_a_training_has_an_estimate_after_its_first_step(model: Path, data: Path, tmp_path: Path) -> None:
     command = words_of(model, data, tmp_path / "run", "--logging_steps", "4")
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)

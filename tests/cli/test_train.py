@@ -175,7 +175,9 @@ def started(command: list[str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.nightly), (signal.SIGTERM, 143)]
+)
 def test_a_signal_saves_and_ends(model: Path, data: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = started(words(model, data, tmp_path / "run", 100_000))
     process.send_signal(number)

@@ -6,20 +6,21 @@ They also run with torch, transformers (5.6 and later), peft and safetensors alo
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import AdaLoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 import selfaug
 from selfaug.common.errors import ConfigError
 from tests.models import adapter_name, lora_config, perturb_adapter, tiny, tiny_tokenizer, with_lora
-from tests.oracles.planted import Step
-from tests.oracles.sequences import SINGLE_TURN, sequences
+from tests.oracles.planted import Step, neighbours_aligned, padding_aligned
+from tests.oracles.sequences import ODD_SHAPES, SINGLE_TURN, sequences
 from tests.oracles.step import Gradients, relative_distance
 
 TOLERANCE = 1e-6  # float64 on both sides; what is left are flips of float32 roundings inside transformers
@@ -153,6 +154,41 @@ def test_a_resumed_run_is_held_to_where_the_first_one_began(tmp_path: Path) -> N
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+class BreaksAt(TrainerCallback):  # type: ignore[misc]
+    """Makes a weight infinite after a step, so that the next loss is not a number."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(p for p in model.parameters() if p.requires_grad).fill_(float("inf"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    trainer = make_with(tmp_path, **settings)
+    trainer.add_callback(BreaksAt(3))
+    selfaug.attach(trainer)
+    with pytest.raises(FloatingPointError, match="the loss of step 4 is not finite"):
+        trainer.train()
+    assert [file.name for file in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = make_with(tmp_path, **settings)
+    selfaug.attach(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 6
+
+
+def make_with(folder: Path, **settings: Any) -> Any:
+    return Trainer(
+        get_peft_model(tiny("llama", dtype=torch.float64), lora_config("llama")),
+        TrainingArguments(str(folder), per_device_train_batch_size=2, **settings),
+        train_dataset=ROWS,
+        data_collator=DataCollatorForSeq2Seq(tiny_tokenizer()),
+    )
+
+
 @pytest.mark.parametrize(
     ("alignment", "said"),
     [
@@ -188,6 +224,191 @@ def test_a_batch_from_which_the_prompt_cannot_be_told_is_refused(change: Any, sa
     selfaug.attach(trainer)
     with pytest.raises(ConfigError, match=said):
         trainer.train()
+
+
+def in_one_row(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """One row of documents and padding; only the square mask tells them apart."""
+    owners = [i for i, row in enumerate(rows) for _ in row["input_ids"]] + [-1] * 5
+    seen_TT = torch.tensor([[a == b >= 0 and k <= q for k, b in enumerate(owners)] for q, a in enumerate(owners)])
+    places = [place for row in rows for place in range(len(row["input_ids"]))]
+    ids, labels = ([t for row in rows for t in row[name]] for name in ("input_ids", "labels"))
+    return {
+        "input_ids": torch.tensor([ids + [0] * 5]),
+        "labels": torch.tensor([labels + [-100] * 5]),
+        "position_ids": torch.tensor([places + [0] * 5]),
+        "attention_mask": torch.zeros(1, 1, *seen_TT.shape, dtype=torch.float64).masked_fill(~seen_TT, -1e300),
+    }
+
+
+def test_documents_under_a_square_mask_train_as_they_do_alone(tmp_path: Path) -> None:
+    trainer = make("stock", tmp_path, per_device_train_batch_size=6)
+    trainer.data_collator = in_one_row
+    ran = train(selfaug.attach(trainer))
+    assert ran.batches[0]["attention_mask"].dim() == 4
+    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), CHOSEN)
+    assert relative_distance(ran.gradient, oracle.gradient()[1]) < TOLERANCE
+
+
+def test_a_square_mask_for_layers_with_a_window_is_refused(tmp_path: Path) -> None:
+    model = get_peft_model(tiny("mistral"), lora_config("mistral"))
+    args = TrainingArguments(str(tmp_path), **COMMON, per_device_train_batch_size=6)
+    trainer = Trainer(model, args, train_dataset=ROWS, data_collator=in_one_row)
+    with pytest.raises(ConfigError, match="do not attend to all of it"):
+        selfaug.attach(trainer).train()
+
+
+def test_an_adapter_with_a_loss_of_its_own_is_refused(tmp_path: Path) -> None:
+    config = AdaLoraConfig(target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM")
+    args = TrainingArguments(str(tmp_path), **COMMON)
+    trainer = Trainer(get_peft_model(tiny("llama"), config), args, train_dataset=ROWS)
+    with pytest.raises(ConfigError, match="AdaLoRA adds a loss of its own"):
+        selfaug.attach(trainer)
+
+
+class Packs:
+    """Lays documents in rows as axolotl does: positions alone separate them, and padding is numbered like one more."""
+
+    def __init__(self, width: int, *, mask: bool = False) -> None:
+        self.width, self.mask = width, mask
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        packed: list[dict[str, list[int]]] = []
+        for row in rows:
+            ids, labels = row["input_ids"], row["labels"]
+            if not packed or len(packed[-1]["input_ids"]) + len(ids) > self.width:
+                packed.append({"input_ids": [], "labels": [], "position_ids": []})
+            packed[-1]["input_ids"] += ids
+            packed[-1]["labels"] += labels
+            packed[-1]["position_ids"] += range(len(ids))
+        for row in packed:
+            gap = self.width - len(row["input_ids"])
+            row["input_ids"] = row["input_ids"] + [0] * gap
+            row["labels"] = row["labels"] + [-100] * gap
+            row["position_ids"] = row["position_ids"] + list(range(gap))
+        batch = {name: torch.tensor([row[name] for row in packed]) for name in packed[0]}
+        return {**batch, "attention_mask": (batch["input_ids"] != 0).long()} if self.mask else batch
+
+
+def packing(folder: Path, collator: Any, rows: list[dict[str, Any]] = ROWS, **settings: Any) -> Any:
+    model = get_peft_model(tiny("llama", dtype=torch.float64), lora_config("llama"))
+    settings = {**COMMON, "per_device_train_batch_size": len(rows), **settings}
+    tokenizer = tiny_tokenizer()
+    args = TrainingArguments(str(folder), **settings)
+    return Trainer(model, args, train_dataset=rows, data_collator=collator, processing_class=tokenizer)
+
+
+def test_padding_that_is_numbered_like_a_document_is_not_aligned(tmp_path: Path) -> None:
+    chosen = sequences((*SINGLE_TURN, *ODD_SHAPES))
+    rows = [{"input_ids": list(ids), "labels": list(labels)} for ids, labels in chosen]
+    trainer = packing(tmp_path, Packs(40), rows)
+    selfaug.attach(trainer)
+    ran = train(trainer)
+    (batch,) = ran.batches
+    assert "attention_mask" not in batch
+    assert len(batch["input_ids"]) > 1
+    padding = (batch["input_ids"] == 0) & (batch["position_ids"] > 0)
+    assert padding.any(), "padding has positions of its own"
+    step = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), chosen)
+    assert relative_distance(ran.gradient, step.gradient()[1]) < TOLERANCE
+    assert relative_distance(ran.gradient, padding_aligned(step)) > 0.01
+    assert relative_distance(ran.gradient, neighbours_aligned(step)) > 0.01
+
+
+def test_documents_that_see_each_other_are_refused(tmp_path: Path) -> None:
+    # With a mask of ones and zeros, transformers takes a row for one document.
+    trainer = packing(tmp_path, Packs(40, mask=True))
+    selfaug.attach(trainer)
+    with pytest.raises(ConfigError, match="see each other"):
+        trainer.train()
+
+
+def one_row(**changed: list[int]) -> Any:
+    """A collator that gives one row of two documents of 4 and 3 tokens, and one of padding."""
+    row = {
+        "input_ids": [5, 6, 7, 8, 9, 10, 11, 0], "labels": [-100, -100, 7, 8, -100, -100, 11, -100],
+        "position_ids": [0, 1, 2, 3, 0, 1, 2, 0], **changed,
+    }  # fmt: skip
+    return lambda rows: {name: torch.tensor([value]) for name, value in row.items()}
+
+
+@pytest.mark.parametrize(
+    ("collator", "said"),
+    [
+        (one_row(position_ids=[0, 1, 2, 3, 0, 1, 2, 3]), "do not tell padding"),
+        (one_row(attention_mask=[1, 1, 1, 1, 2, 2, 2, 0], position_ids=[*range(8)]), "run on through them"),
+        (one_row(labels=[11, -100]), "cuts labels to the logits"),
+        (one_row(loss_scale=[1] * 8), "holds 'loss_scale'"),
+        (one_row(position_ids=[0, 1, 2, 3, 0, 1, 2]), "one number a token is needed"),
+    ],
+    ids=[
+        "positions run on through padding",
+        "squashed positions",
+        "labels trimmed",
+        "loss scales",
+        "positions of another length",
+    ],
+)
+def test_a_layout_that_would_align_something_else_is_refused(collator: Any, said: str, tmp_path: Path) -> None:
+    trainer = packing(tmp_path, collator, remove_unused_columns=False)
+    selfaug.attach(trainer)
+    with pytest.raises(ConfigError, match=said):
+        trainer.train()
+
+
+def test_labels_that_are_trimmed_after_planning_are_refused_in_evaluation_alone(tmp_path: Path) -> None:
+    trainer = packing(tmp_path, DataCollatorForSeq2Seq(tiny_tokenizer()))
+    prepare = trainer._prepare_inputs
+    trainer._prepare_inputs = lambda inputs: prepare({**inputs, "labels": inputs["labels"][:, -3:]})
+    selfaug.attach(trainer)
+    ran = train(trainer)
+    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), CHOSEN)
+    assert relative_distance(ran.gradient, oracle.gradient()[1]) < TOLERANCE
+    with pytest.raises(ConfigError, match="cuts labels to the logits"):
+        trainer.evaluate(ROWS)
+
+
+def test_a_batch_that_lost_its_plan_is_refused(tmp_path: Path) -> None:
+    trainer = packing(tmp_path, DataCollatorForSeq2Seq(tiny_tokenizer()))
+    prepare = trainer._prepare_inputs
+    trainer._prepare_inputs = lambda inputs: prepare({k: v for k, v in inputs.items() if k != "selfaug"})
+    selfaug.attach(trainer)
+    with pytest.raises(ConfigError, match="did not reach compute_loss"):
+        trainer.train()
+
+
+def test_a_batch_that_is_split_after_planning_is_refused(tmp_path: Path) -> None:
+    trainer = packing(tmp_path, DataCollatorForSeq2Seq(tiny_tokenizer()))
+    prepare = trainer._prepare_inputs
+    trainer._prepare_inputs = lambda inputs: prepare(
+        {name: value[:, :8] if torch.is_tensor(value) else value for name, value in inputs.items()}
+    )
+    selfaug.attach(trainer)
+    with pytest.raises(ConfigError, match="after its step was planned"):
+        trainer.train()
+
+
+def test_left_padding_under_unsloth_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    selfaug.attach(trainer := packing(tmp_path, DataCollatorForSeq2Seq(tokenizer)))
+    trainer.train()
+    monkeypatch.setitem(sys.modules, "unsloth", sys)
+    with pytest.raises(ConfigError, match="Unsloth trains without the attention mask"):
+        trainer.train()
+
+
+def test_rows_without_a_prompt_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in ROWS]
+    trainer = packing(tmp_path, DataCollatorForSeq2Seq(tiny_tokenizer()), trained, max_steps=2)
+    selfaug.attach(trainer)
+    trainer.train()
+    assert [record.message for record in caplog.records if "no token of the first step is aligned" in record.message]
+
+
+def test_a_trainer_is_attached_once(tmp_path: Path) -> None:
+    trainer = selfaug.attach(make("stock", tmp_path))
+    with pytest.raises(ConfigError, match="attached to this trainer already"):
+        selfaug.attach(trainer)
 
 
 def test_the_loop_of_the_page_trains_what_attach_does() -> None:

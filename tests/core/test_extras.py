@@ -118,6 +118,7 @@ def test_the_core_is_used_without_the_command_lines_packages(core: Path) -> None
     assert done.stdout == "selfaug.SelfAugTrainer needs datasets: pip install 'selfaug[train]'\n", done.stderr
 
 
+@pytest.mark.nightly
 def test_general_tasks_without_lm_eval_are_refused_before_a_model_is_loaded(without_eval: Path, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", tiny("llama"))
     run = finished_run(tmp_path / "run", model)

@@ -114,6 +114,7 @@ def draw_text(model: Any, ids: list[int], seed: int, length: int) -> list[int]:
     return found
 
 
+@pytest.mark.nightly
 def test_killed_while_it_writes_a_run_goes_on_and_makes_nothing_twice(tmp_path: Path) -> None:
     options = {"method_options": {"magpie_ratio": 0.5}}
     whole = start(tmp_path / "whole", **options)

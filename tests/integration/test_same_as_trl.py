@@ -135,6 +135,7 @@ def test_rows_batches_losses_and_gradients(
     compare_metrics(ours, theirs)
 
 
+@pytest.mark.nightly
 @pytest.mark.shared
 def test_gradient_checkpointing(jsonl: Path, stories260k: Path, tmp_path: Path) -> None:
     done = []

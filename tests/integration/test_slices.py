@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from selfaug.model.parts import body_of
+from selfaug.planning.reference_batch import slice_size
 from selfaug.reference import passes
-from selfaug.reference.passes import batch_hidden, can_slice, slice_size, sliced_hidden, slices_agree
+from selfaug.reference.passes import batch_hidden, can_slice, sliced_hidden, slices_agree
 from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step, run
 from tests.models import ARCHITECTURES, tiny

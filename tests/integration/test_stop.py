@@ -108,6 +108,7 @@ def test_stopped_three_ways_a_run_ends_with_the_same_adapter(flags: list[str], t
     assert len(resumed) == 3
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once_and_a_short_run_saves(flags: list[str], tmp_path: Path) -> None:
     short = start(*flags, "--output_dir", tmp_path / "short", "--max_steps", "3", "--save_steps", "500")

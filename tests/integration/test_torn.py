@@ -92,7 +92,7 @@ def test_the_initial_adapter_is_that_of_the_checkpoint(run: tuple[Path, dict[str
     (output_dir / "checkpoint-4" / SEAL).unlink()
     again = make_trainer(output_dir, **SHORT)
     assert again.reference is not None
-    for tensor in again.reference.tensors().values():
+    for tensor in again.reference.tensors(again.base_model).values():
         tensor.add_(1.0)
     again.train(resume_from_checkpoint=True)
     assert equal(trained(again), expected)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from selfaug.common.errors import DataError
+from selfaug.data.corpus import Corpus
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Document, Record
-from selfaug.data.retrieve import Corpus
 
 pytestmark = pytest.mark.shared
 

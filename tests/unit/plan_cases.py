@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from selfaug.planning.plan import StepPlan, plan_step
 from tests.oracles.step import IGNORED, Sequence_
 
-LAYOUTS = ("right padding", "left padding", "padding-free", "padding-free, padded", "packed rows with a mask")
+LAYOUTS = (
+    "right padding", "left padding", "padding-free", "padding-free, padded", "packed rows with a mask",
+    "square mask", "square mask, additive",
+)  # fmt: skip
 PAD = 0
 
 
@@ -55,6 +58,13 @@ def lay(sequences: Sequence[Sequence_], which: Sequence[int], layout: str) -> La
     batch = {"input_ids": [ids_T], "labels": [labels_T], "position_ids": [positions_T + [0] * gap]}
     if layout == "packed rows with a mask":
         batch["attention_mask"] = [mask_T + [0] * gap]
+    if layout.startswith("square mask"):  # positions do not begin anew, so the mask alone tells documents
+        batch["position_ids"] = [range(len(ids_T))]
+        owner_T = [i for i, (ids, _) in zip(which, chosen, strict=True) for _ in ids] + [-1] * gap
+        seen = [[a == b >= 0 and k <= q for k, b in enumerate(owner_T)] for q, a in enumerate(owner_T)]
+        low = torch.finfo(torch.float32).min
+        additive = layout.endswith("additive")
+        batch["attention_mask"] = [[[[0.0 if s else low for s in row] for row in seen] if additive else seen]]
     return Laid({name: torch.tensor(value) for name, value in batch.items()}, at)
 
 
@@ -101,6 +111,14 @@ def prefixes(inputs: dict[str, Any] | Any) -> list[tuple[int, ...]]:
     """For each flattened position, the tokens that a causal model sees there."""
     seen: list[tuple[int, ...]] = []
     rows = inputs["input_ids"].tolist()
+    if "attention_mask" in inputs and inputs["attention_mask"].dim() == 4:
+        masks = inputs["attention_mask"][:, 0]
+        visible = (masks if masks.dtype == torch.bool else masks == 0).tolist()
+        return [
+            tuple(token for token, is_seen in zip(row, sees, strict=True) if is_seen)
+            for row, square in zip(rows, visible, strict=True)
+            for sees in square
+        ]
     restart = inputs["position_ids"].tolist() if "position_ids" in inputs else [range(len(row)) for row in rows]
     mask = inputs["attention_mask"].tolist() if "attention_mask" in inputs else [[1] * len(row) for row in rows]
     for row, at, real in zip(rows, restart, mask, strict=True):

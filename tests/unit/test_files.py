@@ -53,7 +53,7 @@ READERS = {
     "texts": Reader("a.txt", read_texts, "é", None),
     "a list of texts": Reader("a.json", read_texts, '["é"]', BAD_JSON),
     "rows of texts": Reader("a.jsonl", read_texts, '{"text": "é"}\n', '{"text": "é"}\n{"b":\n'),
-    "passages": Reader("a.md", read_passages, "é", None),
+    "passages": Reader("a.md", lambda path: list(read_passages(path)), "é", None),
     "forms": Reader("a.yaml", lambda path: replace(read_forms(str(path)), source={}), "xx: [é]", BAD_YAML),
     "questions": Reader("a.jsonl", lambda path: check_file("any", path), '{"é": 1}\n', '{"é": 1}\n{"b":\n'),
     "a chat template": Reader("a.jinja", lambda path: _chat_template(str(path), None), "é", None),  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfaug.common.errors import ConfigError
 from selfaug.planning.plan import MicroPlan, StepPlan, draw, draw_tokens, plan_step
 from selfaug.planning.reference_batch import ReferenceLayout
 from tests.oracles.step import positions
@@ -200,6 +201,24 @@ def test_packed_neighbours_and_padding_by_hand() -> None:
     assert (plan.n_aligned, with_boundary.n_aligned) == (2, 3)
     without_documents = {name: value for name, value in batch.items() if name != "position_ids"}
     assert plan_step([without_documents], seed=0, step=0).micro[0].aligned_N.tolist() == [0, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        ([[1, 0, 0], [1, 1, 0], [0, 1, 1]], "a window of two tokens"),
+        ([[1, 1, 0], [1, 1, 0], [1, 1, 1]], "a prefix that sees itself whole"),
+        ([[1, 0, 0], [1, 1, 0], [1, 0, 1]], "a gap"),
+        ([[1, 0, 0], [1, 0, 0], [1, 1, 1]], "a token that does not see itself"),
+    ],
+)
+def test_a_square_mask_of_anything_but_documents_is_refused(seen: list[list[int]], why: str) -> None:
+    ids_BT = torch.tensor([[5, 6, 7]])
+    batch = {"input_ids": ids_BT, "labels": ids_BT, "attention_mask": torch.tensor([[seen]]).bool()}
+    with pytest.raises(ConfigError, match="something else than its own document"):
+        plan_step([batch], seed=0, step=0)
+    batch["attention_mask"] = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
+    assert plan_step([batch], seed=0, step=0).n_response == 2, why
 
 
 @pytest.mark.parametrize(

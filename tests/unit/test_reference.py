@@ -114,14 +114,14 @@ def test_initial_is_neither_exported_nor_a_second_adapter() -> None:
 def test_initial_travels_through_a_checkpoint() -> None:
     model, _ = adapted(perturb=True)
     reference = InitialReference(model)
-    stored = {name: tensor.clone() for name, tensor in reference.tensors().items()}
+    stored = {name: tensor.clone() for name, tensor in reference.tensors(model).items()}
     other_model, _ = adapted()
     other = InitialReference(other_model)
     assert other.digest(other_model) != reference.digest(model)
-    other.load_tensors(stored)
+    other.load_tensors(stored, other_model)
     assert other.digest(other_model) == reference.digest(model)
     with pytest.raises(ConfigError, match="has shape"):
-        InitialReference(adapted(r=6)[0]).load_tensors(stored)
+        InitialReference(third := adapted(r=6)[0]).load_tensors(stored, third)
 
 
 def test_initial_needs_an_adapter() -> None:

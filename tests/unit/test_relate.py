@@ -73,6 +73,7 @@ def test_checkpoints_of_one_run_go_together() -> None:
     assert width[1] < 0.7 * width[0]
 
 
+@pytest.mark.nightly
 def test_the_interval_covers_the_truth() -> None:
     """40 samples of 25 runs with a correlation of 0.7: a 90 % interval that covered it 29 times or fewer is wrong."""
     draw_, covered = np.random.default_rng(5), 0

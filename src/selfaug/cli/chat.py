@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfaug.cli.config import Call, Command
+from selfaug.cli.subject import Subject, opened
 from selfaug.common.errors import ConfigError, DataError
-from selfaug.common.options import REQUIRED, option
+from selfaug.common.options import option
 from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
@@ -20,10 +21,9 @@ _COMMANDS = "/documents shows what was retrieved, /reset forgets the conversatio
 
 
 @dataclass
-class Settings:
+class Settings(Subject):
     """Settings of `selfaug chat`."""
 
-    run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
     question: str | None = option(None, "Answer this question on stdout, and exit.", group="Question and documents")
     documents: str | None = option(None, "File of passages, or folder of .txt, .md and similar files.", metavar="PATH")
     top_k: int = option(5, "Number of documents for each question.", metavar="K")
@@ -53,8 +53,6 @@ COMMAND = Command(
 
 def run(call: Call[Settings]) -> int:
     """Answer one question or hold a conversation, and return the exit code."""
-    from selfaug.run.folder import RunFolder
-
     settings = call.settings
     if settings.top_k < 1 or settings.max_new_tokens < 1:
         raise ConfigError("--top_k and --max_new_tokens count documents and tokens", "give 1 or more.")
@@ -66,7 +64,7 @@ def run(call: Call[Settings]) -> int:
     if untuned and settings.compare:
         alone = "--untuned" if settings.untuned else "--base without a model"
         raise ConfigError(f"{alone} asks for the base alone, and --compare for both", "pass one of them.")
-    folder = RunFolder.open(settings.run)
+    folder = opened(settings)
     from selfaug.cli.session import Session
     from selfaug.lab import shipped
 

@@ -326,7 +326,8 @@ def _usage(command: Command[Any], options: Mapping[str, Option]) -> str:
     words = [command.prog, *(["PART"] if command.parts else [])]
     for one in options.values():
         if one.about.get("positional"):
-            words += [one.metavar, *(["..."] if one.elements is not None else [])]
+            word = one.metavar if one.default is REQUIRED else f"[{one.metavar}]"
+            words += [word, *(["..."] if one.elements is not None else [])]
         elif one.default is REQUIRED:
             words += [f"--{one.name}", one.metavar]
     return " ".join([*words, "[options]"]).replace("%", "%%")

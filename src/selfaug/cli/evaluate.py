@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from selfaug.cli.config import Call, Command
 from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, data_format, field_map
 from selfaug.cli.outputs import check_writable
+from selfaug.cli.subject import Subject, opened
 from selfaug.common.errors import ConfigError
-from selfaug.common.options import REQUIRED, option
+from selfaug.common.options import option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say
 from selfaug.lab import shipped
@@ -32,10 +33,9 @@ __all__ = ["COMMAND", "Settings", "results_table", "run"]
 
 
 @dataclass
-class Settings:
+class Settings(Subject):
     """Settings of `selfaug evaluate`."""
 
-    run: str = option(REQUIRED, "The --output_dir of a finished training.", group="Run", positional=True)
     data: list[str] = option(
         [], "Records to answer.", group="The task", metavar="PATH", shown="what the run held out or evaluated on"
     )
@@ -77,6 +77,12 @@ class Settings:
         None, "Folder or hub name of the base model, if it has moved since training.", metavar="MODEL"
     )
     seed: int = option(0, "Seed of the bootstrap.", group="Results")
+    output_dir: str | None = option(
+        None,
+        "Folder of the results of an adapter or model of another trainer.",
+        metavar="FOLDER",
+        shown="measured-NAME beside it",
+    )
     store: str | None = option(
         None, "Folder of finished parts; runs with one base can share it.", metavar="FOLDER", shown="RUN/evaluation"
     )
@@ -90,6 +96,8 @@ COMMAND = Command(
     __doc__ or "",
     (
         "selfaug evaluate runs/mine --data held_out.jsonl --general quick",
+        "selfaug evaluate --adapter out/checkpoint-500 --model_name_or_path Qwen/Qwen3-0.6B --data test.jsonl "
+        '--prompt \'{"mode": "chat"}\'',
         "selfaug evaluate runs/mine --no_task --general arc_challenge --general_data news.txt --general_limit 200",
     ),
 )
@@ -104,16 +112,19 @@ def run(call: Call[Settings]) -> int:
     from selfaug.cli.evaluate_parts import all_parts
     from selfaug.common.store import Store
     from selfaug.evaluation.run import evaluate, kept_parts, write
-    from selfaug.run.folder import RunFolder
+    from selfaug.run.foreign import describe
     from selfaug.run.models import Sides, check_origin
 
-    folder = RunFolder.open(settings.run)
-    check_writable(folder.path, "the run folder")
+    folder = opened(settings, output_dir=settings.output_dir)
+    check_writable(folder.path, "the run folder" if folder.foreign is None else "output_dir")
     if settings.store is not None:
         check_writable(Path(settings.store).expanduser(), "store")
     origin = check_origin(folder, settings.base)
+    if not settings.no_task or settings.general_data:
+        origin.require_plain_head()
     say("reading what is to be measured ...")
     parts = all_parts(settings, folder, origin)
+    describe(folder)
     store = Store(Path(settings.store).expanduser() if settings.store else folder.evaluation)
     results = _head(settings, folder, origin, call.argv)
     old, samples = kept_parts(folder.results, folder.samples, results["hashes"], [part.name for part in parts])
@@ -204,7 +215,7 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
             "base": origin.base_hash,
             "tuned": origin.tuned_hash,
             "tokenizer": manifest.get("tokenizer"),
-            "renderer": renderer_hash(origin.final),
+            "renderer": renderer_hash(origin.final if folder.foreign is None else folder.path),
             "train_config": config_hash(config),
         },
         "device": device(),
@@ -213,10 +224,14 @@ def _head(settings: Settings, folder: RunFolder, origin: Origin, argv: Sequence[
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Return a table with a line for each metric; ``*`` marks a part's primary metric, intervals are of 95 %."""
+    """Return a table with a line for each metric; ``*`` marks a part's primary metric, intervals are of 95 %.
+
+    Lost and gained items (right before and wrong now, and the reverse) are counted where an item is right or wrong;
+    behind them stands how many of these noise does not explain.
+    """
     from selfaug.shift.table import columns
 
-    head = ("part", "metric", "base", "tuned", "difference", "95 % interval", "n", "better")
+    head = ("part", "metric", "base", "tuned", "difference", "95 % interval", "n", "better", "lost", "gained")
     rows: list[Sequence[str]] = []
     for name, part in results["parts"].items():
         for label, entry in part["metrics"].items():
@@ -232,6 +247,14 @@ def results_table(results: Mapping[str, Any]) -> str:
                     "-" if interval is None else f"{interval[0]:+z.4f} .. {interval[1]:+z.4f}",
                     str(gap["n"]),
                     "higher" if entry["higher_is_better"] else "lower",
+                    *_flips(entry.get("flips")),
                 )
             )
     return columns(head, rows, 2)
+
+
+def _flips(entry: Mapping[str, int] | None) -> tuple[str, str]:
+    if entry is None:
+        return "-", "-"
+    lost, gained = (f"{entry[name]} ({entry[f'surely_{name}']})" for name in ("lost", "gained"))
+    return lost, gained

@@ -29,19 +29,18 @@ def all_parts(settings: Settings, folder: RunFolder, origin: Origin) -> list[Par
     """Return the parts in the order in which they are measured: task, texts, general tasks."""
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.data.forms import read_forms
-    from selfaug.data.prompts import Renderer
 
     forms = read_forms(settings.abstentions)
     judge = _judge(settings, folder, forms)
     parts: list[Part] = []
-    tokenizer = load_tokenizer(origin.final)
+    tokenizer = load_tokenizer(folder.tokenizer, trust_remote_code=origin.trust_remote_code)
     if settings.general:
         # General tasks come first, so that a mistyped name is an error before data is read.
         parts += _general(settings, origin, tokenizer)
     if settings.general_data:
         parts = [*_texts(settings, origin, tokenizer), *parts]
     if not settings.no_task:
-        parts = [*_tasks(settings, folder, origin, tokenizer, Renderer.load(origin.final), judge, forms), *parts]
+        parts = [*_tasks(settings, folder, origin, tokenizer, folder.load_renderer(), judge, forms), *parts]
     return parts
 
 
@@ -85,6 +84,12 @@ def _tasks(
             "there is no room for a prompt",
             "lower --max_new_tokens.",
         )
+    if folder.foreign is not None and not settings.data:
+        raise ConfigError(
+            f"which questions {folder.foreign.name} was not trained on is not known, so there is nothing to measure "
+            "its task on",
+            "pass --data FILE with such questions, or --no_task to measure only general ability.",
+        )
     parts: list[Part] = []
     sets = task_data(
         settings.data,
@@ -98,6 +103,8 @@ def _tasks(
     if settings.data or not config.get("held_out"):
         for line in shared_with_training(sets, config, manifest):
             say(line)
+        if folder.foreign is not None and folder.foreign.trained_on is None:
+            say("--trained_on names the training data, so that it can be checked.")
     for data_set in sets:
         with counting(f"prompts of {data_set.name}", len(data_set.items)) as progress:
             prompts = ask(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.outputs import open_to_others
 from selfaug.common.terminal import is_main, say
+from selfaug.data.rag_template import RAG_TEMPLATE, save_rag_template
 from selfaug.run.manifest import weight_files, weights_hash, write_manifest
 from selfaug.run.model_card import model_card
 
@@ -50,6 +51,8 @@ def export(
         for name in _PICKLES:
             (partial / name).unlink(missing_ok=True)
         renderer.save(partial)
+        if not save_rag_template(renderer, trainer.processing_class, partial):
+            say(f"{RAG_TEMPLATE} was not written: no Jinja text gives the trained prompts. Use selfaug.render.")
         card = model_card(manifest, settings.resolved)
         (partial / "README.md").write_text(card, encoding="utf-8")
         open_to_others(partial)

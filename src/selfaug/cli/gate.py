@@ -1,6 +1,7 @@
 """`selfaug gate`: passes a run (exit code 0), fails it (1), or finds too few items to decide (3); errors exit with 2.
 
-The decision uses the interval of the paired difference of base and tuned model, not the difference itself.
+The decision uses the interval of the paired difference of base and tuned model, not the difference itself; of items
+that went from right to wrong, how many noise does not explain.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ class Settings:
         repeated=True,
     )
     min_gain: list[str] = option([], "Smallest gain required, such as task=0.", metavar="NAME=LIMIT", repeated=True)
+    max_lost: list[str] = option(
+        [],
+        "Most items that may go from right to wrong, such as general=3, or task=2%% of the items.",
+        metavar="NAME=LIMIT",
+        repeated=True,
+    )
     json: bool = option(False, "Print JSON instead of the table.", group="Output")
 
 
@@ -69,9 +76,13 @@ def run(call: Call[Settings]) -> int:
     rules = [
         *(parse_rule("max-drop", text) for text in settings.max_drop),
         *(parse_rule("min-gain", text) for text in settings.min_gain),
+        *(parse_rule("max-lost", text) for text in settings.max_lost),
     ]
     if not rules:
-        raise ConfigError("there is nothing to decide", "pass --max-drop general=2pt, --min-gain task=0, or both.")
+        raise ConfigError(
+            "there is nothing to decide",
+            "pass --max-drop general=2pt, --min-gain task=0, --max-lost general=3, or several.",
+        )
     folder = _folder(str(settings.run))
     results = read_results(folder.results)
     _check_weights(folder, results)
@@ -98,9 +109,9 @@ def run(call: Call[Settings]) -> int:
 def _folder(name: str) -> RunFolder:
     from selfaug.run.folder import RunFolder
 
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return RunFolder(path)
+    folder = RunFolder.at(name)
+    if folder.path.is_dir():
+        return folder
     hint = "give the --output_dir of a `selfaug train` run that `selfaug evaluate` has measured."
     raise missing_path("the run folder", name, hint)
 

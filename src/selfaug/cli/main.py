@@ -26,7 +26,7 @@ USER_MISTAKE = 2
 
 # Importable names of the packages that each extra installs.
 EXTRAS = {
-    "train": ("accelerate", "bm25s", "datasets", "jinja2", "regex", "rich", "scipy", "trl", "yaml"),
+    "train": ("accelerate", "datasets", "jinja2", "regex", "rich", "scipy", "trl", "yaml"),
     "eval": ("lm_eval",),
     "report": ("jinja2", "matplotlib", "scipy", "yaml"),
 }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from selfaug.cli.config import Call, Command
 from selfaug.cli.options import DTYPES
 from selfaug.cli.outputs import check_writable, open_to_others, written_whole
+from selfaug.cli.subject import Subject, opened
 from selfaug.common.errors import ConfigError, DataError, UserError
 from selfaug.common.options import REQUIRED, option
 from selfaug.common.progress import counting
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND", "run", "run_prompts"]
 
 
-@dataclass
-class Settings:
+@dataclass(kw_only=True)
+class Settings(Subject):
     """Settings of `selfaug merge`."""
 
-    run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
     output_dir: str = option(REQUIRED, "Folder of the merged model.", group="Merged model", metavar="OUT")
     base: str | None = option(
         None, "Folder or hub name of the base model, if it has moved since training.", group="Run", metavar="MODEL"
@@ -71,23 +71,21 @@ def run(call: Call[Settings]) -> int:
     The folder appears as a whole or not at all.
     """
     from selfaug.cli.encoding import load_tokenizer
-    from selfaug.data.prompts import Renderer
     from selfaug.lab import shipped
-    from selfaug.run.folder import RunFolder
     from selfaug.run.model_source import check_model
     from selfaug.run.models import check_origin
 
     settings = call.settings
     if settings.prompts < 0:
         raise ConfigError(f"--prompts is {settings.prompts}, and it counts prompts", "give 0 or more.")
-    folder = RunFolder.open(settings.run)
-    if not folder.adapter.is_dir():
+    folder = opened(settings)
+    if not folder.is_adapter:
         raise ConfigError(
             f"the run in {folder.path} trained the whole model, so it has no adapter to fold",
-            f"use {folder.model} as it is.",
+            f"use {folder.finished} as it is.",
         )
     out = Path(settings.output_dir).expanduser()
-    _check_output(out, folder.path, settings.overwrite_output_dir)
+    _check_output(out, folder.path if folder.foreign is None else folder.foreign.folder, settings.overwrite_output_dir)
     origin = check_origin(folder, None if settings.base is None else shipped.resolve(settings.base))
     facts = check_model(origin.base, revision=origin.revision, trust_remote_code=origin.trust_remote_code)
     if facts.quantization is not None:
@@ -101,7 +99,8 @@ def run(call: Call[Settings]) -> int:
         origin = dataclasses.replace(origin, quantization=None)
     if facts.folder is not None:
         _check_space(out, facts.folder, settings.dtype)
-    tokenizer, renderer = load_tokenizer(folder.adapter), Renderer.load(folder.adapter)
+    renderer = folder.load_renderer()
+    tokenizer = load_tokenizer(folder.tokenizer, trust_remote_code=origin.trust_remote_code)
     prompts = run_prompts(folder, tokenizer, renderer, origin.context, settings.prompts) if settings.prompts else []
     say(f"loading the model {origin.base} ...")
     say(str(_merge(origin, tokenizer, renderer, prompts, out, settings.dtype)))
@@ -302,6 +301,7 @@ def _write(
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, folder: Path) -> None:
     from safetensors import SafetensorError
 
+    from selfaug.data.rag_template import save_rag_template
     from selfaug.generation.decoding import stop_ids
 
     try:
@@ -315,6 +315,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: 
         model.generation_config.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
     renderer.save(folder)
+    save_rag_template(renderer, tokenizer, folder)
     open_to_others(folder)
 
 

@@ -13,7 +13,8 @@ from selfaug.training.options import OWN_OPTIONS
 
 __all__ = [
     "AUTO", "DIFFERENT_DEFAULTS", "DTYPES", "LONGEST", "SHORT_HELP", "TRAIN", "Devices", "DifferentDefault",
-    "OftenUsed", "OnBadRow", "RunArguments", "WhatIsTrained", "bad_rows", "data_format", "field_map",
+    "OftenUsed", "OnBadRow", "RunArguments", "WhatIsTrained", "bad_rows", "data_format", "field_map", "prompt_option",
+    "prompt_settings",
 ]  # fmt: skip
 
 AUTO = "auto"
@@ -45,6 +46,43 @@ def bad_rows() -> Any:
         "error",
         "Treatment of a row that cannot be used: 'error' stops, 'skip' leaves it out, counted and listed.",
     )
+
+
+def prompt_option(group: str | None = None) -> Any:
+    """Return the option ``prompt`` of a verb that lays prompts out, which begins a group of the help."""
+    return option(
+        None,
+        "Settings of the prompt as a mapping (in YAML) or a JSON object: system, order, question_position, abstention "
+        "and the other arguments of selfaug.Renderer.",
+        group=group,
+        metavar="JSON",
+    )
+
+
+def prompt_settings(prompt: dict[str, Any] | str | None, renderer: str | None) -> dict[str, Any] | None:
+    """Return the settings that ``prompt`` holds.
+
+    Raises:
+        ConfigError: If it is no JSON object, or ``renderer`` is set too.
+    """
+    if isinstance(prompt, str):
+        try:
+            prompt = json.loads(prompt)
+        except ValueError as error:
+            raise ConfigError(
+                f"prompt is no JSON object: {error}", """write for example --prompt '{"order": "best_first"}'."""
+            ) from None
+    if prompt is not None and not isinstance(prompt, dict):
+        raise ConfigError(
+            f"prompt is {prompt!r}, not an object of settings",
+            """write for example --prompt '{"order": "best_first"}'.""",
+        )
+    if prompt is not None and renderer is not None:
+        raise ConfigError(
+            "prompt and renderer are both set: the renderer's file holds all settings of the prompt",
+            "pass one of them.",
+        )
+    return prompt
 
 
 class DifferentDefault(NamedTuple):
@@ -165,13 +203,7 @@ class RunArguments:
     format: str = data_format()
     map: list[str] | None = field_map()
     on_bad_row: OnBadRow = bad_rows()
-    prompt: dict[str, Any] | str | None = option(
-        None,
-        "Settings of the prompt as a mapping (in YAML) or a JSON object: system, order, question_position, abstention "
-        "and the other arguments of selfaug.Renderer.",
-        group="Prompt",
-        metavar="JSON",
-    )
+    prompt: dict[str, Any] | str | None = prompt_option("Prompt")
     renderer: str | None = option(
         None, "File or folder with the renderer settings (selfaug_renderer.json) of an earlier run.", metavar="FOLDER"
     )
@@ -181,23 +213,7 @@ class RunArguments:
     full_weight_hash: bool = option(False, "Hash every byte of the base weights for the manifest, not only a sample.")
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompt, str):
-            try:
-                self.prompt = json.loads(self.prompt)
-            except ValueError as error:
-                raise ConfigError(
-                    f"prompt is no JSON object: {error}", """write for example --prompt '{"order": "best_first"}'."""
-                ) from None
-        if self.prompt is not None and not isinstance(self.prompt, dict):
-            raise ConfigError(
-                f"prompt is {self.prompt!r}, not an object of settings",
-                """write for example --prompt '{"order": "best_first"}'.""",
-            )
-        if self.prompt is not None and self.renderer is not None:
-            raise ConfigError(
-                "prompt and renderer are both set: the renderer's file holds all settings of the prompt",
-                "pass one of them.",
-            )
+        self.prompt = prompt_settings(self.prompt, self.renderer)
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise ConfigError(
                 f"held_out is {self.held_out}: the part kept for evaluation lies between 0 and 1, both excluded",

@@ -23,7 +23,6 @@ from selfaug.data.folders import HELD_OUT
 from selfaug.data.preparation import Prepared, Retrieval, prepare
 from selfaug.data.read import Loaded, read_rows
 from selfaug.data.reasons import WARN_ABOVE_SHARE
-from selfaug.data.retrieve import Corpus
 from selfaug.data.split import titles_of
 from selfaug.lab import shipped
 
@@ -89,6 +88,7 @@ class Settings:
     )
     top_k: int = option(5, "Passages for a record without documents.", metavar="K")
     distractors: int = option(0, "Passages without an accepted answer to add to each record.")
+    dataset_num_proc: int = option(1, "Processes that index and search the corpus.", metavar="N")
     output_dir: str | None = option(
         None, "Folder for train.jsonl, held_out.jsonl and report.json.", group="Output", metavar="OUT"
     )
@@ -118,8 +118,7 @@ def run(call: Call[Settings]) -> int:
     tokenizer = None if settings.model_name_or_path is None else _tokenizer(settings.model_name_or_path)
     retrieval = None
     if settings.corpus is not None:
-        say(f"reading and indexing the corpus {settings.corpus} ...")
-        retrieval = Retrieval(Corpus.load(settings.corpus), settings.top_k, settings.distractors)
+        retrieval = _retrieval(settings, settings.corpus)
     with counting("rows read", None) as progress:
         loaded = read_rows(
             settings.input,
@@ -189,6 +188,10 @@ def _check(call: Call[Settings]) -> None:
             "top_k and distractors are numbers of passages from a corpus, and no corpus is given",
             "pass --corpus, or leave them out.",
         )
+    if settings.dataset_num_proc < 1:
+        raise ConfigError(
+            f"dataset_num_proc={settings.dataset_num_proc}: at least one process has to search", "set it to 1 or more."
+        )
     if settings.on_shared_row != "keep" and settings.against is None:
         raise ConfigError(
             "on_shared_row says what becomes of rows that are shared with other data, and no other data is given",
@@ -204,6 +207,16 @@ def _check(call: Call[Settings]) -> None:
             f"max_length={settings.max_length} needs to be at least 1, and a model whose tokens are counted",
             "pass --model_name_or_path and a max_length above 0.",
         )
+
+
+def _retrieval(settings: Settings, path: str) -> Retrieval:
+    from selfaug.data.corpus import Corpus
+
+    say(f"reading and indexing the corpus {path} ...")
+    with counting("passages indexed", None) as progress:
+        corpus = Corpus.load(path, settings.dataset_num_proc, progress)
+    say(f"{len(corpus.passages)} passages; their index is kept in {corpus.folder}")
+    return Retrieval(corpus, settings.top_k, settings.distractors, settings.dataset_num_proc)
 
 
 def _read_against(settings: Settings, path: str) -> Loaded:

@@ -81,7 +81,7 @@ def _output(settings: Settings) -> Path | None:
     if settings.output is not None:
         output = Path(settings.output).expanduser()
     elif len(settings.runs) == 1:
-        output = RunFolder(Path(settings.runs[0]).expanduser()).report
+        output = RunFolder.at(settings.runs[0]).report
     else:
         output = Path(REPORT)
     if output.is_dir():

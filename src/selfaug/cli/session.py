@@ -11,9 +11,7 @@ from selfaug.common.errors import DataError
 from selfaug.common.files import missing_path
 from selfaug.common.terminal import say
 from selfaug.data.fit import fit_documents
-from selfaug.data.prompts import Renderer
 from selfaug.data.record import Document, Record
-from selfaug.data.retrieve import Corpus
 from selfaug.data.template import ChatTemplate
 from selfaug.data.tokens import text_ids
 from selfaug.run.models import Sides, check_origin
@@ -21,6 +19,8 @@ from selfaug.run.models import Sides, check_origin
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from selfaug.data.corpus import Corpus
+    from selfaug.data.prompts import Renderer
     from selfaug.run.folder import RunFolder
 
 __all__ = ["Session", "printable"]
@@ -80,19 +80,21 @@ class Session:
             DataError: If the documents cannot be read.
         """
         from selfaug.cli.encoding import load_tokenizer
+        from selfaug.data.corpus import Corpus
 
         if documents is not None and not Path(documents).expanduser().exists():
             raise missing_path("documents", documents, "give a file of passages, or a folder of text files.")
         if documents is not None:
             say(f"reading and indexing {documents} ...")
         corpus = None if documents is None else Corpus.load(documents)
-        final = folder.finished
-        assert final is not None
-        sides = Sides(check_origin(folder, base, needs_base=needs_base), together=True)
+        renderer = folder.load_renderer()
+        origin = check_origin(folder, base, needs_base=needs_base)
+        sides = Sides(origin, together=True)
         for name in ("tuned", "base") if needs_base else ("tuned",):
             with sides.side(name):
                 pass  # loads the model before the first question
-        return cls(sides, load_tokenizer(final), Renderer.load(final), corpus, **options)
+        tokenizer = load_tokenizer(folder.tokenizer, trust_remote_code=origin.trust_remote_code)
+        return cls(sides, tokenizer, renderer, corpus, **options)
 
     def ask(self, question: str) -> list[int]:
         """Return the token ids of the prompt: the conversation so far, then the question with the best documents.

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from selfaug.cli.config import Call, Command
 from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, field_map
+from selfaug.cli.subject import Subject, opened
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.files import read_json
-from selfaug.common.options import REQUIRED, option
+from selfaug.common.options import option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say, warn
 from selfaug.data.reasons import WARN_ABOVE_SHARE
@@ -27,12 +28,11 @@ __all__ = ["COMMAND", "run"]
 
 
 @dataclass
-class Settings:
+class Settings(Subject):
     """Settings of `selfaug shift`."""
 
-    run: str = option(REQUIRED, "The --output_dir of a finished `selfaug train`.", group="Run", positional=True)
     checkpoints: Literal["last", "all"] = option(
-        "last", "'last' for the finished weights alone, 'all' for every checkpoint too."
+        "last", "'last' for the finished weights alone, 'all' for every checkpoint too.", group="Weights of a run"
     )
     dataset_name: str | None = option(
         None,
@@ -57,7 +57,14 @@ class Settings:
     dtype: str = option("auto", "Number format of the model; 'auto' is the base's own.", choices=DTYPES)
     batch_tokens: int = option(4096, "Largest number of tokens in one pass.")
     memory_mb: int | None = option(None, "Memory for logits in MiB.", shown="96 on a CPU, 512 elsewhere")
-    json: bool = option(False, "Print shift.json instead of the table.", group="Output")
+    output_dir: str | None = option(
+        None,
+        "Folder of shift.json for an adapter or model of another trainer.",
+        group="Output",
+        metavar="FOLDER",
+        shown="measured-NAME beside it",
+    )
+    json: bool = option(False, "Print shift.json instead of the table.")
 
 
 COMMAND = Command(
@@ -66,6 +73,8 @@ COMMAND = Command(
     __doc__ or "",
     (
         "selfaug shift runs/mine --dataset_name held_out.jsonl --general_text news.txt",
+        "selfaug shift --adapter out/checkpoint-500 --model_name_or_path Qwen/Qwen3-0.6B --dataset_name test.jsonl "
+        '--prompt \'{"mode": "chat"}\'',
         "selfaug shift runs/mine --checkpoints all --limit 50 --layers false",
     ),
 )
@@ -73,21 +82,27 @@ COMMAND = Command(
 
 def run(call: Call[Settings]) -> int:
     """Measure missing states, write ``shift.json`` after each, print the table, and return the exit code."""
-    from selfaug.run.folder import RunFolder
+    from selfaug.cli.outputs import check_writable
+    from selfaug.common.store import key_of
+    from selfaug.run.foreign import describe
+    from selfaug.run.models import Sides, check_origin, states
 
     settings = call.settings
     _check(settings)
-    folder = RunFolder.open(settings.run)
-    from selfaug.cli.outputs import check_writable
-    from selfaug.run.models import Sides, check_origin, states
-
-    check_writable(folder.path, "the run folder")
+    folder = opened(settings, output_dir=settings.output_dir)
+    check_writable(folder.path, "the run folder" if folder.foreign is None else "output_dir")
+    if folder.foreign is not None:
+        _check_foreign(settings, folder)
 
     weights = states(folder, every=settings.checkpoints == "all")
-    texts, sources = _texts(settings, folder)
     origin = check_origin(folder, flag=None)
+    origin.require_plain_head()
+    texts, sources = _texts(settings, folder)
     sides = Sides(origin, settings.dtype, together=True)
+    describe(folder)
     head = _head(settings, folder, origin, sources)
+    if folder.foreign is not None:  # whose prompt layout and tokenizer may differ from call to call
+        head["settings"]["texts"] = key_of({"texts": [(text.input_ids, text.regions) for text in texts]})
     path = folder.shift
     known = _known(path, head)
     measured: list[dict[str, Any]] = []
@@ -112,15 +127,29 @@ def _check(settings: Settings) -> None:
             raise ConfigError(f"--{name} is {value}", f"give {least} or more.")
 
 
+def _check_foreign(settings: Settings, folder: RunFolder) -> None:
+    assert folder.foreign is not None
+    name = folder.foreign.name
+    if settings.checkpoints == "all":
+        raise ConfigError(
+            f"checkpoints is 'all', and which checkpoints led to {name} is not known",
+            "measure each checkpoint folder with --adapter.",
+        )
+    if settings.dataset_name is None and folder.foreign.trained_on is None:
+        raise ConfigError(
+            f"the data of {name} is not known, so there is nothing of its task to measure on",
+            "pass --dataset_name FILE.",
+        )
+
+
 def _texts(settings: Settings, folder: RunFolder) -> tuple[list[Text], dict[str, Any]]:
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.common.fingerprint import files_of
-    from selfaug.data.prompts import Renderer
     from selfaug.shift.texts import general_texts, run_data, sampled, task_texts
 
-    final = folder.finished
-    assert final is not None
-    tokenizer, renderer, config = load_tokenizer(final), Renderer.load(final), folder.read_config()
+    config = folder.read_config()
+    tokenizer = load_tokenizer(folder.tokenizer, trust_remote_code=bool(config.get("trust_remote_code")))
+    renderer = folder.load_renderer()
     general = None if settings.general_text is None else Path(settings.general_text).expanduser()
     longest = settings.max_length or config.get("max_length")
     pieces, there = ([], 0) if general is None else general_texts(

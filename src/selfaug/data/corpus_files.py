@@ -14,7 +14,7 @@ from selfaug.data.fields import RowError, Where, present
 from selfaug.data.files import data_files, is_data_file, iter_rows, table_rows
 from selfaug.data.record import DOCUMENT_PARTS, TEXT_NAMES, Document, parse_document
 
-__all__ = ["read_passages"]
+__all__ = ["corpus_files", "read_passages"]
 
 _TEXT = (".txt", ".md")
 # Largest number of words of a passage from a text file. DPR's passages have 100, which cuts many answers off.
@@ -23,8 +23,19 @@ _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n")
 
 
-def read_passages(path: Path) -> list[Document]:
-    """Return the passages of a corpus.
+def corpus_files(path: Path) -> list[Path]:
+    """Return the files of a corpus: the file itself, or those of a folder in the order of their names.
+
+    Raises:
+        DataError: If the path does not exist.
+    """
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file() and _kind(file))
+    return data_files(path)
+
+
+def read_passages(path: Path) -> Iterator[Document]:
+    """Yield the passages of a corpus.
 
     - ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` (also compressed): one passage a row, as
       :func:`selfaug.data.record.parse_document` reads it: FlashRAG, BEIR, LangChain, LlamaIndex and others.
@@ -35,14 +46,13 @@ def read_passages(path: Path) -> list[Document]:
     Raises:
         DataError: If the path does not exist, the file is of another type, or a row is not a passage.
     """
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and _kind(file))
-    else:
-        files = data_files(path)
-    documents = [document for file in files for document in _passages(file)]
-    if not documents:
+    found = False
+    for file in corpus_files(path):
+        for passage in _passages(file):
+            found = True
+            yield passage
+    if not found:
         raise DataError(f"{path}: the corpus holds no passage", "give at least one.")
-    return documents
 
 
 def _kind(path: Path) -> str:

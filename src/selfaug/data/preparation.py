@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.common.errors import DataError
 from selfaug.data.record import Record
-from selfaug.data.retrieve import Corpus, answers_found, retrieve
+from selfaug.data.retrieve import answers_found, retrieve, search_all
 from selfaug.data.split import Example, documents_of, plain, split_by_document
 
 if TYPE_CHECKING:
+    from selfaug.data.corpus import Corpus
     from selfaug.data.leaks import Leaks
 
 __all__ = ["Prepared", "Retrieval", "prepare"]
@@ -26,11 +27,13 @@ class Retrieval:
         corpus: Corpus of the passages.
         top_k: Number of passages for a record without documents.
         distractors: Number of misleading passages for each record.
+        processes: Number of processes that search; ``None`` for this one alone.
     """
 
     corpus: Corpus
     top_k: int
     distractors: int = 0
+    processes: int | None = None
 
 
 @dataclass
@@ -123,7 +126,7 @@ def prepare(
             )
     parts = Prepared(list(examples), left_out_shared=left_out)
     if held_out:
-        seeded = [_with_best(example, retrieval) for example in examples] if retrieval else examples
+        seeded = _with_best(examples, retrieval) if retrieval else examples
         split = split_by_document(seeded, held_out, seed, keys)
         parts.train = [example for i, example in enumerate(examples) if i not in split.held_out_places]
         parts.held_out = [example for i, example in enumerate(examples) if i in split.held_out_places]
@@ -148,10 +151,14 @@ def prepare(
     return parts
 
 
-def _with_best(example: Example, retrieval: Retrieval) -> Example:
-    if not isinstance(example, Record) or example.documents:
-        return example
-    return replace(example, documents=tuple(retrieval.corpus.search(example.question, 1)))
+def _with_best(examples: Sequence[Example], retrieval: Retrieval) -> list[Example]:
+    bare = [i for i, example in enumerate(examples) if isinstance(example, Record) and not example.documents]
+    questions = [(cast("Record", examples[i]).question, 1) for i in bare]
+    best = dict(zip(bare, search_all(retrieval.corpus, questions, retrieval.processes), strict=True))
+    return [
+        replace(cast("Record", example), documents=tuple(best[i])) if i in best else example
+        for i, example in enumerate(examples)
+    ]
 
 
 def _retrieve(
@@ -172,6 +179,7 @@ def _retrieve(
             distractors=retrieval.distractors,
             seed=seed,
             exclude=exclude,
+            processes=retrieval.processes,
             progress=lambda count: progress(done + count),
         )
         done += len(records)
@@ -187,14 +195,16 @@ def _retrieve(
 def _ranks(part: Sequence[Example], retrieval: Retrieval) -> dict[str, int]:
     """Return, for each passage that the part may get, the best rank by any question; -1 for the records' documents."""
     ranks: dict[str, int] = {}
+    asked: list[tuple[str, int]] = []
     for example in part:
         for text in documents_of(example):
             ranks[plain(text)] = -1
         if isinstance(example, Record):
-            wanted = retrieval.distractors + (0 if example.documents else retrieval.top_k)
-            for rank, document in enumerate(retrieval.corpus.search(example.question, wanted)):
-                text = plain(document.text)
-                ranks[text] = min(rank, ranks.get(text, rank))
+            asked.append((example.question, retrieval.distractors + (0 if example.documents else retrieval.top_k)))
+    for documents in search_all(retrieval.corpus, asked, retrieval.processes):
+        for rank, document in enumerate(documents):
+            text = plain(document.text)
+            ranks[text] = min(rank, ranks.get(text, rank))
     return ranks
 
 

@@ -2,75 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from selfaug.common.errors import ConfigError, DataError
-from selfaug.data.corpus_files import read_passages
+from selfaug.common.errors import ConfigError
+from selfaug.common.processes import chunked, in_order
 from selfaug.data.record import Document, Record
-from selfaug.data.words import contains, normalise, terms
+from selfaug.data.words import contains, normalise
 
-__all__ = ["Corpus", "answers_found", "retrieve"]
+if TYPE_CHECKING:
+    from selfaug.data.corpus import Corpus
+
+__all__ = ["answers_found", "retrieve", "search_all"]
+
+_QUESTIONS = 50  # number of questions that go to a process at once
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Passages and their BM25 index.
+def search_all(corpus: Corpus, asked: Sequence[tuple[str, int]], processes: int | None = None) -> list[list[Document]]:
+    """Return :meth:`Corpus.search` for each question and number of passages, in several processes."""
+    parts = in_order(_search, corpus, chunked(asked, _QUESTIONS), processes or 1, _killed(processes))
+    return [documents for part in parts for documents in part]
 
-    Args:
-        passages: Passages in the order of their files, which is kept among equal scores.
-    """
 
-    passages: tuple[Document, ...]
-
-    def __post_init__(self) -> None:
-        if not self.passages:
-            raise DataError("the corpus holds no passage", "give at least one.")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Corpus:
-        """Return the corpus of a file or folder; see :func:`selfaug.data.corpus_files.read_passages`.
-
-        Raises:
-            DataError: If the path does not exist or a passage cannot be read.
-        """
-        return cls(tuple(read_passages(Path(path).expanduser())))
-
-    def search(self, question: str, k: int) -> list[Document]:
-        """Return the ``k`` passages with the highest BM25 scores, best first, each with its score.
-
-        BM25 (Lucene's, k1 1.5, b 0.75) runs over title and text. Passages that share no word with the question are
-        left out. Equal scores keep the corpus's order, so a question always gets the same passages.
-        """
-        return list(itertools.islice(self.ranked(question), max(k, 0)))
-
-    def ranked(self, question: str) -> Iterator[Document]:
-        """Yield every passage that shares a word with the question, best first; see :meth:`search`."""
-        import numpy as np
-
-        query = terms(question)
-        if not query:
-            return
-        scores = self._index.get_scores(query)
-        above = np.flatnonzero(scores > 0)
-        for i in above[np.argsort(-scores[above], kind="stable")]:
-            yield replace(self.passages[int(i)], score=float(scores[i]))
-
-    @cached_property
-    def _index(self) -> Any:
-        import bm25s
-
-        index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        tokens = [terms(f"{passage.title or ''} {passage.text}") for passage in self.passages]
-        if not any(tokens):
-            raise DataError("the corpus holds no word", "give passages of text.")
-        index.index(tokens, show_progress=False)
-        return index
+def _search(corpus: Corpus, asked: Sequence[tuple[str, int]]) -> list[list[Document]]:
+    return [corpus.search(question, k) for question, k in asked]
 
 
 def retrieve(
@@ -82,6 +39,7 @@ def retrieve(
     seed: int = 0,
     shuffle: bool = True,
     exclude: Collection[str] = (),
+    processes: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Record]:
     """Return the records with documents from a corpus.
@@ -103,7 +61,8 @@ def retrieve(
         shuffle: Whether the documents of records with distractors are shuffled, by seed and question: if the right
             document always came first, the model would learn to read only the first.
         exclude: Normalised texts (:func:`selfaug.data.words.normalise`) that no record may get.
-        progress: Function called after each record with the number of records done.
+        processes: Number of processes that search; ``None`` for this one alone.
+        progress: Function called with the number of records done.
 
     Raises:
         ConfigError: If ``k`` or ``distractors`` is negative, or both are 0.
@@ -115,17 +74,41 @@ def retrieve(
             )
     if k == 0 and distractors == 0:
         raise ConfigError("top_k=0 and distractors=0 retrieve nothing", "set one of them above 0.")
-    filled = []
-    for done, record in enumerate(records, 1):
-        filled.append(_fill(record, corpus, k, distractors, seed if shuffle else None, exclude))
+    filling = _Filling(corpus, k, distractors, seed if shuffle else None, exclude)
+    size = _QUESTIONS if (processes or 1) > 1 else 1
+    filled: list[Record] = []
+    for part in in_order(_fill_all, filling, chunked(records, size), processes or 1, _killed(processes)):
+        filled += part
         if progress is not None:
-            progress(done)
+            progress(len(filled))
     return filled
+
+
+def _killed(processes: int | None) -> ConfigError:
+    return ConfigError(
+        f"one of the {processes} processes that search the corpus was killed, probably for want of memory",
+        "lower --dataset_num_proc, or leave it out.",
+    )
 
 
 def answers_found(record: Record) -> bool:
     """Tell whether a document of the record contains one of its accepted answers."""
     return any(contains(document.text, answer) for document in record.documents for answer in record.answers)
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """The arguments of :func:`retrieve` that every record needs; ``seed`` is ``None`` for no shuffling."""
+
+    corpus: Corpus
+    k: int
+    distractors: int
+    seed: int | None
+    exclude: Collection[str]
+
+
+def _fill_all(filling: _Filling, records: Sequence[Record]) -> list[Record]:
+    return [_fill(record, **vars(filling)) for record in records]
 
 
 def _fill(
@@ -135,7 +118,7 @@ def _fill(
     number = 0 if record.documents else k
     best: list[Document] = []
     wrong: list[Document] = []
-    for document in corpus.ranked(record.question):
+    for document in corpus.ranked(record.question, 2 * (number + distractors)):
         if len(best) == number and len(wrong) == distractors:
             break
         text = normalise(document.text)

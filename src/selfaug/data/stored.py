@@ -1,4 +1,4 @@
-"""Stores tables of training rows on disk, under a hash of everything that decides them.
+"""Stores tables of training rows, and other prepared data, on disk under a hash of everything that decides them.
 
 Each table is in a folder of its own in the cache of ``datasets``, beside its facts for the user (``facts.json``). The
 folder is renamed into place when it is complete, so runs that start at the same time never see half of one.
@@ -7,18 +7,11 @@ folder is renamed into place when it is complete, so runs that start at the same
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +21,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from selfaug.common.errors import ConfigError
 from selfaug.common.fingerprint import text_hash, tokenizer_hash, versions
+from selfaug.common.processes import chunked, in_order
 from selfaug.data.encode import encode
 from selfaug.data.lengths import LengthReport
 from selfaug.data.record import Item
@@ -141,7 +135,7 @@ def find_or_make(deciding: Mapping[str, Any], make: Callable[[Path], dict[str, A
         return folder, _facts(folder)
     except OSError as error:
         raise ConfigError(
-            f"training rows are kept in {folder.parent}, and it cannot be written: {error.strerror or error}",
+            f"prepared data is kept in {folder.parent}, and it cannot be written: {error.strerror or error}",
             "free some space, or name another folder in the environment variable HF_DATASETS_CACHE.",
         ) from error
     finally:
@@ -213,58 +207,14 @@ def write_encoded(
 
 
 def _encoded(items: Iterable[Item], encoding: Encoding, processes: int) -> Iterator[tuple[pa.Table, LengthReport]]:
-    chunks = _chunks(items)
-    if processes == 1:
-        for chunk, first in chunks:
-            yield encoding.table(chunk, first)
-        return
-    try:
-        with ProcessPoolExecutor(processes, initializer=_begin, initargs=(encoding,)) as pool:
-            waiting: deque[Future[tuple[pa.Table, LengthReport]]] = deque()
-            try:
-                for chunk, first in chunks:
-                    waiting.append(pool.submit(_work, chunk, first))
-                    if len(waiting) > 2 * processes:  # bounds the number of items in memory
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-    except BrokenProcessPool as error:
-        raise ConfigError(
-            f"one of the {processes} processes that tokenise the rows was killed, probably for want of memory",
-            "lower --dataset_num_proc, or leave it out.",
-        ) from error
+    chunks = enumerate(chunked(items, _CHUNK))
+    killed = ConfigError(
+        f"one of the {processes} processes that tokenise the rows was killed, probably for want of memory",
+        "lower --dataset_num_proc, or leave it out.",
+    )
+    return in_order(_table, encoding, chunks, processes, killed)
 
 
-def _chunks(items: Iterable[Item]) -> Iterator[tuple[list[Item], int]]:
-    """Yield chunks of items, each with the number of its first item."""
-    rest, first = iter(items), 1
-    while chunk := list(islice(rest, _CHUNK)):
-        yield chunk, first
-        first += len(chunk)
-
-
-# ---- in a process that encodes --------------------------------------------------------------------------------------
-
-_encoding: Encoding
-
-
-def _begin(encoding: Encoding) -> None:
-    global _encoding
-    _encoding = encoding
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal too, and ends this process
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    # A parent that was killed cannot end this process.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(items: list[Item], first: int) -> tuple[pa.Table, LengthReport]:
-    return _encoding.table(items, first)
+def _table(encoding: Encoding, chunk: tuple[int, list[Item]]) -> tuple[pa.Table, LengthReport]:
+    number, items = chunk
+    return encoding.table(items, number * _CHUNK + 1)

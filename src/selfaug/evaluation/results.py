@@ -14,6 +14,7 @@ from typing import Any
 
 from selfaug.common.errors import DataError
 from selfaug.common.files import json_lines, read_json
+from selfaug.common.flips import flips
 from selfaug.common.statistics import CONFIDENCE, RESAMPLES, Items, difference, standard_error, value
 from selfaug.common.store import write_whole
 
@@ -91,7 +92,12 @@ def metric(
     elif estimate is not None and estimate.interval is None:
         gap["no_interval_because"] = "too few items count"
     head = {"unit": unit, "higher_is_better": higher_is_better, "primary": primary, **(more or {})}
-    return {**head, **sides, "difference": gap}
+    entry = {**head, **sides, "difference": gap}
+    turned = flips(base, tuned) if unit == "fraction" and higher_is_better and agree else None
+    if turned is not None:
+        entry["flips"] = {"lost": turned.lost, "gained": turned.gained, "n": turned.n,
+                          "surely_lost": turned.surely_lost, "surely_gained": turned.surely_gained}  # fmt: skip
+    return entry
 
 
 def problems(results: Any) -> list[str]:

@@ -135,7 +135,13 @@ def kept_parts(
     try:
         if problems(earlier) or any(earlier["hashes"].get(side) != hashes[side] for side in SIDES):
             return {}, []
-        parts = {name: part for name, part in earlier["parts"].items() if name not in replaced}
+        # Only of an adapter of another trainer can the prompt layout change.
+        same_prompt = earlier["hashes"].get("renderer") == hashes.get("renderer")
+        parts = {
+            name: part
+            for name, part in earlier["parts"].items()
+            if name not in replaced and (same_prompt or part["group"] != "task")
+        }
         lines = [sample for sample in read_samples(samples) if sample["part"] in parts]
     except (DataError, KeyError, TypeError):
         return {}, []

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfaug.common.errors import ConfigError
-from selfaug.model.parts import body_of, head_of
+from selfaug.model.libraries import gathered_head
+from selfaug.model.parts import body_of, head_layer, head_of
+from selfaug.model.sharding import whole_shape
 from selfaug.model.switch import evaluating
 from selfaug.objective.blocks import compute_dtype
 
-__all__ = ["check_head", "check_packing", "final_hidden", "probe_tokens"]
+__all__ = ["check_documents_apart", "check_head", "check_packing", "final_hidden", "probe_tokens"]
 
 
 def probe_tokens(model: nn.Module) -> Tensor:
     """Return 8 token ids spread over the vocabulary, 1 × 8."""
-    vocabulary = head_of(model).weight_VH.shape[0]
-    return (torch.arange(1, 9) * 7919 % vocabulary)[None].to(next(model.parameters()).device)
+    weight = head_layer(model).weight
+    return (torch.arange(1, 9) * 7919 % whole_shape(weight)[0])[None].to(weight.device)
 
 
 def final_hidden(model: nn.Module, input_ids: Tensor) -> Tensor:
@@ -36,9 +39,12 @@ def check_head(model: nn.Module) -> None:
     """
     input_ids = probe_tokens(model)
     with torch.no_grad(), evaluating(model):
-        own = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits[0].float()
-        head = head_of(model)
-        ours = head.logits(final_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
+        # `forward` itself: where this runs inside a call of a sharded model, its hooks have run already.
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
+        own = model.forward(**inputs).logits[0].float()
+        hidden, head = final_hidden(model, input_ids), head_of(model)
+        with gathered_head(head.weight_VH, head.bias_V):
+            ours = head.logits(hidden.to(head.weight_VH.dtype)).float()
     largest = ours.abs().max().clamp(min=1e-6)
     # 16-bit products round each logit to 8 bits; a forgotten scale or cap is off by far more.
     tolerance = 0.03 if compute_dtype(head, input_ids.device).itemsize == 2 else 1e-3
@@ -82,4 +88,38 @@ def check_packing(model: nn.Module, collate: Any) -> None:
             "from those of each document alone), so packing would train on mixed-up prompts.",
             "set --packing false and --padding_free false, or choose an attention implementation that keeps documents "
             "apart (--attn_implementation sdpa or flash_attention_2).",
+        )
+
+
+def check_documents_apart(model: nn.Module, inputs: Mapping[str, Any], documents_BT: Tensor) -> None:
+    """Check that other tokens in the first document of each row leave the hidden states of the later ones as they are.
+
+    Args:
+        model: Causal LM inside PEFT's wrapper.
+        inputs: Micro-batch as its trainer gives it to the model, without labels.
+        documents_BT: Number of each token's document in its row; -1 for padding.
+
+    Raises:
+        ConfigError: If documents in one row see each other.
+    """
+    input_ids_BT = inputs["input_ids"]
+    documents_BT = documents_BT.to(input_ids_BT.device)
+    first_B1 = documents_BT.masked_fill(documents_BT < 0, documents_BT.max() + 1).amin(dim=1, keepdim=True)
+    later_BT = documents_BT > first_B1
+    changed_BT = torch.where(documents_BT == first_B1, (input_ids_BT == 0).to(input_ids_BT), input_ids_BT)
+    with torch.no_grad(), evaluating(model):
+        as_given, changed = (
+            body_of(model)(**{**inputs, "input_ids": ids_BT, "use_cache": False}).last_hidden_state[later_BT].float()
+            for ids_BT in (input_ids_BT, changed_BT)
+        )
+    difference = ((changed - as_given).norm() / as_given.norm().clamp(min=1e-12)).item()
+    # Experts may add a token's terms in another order where other tokens share its batch.
+    tolerance = 0.01 if next(model.parameters()).dtype.itemsize == 2 else 1e-4
+    if not difference <= tolerance:
+        raise ConfigError(
+            f"documents in one row of {type(model).__name__} see each other (other tokens in the first change the "
+            f"hidden states of the later ones by {difference:.0%}), while the reference pass takes each alone, so "
+            "alignment would hold the model to another text.",
+            "turn packing off, or use an attention implementation with which the trainer keeps documents apart (often "
+            "flash_attention_2, or sdpa without an attention mask).",
         )

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from selfaug.common.errors import ConfigError
 
 __all__ = [
-    "LoraPair", "corda_parts", "gathered_head", "loading_options", "lora_pairs", "osf_settings", "pissa_parts",
-    "reduce_intruders", "spare_refused_modules", "switchable_layers",
+    "LoraPair", "corda_parts", "gathered_head", "is_zero_parameter", "keep_nothing_gathered", "loading_options",
+    "lora_pairs", "osf_settings", "pissa_parts", "reduce_intruders", "release_zero_parameter", "spare_refused_modules",
+    "switchable_layers",
 ]  # fmt: skip
 
 
@@ -174,18 +175,50 @@ def osf_settings(given: Any, kept: float) -> Any:
     return OSFConfig(effective_rank=kept, target_modules=given.target_modules, task_type=given.task_type)
 
 
-def gathered_head(weight: Any, bias: Any) -> Any:
-    """Return a context in which a head sharded by DeepSpeed ZeRO-3 is gathered; elsewhere it does nothing."""
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+def gathered_head(*weights: Any, write: bool = False) -> Any:
+    """Return a context in which weights sharded by DeepSpeed ZeRO-3 are whole; elsewhere it does nothing.
 
-    if not is_deepspeed_zero3_enabled():
+    Args:
+        weights: Weights, such as those of a head; ``None`` is left out.
+        write: Whether values written inside are kept; those of the first rank count.
+    """
+    sharded = [p for p in weights if is_zero_parameter(p)]
+    if not sharded:
         return contextlib.nullcontext()
     import deepspeed
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    # A tied embedding is gathered already; only the model's own hooks may partition it again.
-    sharded = [p for p in (weight, bias) if getattr(p, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE]
-    return deepspeed.zero.GatheredParameters(sharded) if sharded else contextlib.nullcontext()
+    # A tied embedding may be gathered already; only the model's own hooks may partition it again.
+    if not write:
+        sharded = [p for p in sharded if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+    if not sharded:
+        return contextlib.nullcontext()
+    return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
+
+
+def is_zero_parameter(weight: Any) -> bool:
+    """Whether DeepSpeed ZeRO-3 shards a weight."""
+    return hasattr(weight, "ds_status") and getattr(weight, "ds_tensor", None) is not None
+
+
+def release_zero_parameter(weight: Any) -> None:
+    """Forget the gathered copy of a ZeRO-3 weight, if there is one, so that its next use gathers it from its parts."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    if weight.ds_status == ZeroParamStatus.INFLIGHT:
+        raise RuntimeError(f"{weight.ds_summary()} is being gathered while it is exchanged: prefetching is not off")
+    if weight.ds_status == ZeroParamStatus.AVAILABLE:
+        weight.partition()
+
+
+def keep_nothing_gathered(accelerator: Any) -> None:
+    """Make ZeRO-3 gather each weight when it is used and give it up afterwards, also between two passes of one step.
+
+    Called before DeepSpeed starts. A weight that was prefetched, or kept for its next use, would serve the training
+    pass with the values of a reference pass that exchanges weights.
+    """
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    zero["stage3_prefetch_bucket_size"] = zero["stage3_max_reuse_distance"] = 0
 
 
 # Copies of local variables of `_check_lora_target_modules_mamba` in peft.tuners.tuners_utils.

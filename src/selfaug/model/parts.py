@@ -12,8 +12,8 @@ from selfaug.common.errors import ConfigError
 from selfaug.objective.head import LMHead
 
 __all__ = [
-    "auxiliary_loss", "body_of", "depends_on_what_follows", "head_layer", "head_of", "layer_types", "logit_shape",
-    "model_type", "takes_documents_in_a_row",
+    "attends_throughout", "auxiliary_loss", "body_of", "depends_on_what_follows", "head_layer", "head_of",
+    "layer_types", "logit_shape", "model_type", "takes_documents_in_a_row",
 ]  # fmt: skip
 
 Body = Callable[..., Any]
@@ -83,6 +83,7 @@ def head_of(model: nn.Module, *, reference: bool = False) -> LMHead:
 
 
 def _whole(weight: Tensor) -> Tensor:
+    # Of ZeRO-3 the parameter itself is returned: `gathered_head` fills it for the time of its use.
     gather = getattr(weight, "full_tensor", None)
     return weight if gather is None else gather()
 
@@ -107,6 +108,16 @@ def layer_types(config: Any) -> frozenset[str]:
     """
     text = config.get_text_config()
     return frozenset(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ())
+
+
+def attends_throughout(config: Any) -> bool:
+    """Whether every layer attends to all tokens before, without a window and without a state along the row."""
+    text = config.get_text_config()
+    kinds = layer_types(config)
+    if kinds:
+        return kinds == {"full_attention"}
+    others = ("sliding_window", "mamba_d_state", "state_size", "ssm_cfg")
+    return not any(getattr(text, name, None) for name in others)
 
 
 def takes_documents_in_a_row(model: nn.Module) -> bool:

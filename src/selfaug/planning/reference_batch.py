@@ -1,6 +1,7 @@
 """The reference batch: inputs of the reference pass, and the indices of the drawn positions in its hidden states.
 
-Shapes: B rows and T tokens of a micro-batch, N drawn positions, R rows of the reference's hidden states.
+Shapes: B rows and T tokens of a micro-batch, N drawn positions, R rows of the reference's hidden states, S tokens of a
+slice.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from torch import Tensor
 
 __all__ = [
     "DrawnDocument", "LongPrompt", "ReferenceBatch", "ReferenceLayout", "Stored", "reference_batch", "sequence_key",
+    "slice_size",
 ]  # fmt: skip
+
+# Largest attention mask, in entries: attention without flash kernels forms one of S × T.
+_MASK = 2**26
+_SHORTEST = 256
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class ReferenceBatch:
         tokens: Number of tokens of the pass.
         stored: Cached hidden states that replace the pass; ``None`` without a cache.
         long: Prompts that run one by one, in slices.
+        passes: Number of calls of the model: one for ``inputs``, and one for each slice.
     """
 
     inputs: Mapping[str, Any] | None
@@ -73,6 +80,7 @@ class ReferenceBatch:
     tokens: int
     stored: tuple[Stored, ...] | None = None
     long: tuple[LongPrompt, ...] = ()
+    passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,11 @@ def sequence_key(tokens_T: Tensor, aligned_N: Tensor) -> str:
     return sha.hexdigest()
 
 
+def slice_size(tokens: int, wanted: int) -> int:
+    """Return S: ``wanted``, or less for prompts so long that the attention mask S × T would dominate memory."""
+    return min(wanted, max(_SHORTEST, _MASK // max(tokens, 1)))
+
+
 def reference_batch(
     batch: Mapping[str, Any], drawn: Sequence[DrawnDocument], layout: ReferenceLayout
 ) -> ReferenceBatch | None:
@@ -129,7 +142,7 @@ def reference_batch(
     input_ids_BT = batch["input_ids"].cpu()
     if layout.cached:
         stored = tuple(d.stored(input_ids_BT) for d in drawn)
-        return ReferenceBatch(None, torch.arange(sum(len(each.rows_N) for each in stored)), 0, stored)
+        return ReferenceBatch(None, torch.arange(sum(len(each.rows_N) for each in stored)), 0, stored, passes=0)
     if layout.whole:
         width = input_ids_BT.shape[1]
         index_N = torch.cat([d.row * width + d.positions for d in drawn])
@@ -150,7 +163,9 @@ def reference_batch(
         else:
             places = places + next(next_start)
         index.append(places)
-    return ReferenceBatch(inputs, torch.cat(index), sum(lengths), long=tuple(long_prompts))
+    slices = [-(-n // slice_size(n, layout.slice or n)) for n, long in zip(lengths, is_long, strict=True) if long]
+    passes = sum(slices) + bool(together)
+    return ReferenceBatch(inputs, torch.cat(index), sum(lengths), long=tuple(long_prompts), passes=passes)
 
 
 def _together(
@@ -187,6 +202,8 @@ def _padding_free(prompts: list[Tensor], batch: Mapping[str, Any]) -> dict[str, 
     if "cu_seq_lens_q" in batch:
         inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = ends
         inputs["max_length_q"] = inputs["max_length_k"] = int(lengths.max())
+    if "packed_seq_lengths" in batch:  # Unsloth
+        inputs["packed_seq_lengths"] = lengths.to(torch.int32)
     if "seq_idx" in batch:
         inputs["seq_idx"] = torch.repeat_interleave(torch.arange(len(prompts), dtype=torch.int32), lengths)[None]
     return inputs

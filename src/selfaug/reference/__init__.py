@@ -22,8 +22,9 @@ class Reference(Protocol):
     def serving(self, model: nn.Module) -> AbstractContextManager[nn.Module]: ...  # noqa: D102
     def head(self, model: nn.Module) -> LMHead | None: ...  # noqa: D102
     def digest(self, model: nn.Module) -> str: ...  # noqa: D102
-    def tensors(self) -> dict[str, Tensor]: ...  # noqa: D102
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...  # noqa: D102
+    def prepare(self, model: nn.Module, accelerator: Any) -> None: ...  # noqa: D102
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]: ...  # noqa: D102
+    def load_tensors(self, tensors: Mapping[str, Tensor], model: nn.Module) -> None: ...  # noqa: D102
 
 
 def make_reference(kind: str, model: nn.Module, **init_kwargs: Any) -> Reference:

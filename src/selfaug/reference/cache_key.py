@@ -13,6 +13,7 @@ from selfaug.common.errors import ConfigError
 from selfaug.common.fingerprint import text_hash, tokenizer_hash
 from selfaug.model.libraries import switchable_layers
 from selfaug.model.parts import depends_on_what_follows, head_layer
+from selfaug.model.sharding import whole
 from selfaug.reference.cache_files import UNKNOWN, CacheKey
 
 __all__ = ["base_weights", "cache_key", "checksum", "refuse_uncacheable"]
@@ -38,12 +39,13 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
     """``sum_i bits_i · (2i + 1) mod 2^64`` of each weight, hashed with its name, dtype and shape.
 
     Each factor is odd, so a change of any single element changes the checksum. It is summed on the device of the
-    weight, so a model on a GPU takes moments. It is not secure against collisions made on purpose.
+    weight, so a model on a GPU takes moments. It is not secure against collisions made on purpose. Weights that are
+    split over ranks are gathered one by one.
     """
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     parts: list[Any] = []
     for name in sorted(weights):
-        weight = weights[name].detach()
+        weight = whole(weights[name])
         bits = weight.contiguous().reshape(-1).view(integers[weight.element_size()])
         total = torch.zeros((), dtype=torch.int64, device=weight.device)
         for start in range(0, bits.numel(), _CHUNK):

@@ -27,13 +27,21 @@ from selfaug.common.terminal import say
 from selfaug.model.checks import final_hidden, probe_tokens
 from selfaug.model.libraries import switchable_layers
 from selfaug.model.parts import head_layer
+from selfaug.model.sharding import is_split, whole_shape
 from selfaug.objective.head import LMHead
 from selfaug.planning.plan import plan_step
-from selfaug.planning.reference_batch import DrawnDocument, ReferenceLayout, Stored, reference_batch, sequence_key
+from selfaug.planning.reference_batch import (
+    DrawnDocument,
+    ReferenceBatch,
+    ReferenceLayout,
+    Stored,
+    reference_batch,
+    sequence_key,
+)
 from selfaug.reference.adapter import BaseReference
 from selfaug.reference.cache_files import CACHE_DTYPES, UNKNOWN, CacheIndex, CacheKey, Shard, gigabytes, require_room
 from selfaug.reference.cache_key import cache_key
-from selfaug.reference.passes import prompts_hidden
+from selfaug.reference.passes import idle_passes, prompts_hidden
 
 __all__ = ["CachedReference", "ReferenceCache", "open_cache"]
 
@@ -52,6 +60,7 @@ def open_cache(
     align_boundary: bool,
     precision: str,
     dtype: str,
+    agree: Callable[[Any], Any] = lambda mine: mine,
 ) -> ReferenceCache:
     """Open the cache in a folder for a model and its data; nothing is written yet.
 
@@ -63,19 +72,24 @@ def open_cache(
         align_boundary: Whether the last prompt position is aligned.
         precision: Mixed precision of the passes.
         dtype: Dtype to store: ``auto`` for that of the hidden states, or a key of ``CACHE_DTYPES``.
+        agree: Function from what this rank knows to what the first one does; some load no weights.
 
     Raises:
         ConfigError: If the folder holds a cache of something else.
     """
     key = cache_key(model, tokenizer, align_boundary=align_boundary, precision=precision)
-    hidden = head_layer(model).weight.shape[1]
+    weight = head_layer(model).weight
+    hidden = whole_shape(weight)[1]
     chosen = dtype
     if dtype == "auto":
         chosen = "float32"
         if key.weights != UNKNOWN:
-            with BaseReference().serving(model) as base:
-                computed = final_hidden(base, probe_tokens(base)).dtype
+            computed = weight.dtype  # weights that are split over ranks compute nothing before training begins
+            if not any(is_split(p) for p in model.parameters()):
+                with BaseReference().serving(model) as base:
+                    computed = final_hidden(base, probe_tokens(base)).dtype
             chosen = next(name for name, known in CACHE_DTYPES.items() if known == computed)
+    key, chosen = agree((key, chosen))
     return ReferenceCache(folder, key, tables, hidden=hidden, dtype=chosen, exact=dtype != "auto")
 
 
@@ -205,6 +219,7 @@ class ReferenceCache:
         ranks: int = 1,
         wait: Callable[[], None] = lambda: None,
         thorough: bool = False,
+        most: Callable[[int], int] | None = None,
     ) -> int:
         """Compute and write the missing shards, each rank its share; return the number written by all ranks.
 
@@ -215,6 +230,8 @@ class ReferenceCache:
             ranks: Number of ranks.
             wait: Barrier over all ranks.
             thorough: Whether existing shards are compared with their hashes and damaged ones written again.
+            most: Function that returns the largest of all ranks' numbers, where weights are split over ranks, so that
+                all must run as many passes; ``None`` elsewhere.
 
         Raises:
             ConfigError: As :meth:`announce`.
@@ -225,11 +242,17 @@ class ReferenceCache:
         if rank == 0 and missing:
             self.index.write(self.folder)
         mine = missing[rank::ranks]
+        idle = 0
+        if most is not None:
+            passes = sum(self._batch(layout, names)[0].passes for shard in mine for names in self._batches(shard))
+            idle = most(passes) - passes
         with counting("aligned tokens cached", sum(shard.rows for shard in mine)) as progress:
             done = 0
             for shard in mine:
                 shard.write(self.folder, self._shard(model, layout, shard, partial(_advance, progress, done)))
                 done += shard.rows
+            with BaseReference().serving(model) as base:
+                idle_passes(base, probe_tokens(model), idle)
         wait()
         return len(missing)
 
@@ -258,8 +281,8 @@ class ReferenceCache:
         if batch:
             yield batch
 
-    def compute(self, model: nn.Module, layout: ReferenceLayout, names: Sequence[str]) -> list[Tensor]:
-        """Compute the hidden states of some sequences (N × H each) with the model's adapter off."""
+    def _batch(self, layout: ReferenceLayout, names: Sequence[str]) -> tuple[ReferenceBatch, list[int]]:
+        """Return the inputs of the passes of some sequences, and each one's number of aligned positions."""
         rows = [self._row(name) for name in names]
         longest = max(len(tokens) for tokens, _ in rows)
         input_ids_BT = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -270,6 +293,11 @@ class ReferenceCache:
             drawn.append(DrawnDocument(row, 0, aligned, len(tokens), aligned))
         batch = reference_batch({"input_ids": input_ids_BT, "attention_mask": mask_BT}, drawn, layout)
         assert batch is not None
+        return batch, [len(aligned) for _, aligned in rows]
+
+    def compute(self, model: nn.Module, layout: ReferenceLayout, names: Sequence[str]) -> list[Tensor]:
+        """Compute the hidden states of some sequences (N × H each) with the model's adapter off."""
+        batch, counts = self._batch(layout, names)
         assert batch.inputs is not None
         device = next(model.parameters()).device
         inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.inputs.items()}
@@ -277,7 +305,7 @@ class ReferenceCache:
         with BaseReference().serving(model) as base:
             hidden_RH = prompts_hidden(base, inputs, long, layout.slice)
         flat = hidden_RH[batch.index_N.to(hidden_RH.device)].cpu()
-        return list(flat.split([len(aligned) for _, aligned in rows]))
+        return list(flat.split(counts))
 
     def _row(self, name: str) -> tuple[Tensor, Tensor]:
         """Return tokens and aligned positions of a sequence."""

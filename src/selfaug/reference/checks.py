@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from selfaug.common.errors import ConfigError
 from selfaug.model.checks import final_hidden, probe_tokens
-from selfaug.model.libraries import switchable_layers
+from selfaug.model.libraries import gathered_head, switchable_layers
 from selfaug.model.parts import head_of
+from selfaug.model.sharding import held, released
 from selfaug.model.switch import evaluating, uncached_autocast
 from selfaug.objective import BaseToTuned
 from selfaug.reference import Reference
@@ -58,6 +59,11 @@ def check_peft(peft_config: Any, reference: str) -> None:
             "base and tuned model do not match.",
             "use LoRA (or another PEFT method that changes layers).",
         )
+    if getattr(peft_config, "peft_type", None) == "ADALORA":
+        raise ConfigError(
+            "AdaLoRA adds a loss of its own to the model's, which is not computed here.",
+            "use LoRA.",
+        )
     targets = getattr(peft_config, "target_modules", None) or ()
     # A pattern that merely mentions the head may exclude it; TRL refuses one that hits it.
     if "lm_head" in ([targets] if isinstance(targets, str) else targets):
@@ -89,10 +95,15 @@ def check_peft(peft_config: Any, reference: str) -> None:
         )
 
 
-def check_reference(model: nn.Module, reference: Reference) -> None:
+def check_reference(model: nn.Module, reference: Reference, *, fresh: bool = True) -> None:
     """Test the reference on a few tokens, with the adapter as it is and perturbed.
 
     Weights are restored bit for bit, and the random state is not touched.
+
+    Args:
+        model: Causal LM inside all wrappers.
+        reference: Its reference.
+        fresh: Whether the adapter is as training begins, not restored from a checkpoint already.
 
     Raises:
         ConfigError: If the reference changes with the adapter, the tuned model does not, or the adapter already
@@ -101,19 +112,23 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
     # Without an adapter (full fine-tuning) nothing is switched, and without loaded weights nothing can be computed.
     if not switchable_layers(model) or any(p.is_meta for p in model.parameters()):
         return
-    trained = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in model.parameters() if p.requires_grad]
     input_ids = probe_tokens(model)
     tuned_before, reference_before = _tuned_and_reference(model, reference, input_ids)
-    original = [p.detach().clone() for p in trained]
+    # Of weights that are split over ranks, each rank perturbs the part that it holds.
+    original = [held(p).clone() for p in weights]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in trained:
-            p.add_((torch.randn(p.shape, generator=generator) * _PERTURBATION).to(p))
+        for p in weights:
+            part = held(p)
+            part.add_((torch.randn(part.shape, generator=generator) * _PERTURBATION).to(part))
+            released(p)
         try:
             tuned_after, reference_after = _tuned_and_reference(model, reference, input_ids)
         finally:
-            for p, value in zip(trained, original, strict=True):
-                p.copy_(value)
+            for p, value in zip(weights, original, strict=True):
+                held(p).copy_(value)
+                released(p)
     if torch.equal(tuned_before, tuned_after):
         raise ConfigError(
             "the trained weights do not change the model's output, so nothing would be learnt.",
@@ -125,7 +140,7 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
             "probably weights outside the adapter are being trained.",
             "use reference='initial', or leave modules_to_save and bias at their defaults.",
         )
-    if reference.name == "base":
+    if reference.name == "base" and fresh:
         kl = BaseToTuned()(tuned_before, reference_before, None, gradient=False).value_N.mean().item()
         if kl > _LARGEST_KL:
             raise ConfigError(
@@ -141,9 +156,11 @@ def check_reference(model: nn.Module, reference: Reference) -> None:
 def _tuned_and_reference(model: nn.Module, reference: Reference, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits of the tuned and of the reference model, T × V each, in float32."""
     with torch.no_grad(), uncached_autocast(), evaluating(model):
-        head = head_of(model)
-        tuned = head.logits(final_hidden(model, input_ids).to(head.weight_VH.dtype)).float()
+        tuned_hidden, head = final_hidden(model, input_ids), head_of(model)
+        with gathered_head(head.weight_VH, head.bias_V):
+            tuned = head.logits(tuned_hidden.to(head.weight_VH.dtype)).float()
         with reference.serving(model) as reference_model:
             hidden = final_hidden(reference_model, input_ids)
-        reference_head = reference.head(model) or head
-        return tuned, reference_head.logits(hidden.to(reference_head.weight_VH.dtype)).float()
+        other = reference.head(model) or head
+        with gathered_head(other.weight_VH, other.bias_V):
+            return tuned, other.logits(hidden.to(other.weight_VH.dtype)).float()

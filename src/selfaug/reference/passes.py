@@ -15,14 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from selfaug.model.parts import body_of, layer_types
+from selfaug.planning.reference_batch import slice_size
 
-__all__ = ["batch_hidden", "can_slice", "prompts_hidden", "slice_size", "sliced_hidden", "slices_agree"]
+__all__ = ["batch_hidden", "can_slice", "idle_passes", "prompts_hidden", "sliced_hidden", "slices_agree"]
 
 # Kinds of layers that carry nothing but keys and values from one slice to the next.
 _SLICEABLE = frozenset({"full_attention", "sliding_attention"})
-# Largest attention mask, in entries: attention without flash kernels forms one of S × T.
-_MASK = 2**26
-_SHORTEST = 256
 
 
 def batch_hidden(base: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -45,7 +43,7 @@ def sliced_hidden(base: nn.Module, input_ids_T: Tensor, index_N: Tensor, size: i
         base: Model that :meth:`selfaug.reference.Reference.serving` yields.
         input_ids_T: Token ids of the prompt.
         index_N: Positions in the prompt, rising.
-        size: Largest number of tokens of a slice; see :func:`slice_size`.
+        size: Largest number of tokens of a slice; see :func:`selfaug.planning.reference_batch.slice_size`.
     """
     from transformers import DynamicCache
 
@@ -60,11 +58,6 @@ def sliced_hidden(base: nn.Module, input_ids_T: Tensor, index_N: Tensor, size: i
         # index_select copies; a view would keep the hidden states of the whole slice alive.
         kept.append(outputs.last_hidden_state[0].index_select(0, index_N[inside] - start))
     return torch.cat(kept)
-
-
-def slice_size(tokens: int, wanted: int) -> int:
-    """Return S: ``wanted``, or less for prompts so long that the attention mask S × T would dominate memory."""
-    return min(wanted, max(_SHORTEST, _MASK // max(tokens, 1)))
 
 
 def prompts_hidden(
@@ -83,6 +76,17 @@ def prompts_hidden(
         assert size is not None
         parts.append(sliced_hidden(base, input_ids_T, index_N, size))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def idle_passes(base: nn.Module, input_ids_BT: Tensor, count: int) -> None:
+    """Run passes on one token, whose results are not used.
+
+    Every rank of a sharded model must run as many passes as the rank with the most: one that ran fewer would leave the
+    others waiting for its weights.
+    """
+    one = input_ids_BT[:1, :1]
+    for _ in range(count):
+        batch_hidden(base, {"input_ids": one, "attention_mask": torch.ones_like(one)})
 
 
 def can_slice(config: Any) -> bool:

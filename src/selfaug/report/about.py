@@ -10,7 +10,8 @@ __all__ = ["Fact", "origins", "plain", "settings_of", "short"]
 
 _SETTINGS = (
     "method", "preset", "alpha", "align_fraction", "align_direction", "align_boundary", "reference", "use_peft",
-    "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "learning_rate", "lr_scheduler_type",
+    "peft_type", "lora_r", "lora_alpha", "lora_dropout",
+    "use_dora", "use_rslora", "lora_target_modules", "lora_modules_to_save", "learning_rate", "lr_scheduler_type",
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
     "packing", "bf16", "load_in_4bit", "load_in_8bit", "seed",
 )  # fmt: skip

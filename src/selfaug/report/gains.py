@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from selfaug.common.flips import Flips
+
 __all__ = ["POINT_UNITS", "Gain", "Measured", "mean_gain", "measured"]
 
 POINT_UNITS = {"fraction": 1.0, "score": 2.0}
@@ -80,6 +82,12 @@ class Measured:
     def unit(self) -> str:
         """Unit of the metric."""
         return str(self.entry["unit"])
+
+    @property
+    def flips(self) -> Flips | None:
+        """Items that went from right to wrong and back; ``None`` where items are neither, or for older results."""
+        entry = self.entry.get("flips")
+        return None if entry is None else Flips(int(entry["lost"]), int(entry["gained"]), int(entry["n"]))
 
     @property
     def gain(self) -> Gain | None:

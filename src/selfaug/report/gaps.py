@@ -31,23 +31,30 @@ def missing_of(
 ) -> list[Missing]:
     """Return the missing measurements, in the order in which they would be made."""
     run = shlex.quote(str(folder.path))
+    foreign = folder.foreign
+    # What a run folder would say of the data is asked for of other trainers' models.
+    data, rows, alone = ("", "", "") if foreign is None else (" --data FILE", " --dataset_name FILE", " --no_task")
     missing = []
-    if folder.finished is None:
+    if foreign is not None:
+        missing.append(Missing("Nothing is known of the training: another trainer did it, without a run folder", None))
+    elif folder.finished is None:
         finish = f"selfaug train --config {shlex.quote(str(folder.config))} --resume_from_checkpoint"
         missing.append(Missing("The training has not finished", finish))
-    if not events:
+    if not events and foreign is None:
         missing.append(Missing("The training's log is missing", None))
     groups = {one.group for one in metrics}
     if "task" not in groups:
-        missing.append(Missing("What was gained at the task is not measured", f"selfaug evaluate {run}"))
+        missing.append(Missing("What was gained at the task is not measured", f"selfaug evaluate {run}{data}"))
     if "general" not in groups:
-        missing.append(Missing("General ability is not measured", f"selfaug evaluate {run} --general quick"))
+        missing.append(Missing("General ability is not measured", f"selfaug evaluate {run}{alone} --general quick"))
     if metrics and not has_samples:
-        missing.append(Missing("The answers themselves (samples.jsonl) are missing", f"selfaug evaluate {run}"))
+        missing.append(Missing("The answers themselves (samples.jsonl) are missing", f"selfaug evaluate {run}{data}"))
     if shift is None:
-        missing.append(Missing("The shift is not measured", f"selfaug shift {run}"))
+        missing.append(Missing("The shift is not measured", f"selfaug shift {run}{rows}"))
     elif "general_text" not in shift.regions:
-        missing.append(Missing("The shift on general text is not measured", f"selfaug shift {run} --general_text FILE"))
+        missing.append(
+            Missing("The shift on general text is not measured", f"selfaug shift {run}{rows} --general_text FILE")
+        )
     return missing
 
 

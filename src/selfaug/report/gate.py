@@ -1,4 +1,4 @@
-"""The gate: rules on the largest drop or smallest gain of metrics, and verdicts on a run.
+"""The gate: rules on the largest drop, smallest gain or most lost items of metrics, and verdicts on a run.
 
 A rule names metrics and a limit. It is decided on the interval of the paired difference: ``pass`` if the whole interval
 is on the right side of the limit, ``fail`` if all of it is on the wrong side, else ``undecided``.
@@ -15,11 +15,12 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.flips import Flips
 from selfaug.report.gains import POINT_UNITS, Gain, Measured, mean_gain, measured
 
 __all__ = ["Check", "Rule", "Verdict", "check", "decide", "overall", "parse_rule"]
 
-Kind = Literal["max-drop", "min-gain"]
+Kind = Literal["max-drop", "min-gain", "max-lost"]
 Verdict = Literal["pass", "fail", "undecided"]
 
 _GROUPS = ("task", "general")
@@ -28,13 +29,14 @@ _LIMIT = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(pt|%|)")
 
 @dataclass(frozen=True)
 class Rule:
-    """``--max-drop NAME=LIMIT`` or ``--min-gain NAME=LIMIT``.
+    """``--max-drop NAME=LIMIT``, ``--min-gain NAME=LIMIT`` or ``--max-lost NAME=LIMIT``.
 
     Args:
-        kind: ``max-drop`` or ``min-gain``.
+        kind: ``max-drop``, ``min-gain`` or ``max-lost``.
         name: Name of a group, a part or a metric, or a pattern of names.
         limit: Limit as written, in units of ``scale``.
-        scale: ``pt`` (hundredths), ``%`` (of the base's value), or ``""`` (the metric's own unit).
+        scale: ``pt`` (hundredths), ``%`` (of the base's value), or ``""`` (the metric's own unit). Of ``max-lost``,
+            ``pt`` and ``%`` are of the items, and ``""`` is a number of items.
     """
 
     kind: Kind
@@ -109,6 +111,8 @@ def check(rule: Rule, results: Mapping[str, Any]) -> tuple[list[Check], list[str
         ConfigError: If nothing has that name, or the limit does not fit a metric's unit.
     """
     every = list(measured(results))
+    if rule.kind == "max-lost":
+        return _checked_flips(rule, every)
     notes: list[str] = []
     if rule.name in _GROUPS:
         subjects, notes = _of_group(rule, every)
@@ -162,6 +166,52 @@ def _of_group(rule: Rule, every: Sequence[Measured]) -> tuple[list[tuple[str, Ga
         label = names if len(of) == 1 else f"mean of {len(of)}: {names}"
         subjects.append((label, mean_gain([gain for _, gain in of])))
     return subjects, notes
+
+
+def _checked_flips(rule: Rule, every: Sequence[Measured]) -> tuple[list[Check], list[str]]:
+    """Return the checks of ``--max-lost``: of a group on the sum over its parts, else of each metric."""
+    if rule.name in _GROUPS:
+        members = [one for one in every if one.group == rule.name and one.primary]
+    else:
+        members = _matching(rule, every)
+    counted = [(one, _flipping(one, every)) for one in members]
+    known = {_label(one): one.flips for _, one in counted if one is not None and one.flips is not None}
+    notes = [
+        f"{_label(one)} has no items that are right or wrong, and is left out of {rule}."
+        for one, found in counted
+        if found is None
+    ]
+    if not known:
+        raise ConfigError(
+            f"{rule} finds no items that are right or wrong",
+            "name a metric of answers, such as task:answer_match; results of an older version have to be made again "
+            "(`selfaug evaluate`, which repeats no finished part).",
+        )
+    if rule.name in _GROUPS:
+        known = {", ".join(known): sum(known.values(), Flips(0, 0, 0))}
+    return [_checked_lost(rule, label, found) for label, found in known.items()], notes
+
+
+def _flipping(one: Measured, every: Sequence[Measured]) -> Measured | None:
+    """Return the metric itself, or for a part's primary metric without flips the first of the part that has them."""
+    if one.flips is not None or not one.primary:
+        return one if one.flips is not None else None
+    same = (other for other in every if other.part == one.part and other.subtask is None and other.flips is not None)
+    return next(same, None)
+
+
+def _checked_lost(rule: Rule, label: str, found: Flips) -> Check:
+    limit = float(rule.limit) * (found.n / 100 if rule.scale else 1)
+    surely = found.surely_lost
+    # All flips may be the tuning's, and those beyond noise surely are.
+    gain = Gain(-float(found.lost), -float(found.lost), -float(surely), "items", float(found.n), found.n)
+    verdict = decide(-found.lost, -surely, -limit)
+    reasons = {
+        "pass": "lost no more items than the limit",
+        "fail": "surely lost more items than the limit",
+        "undecided": f"{found.lost} items were lost, and {found.gained} gained: noise may explain all but {surely}",
+    }
+    return Check(rule, label, gain, 0.0 - limit, verdict, reasons[verdict])
 
 
 def _matching(rule: Rule, every: Sequence[Measured]) -> list[Measured]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from selfaug.common.flips import Flips
 from selfaug.report.about import plain, settings_of
 from selfaug.report.facts import Report, Run
 from selfaug.report.gains import Gain, Measured
@@ -12,7 +13,7 @@ from selfaug.report.headline import Number, sentence
 from selfaug.report.numbers import KL, format_bounds, format_metric, unit_label
 from selfaug.run.model_card import escape
 
-__all__ = ["markdown", "measured_lines"]
+__all__ = ["flip_words", "markdown", "measured_lines"]
 
 _WORDS = {"gain": "▲ better", "loss": "▼ worse", "none": "= same", "unclear": "≈ not clear"}
 _MOST_SETTINGS = 12
@@ -48,6 +49,11 @@ def measured_lines(run: Run) -> list[str]:
     if own:
         metrics = ("part", "metric", "base", "tuned", f"gain [{run.confidence:.0%} interval]", "", "items")
         parts.append(_table(metrics, [_row(one) for one in own], right=(2, 3, 4, 6)))
+    turned = [one for one in own if one.flips is not None]
+    if turned:
+        rows = [(escape(one.part), escape(one.metric), *flip_words(one.flips)) for one in turned if one.flips]
+        parts.append(_table(("part", "metric", "right → wrong", "wrong → right", "items"), rows, right=(2, 3, 4)))
+        parts.append("In brackets: how many of these noise does not explain.")
     if run.left_out:
         parts.append(
             "Not measured: " + "; ".join(f"{n} of {escape(part)} ({escape(why)})" for part, why, n in run.left_out)
@@ -76,6 +82,12 @@ def _row(one: Measured) -> tuple[str, ...]:
     if gain is None or conservative is None:
         return (*about, "not compared", "", "")
     return (*about, _gain(gain), _WORDS[conservative.direction], f"{gain.n:,}")
+
+
+def flip_words(found: Flips) -> tuple[str, str, str]:
+    """Return lost and gained items, each with how many of these noise does not explain, and the number of items."""
+    lost, gained = f"{found.lost:,} ({found.surely_lost:,})", f"{found.gained:,} ({found.surely_gained:,})"
+    return lost, gained, f"{found.n:,}"
 
 
 def _gain(gain: Gain) -> str:

@@ -106,6 +106,7 @@ def page(report: Report, *, title: str | None = None) -> str:
         omissions=_omissions(report.runs),
         regions=_regions(report.runs),
         settings=_settings(report.runs),
+        flips_any=any(one.flips and one.subtask is None for run in report.runs for one in run.metrics),
         measured_any=any(run.metrics for run in report.runs),
         worst_any=any(run.worst for run in report.runs),
         evaluated_in_training=any(

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,11 +17,20 @@ from selfaug.common.files import missing_path, read_yaml, write_durably
 from selfaug.run.checkpoint import last_whole, numbered
 from selfaug.run.manifest import read_manifest
 
-__all__ = ["ADAPTER_CONFIG", "CONFIG", "MAY_DIFFER", "REPORT", "RESULTS", "SHIFT", "RunFolder", "config_differences"]
+if TYPE_CHECKING:
+    from selfaug.data.prompts import Renderer
+    from selfaug.run.foreign import Foreign
+
+__all__ = [
+    "ADAPTER_CONFIG", "CONFIG", "DESCRIPTION", "MAY_DIFFER", "REPORT", "RESULTS", "SHIFT", "RunFolder",
+    "config_differences",
+]  # fmt: skip
 
 CONFIG, RESULTS, SHIFT, REPORT = "config.yaml", "results.json", "shift.json", "report.html"
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's name of the file with an adapter's settings."""
+DESCRIPTION = "measured.json"
+"""File of a folder of measurements that says of which model of another trainer they are."""
 
 _FILES = (CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, REPORT)
 _FOLDERS = ("checkpoints", "adapter", "model", "evaluation")
@@ -61,9 +70,11 @@ class RunFolder:
 
     Args:
         path: Path of the folder, as ``--output_dir`` names it.
+        foreign: Tuned model of another trainer; the folder then holds only what was measured of it.
     """
 
     path: Path
+    foreign: Foreign | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
@@ -126,7 +137,40 @@ class RunFolder:
     @property
     def finished(self) -> Path | None:
         """Folder of the finished adapter or model, or ``None`` while there is none."""
+        if self.foreign is not None:
+            return self.foreign.folder if self.foreign.files() else None
         return next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the finished weights are an adapter, not a whole model."""
+        return self.adapter.is_dir() if self.foreign is None else self.foreign.adapter
+
+    @property
+    def tokenizer(self) -> str:
+        """Folder or hub name of the tokenizer of the finished weights."""
+        return str(self.finished) if self.foreign is None else self.foreign.tokenizer
+
+    def load_renderer(self) -> Renderer:
+        """Return the prompt layout of the finished weights.
+
+        Raises:
+            ConfigError: If another trainer made them and the layout is not known.
+            DataError: If its file is missing or damaged.
+        """
+        from selfaug.data.prompts import Renderer
+
+        if self.foreign is None:
+            assert self.finished is not None
+            return Renderer.load(self.finished)
+        if self.foreign.renderer is None:
+            raise ConfigError(
+                f"how the prompts of {self.foreign.name} were laid out in its training is not known: chat or plain "
+                "(mode), the system text (system), the documents, and how it says that it has no answer (abstention)",
+                """say it, such as --prompt '{"mode": "chat", "system": "...", "abstention": "..."}', or give the """
+                "folder of a selfaug_renderer.json with --renderer (docs/evaluate.md).",
+            )
+        return self.foreign.renderer
 
     def has_checkpoint(self) -> bool:
         """Return whether there is a whole checkpoint to resume from."""
@@ -138,6 +182,8 @@ class RunFolder:
         Raises:
             ConfigError: If ``config.yaml`` is missing or holds no mapping.
         """
+        if self.foreign is not None:
+            return self.foreign.config
         config = read_yaml(self.config, hint="restore the file, or train anew.")
         if not isinstance(config, dict):
             raise ConfigError(f"{self.config} is not a mapping of settings", "restore the file, or train anew.")
@@ -149,7 +195,25 @@ class RunFolder:
         Raises:
             ConfigError: If the manifest is damaged.
         """
+        if self.foreign is not None:
+            return self.foreign.manifest
         return read_manifest(self.manifest) if self.manifest.is_file() else {}
+
+    @classmethod
+    def at(cls, path: str | Path) -> RunFolder:
+        """Return the folder of a run, or of what was measured of a tuned model of another trainer; nothing is checked.
+
+        The folder of such a model, or its hub name, stands for the default folder of its measurements.
+
+        Raises:
+            ConfigError: If the description of the model is damaged.
+        """
+        from selfaug.run.foreign import Foreign, measured_of
+
+        folder = Path(path).expanduser()
+        if not any((folder / name).is_file() for name in (CONFIG, RESULTS, DESCRIPTION)):
+            folder = measured_of(str(path)) or folder
+        return cls(folder, Foreign.read(folder) if (folder / DESCRIPTION).is_file() else None)
 
     @classmethod
     def open(cls, path: str | Path, *, finished: bool = True) -> RunFolder:
@@ -158,10 +222,23 @@ class RunFolder:
         Raises:
             ConfigError: If the folder does not exist or holds no run, or with ``finished`` the run is not finished.
         """
-        folder = cls(Path(path).expanduser())
+        folder = cls.at(path)
         if not folder.path.is_dir():
             raise missing_path("the run folder", str(path), "give the --output_dir of a `selfaug train` run.")
+        if folder.foreign is not None:
+            if finished and folder.finished is None:
+                raise ConfigError(
+                    f"{folder.path} holds measurements of {folder.foreign.name}, whose weights are no longer in "
+                    f"{folder.foreign.folder}",
+                    "restore them, or name them where they are now with --adapter.",
+                )
+            return folder
         if not folder.config.is_file():
+            if (folder.path / ADAPTER_CONFIG).is_file() and not (folder.path.resolve().parent / CONFIG).is_file():
+                raise ConfigError(
+                    f"{folder.path} is an adapter, and nothing has been measured of it yet",
+                    f"measure it: `selfaug evaluate --adapter {shlex.quote(str(path))} --data FILE ...`.",
+                )
             outer = folder.path.resolve().parent
             inside = (outer / CONFIG).is_file()
             raise ConfigError(

@@ -52,7 +52,8 @@ def model_card(manifest: Mapping[str, Any], config: Mapping[str, Any], *, measur
         _what(config, adapter),
         "## How to load",
         _loading(base, adapter),
-        "`selfaug_renderer.json` holds the layout of the prompt in training; use it when serving.",
+        "`selfaug_renderer.json` holds the layout of the prompt in training, and `selfaug_rag_template.jinja` the same "
+        "for servers, as a chat template that takes `documents`.",
         "## Data",
         _table(("split", "rows", "files"), _data_rows(manifest.get("data", {}))),
         "## Settings",

@@ -7,6 +7,8 @@ minutes of network retries.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +22,12 @@ from selfaug.run.manifest import weight_files
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["ModelFacts", "check_model", "check_weights", "looks_local", "model_folder"]
+__all__ = ["ModelFacts", "check_model", "check_weights", "hub_snapshot", "looks_local", "model_folder"]
 
 _DATA_ENDINGS = (".json", ".jsonl", ".gz", ".bz2", ".tsv", ".csv", ".parquet", ".txt", ".md", ".zip", ".arrow")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _HUB_SECONDS = 10.0
+_EXISTS = "give a folder that exists, or a hub name of the form owner/name."
 
 
 @dataclass(frozen=True)
@@ -157,42 +160,88 @@ def _is_whole(path: Path) -> bool:
 def _check_hub(name: str, revision: str) -> tuple[Path | None, str | None]:
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
+    setting = "model_name_or_path"
     try:
         folder = model_folder(name, revision)
     except HFValidationError:
-        raise ConfigError(
-            f"model_name_or_path {name!r} is neither a folder nor a possible name on the hub",
-            "give a folder, or a hub name of the form owner/name.",
-        ) from None
+        raise _no_hub_name(setting, name) from None
     if folder is not None:
         return folder, folder.name if folder.parent.name == "snapshots" else None
-    hint = "give a folder that exists, or a hub name of the form owner/name."
     if is_offline_mode():
-        raise ConfigError(
-            f"model_name_or_path {name!r} is no folder here, is not in the hub's cache, and the hub is switched off "
-            "(HF_HUB_OFFLINE)",
-            hint,
-        )
+        raise _offline(setting, name)
+    with _hub_errors(setting, name, revision):
+        return None, HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS).sha
+
+
+def hub_snapshot(name: str, revision: str | None, setting: str, patterns: Sequence[str]) -> Path:
+    """Return the folder in the hub's cache with the files of a repository, downloaded where they are missing.
+
+    Args:
+        name: Name on the hub.
+        revision: Branch, tag or commit; ``None`` for the main branch.
+        setting: Setting that names it, for messages.
+        patterns: Patterns of the files that are needed.
+
+    Raises:
+        ConfigError: If the hub has no such repository or revision, or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    with _hub_errors(setting, name, revision or "main"):
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        except HFValidationError:
+            raise _no_hub_name(setting, name) from None
+        except LocalEntryNotFoundError:
+            if is_offline_mode():
+                raise _offline(setting, name) from None
+            raise
+
+
+def _no_hub_name(setting: str, name: str) -> ConfigError:
+    return ConfigError(
+        f"{setting} {name!r} is neither a folder nor a possible name on the hub",
+        "give a folder, or a hub name of the form owner/name.",
+    )
+
+
+def _offline(setting: str, name: str) -> ConfigError:
+    return ConfigError(
+        f"{setting} {name!r} is no folder here, is not in the hub's cache, and the hub is switched off "
+        "(HF_HUB_OFFLINE)",
+        _EXISTS,
+    )
+
+
+@contextmanager
+def _hub_errors(setting: str, name: str, revision: str) -> Iterator[None]:
+    """Turn the errors of a request to the hub into the user's."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
+        yield
+    except ConfigError:
+        raise
     except GatedRepoError:
         raise ConfigError(
-            f"model_name_or_path {name!r} asks for consent to its licence", "accept it on the hub, then log in."
+            f"{setting} {name!r} asks for consent to its licence", "accept it on the hub, then log in."
         ) from None
     except RevisionNotFoundError:
-        raise ConfigError(f"model {name!r} has no revision {revision!r}", "check --model_revision.") from None
+        flag = "--model_revision" if setting == "model_name_or_path" else "--adapter_revision"
+        raise ConfigError(f"model {name!r} has no revision {revision!r}", f"check {flag}.") from None
     except RepositoryNotFoundError:
         raise ConfigError(
-            f"model_name_or_path {name!r} is no folder here and does not exist on the hub, or is private", hint
+            f"{setting} {name!r} is no folder here and does not exist on the hub, or is private", _EXISTS
         ) from None
     except Exception as error:
         kind = type(error).__name__
         raise ConfigError(
-            f"model_name_or_path {name!r} is no folder here, and the hub did not answer ({kind})", hint
+            f"{setting} {name!r} is no folder here, and the hub did not answer ({kind})", _EXISTS
         ) from error
-    return None, info.sha
 
 
 def _read_config(name: str, revision: str, trust_remote_code: bool) -> PretrainedConfig:

@@ -20,6 +20,16 @@ from selfaug.common.fingerprint import file_hash
 from selfaug.common.quiet import unwarned
 from selfaug.common.terminal import say
 from selfaug.run.checkpoint import numbered, step_of, torn_because
+from selfaug.run.fit import (
+    check_fit,
+    check_kind,
+    check_switch,
+    first_words,
+    fitting,
+    load_adapter,
+    peft_settings,
+    probed,
+)
 from selfaug.run.folder import ADAPTER_CONFIG
 from selfaug.run.manifest import weight_files, weights_hash
 from selfaug.run.model_source import check_model, model_folder
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
 
     from selfaug.reference import Reference
     from selfaug.run.folder import RunFolder
+    from selfaug.run.foreign import Foreign
 
 __all__ = ["Origin", "Sides", "State", "check_origin", "renderer_hash", "states"]
 
@@ -53,6 +64,7 @@ class Origin:
         context: Longest sequence of the base in tokens; ``None`` where its configuration names none.
         quantization: ``transformers``' quantisation settings of the base during training, or ``None``.
         embeddings: Number of rows of the base's embedding; ``None`` where its configuration names none.
+        plain_head: Whether the tuned model's output projection is a matrix, without an adapter of its own.
     """
 
     base: str
@@ -66,6 +78,20 @@ class Origin:
     context: int | None = None
     quantization: Any = None
     embeddings: int | None = None
+    plain_head: bool = True
+
+    def require_plain_head(self) -> None:
+        """Refuse an adapted output projection, since likelihoods and distances are computed from its matrix.
+
+        Raises:
+            ConfigError: With the way out.
+        """
+        if not self.plain_head:
+            raise ConfigError(
+                f"the adapter in {self.final} changes the output projection (lm_head) itself, and likelihoods and "
+                "distances are computed from that layer's matrix, where the change would be missed",
+                "fold it first: `selfaug merge --adapter ... --output_dir OUT`; then pass --tuned_model OUT.",
+            )
 
     def at(self, folder: Path) -> Origin:
         """Return the origin with the same base and the tuned weights of a checkpoint.
@@ -90,14 +116,16 @@ def check_origin(
     Raises:
         ConfigError: If the adapter's files are missing or changed, or the base is not the one trained on.
     """
+    if run.foreign is not None:
+        return _foreign_origin(run.foreign)
     config, final = run.read_config(), run.finished
     assert final is not None
     trust = bool(config.get("trust_remote_code"))
-    if final == run.model and base is None and not needs_base:
+    if not run.is_adapter and base is None and not needs_base:
         facts = check_model(str(final), trust_remote_code=trust)
         return Origin(str(final), "main", trust, final, context=facts.context)
     manifest = run.read_manifest()
-    tuned = _tuned(final, final == run.adapter)
+    tuned = _tuned(final, run.is_adapter)
     written = (manifest.get("finished") or {}).get("weights")
     if written is not None and written != tuned["tuned_hash"]:
         raise ConfigError(
@@ -118,6 +146,27 @@ def check_origin(
         moved = "" if flag is None else f"if it has moved, pass where it lies now with {flag}; else "
         raise ConfigError(f"the base model of the run in {run.path}: {error.message}", moved + error.hint) from None
     return Origin(**fields, **tuned, quantization=_quantized(config))
+
+
+def _foreign_origin(foreign: Foreign) -> Origin:
+    """Check that a tuned model of another trainer fits its base, and return the origin of both.
+
+    Raises:
+        ConfigError: If it does not fit.
+    """
+    fields = _base(foreign.base, foreign.base_revision, foreign.trust_remote_code)
+    origin = Origin(**fields, **_tuned(foreign.folder, foreign.adapter))
+    if foreign.adapter:
+        plain = check_fit(foreign.folder, foreign.base, foreign.base_revision, foreign.trust_remote_code)
+        return replace(origin, plain_head=plain)
+    rows = check_model(str(foreign.folder), trust_remote_code=foreign.trust_remote_code).embeddings
+    if None not in (rows, origin.embeddings) and rows != origin.embeddings:
+        raise ConfigError(
+            f"the tuned model {foreign.name} has {rows} tokens and the base {foreign.base} has {origin.embeddings}, so "
+            "their distributions cannot be compared",
+            "name the base that it was trained from; if the training added tokens, resize a copy of the base first.",
+        )
+    return origin
 
 
 @dataclass(frozen=True)
@@ -199,14 +248,11 @@ def _files(final: Path, adapter: bool) -> list[Path]:
 
 
 def _switchable(final: Path) -> bool:
-    from peft import PeftConfig
-
     from selfaug.reference.checks import check_peft
 
-    config = PeftConfig.from_pretrained(str(final))
-    check_peft(config, "path")
+    check_kind(final)
     try:
-        check_peft(config, "base")
+        check_peft(peft_settings(final), "base")
     except ConfigError:
         return False
     return True
@@ -289,7 +335,7 @@ class Sides:
         elif self._peft is not None:
             old = self._peft.active_adapter
             new = "default" if old == "next" else "next"
-            with self._fitting():
+            with fitting(origin.final, origin.base):
                 self._peft.load_adapter(str(origin.final), adapter_name=new)
             self._peft.set_adapter(new)
             self._peft.delete_adapter(old)
@@ -317,7 +363,7 @@ class Sides:
                 folded: PreTrainedModel = self._peft.merge_and_unload(safe_merge=True)
         except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
             raise ConfigError(
-                f"the adapter in {self.origin.final} cannot be folded into its base model: {_first(error)}",
+                f"the adapter in {self.origin.final} cannot be folded into its base model: {first_words(error)}",
                 "serve the base model with the adapter as it is.",
             ) from error
         self.release()
@@ -341,25 +387,14 @@ class Sides:
             return self._causal(origin.base, origin.revision)
         if not origin.adapter:
             return self._causal(str(origin.final), "main")
-        from peft import PeftModel
-
         base = self._causal(origin.base, origin.revision)
-        with self._fitting():
-            self._peft = PeftModel.from_pretrained(base, str(origin.final)).eval()
+        before = probed(base) if origin.switchable else None
+        with fitting(origin.final, origin.base):
+            self._peft = load_adapter(base, origin.final).eval()
+        if before is not None:
+            check_switch(self._peft, before, str(origin.final))
         tuned: PreTrainedModel = self._peft.get_base_model()
         return tuned
-
-    @contextmanager
-    def _fitting(self) -> Iterator[None]:
-        from safetensors import SafetensorError
-
-        try:
-            yield
-        except (RuntimeError, ValueError, LookupError, OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"the adapter in {self.origin.final} does not fit the base model {self.origin.base}: {_first(error)}",
-                "it was trained on another base: name the right one, or restore the files.",
-            ) from error
 
     def _causal(self, name: str, revision: str) -> PreTrainedModel:
         import torch
@@ -379,7 +414,7 @@ class Sides:
                 **where,
             )
         except (OSError, ValueError, RuntimeError, ImportError, LookupError, SafetensorError) as error:
-            raise ConfigError(f"the model {name} cannot be loaded: {_first(error)}", _RESTORE) from error
+            raise ConfigError(f"the model {name} cannot be loaded: {first_words(error)}", _RESTORE) from error
         return model.eval()
 
 
@@ -395,12 +430,6 @@ def _untie(model: PreTrainedModel) -> None:
         return
     plain[1].weight = torch.nn.Parameter(weights[1].detach().clone(), requires_grad=False)
     model.config.tie_word_embeddings = False
-
-
-def _first(error: BaseException) -> str:
-    # The first line of an error of peft or torch is general; the second names the cause.
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return " ".join(lines[:2])[:400] if lines else type(error).__name__
 
 
 def renderer_hash(final: Path) -> str | None:

@@ -38,6 +38,7 @@ class Draw:
         align: Whether prompt positions are aligned at all.
         compare_response: Whether the response positions of drawn sequences are compared with the reference.
         use_reference: Whether any term needs the reference; without one there is no reference pass.
+        pad_token_id: Id of the padding token, as in :func:`selfaug.planning.plan.plan_step`.
     """
 
     seed: int
@@ -47,6 +48,7 @@ class Draw:
     align: bool = True
     compare_response: bool = False
     use_reference: bool = True
+    pad_token_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class StepDriver:
         plan = self._plan(batches, self.draw, step, self.weigh)
         if self._accelerator.num_processes > 1:
             plan = plan.with_totals(self._accelerator.reduce(plan.counts().to(device), reduction="sum"))
-        for batch, anywhere, micro in zip(batches, plan.anywhere, plan.micro, strict=True):
-            batch[KEY] = self._micro(plan, micro, self.draw, join_reference=anywhere)
+        for batch, passes, micro in zip(batches, self._passes(plan), plan.micro, strict=True):
+            batch[KEY] = self._micro(plan, micro, self.draw, passes=passes)
         self._n_response, self._nll = plan.n_response, None
         return torch.tensor(plan.n_response, device=device)
 
@@ -122,7 +124,8 @@ class StepDriver:
             whole = replace(self.draw, align_fraction=1.0, align_token_fraction=1.0)
             plan = self._plan([inputs], whole, 0, None)
             # Ranks do not exchange plans in evaluation, so every rank runs a reference pass.
-            micro = self._micro(plan, plan.micro[0], whole, join_reference=True)
+            plan = replace(plan, anywhere=(True,))
+            micro = self._micro(plan, plan.micro[0], whole, passes=self._passes(plan)[0])
         outputs = model(**inputs, **{KEY: micro.to(inputs["input_ids"].device)})
         steps = accumulated if model.training else 1
         loss, sums = outputs["loss"], {**outputs["sums"], **outputs["penalties"]}
@@ -180,14 +183,27 @@ class StepDriver:
             compare_response=draw.compare_response,
             use_reference=draw.use_reference,
             weigh=weigh,
+            pad_token_id=draw.pad_token_id,
         )
 
-    def _micro(self, plan: StepPlan, micro: Any, draw: Draw, *, join_reference: bool) -> MicroBatch:
+    def _passes(self, plan: StepPlan) -> list[int]:
+        """Return the number of passes of each micro-batch on which the ranks of a sharded model agree; 0 elsewhere."""
+        if not self._sharded or self._cache is not None:
+            return [0] * len(plan.micro)
+        if self.layout.slice is None:
+            return [int(anywhere) for anywhere in plan.anywhere]
+        own = [0 if micro.reference is None else micro.reference.passes for micro in plan.micro]
+        at_least = [max(int(anywhere), passes) for anywhere, passes in zip(plan.anywhere, own, strict=True)]
+        mine = torch.tensor([at_least], device=self._accelerator.device)
+        most: list[int] = self._accelerator.gather(mine).amax(dim=0).tolist()
+        return most
+
+    def _micro(self, plan: StepPlan, micro: Any, draw: Draw, *, passes: int) -> MicroBatch:
         return micro_batch(
             micro,
             n_response=plan.n_response,
             drawn_divisor=draw.align_fraction * draw.align_token_fraction * plan.n_aligned,
             compared_divisor=draw.align_fraction * plan.n_response,
-            join_reference=self._sharded and join_reference and self._cache is None,
+            passes=passes,
             stored=None if self._cache is None else self._cache.load,
         )

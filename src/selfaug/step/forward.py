@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ from selfaug.objective import NLL, LMHead, Objective, Rows, RowTerm, WeightedTer
 from selfaug.objective.activation_terms import Activations, ActivationTerm
 from selfaug.objective.values import row_values
 from selfaug.reference import Reference
-from selfaug.reference.passes import prompts_hidden
+from selfaug.reference.passes import idle_passes, prompts_hidden
 from selfaug.step.micro_batch import MicroBatch, Positions
 from selfaug.step.parameter_terms import ParameterTerm
 
-__all__ = ["StepObjective", "TermOn", "install"]
+__all__ = ["StepObjective", "TermOn", "inside", "install"]
+
+T = TypeVar("T")
 
 # Not traced by `torch.compile` of the model: its block sizes change with every batch, and it has its own kernels.
 _untraced_sweep: Callable[..., Objective] = torch.compiler.disable(sweep)
@@ -67,6 +69,8 @@ class StepObjective:
         proximal: Function from that NLL and the NLL under earlier weights to their weights in training; ``None`` for
             equal weights.
         earlier: Copy of the trained weights at an earlier step; ``None`` without ``proximal``.
+        inspect: Function that is called with the model and its inputs, labels included, before both passes; ``None``
+            for none.
     """
 
     def __init__(
@@ -83,14 +87,18 @@ class StepObjective:
         reweigh: Callable[[Tensor], Tensor] | None = None,
         proximal: Callable[[Tensor, Tensor], Tensor] | None = None,
         earlier: Reference | None = None,
+        inspect: Callable[[nn.Module, Mapping[str, Any]], None] | None = None,
     ) -> None:
-        self.reweigh, self.proximal, self.earlier = reweigh, proximal, earlier
+        self.reweigh, self.inspect = reweigh, inspect
+        self.proximal, self.earlier = proximal, earlier
         self.terms, self.reference, self.block_bytes = tuple(terms), reference, block_bytes
         self.implementation, self.auxiliary, self.slice_tokens = implementation, auxiliary, slice_tokens
         self.parameter_terms, self.activation_term = tuple(parameter_terms), activation_term
 
     def __call__(self, model: nn.Module, micro: MicroBatch, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return ``loss`` (with a graph), detached ``sums`` by name, ``auxiliary`` loss, and ``penalties`` by name."""
+        if self.inspect is not None:
+            self.inspect(model, inputs)
         inputs = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
         activations = Activations(self.activation_term, *micro.aligned_places())
         reference_RH = self._reference_pass(model, micro, inputs, activations)
@@ -103,7 +111,8 @@ class StepObjective:
         hidden_TH = hidden.reshape(-1, hidden.shape[-1])
         head = head_of(model)
         reference_head = None if self.reference is None else self.reference.head(model)
-        with gathered_head(head.weight_VH, head.bias_V):
+        others = () if reference_head is None else (reference_head.weight_VH, reference_head.bias_V)
+        with gathered_head(head.weight_VH, head.bias_V, *others):
             hidden_TH = hidden_TH.to(head.weight_VH.device)
             if self.reweigh is not None and model.training:
                 micro = _reweighed(micro, hidden_TH, head, self.reweigh)
@@ -124,18 +133,19 @@ class StepObjective:
         self, model: nn.Module, micro: MicroBatch, inputs: Mapping[str, Any], activations: Activations
     ) -> Tensor | None:
         """Return the flattened hidden states of the reference pass, or ``None`` where nothing is drawn."""
-        if self.reference is None or not (micro.has_reference or micro.join_reference):
+        if self.reference is None or not (micro.has_reference or micro.idle_passes):
             return None
         if micro.hidden is not None:
             return micro.hidden
-        given = micro.reference  # None for the inputs of the micro-batch
-        if micro.join_reference:
-            one = inputs["input_ids"][:1, :1]
-            given = {"input_ids": one, "attention_mask": torch.ones_like(one)}
+        given = inputs if micro.reference is None else micro.reference  # None for the inputs of the micro-batch
         long = [(prompt.input_ids_T, prompt.index_N) for prompt in micro.long]
-        with self.reference.serving(model) as base, activations.of_base(body_of(base)):
-            flat_RH = prompts_hidden(base, inputs if given is None else given, long, self.slice_tokens)
-        return None if micro.join_reference else flat_RH
+        flat_RH = None
+        with self.reference.serving(model) as base:
+            if micro.has_reference:
+                with activations.of_base(body_of(base)):
+                    flat_RH = prompts_hidden(base, given, long, self.slice_tokens)
+            idle_passes(base, inputs["input_ids"], micro.idle_passes)
+        return flat_RH
 
     def _earlier_nll(self, model: nn.Module, micro: MicroBatch, inputs: Mapping[str, Any]) -> Tensor | None:
         """Return the NLL of the response tokens under the earlier weights, in the order of :func:`_response_places`."""
@@ -144,9 +154,8 @@ class StepObjective:
             return None
         with self.earlier.serving(model) as served:
             hidden = body_of(served)(**inputs).last_hidden_state
-            head = self.earlier.head(model) or head_of(model)
             rows_NH = hidden.reshape(-1, hidden.shape[-1])[places[0]]
-            return row_values(rows_NH, head, [NLL()], label_N=places[1])[NLL().name]
+            return row_values(rows_NH, head_of(served), [NLL()], label_N=places[1])[NLL().name]
 
     def _objective(
         self, hidden_TH: Tensor, head: LMHead, groups: Sequence[Rows], reference_head: LMHead | None
@@ -221,13 +230,38 @@ def _rows(group: Positions, terms: tuple[WeightedTerm, ...], reference_RH: Tenso
 
 
 def install(model: nn.Module, objective: StepObjective) -> None:
-    """Add the keyword ``selfaug`` to ``model.forward``; the signature that `generate` inspects does not change."""
+    """Add the keyword ``selfaug`` to ``model.forward``; the signature that `generate` inspects does not change.
+
+    Its value is a micro-batch, or a function of the model: see :func:`inside`.
+    """
     original: Callable[..., Any] = model.forward
 
     @functools.wraps(type(model).forward)
-    def forward(self: nn.Module, *args: Any, selfaug: MicroBatch | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: nn.Module, *args: Any, selfaug: MicroBatch | Callable[[nn.Module], Any] | None = None, **kwargs: Any
+    ) -> Any:
         if selfaug is None:
             return original(*args, **kwargs)
-        return objective(self, selfaug, kwargs)
+        return objective(self, selfaug, kwargs) if isinstance(selfaug, MicroBatch) else selfaug(self)
 
     model.forward = types.MethodType(forward, model)
+
+
+def inside(wrapped: nn.Module, function: Callable[[nn.Module], T]) -> T:
+    """Return ``function(model)``, run without gradient inside a call of the wrapped model.
+
+    A sharded model computes only there, since its wrapper gathers weights around a call. Every rank must call this,
+    with a function that runs the model as often.
+
+    Args:
+        wrapped: Model in its distributed wrapper, in which an objective is installed.
+        function: Function of the causal LM inside all wrappers.
+    """
+    found: list[T] = []
+
+    def kept(model: nn.Module) -> None:
+        found.append(function(model))  # wrappers change and cast what a call returns
+
+    with torch.no_grad():
+        wrapped(selfaug=kept)
+    return found[0]

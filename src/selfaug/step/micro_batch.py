@@ -54,8 +54,8 @@ class MicroBatch:
         hidden: Hidden states of the reference from a cache; ``None`` without one.
         long: Prompts that run through the reference pass one by one, in slices.
         has_reference: Whether anything is drawn.
-        join_reference: Whether the reference pass runs on one token although nothing is drawn, because a rank of a
-            sharded model that skipped a forward pass would deadlock the others.
+        idle_passes: Number of passes on one token that this rank adds to its reference pass, because a rank of a
+            sharded model that ran fewer than the others would deadlock them.
         counts: Numbers of tokens by the names of :data:`selfaug.step.meter.COUNTS`.
     """
 
@@ -70,7 +70,7 @@ class MicroBatch:
     hidden: Tensor | None
     long: tuple[LongPrompt, ...]
     has_reference: bool
-    join_reference: bool
+    idle_passes: int
     counts: Mapping[str, int]
 
     def aligned_places(self) -> tuple[Tensor, Tensor | None]:
@@ -99,7 +99,7 @@ def micro_batch(
     *,
     n_response: int,
     drawn_divisor: float,
-    join_reference: bool,
+    passes: int,
     compared_divisor: float = 0.0,
     stored: Callable[[Sequence[Stored]], Tensor] | None = None,
 ) -> MicroBatch:
@@ -109,7 +109,8 @@ def micro_batch(
         micro: Plan of the micro-batch.
         n_response: Number of response tokens of the whole step.
         drawn_divisor: ``align_fraction · align_token_fraction · n_aligned`` of the whole step.
-        join_reference: Whether the reference pass runs even where nothing is drawn.
+        passes: Number of calls of the model in the reference pass of the rank with the most; 0 where ranks need not
+            agree.
         compared_divisor: ``align_fraction · n_response`` of the whole step.
         stored: Function that reads hidden states from a reference cache, where there is one.
     """
@@ -144,7 +145,7 @@ def micro_batch(
         hidden=None if reference is None or reference.stored is None or stored is None else stored(reference.stored),
         long=() if reference is None else reference.long,
         has_reference=reference is not None,
-        join_reference=join_reference and reference is None,
+        idle_passes=max(0, passes - (0 if reference is None else reference.passes)),
         counts={
             "response_tokens": micro.response_N.numel(),
             "aligned_tokens": micro.aligned_N.numel(),

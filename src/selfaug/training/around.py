@@ -75,7 +75,7 @@ class AroundSteps(TrainerCallback):
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint must hold."""
         kept = {} if self._nll is None else {_NLL: torch.tensor(self._nll, dtype=torch.float64)}
-        earlier = {} if self._earlier is None else self._earlier.tensors()
+        earlier = {} if self._earlier is None else self._earlier.tensors(self._model)
         return kept | {_OLD + name: tensor for name, tensor in earlier.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -83,4 +83,5 @@ class AroundSteps(TrainerCallback):
         if _NLL in tensors:
             self._nll = float(tensors[_NLL])
         if self._earlier is not None:
-            self._earlier.load_tensors({n.removeprefix(_OLD): t for n, t in tensors.items() if n.startswith(_OLD)})
+            own = {n.removeprefix(_OLD): t for n, t in tensors.items() if n.startswith(_OLD)}
+            self._earlier.load_tensors(own, self._model)

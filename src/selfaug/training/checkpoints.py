@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,6 @@ from selfaug.common.errors import ConfigError
 from selfaug.run import checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor, nn
 
     from selfaug.reference import Reference
@@ -73,7 +72,7 @@ class Checkpoints:
             ConfigError: If the checkpoint was trained against another reference.
         """
         if folder is not None and (folder / REFERENCE_FILE).is_file():
-            reference.load_tensors(load_file(folder / REFERENCE_FILE))
+            reference.load_tensors(load_file(folder / REFERENCE_FILE), model)
         self._reference = {"name": reference.name, "digest": reference.digest(model)}
         if folder is None:
             return
@@ -99,19 +98,30 @@ class Checkpoints:
         self,
         folder: Path,
         reference: Reference | None,
+        tensors: Mapping[str, Tensor],
         *,
         method: Mapping[str, Tensor],
         num_tokens: int,
         model_only: bool,
         best: str | None,
     ) -> None:
-        """Seal a checkpoint whose other files are written, and then delete old checkpoints."""
+        """Seal a checkpoint whose other files are written, and then delete old checkpoints.
+
+        Args:
+            folder: Folder of the checkpoint.
+            reference: Reference of the run; ``None`` without one.
+            tensors: Its tensors, whole.
+            method: What the method remembers between steps.
+            num_tokens: Number of tokens trained on.
+            model_only: Whether the checkpoint has no state of the optimiser.
+            best: Checkpoint with the best metric; ``None`` where it is not known.
+        """
         state: dict[str, Any] = {"num_tokens": num_tokens, "model_only": model_only}
         if reference is not None:
             state["reference"] = self._reference or {"name": reference.name, "digest": None}
-            tensors = {name: t.detach().cpu().contiguous() for name, t in reference.tensors().items()}
             if tensors:
-                save_file(tensors, folder / REFERENCE_FILE)
+                saved = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+                save_file(saved, folder / REFERENCE_FILE)
         if method:
             save_file({name: t.detach().cpu().contiguous() for name, t in method.items()}, folder / METHOD_FILE)
         checkpoint.seal(folder, state)

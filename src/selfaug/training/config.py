@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+from selfaug.before.align_rows import AlignData
 from selfaug.common.endpoint import Endpoint
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.redaction import is_secret, redacted
+from selfaug.data.files import data_files
 from selfaug.data.lost_answers import check_on_lost_answer
 from selfaug.methods import Method, get_method
 from selfaug.methods.adapters import asks_base
@@ -73,6 +75,7 @@ class SelfAugConfig(
             )
         for part in method.parts:
             part.check(self)
+        self._check_align_data()
         self._check_generation(method)
         self._check_start(method)
         self._check_combinations()
@@ -102,6 +105,11 @@ class SelfAugConfig(
         """Whether any term needs the reference."""
         changes = self.changes
         return changes.activation_term is not None or any(term.term.needs_reference for term in changes.terms)
+
+    @property
+    def aligns_written(self) -> bool:
+        """Whether the base writes texts before the first step that are aligned."""
+        return self.align_data is not None and AlignData.parse(self.align_data).path is None
 
     @property
     def served_by_cache(self) -> bool:
@@ -147,6 +155,43 @@ class SelfAugConfig(
                 "give a number of MiB above 0, or leave it out.",
             )
 
+    def _check_align_data(self) -> None:
+        if not 0 < self.align_data_share < 1:
+            raise ConfigError(
+                f"align_data_share={self.align_data_share} is not a share in (0, 1): it is that of the aligned texts "
+                "among the rows of an epoch, and the others are trained.",
+                "give e.g. 0.2 for a fifth; to align prompts alone leave align_data out.",
+            )
+        if self.align_data is None:
+            return
+        path = AlignData.parse(self.align_data).path
+        if not (self.aligns and self.compares):
+            raise ConfigError(
+                f"align_data={self.align_data!r} has no effect with alpha={self.alpha} and method={self.method!r}: "
+                "nothing is aligned.",
+                "give an alpha above 0 (--method selfaug, or a combination with it), or leave align_data out.",
+            )
+        learnt = [t.term.name for t in self.changes.terms if t.where == "aligned" and not t.term.needs_reference]
+        if learnt:
+            raise ConfigError(
+                f"method={self.method!r} has a loss on prompts that holds to no base ({', '.join(learnt)}), and would "
+                "learn the texts of align_data by it.",
+                "leave align_data out, or that method.",
+            )
+        if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            raise ConfigError(
+                "align_data adds rows to the tokenised ones, and skip_prepare_dataset leaves them to somebody else.",
+                "leave --align_data or skip_prepare_dataset out.",
+            )
+        if path is not None:
+            data_files(path)
+        elif self.reference == "initial":
+            raise ConfigError(
+                f"align_data={self.align_data!r} lets the model write with its adapter off, and with "
+                "reference='initial' it is the adapter as training began that texts are held to.",
+                "give a file of texts: --align_data FILE.",
+            )
+
     def _check_generation(self, method: Method) -> None:
         for name in ("generation_length", "generation_batch_size"):
             if getattr(self, name) < 1:
@@ -156,7 +201,7 @@ class SelfAugConfig(
                 "generation_url and generation_model belong together: where the base is served, and its name there.",
                 "give both, or neither.",
             )
-        if not self.changes.generates:
+        if not (self.changes.generates or self.aligns_written):
             if self.generation_url is not None:
                 raise ConfigError(
                     f"generation_url has no effect with method={self.method!r}: nothing is written before training.",
@@ -165,7 +210,7 @@ class SelfAugConfig(
             return
         if self.generation_url is not None:
             Endpoint(self.generation_url)
-        if self.reference_cache is not None:
+        if self.changes.generates and self.reference_cache is not None:
             raise ConfigError(
                 f"method={self.method!r} changes the training rows before the first step, and a reference_cache is "
                 "written for the rows as they were.",

@@ -81,6 +81,16 @@ class AlignmentOptions:
         "weighted as sequences are. It saves projections to the vocabulary; the reference pass still reads a drawn "
         "prompt up to its last drawn token.",
     )
+    align_data: str | None = option(
+        None,
+        "Texts that are aligned beside the prompts and not trained: a file or folder of general texts or conversations "
+        "in any format, or 'self' for texts that the base writes before the first step (self:200 for two hundred), "
+        "from its opened user turn or, without a chat template, from its start token.",
+        metavar="FILE|self[:N]",
+    )
+    align_data_share: float = option(
+        0.2, "Share of these texts among the rows of an epoch, and so on average of a step, in (0, 1)."
+    )
 
 
 @dataclass
@@ -149,7 +159,7 @@ class RowOptions:
 class GenerationOptions:
     """Options of texts that the base writes before training."""
 
-    GROUP: ClassVar[str] = "What the base writes before training (methods that let it)"
+    GROUP: ClassVar[str] = "What the base writes before training (align_data self, and methods that let it)"
 
     generation_url: str | None = option(
         None,

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from selfaug.before.adapter_start import AdapterStart
+from selfaug.before.align_rows import align_rows, beside, share_of
 from selfaug.before.context import BeforeTraining
 from selfaug.before.fisher import ensure_fisher
 from selfaug.before.generated_rows import check_generation, rows_with_generated
@@ -27,8 +31,9 @@ from selfaug.data.vocabulary import check_table
 from selfaug.methods import get_method
 from selfaug.methods.adapters import asks_base, check_adapter, check_weights
 from selfaug.model.checks import check_head, check_packing, probe_tokens
-from selfaug.model.libraries import lora_pairs, spare_refused_modules
+from selfaug.model.libraries import keep_nothing_gathered, lora_pairs, spare_refused_modules
 from selfaug.model.parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
+from selfaug.model.sharding import reshard, whole_shape
 from selfaug.objective.activation_terms import find_modules
 from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference import Reference, make_reference
@@ -38,7 +43,7 @@ from selfaug.reference.cached import CachedReference, ReferenceCache, open_cache
 from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import Draw, StepDriver
-from selfaug.step.forward import StepObjective, install
+from selfaug.step.forward import StepObjective, inside, install
 from selfaug.training.around import AroundSteps
 from selfaug.training.checkpoints import Checkpoints
 from selfaug.training.config import SelfAugConfig
@@ -56,6 +61,8 @@ if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
 
 __all__ = ["SelfAugTrainer"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -116,13 +123,17 @@ class SelfAugTrainer(SFTTrainer):
         self._raw_rows: Any = None
         self._rows: Any = None
         self._cached_tables: dict[str, Dataset] = {}
-        self._rows_of: Callable[[Path], Any]
+        self._align_rows: Dataset | None = None
+        self._rows_of: Callable[..., Any]
         self._retokenise: Callable[[Any], Any]
         self._pack: Callable[[Any], Any]
         super().__init__(model, own, **kwargs)
         own.max_length = args.max_length
 
         self.sharded = bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        # FSDP and ZeRO stage 3 split the weights themselves: the model computes only in a call of its wrapper.
+        self.splits_weights = bool(self.is_fsdp_enabled or is_deepspeed_zero3_enabled())
+        self._begun = not self.splits_weights
         adapted = hasattr(self.model, "get_base_model")
         self.base_model = self.model.get_base_model() if adapted else self.model
         peft_config = self.model.active_peft_config if adapted else None
@@ -135,6 +146,10 @@ class SelfAugTrainer(SFTTrainer):
         check_generation(before)
         start = self.args.changes.start
         self._start = None if start is None else AdapterStart(before, start)
+        if args.align_data is not None:
+            if peft_config is None and args.reference_cache is None:
+                check_full_tuning(args.reference)
+            self._add_align_rows(before)
         if self.args.freeze_head:
             self._freeze_head()
         self._cache = self._open_cache()
@@ -165,15 +180,17 @@ class SelfAugTrainer(SFTTrainer):
             self._draw(),
             ReferenceLayout(layout.whole, layout.concatenate, slice=slice_tokens),
             self.accelerator,
-            sharded=self.sharded,
+            sharded=self.splits_weights,
             auxiliary_weight=self.router_aux_loss_coef if self.aux_loss_enabled else 0.0,
             cache=self._cache,
         )
         self._measures = {mode: self._new_metrics() for mode in ("train", "eval")}
         self._checkpoints = Checkpoints(self.accelerator, args.save_total_limit)
         self._cache_ready = self._fisher_ready = False
+        self._resumed_from: Path | None = None
         self._around = AroundSteps(self.base_model, self.args.changes, self.driver, earlier)
         self.add_callback(_StopOnNonFinite(self.driver))
+        self.add_callback(_Begin(self))
         self.add_callback(self._around)
 
     # ---- checks, and the reference ----------------------------------------------------------------------------
@@ -237,6 +254,8 @@ class SelfAugTrainer(SFTTrainer):
             check_full_tuning(self.args.reference)
         if self._cache is not None:
             return CachedReference(self.base_model, self._cache.key.weights)
+        if self.args.reference == "initial" and is_deepspeed_zero3_enabled():
+            keep_nothing_gathered(self.accelerator)
         init_kwargs = dict(self.args.model_init_kwargs or {})
         init_kwargs.pop("device_map", None)
         return make_reference(self.args.reference, self.base_model, **init_kwargs)
@@ -254,18 +273,21 @@ class SelfAugTrainer(SFTTrainer):
 
     def _slice_tokens(self, *, catches_activations: bool) -> int | None:
         """Return the number of tokens of a slice of long prompts; ``None`` for reference passes without slices."""
-        # A sharded model gathers its weights in every forward pass, so all ranks must run the same number of passes;
-        # and activations inside the layers are recorded in a single pass.
-        at_once = self.sharded or catches_activations or self.args.reference_slice == 0
+        # Activations inside the layers are recorded in a single pass.
+        at_once = catches_activations or self.args.reference_slice == 0
         if self.reference is None or at_once or not can_slice(self.model.config):
             return None
-        if any(p.is_meta for p in self.base_model.parameters()):
-            return None
-        with self.accelerator.autocast(), self.reference.serving(self.base_model) as served:
-            agree = slices_agree(served, probe_tokens(self.base_model)[0])
+        if self.splits_weights or any(p.is_meta for p in self.base_model.parameters()):
+            return self.args.reference_slice  # `_begin` tries it, in a call of the wrapped model
+        return self.args.reference_slice if self._slices_agree(self.base_model) else None
+
+    def _slices_agree(self, model: nn.Module) -> bool:
+        assert self.reference is not None
+        with self.accelerator.autocast(), self.reference.serving(model) as served:
+            agree = slices_agree(served, probe_tokens(model)[0])
         if not agree:
             logger.warning("this model gives other hidden states in slices: reference_slice has no effect")
-        return self.args.reference_slice if agree else None
+        return agree
 
     def _freeze_head(self) -> None:
         head_layer(self.base_model).requires_grad_(False)
@@ -284,11 +306,6 @@ class SelfAugTrainer(SFTTrainer):
         if self.args.reference_cache is None or not self.args.compares:
             return None
         refuse_uncacheable(self.base_model)
-        if is_deepspeed_zero3_enabled():
-            raise ConfigError(
-                "reference_cache cannot tell whether it belongs to weights that ZeRO stage 3 loads in parts.",
-                "use ZeRO stage 2 or FSDP2, or leave --reference_cache out.",
-            )
         if not self._cached_tables:
             raise ConfigError(
                 "reference_cache needs tokenised rows, and skip_prepare_dataset leaves them to somebody else.",
@@ -303,14 +320,9 @@ class SelfAugTrainer(SFTTrainer):
                 align_boundary=bool(self.args.align_boundary),
                 precision=self.accelerator.mixed_precision,
                 dtype=self.args.cache_dtype,
+                agree=lambda mine: broadcast_object_list([mine])[0],
             )
-        missing = cache.missing()
-        if missing and self.sharded:
-            raise ConfigError(
-                f"the reference cache in {cache.folder} is not whole, and a sharded model cannot write it.",
-                "write it first with `selfaug cache`, on one device.",
-            )
-        cache.announce(missing)
+        cache.announce(cache.missing())
         return cache
 
     def write_reference_cache(self, *, thorough: bool = False) -> int:
@@ -324,20 +336,33 @@ class SelfAugTrainer(SFTTrainer):
         """
         if self._cache is None:
             raise ConfigError("no reference_cache is named, so nothing can be written.", "name it: --reference_cache.")
-        written = 0
+        cache, layout = self._cache, self.driver.layout
+
+        def write(model: nn.Module) -> int:
+            written = cache.write(
+                model,
+                layout,
+                rank=self.accelerator.process_index,
+                ranks=self.accelerator.num_processes,
+                wait=self.accelerator.wait_for_everyone,
+                thorough=thorough,
+                most=self._most if self.splits_weights else None,
+            )
+            cache.compare(model, layout)
+            return written
+
         with self.accelerator.autocast():
-            if not self.sharded:
-                written = self._cache.write(
-                    self.base_model,
-                    self.driver.layout,
-                    rank=self.accelerator.process_index,
-                    ranks=self.accelerator.num_processes,
-                    wait=self.accelerator.wait_for_everyone,
-                    thorough=thorough,
-                )
-            self._cache.compare(self.base_model, self.driver.layout)
+            written = self._compute(write)
         self._cache_ready = True
         return written
+
+    def _compute(self, function: Callable[[nn.Module], T]) -> T:
+        """Return ``function(model)`` where the model computes: as it is, or in a call of its wrapper."""
+        return inside(self.model_wrapped, function) if self.splits_weights else function(self.base_model)
+
+    def _most(self, number: int) -> int:
+        mine = torch.tensor([number], device=self.accelerator.device)
+        return int(self.accelerator.gather(mine).max())
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -354,12 +379,12 @@ class SelfAugTrainer(SFTTrainer):
         if formatting_func is not None:
             dataset = formatted(dataset, formatting_func, args.dataset_text_field)
 
-        def prepare(rows: Any, name: str, change: Any = None) -> Any:
+        def prepare(rows: Any, name: str, change: Any = None, max_length: int | None = self._max_length) -> Any:
             return prepare_rows(
                 rows,
                 tokenizer=self._tokenizer,
                 renderer=self._chosen_renderer,
-                max_length=self._max_length,
+                max_length=max_length,
                 cut_prompt_left=args.cut_prompt_left,
                 on_lost_answer=args.on_lost_answer,
                 tokenise=lambda table: trl(table, pack=False, shuffle=False),
@@ -373,19 +398,35 @@ class SelfAugTrainer(SFTTrainer):
         if dataset_name == "train":
             self._raw_rows = dataset
             self._retokenise = lambda change: prepare(dataset, "train", change)
-            self._pack = lambda rows: trl(rows, pack=packing, shuffle=args.shuffle_dataset)
-            self._rows_of = lambda path: rows_of_file(
-                path, self._tokenizer, self._chosen_renderer, self._max_length, lambda rows: prepare(rows, str(path))
-            )
+            self._pack = lambda rows: trl(self._with_align_rows(rows), pack=packing, shuffle=args.shuffle_dataset)
+
+            def rows_of(path: Path, max_length: int | None = self._max_length) -> Any:
+                tokenise = partial(prepare, name=str(path), max_length=max_length)
+                return rows_of_file(path, self._tokenizer, self._chosen_renderer, max_length, tokenise)
+
+            self._rows_of = rows_of
             mix = args.changes.mix
             if mix is not None:
                 prepared = mixed(prepared, self._rows_of(mix.path), mix, args.seed)
             self._rows = prepared
         if args.aligns:
-            require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
+            if args.align_data is None:
+                require_aligned_tokens(prepared, dataset_name, boundary=bool(args.align_boundary))
             if args.reference_cache is not None:
                 self._cached_tables[dataset_name] = _cacheable(prepared, dataset_name)
         return trl(prepared, pack=packing, shuffle=args.shuffle_dataset)
+
+    def _add_align_rows(self, before: BeforeTraining) -> None:
+        wanted = share_of(len(self._rows), self.args.align_data_share) if isinstance(self._rows, Dataset) else 0
+        self._align_rows = align_rows(before, partial(self._rows_of, max_length=None), wanted)
+        self.train_dataset = self._pack(self._rows)
+        if self.args.reference_cache is not None:
+            self._cached_tables["train"] = _cacheable(self._with_align_rows(self._rows), "train")
+
+    def _with_align_rows(self, rows: Any) -> Any:
+        if self._align_rows is None:
+            return rows
+        return beside(rows, self._align_rows, self.args.align_data_share, self.args.seed)
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         ranks = self.accelerator.num_processes
@@ -433,11 +474,9 @@ class SelfAugTrainer(SFTTrainer):
         if self._start is not None:
             self._start.save()
         folder = self._checkpoints.resume(resume_from_checkpoint, Path(self.args.output_dir))
-        if not any(p.is_meta for p in self.base_model.parameters()):
-            with self.accelerator.autocast():
-                self._check_model()
-            if self.reference is not None:
-                self._checkpoints.restore_reference(self.reference, self.base_model, folder)
+        self._resumed_from = folder
+        if not self.splits_weights:
+            self._check_and_restore(folder)
         self._around.prepare()
         if folder is not None:
             self._around.load_tensors(self._checkpoints.method_tensors(folder))
@@ -448,14 +487,42 @@ class SelfAugTrainer(SFTTrainer):
                 finish(self.model)
         return result
 
-    def _check_model(self) -> None:
-        embeddings = self.model.get_input_embeddings().weight.shape[0]
+    def begin(self) -> None:
+        """Shard the reference, check the model and restore the reference, once the wrapper has split the weights."""
+        if self._begun:
+            return
+        self._begun = True
+        if self.reference is not None:
+            self.reference.prepare(self.base_model, self.accelerator)
+        self._check_and_restore(self._resumed_from)
+        reshard(self.model_wrapped)
+
+    def _check_and_restore(self, folder: Path | None) -> None:
+        """Check model and reference, and restore the reference from the checkpoint ``folder``, if there is one."""
+        if any(p.is_meta for p in self.base_model.parameters()):
+            return
+        if self.reference is not None and self.splits_weights:
+            self._checkpoints.restore_reference(self.reference, self.base_model, folder)
+        with self.accelerator.autocast():
+            self._check_model(fresh=folder is None or not self.splits_weights)
+        if self.reference is not None and not self.splits_weights:
+            self._checkpoints.restore_reference(self.reference, self.base_model, folder)
+
+    def _check_model(self, *, fresh: bool) -> None:
+        embeddings = whole_shape(self.model.get_input_embeddings().weight)[0]
         check_table(self._rows, embeddings, self._tokenizer, "the training data")
-        check_head(self.base_model)
-        if self.padding_free:
-            check_packing(self.base_model, self.data_collator)
-        if self.reference is not None and self.args.check_reference:
-            check_reference(self.base_model, self.reference)
+
+        def check(model: nn.Module) -> bool:
+            check_head(model)
+            if self.padding_free:
+                check_packing(model, self.data_collator)
+            if self.reference is not None and self.args.check_reference:
+                check_reference(model, self.reference, fresh=fresh)
+            return not self.splits_weights or not self.driver.layout.slice or self._slices_agree(model)
+
+        if not self._compute(check):
+            self.driver.objective.slice_tokens = None
+            self.driver.layout = replace(self.driver.layout, slice=None)
         self._ready_cache()
 
     def _ready_cache(self) -> None:
@@ -501,11 +568,13 @@ class SelfAugTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         Trainer._save_checkpoint(self, model, trial)
         num_tokens = self._checkpoints.num_tokens()
+        tensors = {} if self.reference is None else self.reference.tensors(self.base_model)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._checkpoints.finish(
                 folder,
                 self.reference,
+                tensors,
                 method=self._around.tensors(),
                 num_tokens=num_tokens,
                 model_only=self.args.save_only_model,
@@ -529,7 +598,8 @@ class SelfAugTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return a micro-batch's share of the step's loss, times the number of ranks (DDP, FSDP average gradients)."""
-        self._ready_cache()  # an evaluation may come before any training
+        self.begin()  # an evaluation may come before any training
+        self._ready_cache()
         outputs = self.driver.loss(model, inputs, accumulated=self._accumulated())
         self._measures["train" if self.model.training else "eval"].add(outputs)
         if self.model.training:
@@ -573,6 +643,17 @@ def _cacheable(rows: Any, name: str) -> Dataset:
             "load it whole (--dataset_streaming false), or leave --reference_cache out.",
         )
     return rows.with_format("torch", ["input_ids", "labels"])
+
+
+class _Begin(TrainerCallback):
+    """Begins the work on a model that its wrapper has just split."""
+
+    def __init__(self, trainer: SelfAugTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the model before the first step."""
+        self._trainer.begin()
 
 
 class _StopOnNonFinite(TrainerCallback):

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfaug.common.errors import DataError
+from selfaug.data.corpus import Corpus
 from selfaug.data.preparation import Retrieval, prepare
 from selfaug.data.record import Document, Record
-from selfaug.data.retrieve import Corpus
 
 words = st.sampled_from([f"w{i}" for i in range(12)])
 sentences = st.lists(words, min_size=1, max_size=4).map(" ".join)

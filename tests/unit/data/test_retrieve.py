@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.data.corpus import Corpus
 from selfaug.data.record import Document, Record
-from selfaug.data.retrieve import Corpus, answers_found, retrieve
+from selfaug.data.retrieve import answers_found, retrieve
 from selfaug.data.words import contains
 
 PASSAGES = (
@@ -191,7 +192,7 @@ def test_corpora_in_every_spelling(tmp_path: Path) -> None:
     (tmp_path / "beir.jsonl").write_text(json.dumps({"_id": "0", "title": "Rain", "text": "It falls."}) + "\n", "utf-8")
     (tmp_path / "dpr.tsv").write_text('id\ttext\ttitle\n0\t"It falls."\tRain\n', "utf-8")
     for name in ("flash.jsonl", "beir.jsonl", "dpr.tsv"):
-        assert Corpus.load(tmp_path / name).passages == (Document("It falls.", "Rain", "0"),)
+        assert list(Corpus.load(tmp_path / name).passages) == [Document("It falls.", "Rain", "0")]
     (tmp_path / "note.md").write_text("# One\n\nshort\n\n" + "Long one. " * 150 + "\n\n \nlast", "utf-8")
     passages = Corpus.load(tmp_path / "note.md").passages
     assert passages[0].text.startswith("# One\n\nshort\n\nLong one. Long one.")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.data.corpus import Corpus
 from selfaug.data.fields import present
 from selfaug.data.formats import mapped
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Document, Record, RowError
-from selfaug.data.retrieve import Corpus
 
 MAY, LIES = Document("It falls in May."), Document("It lies.")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfaug.data.corpus import Corpus
 from selfaug.data.record import Document
-from selfaug.data.retrieve import Corpus
 from selfaug.data.words import contains, marked_words, normalise, terms, words
 
 SAME = [

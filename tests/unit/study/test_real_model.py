@@ -344,6 +344,7 @@ def made() -> Callable[[Path], None]:
     return make
 
 
+@pytest.mark.nightly
 @pytest.mark.shared
 def test_no_article_is_on_two_sides(shared: Path, smollm2: Path) -> None:
     from transformers import AutoTokenizer
