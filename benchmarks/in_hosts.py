@@ -4,7 +4,8 @@
     python benchmarks/in_hosts.py measure --shared DIR sft=ADAPTER selfaug=ADAPTER
 
 `rows` writes `rows.jsonl`: the tokens and labels of the MCTest questions that `mctest_stories260k.py` trains on, for a
-trainer that takes tokenised rows. `measure` opens adapters with PEFT alone, and measures what that benchmark does: the
+trainer that takes tokenised rows; and `messages.jsonl`: the same as text, question and answer, for one that makes its
+own. `measure` opens adapters with PEFT alone, and measures what that benchmark does: the
 NLL of 150 stories (what the base knew) and of the held-out answers (what is learnt). Several seeds of a name are
 separated by commas. Retention is the share of plain LoRA's loss on stories that is won back.
 """
@@ -18,12 +19,22 @@ from typing import Any
 
 from mctest_stories260k import retention
 from paired import LOSSES, difference, mean, middle, resampled
-from small_runs import Data, base_model, load, nll
+from small_runs import Data, Row, base_model, load, nll
 
 
 def losses(model: Any, data: Data) -> dict[str, Any]:
     """The NLL of stories and answers, item by item."""
     return {"general": nll(model, data.general), "answers": nll(model, data.answers)}
+
+
+def turns(tokenizer: Any, row: Row) -> list[dict[str, str]]:
+    """A row as a question and an answer, without the tokens that begin and end it."""
+    prompt = row.labels.count(-100)
+    question, answer = (
+        tokenizer.decode(ids, skip_special_tokens=True).strip()
+        for ids in (row.input_ids[:prompt], row.input_ids[prompt:])
+    )
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def main() -> None:
@@ -41,6 +52,9 @@ def main() -> None:
         ]
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        messages = [{"messages": turns(data.tokenizer, r)} for r in data.train]
+        text = "".join(json.dumps(row) + "\n" for row in messages)
+        (args.output / "messages.jsonl").write_text(text, encoding="utf-8")
         print(f"{len(rows)} rows")
         return
 

@@ -82,7 +82,7 @@ def main() -> int:
         other = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         other.scores = {"data": made.scores, "indices": made.passages, "indptr": made.offsets, "num_docs": made.size}
         known = {term: place for place, term in enumerate(made.vocabulary.to_pylist())}
-        other.vocab_dict = known
+        other.vocab_dict, other.nonoccurrence_array = known, None
         ratios = []
         for k in (5, 20, 100):
             ours, theirs = [], []

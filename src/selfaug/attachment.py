@@ -22,6 +22,7 @@ from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.files import replacing
 from selfaug.model.checks import check_documents_apart, check_head, probe_tokens
 from selfaug.model.parts import attends_throughout, depends_on_what_follows, takes_documents_in_a_row
+from selfaug.model.sharding import reshard
 from selfaug.objective import ALIGNMENT_TERMS, NLL
 from selfaug.planning.plan import IGNORED, document_ids
 from selfaug.planning.reference_batch import ReferenceLayout
@@ -29,7 +30,7 @@ from selfaug.reference import Reference, make_reference
 from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import KEY, Draw, StepDriver
-from selfaug.step.forward import StepObjective, TermOn, install
+from selfaug.step.forward import StepObjective, TermOn, inside, install
 from selfaug.step.meter import Meter
 
 __all__ = ["REFERENCE_FILE", "attach", "check_settings"]
@@ -252,8 +253,13 @@ class _Attached:
     def before_training(self) -> None:
         """Check model and reference, and restore the reference from a checkpoint on resume."""
         state, args = self.trainer.state, self.trainer.args
+        if self.reference is not None and self._sharded:
+            self.reference.prepare(self.model, self.trainer.accelerator)
         if self.reference is not None and state.global_step:
-            file = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / REFERENCE_FILE
+            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            if isinstance(args.resume_from_checkpoint, str):  # hosts that go on in another folder set it
+                checkpoint = Path(args.resume_from_checkpoint)
+            file = checkpoint / REFERENCE_FILE
             if file.is_file():
                 self.reference.load_tensors(load_file(file), self.model)
             elif self.reference.tensors(self.model):
@@ -264,15 +270,23 @@ class _Attached:
                 )
         if not self._check or any(p.is_meta for p in self.model.parameters()):
             return
-        with self.trainer.accelerator.autocast():
-            check_head(self.model)
+
+        def check(model: nn.Module) -> None:
+            check_head(model)
             if self.reference is not None and not state.global_step:
-                check_reference(self.model, self.reference)
+                check_reference(model, self.reference)
+
+        with self.trainer.accelerator.autocast():
+            if self._sharded:
+                inside(self.trainer.model_wrapped, check)
+                reshard(self.trainer.model_wrapped)
+            else:
+                check(self.model)
 
     def save(self, folder: Path) -> None:
-        """Save the tensors of the reference into a checkpoint."""
+        """Save the tensors of the reference into a checkpoint. Every rank must call this."""
         tensors = {} if self.reference is None else self.reference.tensors(self.model)
-        if tensors and folder.is_dir():
+        if tensors and folder.is_dir() and self.trainer.args.should_save:
             with replacing(folder / REFERENCE_FILE) as temporary:
                 save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
 
@@ -404,9 +418,10 @@ def _refuse_unmarked_padding(batch: Mapping[str, Any], tokens: Mapping[str, int 
 
 def _refuse_unmarked_documents(mask_BT: Tensor, position_ids: Tensor | None) -> None:
     """Refuse rows whose mask numbers documents that position_ids do not show."""
+    mask_BT = mask_BT.cpu()
     begins_BT = (mask_BT[:, 1:] != mask_BT[:, :-1]) & (mask_BT[:, 1:] > 0) & (mask_BT[:, :-1] > 0)
     if position_ids is not None:
-        begins_BT &= position_ids.reshape(mask_BT.shape)[:, 1:] != 0
+        begins_BT &= position_ids.cpu().reshape(mask_BT.shape)[:, 1:] != 0
     if bool(begins_BT.any()):
         raise ConfigError(
             "the attention mask numbers several documents in a row, and position_ids run on through them, so the "
@@ -428,5 +443,4 @@ class _Callback(TrainerCallback):
         self._attached.driver.require_finite(state.global_step + 1)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.should_save:
-            self._attached.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        self._attached.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")

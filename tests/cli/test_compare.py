@@ -302,3 +302,29 @@ def test_worlds_have_a_base_and_a_yardstick_of_their_own_and_shift_comes_later(
     assert main(one) == 0
     assert not commands
     capsys.readouterr()
+
+
+def test_strengths_are_added_until_the_best_lies_inside_or_the_number_is_reached(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[float]] = []
+    shown: list[Any] = []
+    ends = [{"selfaug": "highest"}, {"selfaug": "highest"}, {}, {}]
+
+    def run_all(study: Any, *_: Any, **__: Any) -> list[Any]:
+        ran.append(study.values("selfaug"))
+        return []
+
+    monkeypatch.setattr("selfaug.study.run.run_all", run_all)
+    monkeypatch.setattr("selfaug.cli.compare_shown.edges", lambda study, folder: ends[len(ran) - 1])
+    monkeypatch.setattr("selfaug.cli.compare_shown.show", lambda study, *_, **more: shown.append((study, more)))
+    start = ["compare", *words, "--settings", "2", "--output_dir", str(tmp_path / "mine")]
+    assert main([*start, "--widen", "5"]) == 0
+    assert ran == [[2.0, 8.0], [2.0, 8.0, 32.0], [2.0, 8.0, 32.0, 128.0]]
+    assert shown[0][0].values("selfaug") == ran[-1]
+    assert shown[0][1] == {"other_losses": ["dft"]}  # which learns likely tokens more
+    assert "further strengths: selfaug alpha=32" in capsys.readouterr().err
+    for number, expected in (("1", 2), ("0", 1)):
+        ran.clear()
+        assert main([*start, "--widen", number]) == 0
+        assert len(ran) == expected

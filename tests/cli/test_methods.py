@@ -24,15 +24,21 @@ def test_a_combination_with_options_and_data_of_its_own(cli: Cli, model: Path, d
     """Everything at once: two parts with options, one with a file, one that acts when training is over."""
     general, run = write_rows(tmp_path / "general.jsonl", records(8)), tmp_path / "run"
     options = f"replay_data={general},replay_ratio=0.5,adapter_scale=0"
-    result = cli(*words(model, data, run, "--method", "selfaug+replay+wise-ft", "--method_options", options))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "w5 w6 w7"}\n')
+    more = ("--method_options", options, "--align_data", texts)
+    result = cli(*words(model, data, run, "--method", "selfaug+replay+wise-ft", *more))
     assert result.code == 0, result.err
     assert "6 rows of" in result.err
+    assert "rows of 1 texts are aligned beside" in result.err
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["method"] == "selfaug+replay+wise-ft"
     assert saved["method_options"] == {"replay_data": str(general), "replay_ratio": 0.5, "adapter_scale": 0}
     manifest = json.loads((run / "manifest.json").read_text())
     digest = hashlib.sha256(general.read_bytes()).hexdigest()
     assert manifest["data"]["replay_data"]["files"][0]["hash"] == f"sha256:{digest}"
+    digest = hashlib.sha256(texts.read_bytes()).hexdigest()
+    assert manifest["data"]["align_data"]["files"][0]["hash"] == f"sha256:{digest}"
     adapter = load_file(run / "adapter" / "adapter_model.safetensors")
     assert all(torch.count_nonzero(tensor) == 0 for name, tensor in adapter.items() if "lora_B" in name)
 

@@ -131,27 +131,33 @@ class StopAfter(TrainerCallback):  # type: ignore[misc]
 def test_a_resumed_run_is_held_to_where_the_first_one_began(tmp_path: Path) -> None:
     settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
 
-    def trained(folder: Path, until: int, *, resume: bool) -> dict[str, torch.Tensor]:
-        torch.manual_seed(0 if not resume else 123)  # a fresh adapter of the resumed process is another one
+    def trained(
+        folder: Path, until: int, *, resume: Path | None = None, named: bool = False
+    ) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0 if resume is None else 123)  # a fresh adapter of the resumed process is another one
         trainer = Trainer(
             get_peft_model(tiny("llama", dtype=torch.float64), lora_config("llama")),
             TrainingArguments(str(folder), **{**settings, "per_device_train_batch_size": 2}),
             train_dataset=ROWS,
             data_collator=DataCollatorForSeq2Seq(tiny_tokenizer()),
         )
-        if not resume:
+        if resume is None:
             perturb_adapter(trainer.model)
         selfaug.attach(trainer, reference="initial")
         if until < 4:
             trainer.add_callback(StopAfter(until))
-        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{2}") if resume else None)
+        if named:
+            trainer.args.resume_from_checkpoint = str(resume)
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
-    whole = trained(tmp_path / "whole", 4, resume=False)
-    trained(tmp_path / "cut", 2, resume=False)
-    assert (tmp_path / "cut" / "checkpoint-2" / "selfaug_reference.safetensors").is_file()
-    resumed = trained(tmp_path / "cut", 4, resume=True)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    whole = trained(tmp_path / "whole", 4)
+    trained(tmp_path / "cut", 2)
+    checkpoint = tmp_path / "cut" / "checkpoint-2"
+    assert (checkpoint / "selfaug_reference.safetensors").is_file()
+    moved = trained(tmp_path / "elsewhere", 4, resume=checkpoint, named=True)
+    resumed = trained(tmp_path / "cut", 4, resume=checkpoint)
+    assert all(torch.equal(whole[name], resumed[name]) and torch.equal(whole[name], moved[name]) for name in whole)
 
 
 class BreaksAt(TrainerCallback):  # type: ignore[misc]
@@ -331,11 +337,15 @@ def one_row(**changed: list[int]) -> Any:
     return lambda rows: {name: torch.tensor([value]) for name, value in row.items()}
 
 
+SQUARE: Any = [torch.block_diag(torch.ones(4, 4), torch.ones(3, 3), torch.zeros(1, 1)).tril().bool().tolist()]
+
+
 @pytest.mark.parametrize(
     ("collator", "said"),
     [
         (one_row(position_ids=[0, 1, 2, 3, 0, 1, 2, 3]), "do not tell padding"),
         (one_row(attention_mask=[1, 1, 1, 1, 2, 2, 2, 0], position_ids=[*range(8)]), "run on through them"),
+        (one_row(attention_mask=SQUARE, position_ids=[*range(8)]), "run on through them"),
         (one_row(labels=[11, -100]), "cuts labels to the logits"),
         (one_row(loss_scale=[1] * 8), "holds 'loss_scale'"),
         (one_row(position_ids=[0, 1, 2, 3, 0, 1, 2]), "one number a token is needed"),
@@ -343,6 +353,7 @@ def one_row(**changed: list[int]) -> Any:
     ids=[
         "positions run on through padding",
         "squashed positions",
+        "squashed under a square mask",
         "labels trimmed",
         "loss scales",
         "positions of another length",

@@ -70,6 +70,8 @@ def main(cases_file: Path, folder: Path) -> None:
         settings = dict(case["settings"])
         if case.get("cached"):
             settings["reference_cache"] = str(folder / name / "cache")
+        if case.get("texts"):
+            settings["align_data"] = str(folder / "texts.jsonl")
         ran = run(chosen, folder / name / "run", change=change, ddp_backend="gloo", **settings)
         steps = [[documents(batch) for batch in step] for step in ran.batches]
         response = [sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in step) for step in ran.batches]

@@ -50,6 +50,17 @@ CASES: dict[str, dict[str, Any]] = {
         "settings": {"align_fraction": 0.5, "per_device_train_batch_size": 1, "max_steps": 4},
         "cached": True,
     },
+    "general texts": {
+        # Two texts beside ten rows, with no label on either rank.
+        "settings": {
+            "align_data_share": 1 / 6,
+            "align_fraction": 0.5,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 6,
+            "max_steps": 3,
+        },
+        "texts": True,
+    },
     "drawn, rank-keyed": {
         "settings": {"align_fraction": 0.5, "per_device_train_batch_size": 1, "max_steps": 4},
         "planted": True,
@@ -87,6 +98,8 @@ CASES: dict[str, dict[str, Any]] = {
         "settings": {"per_device_train_batch_size": 2},
     },
 }
+TEXTS = ((5, 8, 13, 21, 34, 55), (90, 80, 70, 60, 50, 40, 30, 20, 10))
+END = 2  # trl ends a plain text with the tokenizer's end-of-text token
 for _case in CASES.values():
     _case.setdefault("kinds", ["single-turn", "multi-turn"])
     _case.setdefault("count", 10)
@@ -100,6 +113,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case run on two ranks."""
     made = tmp_path_factory.mktemp("ranks")
     (made / "cases.json").write_text(json.dumps(CASES))
+    texts = [{"text": " ".join(f"w{token}" for token in ids)} for ids in TEXTS]
+    (made / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     script = Path(__file__).with_name("ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -130,6 +145,8 @@ def distances(folder: Path, name: str) -> list[float]:
     """For each step, how far the ranks' gradient is from the oracle's."""
     case, ranks = CASES[name], load(folder, name)
     known = tuple(sequence for kind in case["kinds"] for sequence in SEQUENCES[kind])[: case["count"]]
+    if case.get("texts"):
+        known += tuple(([*ids, END], [-100] * (len(ids) + 1)) for ids in TEXTS)
     fraction = case["settings"].get("align_fraction", 1.0)
     found = []
     for step, gradient in enumerate(ranks[0]["gradients"]):

@@ -1,21 +1,40 @@
 """Recorder of one step for tests in other people's launchers: importing it changes every `transformers.Trainer`.
 
 As training begins, the adapter is moved; the batches and the gradient of each step go to the file that STEP_RECORD
-names. STEP_PLANTED names a mistake that is made in the running trainer.
+names. :func:`planted` makes a known mistake in the trainings inside it.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import Trainer, TrainerCallback
 
 from tests.models import adapter_name, perturb_adapter
+
+
+@contextmanager
+def planted(mistake: str | None) -> Iterator[None]:
+    if mistake == "divided again":
+        with mock.patch.dict(os.environ, STEP_PLANTED=mistake):
+            yield
+    elif mistake == "adapter on in the reference pass":
+        with mock.patch("selfaug.reference.adapter.BaseReference.serving", lambda self, model: nullcontext(model)):
+            yield
+    elif mistake == "a row taken for one document":
+        whole = mock.patch("selfaug.planning.plan.document_ids", lambda batch, *_: torch.zeros_like(batch["input_ids"]))
+        with whole:
+            yield
+    else:
+        assert mistake is None, mistake
+        yield
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
@@ -32,26 +51,15 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         perturb_adapter(self.trainer.model)
-        planted = os.environ.get("STEP_PLANTED")
-        if planted == "divided again":
+        if os.environ.get("STEP_PLANTED") == "divided again":
             self.trainer.loss_is_scaled_for_ga = self.trainer.model_accepts_loss_kwargs = False
-        elif planted == "adapter on":
-            from selfaug.reference.adapter import BaseReference
-
-            BaseReference.serving = lambda self, model: nullcontext(model)
-        elif planted == "one document":
-            from selfaug.planning import plan
-
-            plan.document_ids = lambda batch: torch.zeros_like(batch["input_ids"])
-        else:
-            assert planted is None, planted
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trained = {name: p for name, p in self.trainer.model.named_parameters() if p.requires_grad}
         gradient = {adapter_name(name): p.grad.detach().clone() for name, p in trained.items()}
         file = Path(os.environ["STEP_RECORD"])
         rank = self.trainer.args.process_index
-        kept = {"gradient": gradient, "batches": self.batches, "alone": self.trainer.args.world_size == 1}
+        kept = {"gradient": gradient, "batches": self.batches}
         torch.save(kept, file if rank == 0 else file.with_suffix(f".{rank}"))
 
 

@@ -1,4 +1,4 @@
-"""Tests of the axolotl plugin, through axolotl's own launcher in an environment of its own.
+"""Tests of the axolotl plugin, with axolotl's own entry point and launcher in an environment of its own.
 
 Run with ``SELFAUG_AXOLOTL=FOLDER``, an environment that `hosts/axolotl/environment.sh` made:
 ``SELFAUG_AXOLOTL=FOLDER bin/test -m nightly tests/hosts/test_axolotl.py``.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,84 @@ import pytest
 import torch
 import yaml
 
-from tests.models import PAD, lora_config, save_tiny, tiny, with_lora
-from tests.oracles import planted
-from tests.oracles.planted import Step
-from tests.oracles.sequences import MULTI_TURN, SINGLE_TURN, sequences
-from tests.oracles.step import relative_distance
+from tests.hosts.steps import (
+    CHOSEN,
+    MISTAKES,
+    TOLERANCE,
+    Case,
+    distance,
+    documents_of,
+    environment,
+    read_record,
+    require_step,
+    require_whole,
+    run_inside,
+)
+from tests.models import PAD, lora_config, save_tiny
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ.get("SELFAUG_AXOLOTL")
 pytestmark = [
     pytest.mark.nightly,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(ENVIRONMENT is None, reason="SELFAUG_AXOLOTL names no environment"),
 ]
-TOLERANCE = 1e-5  # axolotl trains in float32
-# One more ends in a user turn, so that a packed neighbour follows a prompt token.
-CHOSEN = sequences((*SINGLE_TURN, *MULTI_TURN, (8, 3, 4)))
-ROW = 64
+PLUGIN = "selfaug.plugins.axolotl.Plugin"
+PADDED: dict[str, Any] = {"micro_batch_size": 10, "gradient_accumulation_steps": 1}
+# Three rows hold all documents; each is padded to 64 tokens.
+PACKED: dict[str, Any] = {"sample_packing": True, "sequence_len": 48, "pad_to_sequence_len": True}
+TOGETHER = {**PACKED, "attn_implementation": "sdpa", "micro_batch_size": 3, "gradient_accumulation_steps": 1}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "padding": PADDED,
+    "padding, accumulated": {"micro_batch_size": 3, "gradient_accumulation_steps": 4},
+    "packing": TOGETHER,
+    "packing, eager attention": {**TOGETHER, "attn_implementation": "eager"},
+    "packing, accumulated": {**TOGETHER, "micro_batch_size": 1, "gradient_accumulation_steps": 3},
+}
+PLANTED = {
+    "divided again": "padding, accumulated",
+    "adapter on in the reference pass": "packing, accumulated",
+    "a row taken for one document": "packing",
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown setting": ({"selfaug_alfa": 2.0}, "selfaug_alfa is not known. Did you mean 'selfaug_alpha'?"),
+    "no number": ({"selfaug_alpha": "2e-1"}, "selfaug_alpha='2e-1' is of type str, where float is needed"),
+    "no weight": ({"selfaug_alpha": -1.0}, "is not a weight"),
+    "trained prompts": ({"train_on_inputs": True}, "no token is left to align"),
+    "another loss": ({"rl": "dpo"}, "its loss is not that of supervised fine-tuning"),
+    "merged adapters": ({"relora": True}, "with the adapter off the model is not the base"),
+    "split rows": ({"context_parallel_size": 2}, "splits what the alignment compares"),
+    "no adapter": ({"adapter": None}, "the base is gone after the first step"),
+    "other base weights": ({"peft_init_lora_weights": "pissa"}, "init_lora_weights"),
+    "trained base weights": (
+        {"unfrozen_parameters": [".+lora_.+", ".+embed_tokens.+"]},
+        "moves when the trained weights do",
+    ),
+    # With the mask that axolotl otherwise drops, transformers takes a row for one document.
+    "documents that see each other": (
+        {**TOGETHER, "plugins": [PLUGIN, "tests.hosts.axolotl_recorder.KeepMask"]},
+        "documents in one row of LlamaForCausalLM see each other",
+    ),
+}
 
 
-@dataclass
-class Launched:
-    """What a launch left behind."""
-
-    done: subprocess.CompletedProcess[str]
-    gradient: dict[str, torch.Tensor]
-    batches: list[dict[str, torch.Tensor]]
-
-    @property
-    def said(self) -> str:
-        return self.done.stdout + self.done.stderr
+def configuration(folder: Path, output: Path, changed: dict[str, Any]) -> Path:
+    lora = lora_config("llama")
+    settings = {
+        "base_model": str(folder / "model"),
+        "datasets": [{"path": str(folder / "rows.jsonl"), "ds_type": "json", "type": None}],
+        "dataset_prepared_path": str(output / "prepared"), "output_dir": str(output / "out"), "dataset_num_proc": 1,
+        "plugins": [PLUGIN], "selfaug_alpha": 2.0,
+        "adapter": "lora", "lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": 0.0,
+        "lora_target_linear": True, "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,
+        "lora_embedding_kernel": False,
+        "sequence_len": 64, "max_steps": 1, "num_epochs": 1, "learning_rate": 1e-4,
+        "max_grad_norm": 1e9, "optimizer": "adamw_torch", "bf16": False, "fp16": False, "tf32": False,
+        "save_strategy": "no", "val_set_size": 0, "logging_steps": 1, "gradient_checkpointing": False, **changed,
+    }  # fmt: skip
+    output.mkdir()
+    file = output / "run.yaml"
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -57,99 +105,59 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def configuration(folder: Path, output: Path, **changed: Any) -> dict[str, Any]:
-    lora = lora_config("llama")
-    return {
-        "base_model": str(folder / "model"),
-        "datasets": [{"path": str(folder / "rows.jsonl"), "ds_type": "json", "type": None}],
-        "dataset_prepared_path": str(output / "prepared"),
-        "output_dir": str(output / "out"),
-        "plugins": ["selfaug.plugins.axolotl.Plugin", "tests.hosts.axolotl_recorder.Recorder"],
-        "selfaug_alpha": 2.0,
-        "adapter": "lora", "lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": 0.0,
-        "lora_target_linear": True,
-        "sequence_len": ROW, "max_steps": 1, "num_epochs": 1, "learning_rate": 1e-4, "max_grad_norm": 1e9,
-        "optimizer": "adamw_torch", "bf16": False, "fp16": False, "tf32": False, "save_strategy": "no",
-        "val_set_size": 0, "logging_steps": 1, "gradient_checkpointing": False,
-        **changed,
-    }  # fmt: skip
-
-
-def launch(folder: Path, output: Path, **changed: Any) -> Launched:
-    output.mkdir(exist_ok=True)
-    file, record = output / "run.yaml", output / "record.pt"
-    file.write_text(yaml.safe_dump(configuration(folder, output, **changed)), encoding="utf-8")
-    variables = {
-        **os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}", "SELFAUG_RECORD": str(record), "HF_HUB_OFFLINE": "1",
-        "AXOLOTL_DO_NOT_TRACK": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    axolotl = [f"{ENVIRONMENT}/bin/axolotl", "train", str(file), "--launcher", "python"]
-    done = subprocess.run(axolotl, capture_output=True, text=True, env=variables, cwd=output)
-    found = torch.load(record, weights_only=True) if record.is_file() else {"gradient": {}, "batches": []}
-    return Launched(done, found["gradient"], found["batches"])
-
-
-PADDED: dict[str, Any] = {"sample_packing": False}
-PACKED: dict[str, Any] = {
-    "sample_packing": True, "attn_implementation": "sdpa", "pad_to_sequence_len": True, "sample_packing_bin_size": 100,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {**PADDED, "micro_batch_size": 11, "gradient_accumulation_steps": 1},
-        {**PADDED, "micro_batch_size": 3, "gradient_accumulation_steps": 4},
-        {**PACKED, "micro_batch_size": 4, "gradient_accumulation_steps": 1},
-        {**PACKED, "micro_batch_size": 1, "gradient_accumulation_steps": 4},
-    ],
-    ids=["padding", "padding, accumulated", "packing", "packing, accumulated"],
-)
-def test_a_step_through_axolotl_equals_the_oracle(changed: dict[str, Any], folder: Path, tmp_path: Path) -> None:
-    ran = launch(folder, tmp_path, **changed)
-    assert ran.done.returncode == 0, ran.said[-4000:]
-    assert len(ran.batches) == changed["gradient_accumulation_steps"]
-    rows = [ids for batch in ran.batches for ids in batch["input_ids"].tolist()]
-    assert sum(token != PAD for ids in rows for token in ids) == sum(len(ids) for ids, _ in CHOSEN), "all in one step"
-    assert any(ids[-2:] == [PAD, PAD] for ids in rows), "something is padded"
-    if changed["sample_packing"]:
-        positions = torch.cat([b["position_ids"] for b in ran.batches])
-        assert all("attention_mask" not in batch for batch in ran.batches), "nothing but positions tells padding"
-        assert bool(((positions == 0).sum(dim=1) > 2).any()), "a row holds several documents and padding"
-        gaps = [(row, ids.index(PAD)) for row, ids in enumerate(rows) if ids[-2:] == [PAD, PAD]]
-        assert any(positions[row, gap : gap + 2].tolist() == [0, 1] for row, gap in gaps), "as if one more document"
-    step = Step(lambda: tiny("llama"), with_lora(tiny("llama")), CHOSEN)
-    _, gradient = step.gradient()
-    assert relative_distance(ran.gradient, gradient) < TOLERANCE
-    mistakes = {
-        "padding aligned": planted.padding_aligned(step),
-        "neighbours aligned": planted.neighbours_aligned(step),
-        "adapter on in the reference pass": planted.adapter_in_reference(step),
-        "divided by the accumulation again": {name: g / 4 for name, g in gradient.items()},
+@pytest.fixture(scope="module")
+def ran(folder: Path) -> dict[str, Case]:
+    settings = {
+        **LAYOUTS,
+        **{mistake: LAYOUTS[layout] for mistake, layout in PLANTED.items()},
+        **{name: {**PADDED, **changed} for name, (changed, _) in REFUSED.items()},
     }
-    for name, wrong in mistakes.items():
-        assert relative_distance(ran.gradient, wrong) > 100 * TOLERANCE, name
+    cases = [
+        Case(name, [str(configuration(folder, folder / str(number), changed))], name if name in PLANTED else None)
+        for number, (name, changed) in enumerate(settings.items())
+    ]
+    run_inside("axolotl", f"{ENVIRONMENT}/bin/python", cases, folder)
+    return {case.name: case for case in cases}
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"selfaug_alfa": 1.0}, "selfaug_alfa is not known. Did you mean 'selfaug_alpha'?"),
-        ({"train_on_inputs": True}, "no token is left to align"),
-    ],
-)
-def test_a_configuration_that_cannot_work_is_refused(
-    changed: dict[str, Any], said: str, folder: Path, tmp_path: Path
-) -> None:
-    ran = launch(folder, tmp_path, **PADDED, micro_batch_size=2, **changed)
-    assert ran.done.returncode != 0
-    assert said in ran.said
-    assert not ran.batches
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_of_axolotl_equals_the_oracle(layout: str, ran: dict[str, Case]) -> None:
+    case = ran[layout]
+    require_whole(case, CHOSEN, [ids for batch in case.batches for ids in documents_of(batch)])
+    assert len(case.batches) == LAYOUTS[layout]["gradient_accumulation_steps"]
+    if "packing" in layout:
+        assert all("attention_mask" not in batch for batch in case.batches), "nothing but positions tells padding"
+        ids_BT, positions_BT = (torch.cat([b[name] for b in case.batches]) for name in ("input_ids", "position_ids"))
+        assert bool((positions_BT == 0).sum(dim=1).max() > 2), "a row holds several documents and padding"
+        assert bool(((ids_BT == PAD) & (positions_BT > 5)).any()), "padding is numbered like one more document"
+    else:
+        assert any(not batch["attention_mask"].all() for batch in case.batches), "something is padded"
+    require_step(case, CHOSEN)
 
 
-def test_rows_whose_documents_see_each_other_are_refused(folder: Path, tmp_path: Path) -> None:
-    # With the mask that axolotl otherwise drops, transformers takes a row for one document.
-    plugins = ["selfaug.plugins.axolotl.Plugin", "tests.hosts.axolotl_recorder.KeepMask"]
-    ran = launch(folder, tmp_path, **PACKED, micro_batch_size=4, plugins=plugins)
-    assert ran.done.returncode != 0
-    assert "documents in one row of LlamaForCausalLM see each other" in ran.said
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_axolotls_step_is_caught(mistake: str, ran: dict[str, Case]) -> None:
+    case = ran[mistake]
+    assert not case.said, case.said
+    assert distance(case, CHOSEN) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_in_axolotl_is_refused(name: str, ran: dict[str, Case]) -> None:
+    assert ran[name].said.startswith("ConfigError: ")
+    assert REFUSED[name][1] in ran[name].said
+    assert not ran[name].gradient
+
+
+def test_a_step_through_axolotls_launcher_equals_the_oracle(folder: Path, tmp_path: Path) -> None:
+    changed = {**TOGETHER, "plugins": [PLUGIN, "tests.hosts.axolotl_recorder.Recorder"]}
+    file = configuration(folder, tmp_path / "run", changed)
+    record = tmp_path / "record.pt"
+    axolotl = [f"{ENVIRONMENT}/bin/axolotl", "train", str(file), "--launcher", "python"]
+    variables = environment(STEP_RECORD=str(record), AXOLOTL_DO_NOT_TRACK="1")
+    done = subprocess.run(axolotl, capture_output=True, text=True, env=variables, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "'alignment': " in done.stdout + done.stderr
+    case = Case("launcher", [])
+    read_record(case, record)
+    require_step(case, CHOSEN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from selfaug.model.parts import body_of
 from selfaug.planning.reference_batch import slice_size
 from selfaug.reference import passes
 from selfaug.reference.passes import batch_hidden, can_slice, sliced_hidden, slices_agree
+from selfaug.step.driver import KEY, StepDriver
 from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step, run
 from tests.models import ARCHITECTURES, tiny
@@ -135,14 +137,36 @@ def test_methods_that_hold_responses_slice_and_those_that_catch_activations_do_n
     assert not any(batch["selfaug"].long for batch in ran.batches[0])
 
 
-def test_slices_are_off_where_weights_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every rank must run the same number of forwards."""
+def test_no_slices_where_they_are_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = run(SEQUENCES["single-turn"][:2], tmp_path, reference_slice=5)
     assert ran.trainer is not None
     assert ran.trainer._slice_tokens(catches_activations=False) == 5
-    monkeypatch.setattr(ran.trainer, "sharded", True)
-    assert ran.trainer._slice_tokens(catches_activations=False) is None
-    monkeypatch.undo()
     monkeypatch.setattr(passes, "body_of", lambda model: pytest.fail("a pass"))
     ran.trainer.args.reference_slice = 0
     assert ran.trainer._slice_tokens(catches_activations=False) is None
+
+
+def test_ranks_of_a_sharded_model_run_as_many_passes(tmp_path: Path) -> None:
+    """A rank that runs fewer passes than another, which has longer prompts, would leave it waiting."""
+    ran = run(SEQUENCES["single-turn"][:2], tmp_path, reference_slice=5)
+    assert ran.trainer is not None
+    alone = ran.trainer.driver
+    calls: list[int] = []
+    body_of(ran.trainer.base_model).register_forward_hook(lambda *_: calls.append(1))
+
+    def counted(sharded: bool) -> tuple[int, torch.Tensor]:
+        # The other rank runs three passes more in each micro-batch.
+        ranks = SimpleNamespace(num_processes=1, device="cpu", gather=lambda mine: torch.cat([mine, mine + 3]))
+        driver = StepDriver(alone.objective, alone.draw, alone.layout, ranks, sharded=sharded)
+        batch = {name: value for name, value in ran.batches[0][0].items() if name != KEY}
+        driver.take([batch], 0, torch.device("cpu"))
+        assert batch[KEY].long, "no prompt is cut into slices"
+        calls.clear()
+        loss = driver.loss(ran.trainer.base_model, batch, accumulated=1).loss
+        return len(calls), loss.detach()
+
+    passes_alone, loss_alone = counted(sharded=False)
+    passes_sharded, loss_sharded = counted(sharded=True)
+    assert passes_alone > 2
+    assert passes_sharded == passes_alone + 3
+    torch.testing.assert_close(loss_sharded, loss_alone, rtol=0, atol=0)

@@ -15,6 +15,7 @@ from selfaug.methods import get_method
 from selfaug.methods.adapters import check_weights
 from selfaug.model.libraries import lora_pairs
 from selfaug.training.config import SelfAugConfig
+from selfaug.training.sharding import check_sharding
 from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES
 from tests.models import lora_config, tiny, tiny_tokenizer
@@ -200,10 +201,13 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             get_method(pair)
     pairs = lora_pairs(make(tmp_path, "oplora").base_model)
-    with pytest.raises(ConfigError, match="FSDP and ZeRO split them up"):
-        check_weights("oplora", pairs, sharded=True)
+    for kind in ("fsdp2", "zero2"):
+        for method in ("oplora", "psft", "osf", "intruder"):
+            args = SelfAugConfig(output_dir="unused", method=method, bf16=False, report_to="none")
+            with pytest.raises(ConfigError, match="FSDP and ZeRO split"):
+                check_sharding(kind, args, None, tied=False)
     assert pairs[0].W is not None
     with pytest.raises(ConfigError, match="quantised"):
-        check_weights("oplora", [pairs[0]._replace(W=pairs[0].W.to(torch.uint8))], sharded=False)
+        check_weights("oplora", [pairs[0]._replace(W=pairs[0].W.to(torch.uint8))])
     with pytest.raises(ConfigError, match="another kind"):
-        check_weights("oplora", [pairs[0]._replace(W=None)], sharded=False)
+        check_weights("oplora", [pairs[0]._replace(W=None)])

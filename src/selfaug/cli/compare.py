@@ -37,6 +37,11 @@ class Settings:
     seeds: int = option(3, "Number of seeds, from 0.")
     processes: int | None = option(None, "Number of runs at a time; on GPUs each has one.", shown="one a GPU, or 1")
     settings: int = option(3, "Number of strengths of each method.", group="Strengths and options")
+    widen: int = option(
+        0,
+        "Further strengths of a method at most, tried one at a time while its best one is the lowest or the highest: "
+        "its optimum is then inside.",
+    )
     strengths: list[str] | dict[str, Any] | None = option(
         None, "Strengths of a method in place of its own: selfaug=0.5,2,8.", metavar="METHOD=VALUES"
     )
@@ -81,15 +86,22 @@ def run(call: Call[Settings]) -> int:
         raise ConfigError(f"name={name!r} is no name for files in {folder}", "give a plain one, such as alpha.")
     study = study_of(settings, train_words(call))
     check_writable(folder)
-    _check(study)
-    from selfaug.cli.compare_shown import show
+    other_losses = _check(study)
+    from selfaug.cli.compare_shown import edges, show
     from selfaug.study.run import run_all
 
     folder.mkdir(parents=True, exist_ok=True)
     say(f"{len(study.points())} settings with {len(study.seeds)} seeds each in {folder}")
     say("how far a run is stands in its runs/*/study.log")
     failures = run_all(study, folder, devices=_devices(settings.processes), say=say)
-    show(study, folder, name, failures)
+    for _ in range(settings.widen):
+        wider = study if failures else study.widened(edges(study, folder))
+        if wider.points() == study.points():
+            break
+        say(f"further strengths: {', '.join(s.label for s in wider.points() if s not in study.points())}")
+        _check(wider)
+        study, failures = wider, run_all(wider, folder, devices=_devices(settings.processes), say=say)
+    show(study, folder, name, failures, other_losses=other_losses)
     return 1 if failures else 0
 
 
@@ -102,8 +114,8 @@ def train_words(call: Call[Settings]) -> list[str]:
     return [*words, *call.words]
 
 
-def _check(study: Study) -> None:
-    """Check that every setting can be trained, before the first run starts."""
+def _check(study: Study) -> list[str]:
+    """Check that every setting can be trained, and return the methods that do not minimise the NLL of responses."""
     from selfaug.cli.parsing import parse
     from selfaug.cli.train import settle
     from selfaug.common.files import missing_path
@@ -116,6 +128,7 @@ def _check(study: Study) -> None:
         elif flag in ("data", "general_data") and looks_local(word) and not Path(word).exists():
             raise missing_path(flag, word, "check the path.")
     facts: dict[str, Any] = {}
+    other_losses: list[str] = []
     for one in study.runs()[: len(study.points())]:
         arguments = parse([*one.train, "--output_dir", "unused"])
         values, model = arguments.values, str(arguments.values["model_name_or_path"])
@@ -126,9 +139,12 @@ def _check(study: Study) -> None:
             facts[model] = check_model(values["model_name_or_path"], revision=values["model_revision"],
                                        trust_remote_code=values["trust_remote_code"])  # fmt: skip
         try:
-            settle(arguments, facts[model])
+            changes = settle(arguments, facts[model]).training.changes
         except ConfigError as error:
             raise ConfigError(f"{one.setting.label}: {error.message}", error.hint) from None
+        if not changes.minimises_nll and one.setting.method not in other_losses:
+            other_losses.append(one.setting.method)
+    return other_losses
 
 
 def _devices(processes: int | None) -> list[str | None]:

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from selfaug.study.grid import Pairs, Setting, Study
     from selfaug.study.run import Failure
 
-__all__ = ["show"]
+__all__ = ["edges", "show"]
 
 
-def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> None:
+def show(
+    study: Study, folder: Path, name: str, failures: Sequence[Failure], *, other_losses: Sequence[str] = ()
+) -> None:
     """Write ``NAME.json``, ``NAME.md`` and ``NAME.svg``, and the table to stdout.
 
     Args:
@@ -26,6 +28,7 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
         folder: Folder of the comparison.
         name: Name of the files, without their endings.
         failures: Runs that failed and are missing.
+        other_losses: Methods that minimise something else than the NLL of responses.
 
     Raises:
         ConfigError: If no run of ``sft``, which the others are measured against, is finished. A single world without
@@ -35,16 +38,15 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
     from selfaug.common.files import write_durably
     from selfaug.study.grid import as_typed
     from selfaug.study.picture import draw
-    from selfaug.study.scores import read_scores
-    from selfaug.study.summary import joined, summary
+    from selfaug.study.summary import joined
     from selfaug.study.table import markdown
 
     summaries = {}
     for world, finished in _worlds(study, folder).items():
-        if not any(setting.method == "sft" for setting in finished):
+        world_summary = _summary(study, finished)
+        if world_summary is None:
             continue
-        world_summary = summary(read_scores(finished, study.task_metric))
-        runs = {setting.label: folders for setting, folders in finished.items()}
+        runs = {setting.label: list(folders.values()) for setting, folders in finished.items()}
         for point in world_summary["points"]:
             point["runs"] = [run.name for run in runs[point["setting"]]]
             if study.shift is not None:
@@ -56,6 +58,7 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
             f"look at why: {failures[0].says}" if failures else "run the comparison again.",
         )
     whole = joined(summaries)
+    whole["other_losses"] = list(other_losses)
     whole["failed"] = [f"{failure.run.name}: {failure.says}" for failure in failures]
     whole["study"] = dataclasses.asdict(study)
     text = markdown(whole)
@@ -67,14 +70,34 @@ def show(study: Study, folder: Path, name: str, failures: Sequence[Failure]) -> 
     say(f"written: {folder}/{name}.md, .json" + (", .svg" if whole["curves"] else ""))
 
 
-def _worlds(study: Study, folder: Path) -> dict[Pairs, dict[Setting, list[Path]]]:
-    """Return the finished runs of each setting of each world."""
+def edges(study: Study, folder: Path) -> dict[str, str]:
+    """Return the end of its strengths, ``lowest`` or ``highest``, at which a method's best one lies in some world."""
+    found = {}
+    for finished in _worlds(study, folder).values():
+        for curve in (_summary(study, finished) or {"curves": ()})["curves"]:
+            if curve["edge"]:
+                found[curve["method"]] = curve["edge"]
+    return found
+
+
+def _summary(study: Study, finished: dict[Setting, dict[int, Path]]) -> dict[str, Any] | None:
+    """Return the summary of a world; ``None`` without a run of ``sft``."""
+    from selfaug.study.scores import read_scores
+    from selfaug.study.summary import summary
+
+    if not any(setting.method == "sft" for setting in finished):
+        return None
+    return summary(read_scores(finished, study.task_metric))
+
+
+def _worlds(study: Study, folder: Path) -> dict[Pairs, dict[Setting, dict[int, Path]]]:
+    """Return the finished runs of each setting of each world by seed."""
     from selfaug.study.run import folder_of, is_finished
 
-    worlds: dict[Any, dict[Setting, list[Path]]] = {setting.world: {} for setting in study.points()}
+    worlds: dict[Any, dict[Setting, dict[int, Path]]] = {setting.world: {} for setting in study.points()}
     for one in study.runs():
         if is_finished(folder, study, one):
-            worlds[one.setting.world].setdefault(one.setting, []).append(folder_of(folder, one))
+            worlds[one.setting.world].setdefault(one.setting, {})[one.seed] = folder_of(folder, one)
     return worlds
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.outputs import open_to_others
+from selfaug.common.errors import ConfigError
 from selfaug.common.terminal import is_main, say
 from selfaug.data.rag_template import RAG_TEMPLATE, save_rag_template
+from selfaug.model.sharding import whole_shape
 from selfaug.run.manifest import weight_files, weights_hash, write_manifest
 from selfaug.run.model_card import model_card
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
     from selfaug.run.folder import RunFolder
 
-__all__ = ["export"]
+__all__ = ["export", "missing_weights"]
 
 # Pickles of the trainer, which loading an exported model does not need.
 _PICKLES = ("training_args.bin",)
@@ -47,6 +50,7 @@ def export(
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
+    _require_whole(trainer, partial, folder)
     if main:
         for name in _PICKLES:
             (partial / name).unlink(missing_ok=True)
@@ -69,6 +73,50 @@ def export(
             _push(trainer, final, settings)
     trainer.accelerator.wait_for_everyone()
     return final
+
+
+def missing_weights(folder: Path, trained: int | None) -> str | None:
+    """Return what an export lacks, or ``None`` if its weights are whole and can be read.
+
+    Args:
+        folder: Folder of the export.
+        trained: Number of trained values, all of which it must hold; ``None`` where it is not known.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    values = 0
+    for file in weight_files(folder):
+        if file.suffix != ".safetensors":
+            return None
+        try:
+            with safe_open(file, framework="pt") as weights:
+                sizes = {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            return f"{file.name} cannot be read ({error})"
+        if empty := sorted(name for name, size in sizes.items() if not size):
+            return f"{empty[0]} is empty"
+        values += sum(sizes.values())
+    if not values:
+        return "it has no weights"
+    return None if trained is None or values >= trained else f"it has {values} of {trained} trained values"
+
+
+def _require_whole(trainer: Any, partial: Path, folder: RunFolder) -> None:
+    from accelerate.utils import broadcast_object_list
+
+    # A single process writes its own weights; how many values a sharded model has in all, its parts say.
+    trained = sum(math.prod(whole_shape(p)) for p in trainer.model.parameters() if p.requires_grad)
+    lack = missing_weights(partial, trained if trainer.sharded else None) if is_main() else None
+    lack = broadcast_object_list([lack])[0]
+    if lack is None:
+        return
+    error = ConfigError(
+        f"the finished weights could not be exported: {partial} is not whole ({lack}).",
+        f"the checkpoints are kept in {folder.checkpoints}: once the cause is mended, --resume_from_checkpoint exports "
+        "the last one without a further step.",
+    )
+    error.said_elsewhere = not is_main()
+    raise error
 
 
 def _push(trainer: Any, final: Path, settings: Settings) -> None:

@@ -237,6 +237,7 @@ TRAIN: Command[Any] = Command(
     (
         "selfaug train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name train.jsonl --output_dir runs/mine",
         "selfaug train --config settings.yaml --dataset_name train.jsonl --held_out 0.1 --alpha 1 --num_processes 2",
+        "selfaug train --config settings.yaml --dataset_name train.jsonl --align_data self:200",
     ),
     reads_itself=True,
 )

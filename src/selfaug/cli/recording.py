@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from selfaug.before.align_rows import AlignData
 from selfaug.common.errors import ConfigError
 from selfaug.common.fingerprint import files_of
 from selfaug.common.terminal import is_main
@@ -64,10 +65,12 @@ def run_manifest(
 
 
 def _data_of_method(settings: Settings) -> dict[str, Any]:
-    """Return the entries for the files that the method's options name, by option."""
+    """Return the entries for the files that the method's options and ``align_data`` name, by option."""
     training = settings.training
     classes = [part.Options for part in get_method(training.method).parts]
     named = paths_in(classes, cast("dict[str, Any] | None", training.method_options))
+    if training.align_data is not None and (texts := AlignData.parse(training.align_data).path) is not None:
+        named = {**named, "align_data": texts}
     return {name: {"name": str(path), "files": files_of(data_files(path))} for name, path in named.items()}
 
 

@@ -85,9 +85,10 @@ def opened(settings: Subject, *, output_dir: str | None = None) -> RunFolder:
         foreign = folder.foreign
     else:
         foreign = _foreign(settings)
-        folder = RunFolder(Path(output_dir).expanduser() if output_dir else default_folder(
-            str(settings.adapter or settings.tuned_model), settings.adapter_subfolder
-        ))  # fmt: skip
+        out = Path(output_dir).expanduser() if output_dir else default_folder(
+            str(settings.adapter or settings.tuned_model), settings.adapter_subfolder, settings.adapter_revision
+        )  # fmt: skip
+        folder = RunFolder(out)
     if foreign is None:
         return folder
     foreign = replace(
@@ -139,8 +140,10 @@ def _foreign(settings: Subject) -> Foreign:
         check_model(base, revision=revision or "main", trust_remote_code=settings.trust_remote_code)
         if written and written != base:
             say(f"{name} was trained on {written}, as its adapter_config.json says, and is measured against {base}.")
+    inside = "".join([f"/{settings.adapter_subfolder}" * bool(settings.adapter_subfolder),
+                      f"@{settings.adapter_revision}" * bool(settings.adapter_revision)])  # fmt: skip
     found = Foreign(
-        name=name,
+        name=f"{name}{inside}",
         folder=folder.resolve(),
         adapter=adapter,
         weights="",

@@ -67,6 +67,8 @@ def run(call: Call[Any]) -> int:
     for check in settings.training.changes.check_prompts:
         check(tokenizer, renderer)
     words = None if is_launched() else processes_wanted(arguments.launch, use_cpu=settings.training.use_cpu)
+    if words is not None:
+        _check_sharding(words, settings)
     if words is None:  # launched processes rehearse on their own devices
         rehearse(settings, tokenizer)
     if is_main():
@@ -134,6 +136,35 @@ def check_reference(settings: Settings) -> None:
     except ConfigError as error:
         message, hint = (text.replace("model_name_or_path", "reference") for text in (error.message, error.hint))
         raise ConfigError(f"{message}{nearest(training.reference, ('base', 'initial'))}", hint) from None
+
+
+def _check_sharding(words: Sequence[str], settings: Settings) -> None:
+    """Refuse, before processes are started, what they could not train.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    from transformers import AutoConfig
+
+    from selfaug.cli.launch import LaunchFlags
+    from selfaug.cli.rehearsal import adapter_settings
+    from selfaug.cli.sharding import sharding_asked
+    from selfaug.training.sharding import check_sharding
+
+    chosen, training = settings.model, settings.training
+    config = AutoConfig.from_pretrained(
+        str(chosen.model_name_or_path),
+        revision=chosen.model_revision,
+        trust_remote_code=training.trust_remote_code,
+    )
+    tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+    check_sharding(
+        sharding_asked(LaunchFlags().check(words), training),
+        training,
+        adapter_settings(chosen),
+        tied=tied,
+        eight_bit=bool(chosen.load_in_8bit),
+    )
 
 
 def _resumes(settings: Settings) -> bool:

@@ -1,8 +1,10 @@
-"""Metrics over items with standard errors, and bootstrap intervals of their paired differences.
+"""Metrics over items with standard errors, and intervals of their paired differences over items and runs.
 
 Every metric is a ratio of sums over items, ``Σ numerator / Σ denominator``: accuracy (denominators 1), precision
 (1 where the model abstained, else 0), nats per token (tokens). One estimator, one standard error and one bootstrap
-serve all of them. A metric that is no such ratio, such as the expected calibration error (ECE), does not fit
+serve all of them. Items are many, and resampled; runs (seeds) are few, and a percentile bootstrap of three to five is
+too narrow, so their spread enters by Student's t (docs/compare.md has coverage figures). A metric that is no
+such ratio, such as the expected calibration error (ECE), does not fit
 :class:`Items` and has no interval: extend :func:`selfaug.evaluation.results.metric` for it.
 
 Shapes: n items, R runs, b resamples of a block.
@@ -19,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "CONFIDENCE", "RESAMPLES", "Difference", "Items", "difference", "interval", "ratios", "standard_error", "value",
+    "CONFIDENCE", "RESAMPLES", "Difference", "Estimate", "Items", "contribution", "difference", "interval", "ratios",
+    "seed_noise", "standard_error", "two_way", "value",
 ]  # fmt: skip
 
 RESAMPLES = 10_000
@@ -63,9 +66,9 @@ class Difference:
 
     Args:
         value: Difference; the mean over several runs.
-        stderr: Standard deviation of the resampled differences; ``None`` with fewer than two items.
-        interval: Percentiles of the resampled differences; ``None`` with fewer than two items, or where more than 1 %
-            of the resamples have a denominator of 0.
+        stderr: Standard error; ``None`` with fewer than two items.
+        interval: Confidence interval; ``None`` with fewer than two items, or where more than 1 % of the resamples have
+            a denominator of 0.
     """
 
     value: float
@@ -101,18 +104,23 @@ def difference(
     seed: int = 0,
     shared_items: bool = False,
 ) -> Difference | None:
-    """Return ``mean over runs of (value(tuned) - value(base))`` with a paired, hierarchical bootstrap interval.
+    """Return ``mean over runs of (value(tuned) - value(base))`` with a paired interval over items and runs.
 
-    A resample draws runs, then items of each drawn run, the same for base and tuned. With one run only items are drawn.
+    One run: percentiles of a bootstrap over items, the same for base and tuned; the error is their standard deviation.
+
+    Several runs: ``mean ± t · sqrt(v_runs + v_items)``, Student's t with Satterthwaite's degrees of freedom. ``v_runs``
+    is the variance of the runs' differences over their number, ``v_items`` that of the items' contributions (each
+    ratio linearised, the mean over runs) over theirs. What is due to item and run together is in both, so the interval
+    is rather too wide. With ``shared_items=False`` ``v_runs`` has the items in it, and counts alone unless it is less
+    than they are by themselves.
 
     Args:
         runs: Items ``(base, tuned)`` of each run.
-        resamples: Number of resamples.
-        confidence: Share of the resampled differences inside the interval, in (0, 1).
-        seed: Seed of the draws.
+        resamples: Number of resamples of the items of one run.
+        confidence: Confidence of the interval, in (0, 1).
+        seed: Seed of the resamples.
         shared_items: Whether the runs were measured on the same items in the same order (one test set, several training
-            seeds). If so, all runs of a resample share one draw of items; separate draws would average out the
-            variation that is due to the items.
+            seeds). If so, more runs do not average out the variation that is due to the items.
 
     Returns:
         The difference, or ``None`` where a run has no item that counts.
@@ -131,7 +139,9 @@ def difference(
     observed = math.fsum((t or 0.0) - (b or 0.0) for t, b in values) / len(values)
     if min(min(base.count, tuned.count) for base, tuned in runs) < 2:
         return Difference(observed, None, None)
-    drawn = _resampled(runs, resamples, np.random.default_rng(seed), shared_items)
+    if len(runs) > 1:
+        return _of_runs([(t or 0.0) - (b or 0.0) for t, b in values], runs, confidence, shared_items)
+    drawn = _resampled(runs[0], resamples, np.random.default_rng(seed))
     bounds = interval(drawn, (1 - confidence) / 2)
     stderr = None if bounds is None else float(drawn[np.isfinite(drawn)].std(ddof=1))
     return Difference(observed, stderr, bounds)
@@ -156,36 +166,121 @@ def ratios(items: Items, index_bn: NDArray[np.int64]) -> Floats:
     return ratio_b
 
 
-def _resampled(
-    runs: Sequence[tuple[Items, Items]], resamples: int, rng: np.random.Generator, shared_items: bool
-) -> Floats:
-    longest = max(len(base.numerator_n) for base, _ in runs)
-    size = max(1, _BLOCK_DRAWS // longest)
+def _of_runs(
+    values: Sequence[float], runs: Sequence[tuple[Items, Items]], confidence: float, shared: bool
+) -> Difference:
+    """Return the mean over runs with Student's interval: see :func:`difference`."""
+    from scipy.stats import t  # type: ignore[import-untyped,unused-ignore]
+
+    count = len(runs)
+    contributions = [contribution(tuned) - contribution(base) for base, tuned in runs]
+    if shared:
+        found = two_way(values, [np.mean(contributions, axis=0)])
+    else:
+        # Each run has items of its own, so what differs between runs has the items' share in it already.
+        by_runs = two_way(values, [])
+        parts = [(_of_mean(n) / count**2, len(n) - 1) for n in contributions]
+        by_items = math.sqrt(math.fsum(part for part, _ in parts))
+        found = max(by_runs, Estimate(by_runs.value, by_items, _freedom(parts)), key=lambda one: one.stderr)
+    reach = float(t.ppf((1 + confidence) / 2, found.freedom)) * found.stderr if found.stderr else 0.0
+    return Difference(found.value, found.stderr, (found.value - reach, found.value + reach))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs, for Student's t.
+
+    Args:
+        value: Mean.
+        stderr: Standard error.
+        freedom: Degrees of freedom.
+    """
+
+    value: float
+    stderr: float
+    freedom: float
+
+    def turned(self) -> Estimate:
+        """Return the estimate with its sign turned."""
+        return Estimate(-self.value, self.stderr, self.freedom)
+
+
+def two_way(values: Sequence[float], parts: Sequence[Floats]) -> Estimate:
+    """``mean(values) ± sqrt(v_runs + v_items)`` with Satterthwaite's degrees of freedom.
+
+    Args:
+        values: Value of each run; with one run ``v_runs`` is not known, and left out.
+        parts: Contributions of the items, means over runs, of each part whose mean the value is.
+    """
+    sums = [(float(np.var(values, ddof=1)) / len(values), len(values) - 1)] if len(values) > 1 else []
+    sums += [(_of_mean(n) / len(parts) ** 2, len(n) - 1) for n in parts]
+    stderr = math.sqrt(math.fsum(part for part, _ in sums))
+    return Estimate(math.fsum(values) / len(values), stderr, _freedom(sums))
+
+
+def _of_mean(values: Floats) -> float:
+    return float(np.var(values, ddof=1)) / len(values)
+
+
+def contribution(items: Items) -> Floats:
+    """``n · (numerator - value · denominator) / Σ denominator``: what each item adds to the ratio, with mean 0."""
+    ratio = value(items) or 0.0
+    total = math.fsum(items.denominator_n)
+    return len(items.numerator_n) * (items.numerator_n - ratio * items.denominator_n) / total
+
+
+def _freedom(parts: Sequence[tuple[float, int]]) -> float:
+    """``(Σ v)² / Σ v² / ν``: the degrees of freedom of a sum of variances.
+
+    Source: Satterthwaite 1946, as in Welch's test.
+    """
+    total = math.fsum(part for part, _ in parts)
+    return total**2 / math.fsum(part**2 / nu for part, nu in parts) if total else math.inf
+
+
+def _resampled(run: tuple[Items, Items], resamples: int, rng: np.random.Generator) -> Floats:
+    base, tuned = run
+    n = len(base.numerator_n)
+    size = max(1, _BLOCK_DRAWS // n)
     blocks = []
     for start in range(0, resamples, size):
-        b = min(size, resamples - start)
-        common = rng.integers(longest, size=(b, longest)) if shared_items else None
-        chosen_bR = rng.integers(len(runs), size=(b, len(runs))) if len(runs) > 1 else None
-        if chosen_bR is None:
-            blocks.append(_one(runs[0], b, rng, common))
-        elif shared_items:
-            each_Rb = np.stack([_one(run, b, rng, common) for run in runs])
-            blocks.append(np.take_along_axis(each_Rb.T, chosen_bR, axis=1).mean(axis=1))
-        else:
-            # A run that is drawn twice gets two draws of items.
-            total = np.zeros(b)
-            for slot in range(len(runs)):
-                for r, run in enumerate(runs):
-                    rows = np.flatnonzero(chosen_bR[:, slot] == r)
-                    total[rows] += _one(run, len(rows), rng, None)
-            blocks.append(total / len(runs))
+        index_bn = rng.integers(n, size=(min(size, resamples - start), n))
+        with np.errstate(invalid="ignore"):
+            blocks.append(ratios(tuned, index_bn) - ratios(base, index_bn))
     return np.concatenate(blocks)
 
 
-def _one(run: tuple[Items, Items], b: int, rng: np.random.Generator, index_bn: NDArray[np.int64] | None) -> Floats:
-    base, tuned = run
-    n = len(base.numerator_n)
-    if index_bn is None:
-        index_bn = rng.integers(n, size=(b, n))
-    with np.errstate(invalid="ignore"):
-        return ratios(tuned, index_bn) - ratios(base, index_bn)
+def seed_noise(deviations_R: Sequence[Floats], draws: int, rng: np.random.Generator) -> list[Floats]:
+    """Return draws of the error of each mean over runs, jointly for all of them.
+
+    ``Σ_r z_r · deviation_r / sqrt(R · (R - 1)) / sqrt(χ²(R - 1) / (R - 1))`` with standard normal z: of one mean this
+    is Student's t with R - 1 degrees of freedom, times the standard error. The z of a run are those of all means, so
+    that means over the same runs are compared in pairs.
+
+    Args:
+        deviations_R: Deviations of each run from the mean over runs; NaN where a run is missing. All have as many runs.
+        draws: Number of draws.
+        rng: Generator.
+
+    Returns:
+        Draws for each entry; 0 for a mean over one run, whose spread is not known.
+    """
+    if not deviations_R:
+        return []
+    runs = len(deviations_R[0])
+    normal_bR = rng.standard_normal((draws, runs))
+    uniform_b = rng.uniform(size=draws)
+    scale: dict[int, Floats] = {}
+    found = []
+    for deviation_R in deviations_R:
+        here = np.isfinite(deviation_R)
+        count = int(here.sum())
+        if count < 2:
+            found.append(np.zeros(draws))
+            continue
+        if count not in scale:  # one uniform for all counts, so that a bad draw is bad for all means
+            from scipy.stats import chi2
+
+            scale[count] = np.sqrt(chi2.ppf(uniform_b, count - 1) / (count - 1)) * math.sqrt(count * (count - 1))
+        found.append(normal_bR[:, here] @ deviation_R[here] / scale[count])
+    return found

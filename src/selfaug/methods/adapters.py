@@ -30,22 +30,16 @@ def asks_base(method: Method, config: SelfAugConfig) -> bool:
     return changes.weigh is not None or changes.fisher is not None or writes
 
 
-def check_weights(method: str, pairs: Sequence[LoraPair], *, sharded: bool) -> None:
+def check_weights(method: str, pairs: Sequence[LoraPair]) -> None:
     """Refuse pretrained weights that a method cannot compute with.
 
     Args:
         method: Name of the method.
         pairs: LoRA layers of the model.
-        sharded: Whether FSDP or ZeRO split the weights up.
 
     Raises:
         ConfigError: With the remedy.
     """
-    if sharded:
-        raise ConfigError(
-            f"method={method!r} takes whole pretrained weights apart, and FSDP and ZeRO split them up.",
-            "train on one device or with DDP, or choose another method.",
-        )
     for pair in pairs:
         if pair.W is None or pair.W.dim() != 2:
             raise ConfigError(

@@ -137,6 +137,11 @@ class Changes:
         return frozenset({term.where for term in self.terms} | ({"aligned"} if self.activation_term else set()))
 
     @property
+    def minimises_nll(self) -> bool:
+        """Whether response tokens are learnt by the NLL of the answers given, each with weight 1."""
+        return not (self.response_term or self.weigh or self.reweigh or self.rewrite)
+
+    @property
     def generates(self) -> bool:
         """Whether the base writes anything before the first step."""
         return self.rewrite is not None or self.compose is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from selfaug.common.errors import ConfigError
 
 __all__ = [
     "LoraPair", "corda_parts", "gathered_head", "is_zero_parameter", "keep_nothing_gathered", "loading_options",
-    "lora_pairs", "osf_settings", "pissa_parts", "reduce_intruders", "release_zero_parameter", "spare_refused_modules",
-    "switchable_layers",
+    "lora_pairs", "osf_settings", "pissa_parts", "reduce_intruders", "release_zero_parameter", "saving_whole",
+    "spare_refused_modules", "switchable_layers",
 ]  # fmt: skip
 
 
@@ -219,6 +219,30 @@ def keep_nothing_gathered(accelerator: Any) -> None:
     """
     zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
     zero["stage3_prefetch_bucket_size"] = zero["stage3_max_reuse_distance"] = 0
+
+
+@contextlib.contextmanager
+def saving_whole(trainer: Any) -> Iterator[None]:
+    """Make `Trainer.save_model` gather the weights of a sharded model, whatever its configuration asks for.
+
+    transformers writes no weights for FSDP's ``SHARDED_STATE_DICT``, nor for ZeRO-3 without
+    ``stage3_gather_16bit_weights_on_model_save``.
+    """
+    owner, name, value = None, "", None
+    if trainer.is_fsdp_enabled:
+        from torch.distributed.fsdp import StateDictType
+
+        owner, name, value = trainer.accelerator.state.fsdp_plugin, "state_dict_type", StateDictType.FULL_STATE_DICT
+    elif trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
+        owner, name, value = trainer.deepspeed._config.zero_config, "gather_16bit_weights_on_model_save", True
+    asked = getattr(owner, name, None)
+    try:
+        if owner is not None:
+            setattr(owner, name, value)
+        yield
+    finally:
+        if owner is not None:
+            setattr(owner, name, asked)
 
 
 # Copies of local variables of `_check_lora_target_modules_mamba` in peft.tuners.tuners_utils.

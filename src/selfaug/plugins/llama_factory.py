@@ -24,6 +24,8 @@ from selfaug.plugins.settings import PREFIX, settings_of
 
 __all__ = ["Trainer", "main", "train"]
 
+# The host's own, before names are bound anew.
+_run_exp, _get_train_args = tuner.run_exp, tuner.get_train_args
 # Values that are right of the arguments that say how the loss is computed, and why others are not.
 _RIGHT: dict[str, tuple[Any, str]] = {
     "stage": ("sft", "its loss is not that of supervised fine-tuning, which SelfAug's replaces"),
@@ -41,7 +43,7 @@ _RIGHT: dict[str, tuple[Any, str]] = {
 }
 
 
-class Trainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
+class Trainer(CustomSeq2SeqTrainer):
     """The trainer of LLaMA-Factory's stage ``sft``, with SelfAug.
 
     Args:
@@ -69,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.argv[1:] = words
     # On several devices the launcher starts its own file once a device; it must start this one.
     launcher.__file__ = __file__
-    tuner.run_exp = functools.partial(train, tuner.run_exp)
+    tuner.run_exp = train
     return _said(_launch)
 
 
@@ -82,13 +84,13 @@ def _launch() -> None:
     launcher.launch()
 
 
-def train(run: Callable[..., None], args: Any = None, callbacks: list[Any] | None = None) -> None:
+def train(args: Any = None, callbacks: list[Any] | None = None) -> None:
     """Train as LLaMA-Factory's `run_exp` does, with SelfAug.
 
     Args:
-        run: The host's `run_exp`.
-        args: Its arguments, with the settings of :func:`selfaug.attach`; ``None`` for those of the command line.
-        callbacks: Its callbacks.
+        args: Arguments of `run_exp`, with the settings of :func:`selfaug.attach`; ``None`` for those of the command
+            line.
+        callbacks: Callbacks of `run_exp`.
 
     Raises:
         ConfigError: If a setting is not known or out of range, or an argument of the host cannot work with SelfAug.
@@ -97,16 +99,15 @@ def train(run: Callable[..., None], args: Any = None, callbacks: list[Any] | Non
     settings = settings_of(given)
     if tuner.get_ray_args(rest).use_ray:
         raise ConfigError("use_ray=True cannot work with SelfAug: its workers would train without it.", "leave it out.")
-    parse = tuner.get_train_args
 
-    def parse_and_check(*args: Any) -> Any:
-        parsed = parse(*args)
+    def parsed_and_checked(*words: Any) -> Any:
+        parsed = _get_train_args(*words)
         _refuse(parsed, settings)
         return parsed
 
-    tuner.get_train_args = parse_and_check
+    tuner.get_train_args = parsed_and_checked
     workflow.CustomSeq2SeqTrainer = functools.partial(Trainer, settings)
-    run(rest, callbacks)
+    _run_exp(rest, callbacks)
 
 
 def _split(args: Any) -> tuple[dict[str, Any], Any]:
@@ -152,4 +153,4 @@ def _said(work: Callable[[], None]) -> int:
 
 
 if __name__ == "__main__":  # one process of a launch over several devices
-    sys.exit(_said(functools.partial(train, tuner.run_exp)))
+    sys.exit(_said(train))

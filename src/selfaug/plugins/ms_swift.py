@@ -44,7 +44,7 @@ _TUNERS = ("lora", "vera", "boft", "fourierft", "bone", "full")
 
 
 @dataclass
-class Arguments(Seq2SeqTrainingArguments):  # type: ignore[misc]
+class Arguments(Seq2SeqTrainingArguments):
     """Training arguments of ms-swift, made before it loads a model; what cannot work is refused here."""
 
     sequence_parallel_size: int = 1
@@ -57,6 +57,8 @@ class Arguments(Seq2SeqTrainingArguments):  # type: ignore[misc]
     def __post_init__(self) -> None:
         settings = _settings()
         for name, (right, why) in _RIGHT.items():
+            if name == "eval_metric" and self.predict_with_generate:
+                continue
             if getattr(self, name) not in (right, None):
                 raise ConfigError(f"--{name} {getattr(self, name)} cannot work with SelfAug: {why}.", "leave it out.")
         if self.tuner_type not in (*_TUNERS, None):
@@ -86,7 +88,7 @@ class Arguments(Seq2SeqTrainingArguments):  # type: ignore[misc]
         super().__post_init__()
 
 
-class Trainer(Seq2SeqTrainer):  # type: ignore[misc]
+class Trainer(Seq2SeqTrainer):
     """The trainer of `swift sft`, with SelfAug."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

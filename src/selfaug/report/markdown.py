@@ -49,10 +49,9 @@ def measured_lines(run: Run) -> list[str]:
     if own:
         metrics = ("part", "metric", "base", "tuned", f"gain [{run.confidence:.0%} interval]", "", "items")
         parts.append(_table(metrics, [_row(one) for one in own], right=(2, 3, 4, 6)))
-    turned = [one for one in own if one.flips is not None]
+    turned = [(escape(one.part), escape(one.metric), *flip_words(one.flips)) for one in own if one.flips is not None]
     if turned:
-        rows = [(escape(one.part), escape(one.metric), *flip_words(one.flips)) for one in turned if one.flips]
-        parts.append(_table(("part", "metric", "right → wrong", "wrong → right", "items"), rows, right=(2, 3, 4)))
+        parts.append(_table(("part", "metric", "right → wrong", "wrong → right", "items"), turned, right=(2, 3, 4)))
         parts.append("In brackets: how many of these noise does not explain.")
     if run.left_out:
         parts.append(

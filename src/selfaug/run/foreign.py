@@ -47,17 +47,17 @@ class Foreign:
     """A tuned model of another trainer.
 
     Args:
-        name: Folder or hub name, as the user gave it.
+        name: Folder as the user gave it, or hub name with subfolder and revision.
         folder: Folder of its files on this machine.
         adapter: Whether it is a PEFT adapter, not a whole model.
         weights: Hash of its weight files.
         base: Folder or hub name of its base model.
         base_revision: Revision of a base on the hub.
-        base_weights: Hash of the base's weight files; ``None`` where they are not on this machine yet.
         trust_remote_code: Whether the base may bring code of its own.
         tokenizer: Folder or hub name of the tokenizer.
         trained_on: Data that it was trained on; ``None`` where that is not known.
         settings: What its files say of the training, under the names of our own settings.
+        base_weights: Hash of the base's weight files; ``None`` where they are not on this machine yet.
         renderer: Prompt layout of its training; ``None`` where that is not known.
     """
 
@@ -67,11 +67,11 @@ class Foreign:
     weights: str
     base: str
     base_revision: str
-    base_weights: str | None
     trust_remote_code: bool
     tokenizer: str
     trained_on: str | None
     settings: Mapping[str, Any]
+    base_weights: str | None = None
     renderer: Renderer | None = None
 
     @property
@@ -161,7 +161,9 @@ def check_same(run: RunFolder) -> None:
     if not (out / DESCRIPTION).is_file():
         return
     other = Foreign.read(out)
-    if other.folder.resolve() != foreign.folder.resolve() and other.weights != foreign.weights:
+    # A branch of the hub moves, and its new commit lies in another folder.
+    moved = other.name == foreign.name and _in_hub_cache(other.folder) and _in_hub_cache(foreign.folder)
+    if not moved and other.folder.resolve() != foreign.folder.resolve() and other.weights != foreign.weights:
         raise ConfigError(f"output_dir {out} holds measurements of another model, {other.name}", elsewhere)
     known = other.base_weights is not None and foreign.base_weights is not None
     same = (
@@ -176,7 +178,7 @@ def check_same(run: RunFolder) -> None:
         )
 
 
-def default_folder(name: str, subfolder: str | None = None) -> Path:
+def default_folder(name: str, subfolder: str | None = None, revision: str | None = None) -> Path:
     """Return where a tuned model is measured by default.
 
     That is ``measured-NAME`` beside its folder, or in the working directory for a model of the hub. The name does not
@@ -185,7 +187,7 @@ def default_folder(name: str, subfolder: str | None = None) -> Path:
     local = Path(name).expanduser() / (subfolder or "")
     if looks_local(name) and not _in_hub_cache(local):
         return local.resolve().parent / f"measured-{local.resolve().name}"
-    words = [*Path(name).parts[-2:], *Path(subfolder or "").parts]
+    words = [*Path(name).parts[-2:], *Path(subfolder or "").parts, *Path(revision or "").parts]
     return Path(f"measured-{'--'.join(words)}")
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from selfaug.common.errors import ConfigError
 from selfaug.methods import get_method
 
-__all__ = ["WORLD", "Pairs", "Run", "Setting", "Study", "as_typed", "strengths_of", "swept"]
+__all__ = ["WORLD", "Pairs", "Run", "Setting", "Study", "as_typed", "further", "strengths_of", "swept"]
 
 WORLD = ("model_name_or_path", "dataset_name")
 """Training options that change the base or the task, and so what a setting is compared with."""
@@ -128,13 +129,30 @@ class Study:
         settings = []
         for method in dict.fromkeys(["sft", *self.methods]):
             option = swept(method)
-            chosen = self.strengths.get(method) or strengths_of(method, self.settings, self.learning_rate)
             grid = _product(self.grid)
             if method == "sft":  # plain LoRA is the reference of each world, whatever else the grid varies
                 worlds = _product({name: values for name, values in self.grid.items() if name in WORLD})
                 grid = list(dict.fromkeys([*worlds, *(grid if "sft" in self.methods else [])]))
-            settings += [Setting(method, option, float(value), also) for also in grid for value in chosen]
+            settings += [Setting(method, option, value, also) for also in grid for value in self.values(method)]
         return settings
+
+    def values(self, method: str) -> list[float]:
+        """Return the values of a method's strength."""
+        return [float(v) for v in self.strengths.get(method) or strengths_of(method, self.settings, self.learning_rate)]
+
+    def widened(self, edges: Mapping[str, str]) -> Study:
+        """Return the study with one further strength of each method beyond the end where its best one lies.
+
+        Args:
+            edges: ``lowest`` or ``highest`` by method.
+        """
+        strengths = dict(self.strengths)
+        for method, end in edges.items():
+            values = self.values(method)
+            last = max(values) if end == "highest" else min(v for v in values if v > 0)
+            value = further(method, last, up=end == "highest")
+            strengths[method] = [*values, *([] if value is None else [value])]
+        return dataclasses.replace(self, strengths=strengths)
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """Return hashes of the arguments that a run's weights and each of its results depend on."""
@@ -224,6 +242,23 @@ def strengths_of(method: str, count: int, learning_rate: float) -> list[float]:
     if least and min(places) < 0:  # not to the end: at `stm`'s least perplexity no token is trained
         down = min(down, (default / least) ** (1 / (1 - min(places))))
     return [float(f"{default * (up if place > 0 else down) ** place:.3g}") for place in places]
+
+
+def further(method: str, value: float, *, up: bool) -> float | None:
+    """Return the strength one ratio beyond a value, inside the range; ``None`` where the range ends.
+
+    A lower end above 0 is approached and never reached: there `stm` has no token left to train.
+    """
+    option = swept(method)
+    ratio = RATE_RATIO if option == "learning_rate" else RATIO
+    _, least, most = (0.0, None, None) if option == "learning_rate" else _range(method, option)
+    beyond = value * ratio if up else value / ratio
+    if up and most is not None:
+        beyond = min(beyond, most)
+    if not up and least and beyond <= least:
+        beyond = math.sqrt(value * least)
+    beyond = float(f"{beyond:.3g}")
+    return beyond if (beyond > value if up else beyond < value) else None
 
 
 def _range(method: str, option: str) -> tuple[float, float | None, float | None]:

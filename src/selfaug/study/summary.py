@@ -1,7 +1,7 @@
 """The summary of a study: curves, fronts, hypervolumes and a sentence, as plain numbers.
 
 The strength of each curve is chosen on the half of the items that is not reported, by the largest ``task · retention``
-there. Intervals are percentiles over resamples of items and, within each setting, of seeds.
+there. Intervals are percentiles over joint draws of items and of the error that few seeds leave.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 
 from selfaug.common.statistics import interval
-from selfaug.study.front import dominates, hypervolume, pareto
-from selfaug.study.grid import Setting
+from selfaug.study.dominance import LEVEL, Dominance, dominance
+from selfaug.study.front import hypervolume, pareto
+from selfaug.study.grid import Setting, further
 from selfaug.study.scores import Scores, scaled
 
-__all__ = ["RESAMPLES", "SURE", "joined", "summary", "yardstick"]
+__all__ = ["RESAMPLES", "joined", "summary", "yardstick"]
 
 RESAMPLES = 2000
 _TAIL = 0.025
-SURE = 0.95
-"""Share of the resamples in which a point must beat another to dominate it."""
 
 
 def yardstick(scores: Scores) -> Setting:
@@ -78,6 +77,7 @@ def summary(scores: Scores, *, focus: str = "selfaug", resamples: int = RESAMPLE
         "base": {"task": base_task, "general": base_general},
         "lora": {"task": lora_task, "general": lora_general, "setting": lora.label},
         "resamples": resamples,
+        "task_unit": scores.task_unit,
     }
     missing = [
         text for text, gone in (
@@ -127,16 +127,29 @@ def summary(scores: Scores, *, focus: str = "selfaug", resamples: int = RESAMPLE
         )
     for number in pareto([(point["task"], point["retention"]) for point in points]):
         points[number]["front"] = True
+    found = dominance(
+        {
+            (rival, own): (scores.gap("report", "task", rival, own), scores.gap("report", "general", rival, own))
+            for rival in scores.settings
+            for own in scores.settings
+            if own.method == focus != rival.method
+        }
+    )
     return {
         **about,
         "points": points,
-        "curves": _curves(scores, points, clouds, choice),
-        "says": _sentence(scores, points, clouds, focus),
+        "curves": _curves(scores, points, clouds, choice, lora),
+        "dominance": None if found is None else _record(found),
+        "says": _sentence(found, focus, single=min(p["seeds"] for p in points) < 2),
     }
 
 
 def _curves(
-    scores: Scores, points: list[dict[str, Any]], clouds: dict[Setting, Any], choice: dict[Setting, float]
+    scores: Scores,
+    points: list[dict[str, Any]],
+    clouds: dict[Setting, Any],
+    choice: dict[Setting, float],
+    lora: Setting,
 ) -> list[dict[str, Any]]:
     curves = []
     for curve in dict.fromkeys(setting.curve for setting in scores.settings):
@@ -151,6 +164,8 @@ def _curves(
                 "hypervolume": hypervolume([(point["task"], point["retention"]) for point in at]),
                 "hypervolume_interval": interval(areas, _TAIL),
                 "chosen": best.label,
+                "method": best.method,
+                "edge": _edge(own, lora if lora in own else best),
             }
         )
     return sorted(curves, key=lambda entry: -entry["hypervolume"])
@@ -161,24 +176,61 @@ def _draws(clouds: list[Any]) -> Any:
     return np.moveaxis(np.nan_to_num(np.stack(clouds)), 2, 0).transpose(0, 2, 1)
 
 
-def _sentence(scores: Scores, points: list[dict[str, Any]], clouds: dict[Setting, Any], focus: str) -> str:
+def _edge(own: list[Setting], best: Setting) -> str | None:
+    """Return the end of the strengths at which the best one lies, ``lowest`` or ``highest``, if the range goes on.
+
+    For plain LoRA the best one is that for the task, which scales both axes.
+    """
+    values = sorted({setting.value for setting in own if setting.value > 0})  # 0 selects a rule
+    if len(values) < 2:
+        return None
+    ends = {values[0]: "lowest", values[-1]: "highest"}
+    end = ends.get(best.value)
+    return None if end is None or further(best.method, best.value, up=end == "highest") is None else end
+
+
+def _record(found: Dominance[Setting]) -> dict[str, Any]:
+    near = [pair for pair in found.pairs if pair.in_means or pair.p_free > LEVEL]
+    return {
+        "p_none": found.p_none,
+        "pairs": len(found.pairs),
+        "open": [
+            {"rival": pair.rival.label, "own": pair.own.label, "in_means": pair.in_means,
+             "p_dominates": pair.p_dominates, "p_free": pair.p_free}
+            for pair in near
+        ],
+    }  # fmt: skip
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def _sentence(found: Dominance[Setting] | None, focus: str, *, single: bool) -> str:
     """Return a sentence on whether any rival dominates the method ``focus`` anywhere on its curve."""
-    own = [(s, p) for s, p in zip(scores.settings, points, strict=True) if s.method == focus]
-    others = [(s, p) for s, p in zip(scores.settings, points, strict=True) if s.method != focus]
-    if not own or not others:
+    if found is None:
         return f"There is nothing to compare {focus} with."
-    sure: list[str] = []
-    in_means: list[str] = []
-    for rival, there in others:
-        for setting, here in own:
-            if dominates((there["task"], there["retention"]), (here["task"], here["retention"])):
-                beats = float((clouds[rival] >= clouds[setting]).all(axis=0).mean())
-                (sure if beats >= SURE else in_means).append(
-                    f"{rival.label} beats {setting.label} ({beats:.0%} of the draws)"
-                )
-    if sure:
-        also = f" In the means also: {'; '.join(in_means)}." if in_means else ""
-        return f"Yes, {focus} is dominated on its curve: {'; '.join(sure)}.{also}"
-    if in_means:
-        return f"Not surely: {'; '.join(in_means)} in the means, none in {SURE:.0%} of the draws."
-    return f"No rival dominates {focus} anywhere on its curve."
+    seeds = " One seed: how much seeds differ is not in it." if single else ""
+    beats = {
+        sure: "; ".join(
+            f"{pair.rival.label} beats {pair.own.label} ({_p(pair.p_dominates)})"
+            for pair in found.pairs
+            if pair.in_means and (pair.p_dominates <= LEVEL) == sure
+        )
+        for sure in (True, False)
+    }
+    if beats[True]:
+        also = f" In the means also: {beats[False]}." if beats[False] else ""
+        return f"Yes, {focus} is dominated on its curve: {beats[True]}, over all pairs.{also}{seeds}"
+    if beats[False]:
+        return f"Not surely: {beats[False]} in the means, none at {LEVEL:.0%} over all {len(found.pairs)} pairs.{seeds}"
+    if found.p_none <= LEVEL:
+        return (
+            f"No rival dominates {focus} anywhere on its curve (all {len(found.pairs)} pairs at once: "
+            f"{_p(found.p_none)}).{seeds}"
+        )
+    near = found.nearest
+    return (
+        f"No rival dominates {focus} in the means, which is not sure at {LEVEL:.0%}: {near.rival.label} may beat "
+        f"{near.own.label} ({_p(near.p_free)}).{seeds}"
+    )

@@ -34,7 +34,14 @@ def markdown(summary: Mapping[str, Any]) -> str:
     if summary["curves"]:
         blocks.append(
             "Scaled: the base is 0 and LoRA 1 on the task, LoRA 0 and the base 1 on retention; hypervolume over "
-            f"(0, 0). 95 % intervals: {summary['worlds'][0]['resamples']} draws of items, then of seeds."
+            f"(0, 0). 95 % intervals: {summary['worlds'][0]['resamples']} joint draws, items resampled and Student's t "
+            "over seeds."
+        )
+    blocks += [_of(curve, _on_edge(curve)) for curve in summary["curves"] if curve["edge"]]
+    if summary.get("other_losses") and any(world["task_unit"] == "nats/token" for world in summary["worlds"]):
+        blocks.append(
+            f"The task is measured in NLL, which {', '.join(summary['other_losses'])} do not minimise: where they "
+            "learn less, the metric may be the cause."
         )
     if any("shift" in p for p in summary["points"]):
         blocks.append("Shift: KL(base ‖ tuned) at prompt positions, nats per token, mean over seeds.")
@@ -49,6 +56,13 @@ def _ends(world: Mapping[str, Any]) -> str:
         world,
         f"Base: task {base['task']:.4g}, general {base['general']:.4g}. "
         f"LoRA ({lora['setting']}): task {lora['task']:.4g}, general {lora['general']:.4g}.",
+    )
+
+
+def _on_edge(curve: Mapping[str, Any]) -> str:
+    return (
+        f"On the edge of its strengths: {curve['curve']} is best at the {curve['edge']} that was tried, so its optimum "
+        "may lie beyond (--widen N tries further ones)."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from selfaug.data.vocabulary import check_table
 from selfaug.methods import get_method
 from selfaug.methods.adapters import asks_base, check_adapter, check_weights
 from selfaug.model.checks import check_head, check_packing, probe_tokens
-from selfaug.model.libraries import keep_nothing_gathered, lora_pairs, spare_refused_modules
+from selfaug.model.libraries import keep_nothing_gathered, lora_pairs, saving_whole, spare_refused_modules
 from selfaug.model.parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
 from selfaug.model.sharding import reshard, whole_shape
 from selfaug.objective.activation_terms import find_modules
@@ -56,6 +57,7 @@ from selfaug.training.rows import (
     takes_items,
     with_empty_rows,
 )
+from selfaug.training.sharding import check_sharding, sharding_of
 
 if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
@@ -137,7 +139,7 @@ class SelfAugTrainer(SFTTrainer):
         adapted = hasattr(self.model, "get_base_model")
         self.base_model = self.model.get_base_model() if adapted else self.model
         peft_config = self.model.active_peft_config if adapted else None
-        self._refuse_unsupported()
+        self._refuse_unsupported(peft_config)
         check_adapter(self.method, peft_config)
         layout = ReferenceLayout(
             whole=depends_on_what_follows(self.model.config), concatenate=takes_documents_in_a_row(self.model)
@@ -208,26 +210,19 @@ class SelfAugTrainer(SFTTrainer):
                 aligns=args.aligns,
             )
 
-    def _refuse_unsupported(self) -> None:
-        if self.args.changes.parameter_terms and self.sharded:
-            raise ConfigError(
-                f"method={self.method.name!r} penalises the trained weights themselves, which FSDP and ZeRO split up.",
-                "train on one device or with DDP, or choose another method.",
-            )
-        if self.args.changes.proximal and self.sharded:
-            raise ConfigError(
-                f"method={self.method.name!r} copies the trained weights, which FSDP and ZeRO split up.",
-                "train on one device or with DDP, or choose another method.",
-            )
+    def _refuse_unsupported(self, peft_config: Any) -> None:
+        tied = bool(getattr(self.model.config.get_text_config(), "tie_word_embeddings", False))
+        eight_bit = bool(getattr(self.base_model, "is_loaded_in_8bit", False))
+        check_sharding(sharding_of(self), self.args, peft_config, tied=tied, eight_bit=eight_bit)
+        for part in self.method.parts:
+            if part.reads_weights:
+                check_weights(part.name, lora_pairs(self.base_model))
         if self.args.changes.rate and self.is_deepspeed_enabled:
             raise ConfigError(
                 f"method={self.method.name!r} sets the learning rate when a step's loss is known, and DeepSpeed takes "
                 "the step before that.",
                 "train with DDP or FSDP2, or choose another method.",
             )
-        for part in self.method.parts:
-            if part.reads_weights:
-                check_weights(part.name, lora_pairs(self.base_model), sharded=self.sharded)
         if not self.args.compares:
             return
         parallel = self.accelerator.parallelism_config
@@ -235,12 +230,6 @@ class SelfAugTrainer(SFTTrainer):
             raise ConfigError(
                 "tensor, context and sequence parallelism split what the alignment compares, and are not supported.",
                 "use DDP, FSDP2 or ZeRO (data parallelism), or alpha=0.",
-            )
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is not None and getattr(plugin, "fsdp_version", 1) == 1:
-            raise ConfigError(
-                "FSDP version 1 hides the adapter from its own switch, so the reference pass would see it switched on.",
-                "use FSDP2 (fsdp_version: 2 in the accelerate configuration).",
             )
         if self._is_vision_dataset:
             raise ConfigError("alignment on image data is not supported.", "train on text, or set alpha=0.")
@@ -511,6 +500,8 @@ class SelfAugTrainer(SFTTrainer):
     def _check_model(self, *, fresh: bool) -> None:
         embeddings = whole_shape(self.model.get_input_embeddings().weight)[0]
         check_table(self._rows, embeddings, self._tokenizer, "the training data")
+        if self._align_rows is not None:
+            check_table(self._align_rows, embeddings, self._tokenizer, "align_data")
 
         def check(model: nn.Module) -> bool:
             check_head(model)
@@ -559,6 +550,14 @@ class SelfAugTrainer(SFTTrainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole model or adapter: a sharded one is gathered. Every rank must call this.
+
+        Only checkpoints, for which `Trainer` calls it, may be saved in parts.
+        """
+        with contextlib.nullcontext() if _internal_call else saving_whole(self):
+            super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # TRL's method, which is bypassed below, writes a model card that says "SFT"; the run folder has ours.

@@ -10,7 +10,7 @@ import pytest
 from selfaug.common.errors import ConfigError
 from selfaug.methods import METHODS, get_method
 from selfaug.methods.options import resolve_options
-from selfaug.study.grid import Study, strengths_of, swept
+from selfaug.study.grid import Study, further, strengths_of, swept
 
 
 def study(**more: object) -> Study:
@@ -153,3 +153,28 @@ def test_the_order_and_spelling_of_options_is_no_difference() -> None:
         ("--max_length", "64", "--lora_target_modules", "q_proj", "v_proj", "--packing"),
     ):
         assert of(*other)["train"] != plain["train"]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_further_strength_is_beyond_the_last_and_taken(method: str) -> None:
+    values = sorted(v for v in strengths_of(method, 3, 1e-3) if v > 0)
+    classes = [part.Options for part in get_method(method).parts]
+    for last, up in ((values[-1], True), (values[0], False)):
+        found = further(method, last, up=up)
+        if found is None:
+            continue
+        assert found > last if up else 0 < found < last
+        if swept(method) not in ("alpha", "learning_rate"):
+            resolve_options(method, classes, {swept(method): found})  # raises out of range
+
+
+def test_a_study_is_widened_at_the_end_where_its_best_lies_and_no_further_than_the_range() -> None:
+    plain = study()
+    wider = plain.widened({"selfaug": "highest", "sft": "lowest"})
+    assert wider.values("selfaug") == [0.5, 2.0, 8.0, 32.0]
+    assert wider.values("sft") == [*plain.values("sft"), 1e-4]
+    assert wider.values("wise-ft") == plain.values("wise-ft")
+    assert {run.name for run in plain.runs()} < {run.name for run in wider.runs()}
+    whole = study(strengths={"wise-ft": [0.5, 1.0]})
+    assert whole.widened({"wise-ft": "highest"}).points() == whole.points()
+    assert further("stm", 1.58, up=False) == pytest.approx(1.58**0.5, abs=0.01)  # towards 1, and never there

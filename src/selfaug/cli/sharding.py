@@ -1,0 +1,56 @@
+"""How the processes that are about to be started will share the work, read from flags and configuration files."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from selfaug.common.errors import ConfigError
+from selfaug.common.files import read_json
+
+__all__ = ["sharding_asked"]
+
+
+def sharding_asked(parsed: Namespace, training: Any) -> str:
+    """Return the short name (`selfaug.training.sharding.NAMES`) of how processes will share the work.
+
+    Args:
+        parsed: The flags of ``accelerate launch``, parsed.
+        training: Settings of the run, which may name a file for DeepSpeed themselves.
+
+    Raises:
+        ConfigError: If a configuration file cannot be read.
+    """
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    if training.deepspeed:
+        return _zero(training.deepspeed)
+    if parsed.use_deepspeed:
+        return _zero(parsed.deepspeed_config_file or {"zero_optimization": {"stage": parsed.zero_stage or 2}})
+    if parsed.use_fsdp:
+        return f"fsdp{parsed.fsdp_version or 1}"
+    if parsed.config_file is None and not Path(default_config_file).is_file():
+        return "ddp"
+    try:
+        config = load_config_from_file(parsed.config_file)
+    except Exception as error:  # it may hold anything
+        raise ConfigError(
+            f"the accelerate configuration {parsed.config_file or default_config_file} cannot be read: {error}",
+            "write it with `accelerate config`, or correct it.",
+        ) from error
+    kind = str(getattr(config.distributed_type, "value", config.distributed_type))
+    if kind == "FSDP":
+        return f"fsdp{int(config.fsdp_config.get('fsdp_version', 1))}"
+    if kind != "DEEPSPEED":
+        return "ddp"
+    given = config.deepspeed_config
+    return _zero(given.get("deepspeed_config_file") or {"zero_optimization": {"stage": given.get("zero_stage", 2)}})
+
+
+def _zero(config: Any) -> str:
+    """Return the kind of a DeepSpeed configuration, or of the JSON file that holds it."""
+    if not isinstance(config, dict):
+        config = read_json(Path(str(config)), hint="correct the path or the file.", error=ConfigError)
+    stage = int((config.get("zero_optimization") or {}).get("stage", 0))
+    return f"zero{stage}" if stage else "ddp"

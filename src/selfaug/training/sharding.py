@@ -1,0 +1,99 @@
+"""Refusals of what FSDP and ZeRO cannot train here, by settings alone.
+
+They are made before processes are started, and again by the trainer, for those who start it themselves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from selfaug.common.errors import ConfigError
+from selfaug.methods import get_method
+
+if TYPE_CHECKING:
+    from selfaug.training.config import SelfAugConfig
+
+__all__ = ["NAMES", "check_sharding", "sharding_of"]
+
+NAMES = {
+    "ddp": "DDP",
+    "fsdp1": "FSDP version 1",
+    "fsdp2": "FSDP2",
+    "zero1": "ZeRO stage 1",
+    "zero2": "ZeRO stage 2",
+    "zero3": "ZeRO stage 3",
+}
+"""Ways of training in several processes, by their short names."""
+
+
+def sharding_of(trainer: Any) -> str | None:
+    """Return the short name of the way in which a trainer's processes share the work; ``None`` for one process."""
+    if trainer.is_deepspeed_enabled:
+        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
+        return f"zero{stage}" if stage else "ddp"
+    if trainer.is_fsdp_enabled:
+        version = getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1)
+        return f"fsdp{version}"
+    return "ddp" if trainer.accelerator.num_processes > 1 else None
+
+
+def check_sharding(
+    kind: str | None, args: SelfAugConfig, peft_config: Any, *, tied: bool, eight_bit: bool = False
+) -> None:
+    """Refuse what cannot be trained in this way, with the remedy.
+
+    Args:
+        kind: Key of :data:`NAMES`; ``None`` for one process.
+        args: Settings of the run.
+        peft_config: Settings of the adapter; ``None`` without one.
+        tied: Whether the model's head is its embedding.
+        eight_bit: Whether the base's weights are quantised to 8 bits.
+
+    Raises:
+        ConfigError: If the settings cannot be trained in this way.
+    """
+    if kind is None or kind == "ddp":
+        return
+    saved = list(getattr(peft_config, "modules_to_save", None) or ())
+    if kind == "fsdp1" and args.compares:
+        raise ConfigError(
+            "FSDP version 1 hides the adapter from its own switch, so the reference pass would see it switched on.",
+            "use FSDP2 (fsdp_version: 2 in the accelerate configuration).",
+        )
+    if args.changes.parameter_terms:
+        raise ConfigError(
+            f"method={args.method!r} penalises the trained weights themselves, which FSDP and ZeRO split up.",
+            "train on one device or with DDP, or choose another method.",
+        )
+    if args.changes.proximal is not None:
+        raise ConfigError(
+            f"method={args.method!r} copies the trained weights anew every few steps, which FSDP and ZeRO split up.",
+            "train on one device or with DDP, or choose another method.",
+        )
+    if any(part.reads_weights for part in get_method(args.method).parts):
+        raise ConfigError(
+            f"method={args.method!r} takes whole pretrained weights apart, and FSDP and ZeRO split them up.",
+            "train on one device or with DDP, or choose another method.",
+        )
+    if args.changes.adapter is not None:
+        raise ConfigError(
+            f"method={args.method!r} trains an adapter made of whole weights, which FSDP and ZeRO split up.",
+            "train on one device or with DDP, or choose another method.",
+        )
+    if eight_bit and kind == "fsdp2":
+        raise ConfigError(
+            f"load_in_8bit stores weights in a form of bitsandbytes that {NAMES[kind]} cannot split over ranks.",
+            "use load_in_4bit, or DDP or ZeRO.",
+        )
+    if kind == "fsdp2" and tied and saved:
+        raise ConfigError(
+            f"modules_to_save={saved} copies a weight for training that this model's head and embedding share, and "
+            "FSDP2 cannot split a weight that two of its groups see.",
+            "leave modules_to_save out, or use DDP or ZeRO.",
+        )
+    if kind == "zero3" and saved and args.compares and args.reference == "initial":
+        raise ConfigError(
+            f"reference='initial' keeps what modules_to_save={saved} trains as training began, and ZeRO stage 3 splits "
+            "it over ranks.",
+            "leave modules_to_save out, or use ZeRO stage 2 or DDP.",
+        )

@@ -1,0 +1,95 @@
+"""Is what FSDP and ZeRO cannot train refused by settings alone, with no process started and no weight loaded?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from peft import LoraConfig
+
+from selfaug import SelfAugConfig
+from selfaug.cli.export import missing_weights
+from selfaug.cli.launch import LaunchFlags
+from selfaug.cli.sharding import sharding_asked
+from selfaug.common.errors import ConfigError
+from selfaug.training.sharding import check_sharding
+from tests.distributed.launching import configuration
+
+
+def config(tmp_path: Path, **settings: Any) -> SelfAugConfig:
+    return SelfAugConfig(str(tmp_path), report_to="none", bf16=False, **settings)
+
+
+HEAD = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str, str]] = {
+    "FSDP 1": ("fsdp1", {}, {}, {}, "hides the adapter", "fsdp_version: 2"),
+    "8 bits under FSDP2": ("fsdp2", {}, {}, {"eight_bit": True}, "FSDP2 cannot split", "load_in_4bit"),
+    "tied head under FSDP2": ("fsdp2", {}, HEAD, {"tied": True}, "head and embedding share", "modules_to_save"),
+    "initial head under ZeRO-3": (
+        "zero3", {"reference": "initial"}, HEAD, {}, "as training began", "modules_to_save",
+    ),
+    "penalty on weights": (
+        "zero2", {"method": "l2", "method_options": {"update_weight": 0.5}}, {}, {}, "penalises the trained", "DDP",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(REFUSALS))
+def test_a_combination_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    kind, settings, adapter, facts, says, remedy = REFUSALS[name]
+    args, peft_config = config(tmp_path, **settings), LoraConfig(**adapter)
+    facts = {"tied": False, **facts}
+    with pytest.raises(ConfigError, match=says) as refused:
+        check_sharding(kind, args, peft_config, **facts)
+    assert remedy in refused.value.hint
+    check_sharding("ddp", args, peft_config, **facts)
+    check_sharding(None, args, peft_config, **facts)
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("reference", ["base", "initial"])
+def test_an_adapter_is_not_refused(kind: str, reference: str, tmp_path: Path) -> None:
+    check_sharding(kind, config(tmp_path, reference=reference), LoraConfig(), tied=True)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_the_sharding_is_read_from_a_configuration_file(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(yaml.safe_dump(configuration(kind)))
+    parsed = LaunchFlags().check(["--config_file", str(file)])
+    assert sharding_asked(parsed, SimpleNamespace(deepspeed=None)) == kind
+
+
+def test_the_sharding_is_read_from_flags_and_from_deepspeeds_file(tmp_path: Path) -> None:
+    def asked(*words: str, deepspeed: Any = None) -> str:
+        return sharding_asked(LaunchFlags().check(list(words)), SimpleNamespace(deepspeed=deepspeed))
+
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    assert asked("--use_fsdp", "--fsdp_version", "2") == "fsdp2"
+    assert asked("--use_fsdp") == "fsdp1"
+    assert asked("--use_deepspeed", "--zero_stage", "1") == "zero1"
+    assert asked("--use_deepspeed", "--deepspeed_config_file", str(file)) == "zero3"
+    assert asked(deepspeed=str(file)) == "zero3"
+    file.write_text("{")
+    with pytest.raises(ConfigError, match=r"zero\.json"):
+        asked(deepspeed=str(file))
+
+
+def test_an_export_without_its_weights_is_seen(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    assert missing_weights(tmp_path, None) == "it has no weights"
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({"a": torch.ones(3, 4)}, file)
+    assert missing_weights(tmp_path, 12) is None
+    assert missing_weights(tmp_path, 13) == "it has 12 of 13 trained values"
+    save_file({"a": torch.ones(3, 4), "b": torch.empty(0)}, file)
+    assert missing_weights(tmp_path, None) == "b is empty"
+    file.write_bytes(file.read_bytes()[:20])
+    assert "cannot be read" in str(missing_weights(tmp_path, None))
