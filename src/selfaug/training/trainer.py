@@ -274,9 +274,10 @@ class SelfAugTrainer(SFTTrainer):
         at_once = catches_activations or self.args.reference_slice == 0
         if self.reference is None or at_once or not can_slice(self.model.config):
             return None
+        wanted: int = self.args.reference_slice
         if self.splits_weights or any(p.is_meta for p in self.base_model.parameters()):
-            return self.args.reference_slice  # `_begin` tries it, in a call of the wrapped model
-        return self.args.reference_slice if self._slices_agree(self.base_model) else None
+            return wanted  # `begin` tries it, in a call of the wrapped model
+        return wanted if self._slices_agree(self.base_model) else None
 
     def _slices_agree(self, model: nn.Module) -> bool:
         assert self.reference is not None
