@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 __all__ = [
-    "LoraPair", "corda_parts", "gathered_head", "is_zero_parameter", "keep_nothing_gathered", "loading_options",
-    "lora_pairs", "pissa_parts", "release_zero_parameter", "saving_whole", "spare_refused_modules", "switchable_layers",
+    "LoraPair", "computes_anew", "corda_parts", "gathered_head", "is_zero_parameter", "keep_nothing_gathered",
+    "loading_options", "lora_pairs", "pissa_parts", "release_zero_parameter", "saving_whole", "spare_refused_modules",
+    "switchable_layers", "trained_tokens",
 ]  # fmt: skip
 
 
@@ -29,6 +30,41 @@ def switchable_layers(model: nn.Module) -> list[Any]:
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     return [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+def trained_tokens(model: nn.Module) -> list[int]:
+    """Return the ids of the tokens whose embeddings are trained one by one (``trainable_token_indices``)."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer)]
+    return sorted({int(i) for layer in layers for name in layer.active_adapters for i in layer.token_indices[name]})
+
+
+def computes_anew(model: nn.Module, whole: Callable[[Tensor], Tensor]) -> bool:
+    """Whether adapters that change nothing yet give their layers' outputs to rounding only.
+
+    A LoRA whose product B·A is 0 adds exactly 0. DoRA, and kinds of adapters other than LoRA, compute the output anew.
+    Where a product is not 0 the adapter does change something, and the answer is no.
+
+    Args:
+        model: Model with active adapters.
+        whole: Function that returns a whole weight where ranks hold parts of it.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    anew = False
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
+            anew = anew or isinstance(layer, BaseTunerLayer)
+            continue
+        for name in layer.active_adapters:
+            for down, up in ((layer.lora_A, layer.lora_B), (layer.lora_embedding_A, layer.lora_embedding_B)):
+                pair = [getattr(part[name], "weight", part[name]) for part in (down, up)] if name in down else []
+                if pair and all(bool(whole(matrix).any()) for matrix in pair):
+                    return False
+            anew = anew or name in layer.lora_variant
+    return anew
 
 
 class LoraPair(NamedTuple):
