@@ -87,6 +87,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "weighted samples": {"settings": {"method": "flow", "per_device_train_batch_size": 1}},
     "held activations": {"settings": {"method": "align-v", "per_device_train_batch_size": 1}},
+    "around each step": {
+        "settings": {
+            "method": "finch+psft+oplora",
+            "method_options": {"renew_steps": 2, "kept_share": 0.25, "finch_most": 0.7},
+            "per_device_train_batch_size": 1,
+            "learning_rate": 0.02,
+            "max_steps": 3,
+        },
+    },
     "few": {
         # One rank has the sequence without a prompt or the one without a response; nothing is drawn on it.
         "kinds": ["odd shapes"],
@@ -157,7 +166,10 @@ def distances(folder: Path, name: str) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "method" in case["settings"]])
+ONE_STEP = [n for n, case in CASES.items() if "method" in case["settings"] and "max_steps" not in case["settings"]]
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
 def test_a_method_has_one_gradient_on_one_rank_and_on_two(name: str, folder: Path, tmp_path: Path) -> None:
     """The oracles of the methods stand beside their single-rank tests."""
     known = tuple(sequence for kind in CASES[name]["kinds"] for sequence in SEQUENCES[kind])[: CASES[name]["count"]]
@@ -166,6 +178,27 @@ def test_a_method_has_one_gradient_on_one_rank_and_on_two(name: str, folder: Pat
     ranks = load(folder, name)
     assert relative_distance(oracle_step(known).gradient()[1], expected) > 0.01
     assert relative_distance(ranks[0]["gradients"][0], expected) < TOLERANCE[torch.float64]
+
+
+def test_what_acts_around_each_step_acts_alike_on_one_rank_and_on_two(folder: Path, tmp_path: Path) -> None:
+    """Loss of the step, copy of the weights and projection: the next steps' gradients depend on all three."""
+    case = CASES["around each step"]
+    known = tuple(sequence for kind in case["kinds"] for sequence in SEQUENCES[kind])[: case["count"]]
+    settings = {**case["settings"], "gradient_accumulation_steps": 10}
+    expected = run(known, tmp_path / "one", **settings).gradients
+    ranks = load(folder, "around each step")
+    assert len(expected) == len(ranks[0]["gradients"]) == 3
+    for step, (one, two) in enumerate(zip(expected, ranks[0]["gradients"], strict=True)):
+        assert ranks[0]["response"][step] != ranks[1]["response"][step]
+        assert relative_distance(two, one) < TOLERANCE[torch.float64]
+    for left_out in ("finch+psft", "finch+oplora", "psft+oplora"):
+        options = {n: v for n, v in settings["method_options"].items() if _option_of(n) in left_out}
+        other = run(known, tmp_path / left_out, **{**settings, "method": left_out, "method_options": options}).gradients
+        assert relative_distance(other[2], expected[2]) > 1e-3
+
+
+def _option_of(name: str) -> str:
+    return {"renew_steps": "psft", "kept_share": "oplora", "finch_most": "finch"}[name]
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from selfaug.common.errors import ConfigError
+
 __all__ = [
     "LoraPair", "computes_anew", "corda_parts", "gathered_head", "is_zero_parameter", "keep_nothing_gathered",
-    "loading_options", "lora_pairs", "pissa_parts", "release_zero_parameter", "saving_whole", "spare_refused_modules",
-    "switchable_layers", "trained_tokens",
+    "loading_options", "lora_pairs", "osf_settings", "pissa_parts", "reduce_intruders", "release_zero_parameter",
+    "saving_whole", "spare_refused_modules", "switchable_layers", "trained_tokens",
 ]  # fmt: skip
 
 
@@ -159,6 +161,53 @@ def corda_parts(
     for pair in pairs:  # PEFT leaves the layers in evaluation mode
         pair.layer.get_base_layer().train(pair.layer.training)  # type: ignore[operator]
     return [_part_of(pair, "corda") for pair in pairs]
+
+
+def reduce_intruders(model: nn.Module, *, top: int, cosine: float, scale: float) -> None:
+    """Apply PEFT's `reduce_intruder_dimension` to the active adapter, in place.
+
+    PEFT writes the result into a second adapter, which here replaces the values of the first and is removed.
+
+    Args:
+        model: PEFT's wrapper of the causal LM.
+        top: Number of the strongest directions of W + ΔW that are looked at.
+        cosine: Cosine with the pretrained directions below which one is new.
+        scale: Factor on new directions. (PEFT's own text has it the other way round.)
+    """
+    from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+    wrapper: Any = model
+    name, reduced = wrapper.active_adapter, "selfaug_reduced"
+    reduce_intruder_dimension(
+        wrapper, name, reduced, top_k=top, threshold_epsilon=cosine, mitigation_lambda=scale, logging_sink=None
+    )
+    new = lora_pairs(wrapper)
+    wrapper.set_adapter(name)
+    for pair, other in zip(lora_pairs(wrapper), new, strict=True):
+        pair.A.data.copy_(other.A.data)
+        pair.B.data.copy_(other.B.data)
+    wrapper.delete_adapter(reduced)
+
+
+def osf_settings(given: Any, kept: float) -> Any:
+    """Return PEFT's OSF settings for the modules of a LoRA's settings.
+
+    Args:
+        given: Settings of the LoRA.
+        kept: Share of each weight's singular directions that stay.
+
+    Raises:
+        ConfigError: If the LoRA chooses its layers in a way that OSF has no setting for.
+    """
+    from peft import OSFConfig
+
+    for name, usual in (("exclude_modules", None), ("layers_to_transform", None), ("init_lora_weights", True)):
+        if getattr(given, name) not in (usual, []):
+            raise ConfigError(
+                f"{name}={getattr(given, name)!r} has no counterpart in PEFT's OSF, so it would have no effect.",
+                f"leave {name} out (target_modules names the layers), or choose another method.",
+            )
+    return OSFConfig(effective_rank=kept, target_modules=given.target_modules, task_type=given.task_type)
 
 
 def gathered_head(*weights: Any, write: bool = False) -> Any:

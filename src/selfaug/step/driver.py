@@ -121,6 +121,8 @@ class StepDriver:
         self._auxiliary_weight = auxiliary_weight
         self._finite: Tensor | None = None
         self._finite_on_host: _HostCopy | None = None
+        self._nll: Tensor | None = None
+        self._n_response = 0
 
     def take(self, batches: Sequence[Any], step: int) -> Tensor:
         """Plan a step, put each micro-batch's plan into it, and return the step's response tokens over all ranks.
@@ -135,6 +137,7 @@ class StepDriver:
             plan = plan.with_totals(total())
         for batch, passes, micro in zip(batches, self._idle_passes(plan), grouped, strict=True):
             batch[KEY] = self._divided(plan, micro, self.draw, passes)
+        self._n_response, self._nll = plan.n_response, None
         return torch.tensor(plan.n_response)
 
     def loss(self, model: Any, inputs: dict[str, Any], *, accumulated: int) -> StepOutputs:
@@ -170,7 +173,21 @@ class StepDriver:
             finite = torch.isfinite(loss.detach())
             self._finite = finite if self._finite is None else self._finite & finite
             self._finite_on_host = _HostCopy(self._finite)
+            if "nll" in sums:
+                self._nll = sums["nll"].detach() + (0 if self._nll is None else self._nll)
         return StepOutputs(loss, micro, sums)
+
+    def step_nll(self) -> float | None:
+        """Return the mean NLL of the step's response tokens (nats) over micro-batches and ranks; ``None`` without one.
+
+        Every rank must call it, after the step's backward passes.
+        """
+        if not self._n_response:
+            return None
+        total = torch.zeros((), device=self._accelerator.device) if self._nll is None else self._nll
+        if self._accelerator.num_processes > 1:
+            total = self._accelerator.reduce(total.to(self._accelerator.device), reduction="sum")
+        return float(total) / self._n_response
 
     def require_finite(self, step: int) -> None:
         """Check, before the optimiser step, that the losses of the step are finite on all ranks.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
+from selfaug.methods import get_method
 
 if TYPE_CHECKING:
     from selfaug.training.config import SelfAugConfig
@@ -85,6 +86,21 @@ def check_sharding(
             "save: checkpoints and the finished adapter would be empty.",
             "set fsdp_activation_checkpointing: false in the accelerate configuration, and use "
             "--gradient_checkpointing true (the default).",
+        )
+    if args.changes.proximal is not None:
+        raise ConfigError(
+            f"method={args.method!r} copies the trained weights anew every few steps, which FSDP and ZeRO split up.",
+            "train on one device or with DDP, or choose another method.",
+        )
+    if any(part.reads_weights for part in get_method(args.method).parts):
+        raise ConfigError(
+            f"method={args.method!r} takes whole pretrained weights apart, and FSDP and ZeRO split them up.",
+            "train on one device or with DDP, or choose another method.",
+        )
+    if args.changes.adapter is not None:
+        raise ConfigError(
+            f"method={args.method!r} trains an adapter made of whole weights, which FSDP and ZeRO split up.",
+            "train on one device or with DDP, or choose another method.",
         )
     if eight_bit and kind == "fsdp2":
         raise ConfigError(

@@ -30,21 +30,22 @@ from selfaug.before.token_weights import scores_of_base, token_weights
 from selfaug.common.errors import ConfigError
 from selfaug.data.vocabulary import check_table
 from selfaug.methods import get_method
-from selfaug.methods.adapters import asks_base, check_adapter
+from selfaug.methods.adapters import asks_base, check_adapter, check_weights
 from selfaug.model.checks import check_head, check_packing, may_skip_weights, probe_tokens
-from selfaug.model.libraries import keep_nothing_gathered, saving_whole, spare_refused_modules
+from selfaug.model.libraries import keep_nothing_gathered, lora_pairs, saving_whole, spare_refused_modules
 from selfaug.model.parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
 from selfaug.model.sharding import reshard, whole_shape
 from selfaug.objective.activation_terms import find_modules
 from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.adapter import BaseReference
+from selfaug.reference.adapter import BaseReference, InitialReference
 from selfaug.reference.cache_key import refuse_uncacheable
 from selfaug.reference.cached import CachedReference, ReferenceCache, open_cache
 from selfaug.reference.checks import check_full_tuning, check_peft, check_quantised, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import Draw, ReadingCollator, StepDriver
 from selfaug.step.forward import StepObjective, inside, install
+from selfaug.training.around import AroundSteps
 from selfaug.training.checkpoints import Checkpoints
 from selfaug.training.config import SelfAugConfig
 from selfaug.training.metrics import Metrics
@@ -112,6 +113,8 @@ class SelfAugTrainer(SFTTrainer):
         check_quantised(quantised=given is not None, adapted=adapted)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
+        if args.changes.adapter is not None and kwargs.get("peft_config") is not None:
+            kwargs["peft_config"] = args.changes.adapter(kwargs["peft_config"])
         self._check_data(args, kwargs)
         self._chosen_renderer = renderer
         self._max_length = args.max_length
@@ -166,6 +169,8 @@ class SelfAugTrainer(SFTTrainer):
             find_modules(body_of(self.base_model), activation_term.kinds)
         memory_mb = self.args.objective_memory_mb
         slice_tokens = self._slice_tokens(catches_activations=activation_term is not None)
+        proximal = self.args.changes.proximal
+        earlier = None if proximal is None else InitialReference(self.base_model)
         objective = StepObjective(
             self.args.changes.terms,
             self.reference,
@@ -176,6 +181,8 @@ class SelfAugTrainer(SFTTrainer):
             activation_term=activation_term,
             slice_tokens=slice_tokens,
             reweigh=self.args.changes.reweigh,
+            proximal=None if proximal is None else proximal.weigh,
+            earlier=earlier,
         )
         install(self.base_model, objective)
         self.driver = StepDriver(
@@ -191,8 +198,10 @@ class SelfAugTrainer(SFTTrainer):
         self._checkpoints = Checkpoints(self.accelerator, args.save_total_limit)
         self._cache_ready = self._fisher_ready = False
         self._resumed_from: Path | None = None
+        self._around = AroundSteps(self.base_model, self.args.changes, self.driver, earlier)
         self.add_callback(_StopOnNonFinite(self.driver))
         self.add_callback(_Begin(self))
+        self.add_callback(self._around)
 
     # ---- checks, and the reference ----------------------------------------------------------------------------
 
@@ -213,6 +222,15 @@ class SelfAugTrainer(SFTTrainer):
         tied = bool(getattr(self.model.config.get_text_config(), "tie_word_embeddings", False))
         eight_bit = bool(getattr(self.base_model, "is_loaded_in_8bit", False))
         check_sharding(sharding_of(self), self.args, peft_config, tied=tied, eight_bit=eight_bit)
+        for part in self.method.parts:
+            if part.reads_weights:
+                check_weights(part.name, lora_pairs(self.base_model))
+        if self.args.changes.rate and self.is_deepspeed_enabled:
+            raise ConfigError(
+                f"method={self.method.name!r} sets the learning rate when a step's loss is known, and DeepSpeed takes "
+                "the step before that.",
+                "train with DDP or FSDP2, or choose another method.",
+            )
         if not self.args.compares:
             return
         parallel = self.accelerator.parallelism_config
@@ -463,11 +481,14 @@ class SelfAugTrainer(SFTTrainer):
         self._resumed_from = folder
         if not self.splits_weights:
             self._check_and_restore(folder)
+        self._around.prepare()
+        if folder is not None:
+            self._around.load_tensors(self._checkpoints.method_tensors(folder))
         result = super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
             self._settle_start()
             for finish in self.args.changes.finish:
-                finish(self.base_model)
+                finish(self.model)
         return result
 
     def begin(self) -> None:
@@ -584,6 +605,7 @@ class SelfAugTrainer(SFTTrainer):
                 folder,
                 self.reference,
                 tensors,
+                method=self._around.tensors(),
                 num_tokens=num_tokens,
                 model_only=self.args.save_only_model,
                 best=self.state.best_model_checkpoint,
