@@ -17,8 +17,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 from unittest import mock
 
-from tests.hosts.recorder import planted
-
 
 def ms_swift(words: list[str]) -> str:
     from swift.pipelines import sft_main
@@ -52,6 +50,8 @@ HOSTS: dict[str, Callable[[list[str]], str]] = {
 
 
 def main() -> None:
+    from tests.hosts.recorder import planted  # not above: processes that a host spawns import this file
+
     said: list[str] = []
     for case in json.load(sys.stdin):
         variables = {"STEP_RECORD": case["record"], **case.get("variables", {})}
