@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     measure.quiet()
-    from selfaug.reference.passes import slice_size
+    from selfaug.planning.reference_batch import slice_size
 
     kinds = {
         tokens: computed(tokens, slice_size(tokens, options.slice), options.fraction) for tokens in options.computed

@@ -263,13 +263,17 @@ def saving_whole(trainer: Any) -> Iterator[None]:
     transformers writes no weights for FSDP's ``SHARDED_STATE_DICT``, nor for ZeRO-3 without
     ``stage3_gather_16bit_weights_on_model_save``.
     """
-    owner, name, value = None, "", None
+    owner: Any = None
+    name = ""
+    value: Any = None
     if trainer.is_fsdp_enabled:
         from torch.distributed.fsdp import StateDictType
 
-        owner, name, value = trainer.accelerator.state.fsdp_plugin, "state_dict_type", StateDictType.FULL_STATE_DICT
+        owner, name = trainer.accelerator.state.fsdp_plugin, "state_dict_type"
+        value = StateDictType.FULL_STATE_DICT
     elif trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
-        owner, name, value = trainer.deepspeed._config.zero_config, "gather_16bit_weights_on_model_save", True
+        owner, name = trainer.deepspeed._config.zero_config, "gather_16bit_weights_on_model_save"
+        value = True
     asked = getattr(owner, name, None)
     try:
         if owner is not None:

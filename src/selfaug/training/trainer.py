@@ -274,9 +274,10 @@ class SelfAugTrainer(SFTTrainer):
         at_once = catches_activations or self.args.reference_slice == 0
         if self.reference is None or at_once or not can_slice(self.model.config):
             return None
+        wanted: int = self.args.reference_slice
         if self.splits_weights or any(p.is_meta for p in self.base_model.parameters()):
-            return self.args.reference_slice  # `_begin` tries it, in a call of the wrapped model
-        return self.args.reference_slice if self._slices_agree(self.base_model) else None
+            return wanted  # `begin` tries it, in a call of the wrapped model
+        return wanted if self._slices_agree(self.base_model) else None
 
     def _slices_agree(self, model: nn.Module) -> bool:
         assert self.reference is not None
@@ -548,8 +549,19 @@ class SelfAugTrainer(SFTTrainer):
             handler.find_unused_parameters = may_skip
 
     def _ready_cache(self) -> None:
-        if self._cache is not None and not self._cache_ready:
-            self.write_reference_cache()
+        if self._cache is None or self._cache_ready:
+            return
+        if self.splits_weights and self._resumed_from is not None and self.base_model is self.model:
+            # Weights are split after a checkpoint is read, and in full fine-tuning they are the base's no more.
+            if self._cache.missing():
+                raise ConfigError(
+                    f"the reference cache in {self._cache.folder} is not whole, and a resumed full fine-tuning cannot "
+                    "write it any more.",
+                    "restore the cache that the run began with, or begin a new run.",
+                )
+            self._cache_ready = True
+            return
+        self.write_reference_cache()
 
     def _ready_fisher(self) -> None:
         wanted = self.args.changes.fisher
