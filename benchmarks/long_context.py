@@ -107,9 +107,7 @@ def _prepared(part: str, tokens: int, size: int, fraction: float) -> Any:
     layout = ReferenceLayout(slice=size)
     options = {"seed": 0, "step": 0, "align_token_fraction": fraction, "reference_layout": layout}
     plan = plan_step([batch], **options, align=reference is not None)  # type: ignore[arg-type]
-    micro = micro_batch(
-        plan.micro[0], n_response=plan.n_response, drawn_divisor=fraction * plan.n_aligned, join_reference=False
-    )
+    micro = micro_batch(plan.micro[0]).divided(n_response=plan.n_response, drawn_divisor=fraction * plan.n_aligned)
     return lambda: adapted(**batch, selfaug=micro)["loss"].backward()
 
 

@@ -122,10 +122,12 @@ def check_reference(settings: Settings) -> None:
     from selfaug.cli.rehearsal import adapter_settings
     from selfaug.methods import get_method
     from selfaug.methods.adapters import check_adapter
-    from selfaug.reference.checks import check_full_tuning
+    from selfaug.reference.checks import check_full_tuning, check_quantised
     from selfaug.run.model_source import check_model
 
     training = settings.training
+    quantised = settings.model.load_in_4bit or settings.model.load_in_8bit
+    check_quantised(quantised=quantised, adapted=settings.model.use_peft)
     check_adapter(get_method(training.method), adapter_settings(settings.model))
     if training.compares and not settings.model.use_peft and training.reference_cache is None:
         check_full_tuning(training.reference)
@@ -200,6 +202,8 @@ def _train(
     if settings.training.push_to_hub and settings.training.hub_model_id is None:
         settings.training.hub_model_id = folder.path.name
     say(f"loading the model {settings.model.model_name_or_path} ...")
+    if settings.training.compares and (settings.model.load_in_4bit or settings.model.load_in_8bit):
+        say("The reference is the base as it is quantised here, not the model in its own number format.")
     try:
         trainer = make_trainer(settings, tables, tokenizer, renderer)
     except BaseException:
