@@ -273,3 +273,21 @@ def test_quantised_weights_are_not_trained_themselves(given: str, tmp_path: Path
             **settings,
         )
     assert "--use_peft true" in refused.value.hint
+
+
+def test_dora_over_8_bits_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    from transformers import BitsAndBytesConfig
+
+    from selfaug.training.trainer import SelfAugTrainer
+    from tests.integration.killed_run import config
+
+    with pytest.raises(ConfigError, match="use_dora reads the values") as refused:
+        SelfAugTrainer(
+            "never loaded",
+            config(tmp_path, alpha=0.0),
+            train_dataset=Dataset.from_list(small.rows(8)),
+            processing_class=small.tokenizer(),
+            peft_config=small.lora(use_dora=True),
+            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        )
+    assert "load_in_4bit" in refused.value.hint

@@ -89,6 +89,7 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     from selfaug.cli.parsing import build
     from selfaug.methods import get_method
     from selfaug.methods.adapters import trains_without_adapter
+    from selfaug.reference.checks import check_quantised
     from selfaug.training.ranges import ADAPTER, check_ranges
 
     values = arguments.values
@@ -110,6 +111,8 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     settings = build(values)
     if settings.model.use_peft:
         check_ranges(settings.model, ADAPTER)
+    quantised = facts.quantization is not None or settings.model.load_in_4bit or settings.model.load_in_8bit
+    check_quantised(quantised=quantised, adapted=settings.model.use_peft)
     return settings
 
 
@@ -122,12 +125,10 @@ def check_reference(settings: Settings) -> None:
     from selfaug.cli.rehearsal import adapter_settings
     from selfaug.methods import get_method
     from selfaug.methods.adapters import check_adapter
-    from selfaug.reference.checks import check_full_tuning, check_quantised
+    from selfaug.reference.checks import check_full_tuning
     from selfaug.run.model_source import check_model
 
     training = settings.training
-    quantised = settings.model.load_in_4bit or settings.model.load_in_8bit
-    check_quantised(quantised=quantised, adapted=settings.model.use_peft)
     check_adapter(get_method(training.method), adapter_settings(settings.model))
     if training.compares and not settings.model.use_peft and training.reference_cache is None:
         check_full_tuning(training.reference)

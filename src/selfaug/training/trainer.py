@@ -110,7 +110,12 @@ class SelfAugTrainer(SFTTrainer):
         self.method = get_method(args.method)
         given = getattr(model, "hf_quantizer", None) or kwargs.get("quantization_config")
         adapted = kwargs.get("peft_config") is not None or hasattr(model, "get_base_model")
-        check_quantised(quantised=given is not None, adapted=adapted)
+        dora = args.use_cpu and getattr(kwargs.get("peft_config"), "use_dora", False)
+        check_quantised(
+            quantised=given is not None,
+            adapted=adapted,
+            dora_in_8_bits_on_cpu=bool(dora and getattr(given, "load_in_8bit", False)),
+        )
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
         if args.changes.adapter is not None and kwargs.get("peft_config") is not None:
