@@ -24,7 +24,7 @@ from tests.distributed.cells import Cell
 from tests.distributed.launching import environment, largest_difference, launcher
 from tests.distributed.test_sharding import STORIES, missing
 
-pytestmark = [pytest.mark.distributed, pytest.mark.nightly, pytest.mark.shared]
+pytestmark = [pytest.mark.distributed, pytest.mark.nightly, pytest.mark.shared, pytest.mark.timeout(3600)]
 
 SCRIPT = Path(__file__).with_name("resumed.py")
 MOMENTS = 10

@@ -20,7 +20,8 @@ from tests.distributed.cells import KINDS, PAIRS, STEPS, Cell, table, train
 from tests.distributed.launching import largest_difference, run_cells
 from tests.models import save_tiny
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+# The first cell of a sharding waits for all of them.
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories260k"
 
