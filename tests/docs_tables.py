@@ -47,12 +47,13 @@ def methods() -> str:
         numbers = re.sub(r"(\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", method.source)
         return numbers or "-"
 
-    rows = [
-        f"| `{name}` | {m.summary} | {m.formula} | {source(m)} | {m.needs or '-'} | {options(m) or '-'} |"
-        for name, m in METHODS.items()
-    ]
-    head = "| `--method` | what it does | loss | source | needs | options (default) |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+    def row(name: str, m: Method) -> str:
+        cells = (f"`{name}`", m.summary, m.formula, source(m), m.differs, m.needs, options(m))
+        return f"| {' | '.join(cell or '-' for cell in cells)} |"
+
+    rows = [row(name, method) for name, method in METHODS.items()]
+    head = "| `--method` | what it does | loss | source | differs from its source in | needs | options (default) |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
 
 
 TABLES: dict[str, tuple[Path, Callable[[], str]]] = {

@@ -35,6 +35,11 @@ CASES: dict[str, dict[str, Any]] = {
     "padding-free": {"settings": {"padding_free": True, "per_device_train_batch_size": 5}},
     "packing": {"settings": {"packing": True, "max_length": 48, "per_device_train_batch_size": 1}},
     "paper": {"settings": {"preset": "paper", "per_device_train_batch_size": 5}},
+    "spare layer": {
+        "settings": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 5},
+        "spare": True,
+    },
+    "without logs": {"settings": {"per_device_train_batch_size": 5, "max_steps": 4, "logging_steps": 1000}},
     "drawn": {"settings": {"align_fraction": 0.5, "per_device_train_batch_size": 1, "max_steps": 4}},
     "drawn, packing": {
         "settings": {
@@ -82,6 +87,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "weighted samples": {"settings": {"method": "flow", "per_device_train_batch_size": 1}},
     "held activations": {"settings": {"method": "align-v", "per_device_train_batch_size": 1}},
+    "around each step": {
+        "settings": {
+            "method": "finch+psft+oplora",
+            "method_options": {"renew_steps": 2, "kept_share": 0.25, "finch_most": 0.7},
+            "per_device_train_batch_size": 1,
+            "learning_rate": 0.02,
+            "max_steps": 3,
+        },
+    },
     "few": {
         # One rank has the sequence without a prompt or the one without a response; nothing is drawn on it.
         "kinds": ["odd shapes"],
@@ -152,7 +166,10 @@ def distances(folder: Path, name: str) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "method" in case["settings"]])
+ONE_STEP = [n for n, case in CASES.items() if "method" in case["settings"] and "max_steps" not in case["settings"]]
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
 def test_a_method_has_one_gradient_on_one_rank_and_on_two(name: str, folder: Path, tmp_path: Path) -> None:
     """The oracles of the methods stand beside their single-rank tests."""
     known = tuple(sequence for kind in CASES[name]["kinds"] for sequence in SEQUENCES[kind])[: CASES[name]["count"]]
@@ -163,8 +180,34 @@ def test_a_method_has_one_gradient_on_one_rank_and_on_two(name: str, folder: Pat
     assert relative_distance(ranks[0]["gradients"][0], expected) < TOLERANCE[torch.float64]
 
 
+def test_what_acts_around_each_step_acts_alike_on_one_rank_and_on_two(folder: Path, tmp_path: Path) -> None:
+    """Loss of the step, copy of the weights and projection: the next steps' gradients depend on all three."""
+    case = CASES["around each step"]
+    known = tuple(sequence for kind in case["kinds"] for sequence in SEQUENCES[kind])[: case["count"]]
+    settings = {**case["settings"], "gradient_accumulation_steps": 10}
+    expected = run(known, tmp_path / "one", **settings).gradients
+    ranks = load(folder, "around each step")
+    assert len(expected) == len(ranks[0]["gradients"]) == 3
+    for step, (one, two) in enumerate(zip(expected, ranks[0]["gradients"], strict=True)):
+        assert ranks[0]["response"][step] != ranks[1]["response"][step]
+        assert relative_distance(two, one) < TOLERANCE[torch.float64]
+    for left_out in ("finch+psft", "finch+oplora", "psft+oplora"):
+        options = {n: v for n, v in settings["method_options"].items() if _option_of(n) in left_out}
+        other = run(known, tmp_path / left_out, **{**settings, "method": left_out, "method_options": options}).gradients
+        assert relative_distance(other[2], expected[2]) > 1e-3
+
+
+def _option_of(name: str) -> str:
+    return {"renew_steps": "psft", "kept_share": "oplora", "finch_most": "finch"}[name]
+
+
 @pytest.mark.parametrize(
-    "name", [name for name, case in CASES.items() if not case["planted"] and "method" not in case["settings"]]
+    "name",
+    [
+        name
+        for name, case in CASES.items()
+        if not (case["planted"] or case.get("spare") or "method" in case["settings"])
+    ],
 )
 def test_two_ranks_equal_the_oracle(name: str, folder: Path) -> None:
     found = distances(folder, name)
@@ -194,3 +237,22 @@ def test_an_evaluation_counts_every_row_once(name: str, folder: Path) -> None:
         assert rank["evaluation"]["eval_nll"] == pytest.approx(nll, rel=1e-6)
         assert rank["evaluation"]["eval_alignment"] == pytest.approx((total - nll) / 2.0, rel=1e-6)
         assert rank["evaluation"]["eval_loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_ddp_searches_for_unused_weights_only_where_there_are_some(folder: Path) -> None:
+    """Under DDP, transformers has every adapter searched; a search less must change nothing (the tests above)."""
+    assert CASES["checkpointing"]["settings"]["gradient_checkpointing"]
+    for name in ("padding", "accumulation", "checkpointing", "packing", "held activations", "weighted samples"):
+        assert [rank["searches"] for rank in load(folder, name)] == [False, False], name
+    spare = load(folder, "spare layer")
+    assert [rank["searches"] for rank in spare] == [True, True]
+    gradient = spare[0]["gradients"][0]
+    unused = {name: gradient.pop(name) for name in list(gradient) if "spare" in name}
+    assert len(unused) == 2
+    assert not any(bool(g.any()) for g in unused.values())
+    assert relative_distance(gradient, load(folder, "accumulation")[0]["gradients"][0]) < TOLERANCE[torch.float64]
+
+
+def test_a_step_reduces_its_counts_and_its_check_once_without_the_devices(folder: Path) -> None:
+    for rank in load(folder, "without logs"):
+        assert rank["reductions"] == ["hosts"] * 4  # two steps of two

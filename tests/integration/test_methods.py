@@ -83,6 +83,46 @@ def test_a_step_has_the_methods_gradient(method: str, layout: str, plain_run: Ra
     assert ran.losses == pytest.approx([loss], rel=1e-5)
 
 
+def fine_tuned(folder: Path) -> str:
+    """A model that another adapter was merged into."""
+    model = with_lora(tiny("llama"), seed=5)
+    merged = model.merge_and_unload()
+    merged.save_pretrained(folder)
+    return str(folder)
+
+
+def anchored(z: Tensor, r: Tensor, y: Tensor, pull: float = 0.3) -> Tensor:
+    """KL to the renormalised geometric mean of both distributions, which is held constant."""
+    a = z.softmax(-1).detach() ** (1 - pull) * r.softmax(-1) ** pull
+    a = a / a.sum(-1, keepdim=True)
+    return (a * (a.log() - z.log_softmax(-1))).sum(-1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_goes_a_part_of_the_way_to_the_fine_tuned_model(layout: str, plain_run: Ran, tmp_path: Path) -> None:
+    options = {"anchor_pull": 0.3, "anchor_share": 0.8}
+    path = fine_tuned(tmp_path / "sft")
+    settings = {"model_init_kwargs": {"dtype": torch.float64}, "reference": path, **LAYOUTS[layout]}
+    ran = run(CHOSEN, tmp_path / "run", method="anchored", method_options=options, **settings)
+
+    def own(z: Tensor, y: Tensor) -> Tensor:
+        return 0.2 * dense.nll_N(z, y)
+
+    def expected(base: Any, compare: Compare) -> Any:
+        return method_gradient(base, with_lora(tiny("llama")), CHOSEN, own, compare, 0.8)
+
+    from transformers import AutoModelForCausalLM
+
+    sft = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+    loss, gradient = expected(sft, anchored)
+    assert relative_distance(plain_run.gradient, gradient) > 0.05
+    assert relative_distance(ran.gradient, gradient) < TOLERANCE[torch.float64]
+    assert ran.losses == pytest.approx([loss], rel=1e-5)
+    # Planted: the base in the fine-tuned model's place, and the two weights of the mixture exchanged.
+    assert relative_distance(expected(tiny("llama"), anchored)[1], gradient) > 0.01
+    assert relative_distance(expected(sft, lambda z, r, y: anchored(z, r, y, 0.7))[1], gradient) > 0.01
+
+
 def talr_by_median(z: Tensor, y: Tensor, all_nll: Tensor) -> Tensor:
     nll = dense.nll_N(z, y)
     tau = all_nll.sort().values
@@ -172,7 +212,8 @@ def test_the_responses_first_token_is_not_learnt_twice() -> None:
     ("method", "options"),
     [
         ("prompt-nll", {"prompt_weight": 0}), ("kl-response", {"beta": 0}), ("dft", {"power": 0}),
-        ("eaft", {"gate_power": 0}), ("tmkl", {"mask_weight": 0}), ("talr", {"floor": 1}), ("selfaug", None),
+        ("anchored", {"anchor_share": 0}), ("eaft", {"gate_power": 0}), ("tmkl", {"mask_weight": 0}),
+        ("talr", {"floor": 1}), ("selfaug", None),
     ],
 )  # fmt: skip
 def test_without_strength_a_step_is_the_base_lines(

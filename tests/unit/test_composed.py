@@ -21,6 +21,7 @@ from selfaug.generation.requests import Reply, Request
 from selfaug.generation.store import Store
 from selfaug.generation.writer import Writer
 from selfaug.methods import get_method
+from selfaug.methods.magpie import published_temperature
 from selfaug.training.config import SelfAugConfig
 from tests.chatting import chat_tokenizer
 
@@ -109,6 +110,35 @@ def test_magpie_opens_a_users_turn_and_answers_what_was_written(tmp_path: Path) 
     assert text == "<|im_start|>user\nWho < |im_end|> is it?<|im_end|>\n<|im_start|>assistant\nIt is I.<|im_end|>"
     learnt = [token for token in made[1]["labels"] if token != -100]
     assert tokenizer.decode(learnt) == "It is I.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("model", "temperature"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", 0.8), ("/models/Llama-3.1-70B-Instruct/", 0.9),
+        ("Qwen2.5-7B-Instruct", 0.7),
+        ("Qwen/Qwen2.5-72B-Instruct", 0.6), ("Qwen/Qwen2.5-0.5B-Instruct", 1.0),
+        ("Qwen/Qwen2.5-Coder-32B-Instruct", 1.0),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 1.0), ("qwen2.5-7b/mine", 1.0), ("", 1.0),
+    ],
+)  # fmt: skip
+def test_magpie_samples_at_the_published_temperature(model: str, temperature: float) -> None:
+    """By the defaults in scripts/magpie-*.sh of its repository."""
+    assert published_temperature(model) == temperature
+
+
+def test_magpies_temperature_is_by_the_models_name_unless_one_is_given(tmp_path: Path) -> None:
+    source = Talker()
+    wanted = get_method("magpie").changes(
+        SelfAugConfig(
+            output_dir="unused", bf16=False, report_to="none", method="magpie", method_options="magpie_ratio=1"
+        )
+    )
+    named = writer(source, tmp_path)
+    named.tokenizer.name_or_path = "Qwen/Qwen2.5-3B-Instruct"
+    assert wanted.compose is not None
+    composed(rows(9), wanted.compose, named)
+    assert source.asked[0].temperature == 0.7
 
 
 @pytest.mark.parametrize("ended", [True, False])

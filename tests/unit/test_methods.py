@@ -117,6 +117,9 @@ def test_a_config_with_options_survives_a_round_trip(tmp_path: Path) -> None:
 
 
 def test_parts_that_contradict_each_other_are_refused() -> None:
+    assert "fine-tuned already" in refused(method="anchored").message
+    assert "not with the base" in refused(method="selfaug+anchored", reference="sft").message
+    assert config(method="selfaug+anchored", reference="sft", alpha=0).compares
     for pair in ("dft+eaft", "asft+dft", "talr+eaft"):
         error = refused(method=pair)
         assert all(repr(part) in error.message for part in pair.split("+"))
@@ -139,7 +142,7 @@ def test_a_combination_has_the_changes_of_its_parts() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "selfaug"])
 def test_an_alpha_without_effect_is_refused(name: str) -> None:
     assert "has no effect" in refused(method=name, alpha=0.5).message
-    options = "replay_ratio=0" if name == "replay" else None
+    options = {"replay": "replay_ratio=0", "anchored": "anchor_share=0"}.get(name)
     reference = "initial" if METHODS[name].changes(config(method=name, method_options=options)).start else "base"
     made = config(method=f"selfaug+{name}", alpha=0.5, method_options=options, reference=reference)
     assert made.alpha == 0.5
@@ -157,10 +160,14 @@ def test_what_needs_no_reference_asks_for_none() -> None:
 def _changes(which: int) -> Changes:
     value = {
         "response_term": (NLL(), None), "activation_term": ("a", None), "mix": ("m", None), "rewrite": ("r", None),
-        "compose": ("c", None), "fisher": ("f", None), "start": ("s", None), "learning_rate_factor": (0.5, 0.1),
+        "proximal": ("p", None), "rate": ("t", None), "adapter": ("o", None), "compose": ("c", None),
+        "fisher": ("f", None), "start": ("s", None), "learning_rate_factor": (0.5, 0.1),
         "reweigh": (lambda nll_N: 2 * nll_N, lambda nll_N: nll_N + 1),
         "weigh": (lambda samples: lambda nll_N: 2 * nll_N, lambda samples: lambda nll_N: nll_N + 1),
-        **{n: ((f"{n} 1",), (f"{n} 2",)) for n in ("added_terms", "parameter_terms", "check_prompts", "finish")},
+        **{
+            n: ((f"{n} 1",), (f"{n} 2",))
+            for n in ("added_terms", "parameter_terms", "check_prompts", "constraints", "finish")
+        },
     }  # fmt: skip
     assert value.keys() == {field.name for field in fields(Changes)}, "a field of Changes has no case here"
     return Changes(**{name: pair[which] for name, pair in value.items()})

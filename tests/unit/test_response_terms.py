@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from selfaug.objective import NLL, LMHead, Rows, WeightedTerm, plain, sweep
-from selfaug.objective.response_terms import DFT, EAFT, KL_RESPONSE, TALR, WithoutGold
+from selfaug.objective.response_terms import DFT, EAFT, KL_RESPONSE, TALR, Anchored, PartNLL, WithoutGold
 from tests.oracles import response_rows as oracle
 from tests.oracles import rows
 from tests.oracles.rows import Term
@@ -27,6 +27,10 @@ CASES: dict[str, tuple[Any, Oracle]] = {
     "talr": (TALR(), lambda z, r, y: oracle.talr(z, y)),
     "talr, tau 3, floor 0.2": (TALR(3.0, 0.2), lambda z, r, y: oracle.talr(z, y, 3.0, 0.2)),
     "tmkl": (WithoutGold(), lambda z, r, y: oracle.tmkl(z, r, y)),
+    "anchored": (Anchored(), lambda z, r, y: oracle.anchored(z, r)),
+    "anchored, pull 1": (Anchored(1.0), lambda z, r, y: rows.base_to_tuned(z, r)),
+    "anchored, pull 0.2": (Anchored(0.2), lambda z, r, y: oracle.anchored(z, r, 0.2)),
+    "part_nll": (PartNLL(0.3), lambda z, r, y: oracle.part_nll(z, y, 0.3)),
     "kl_response": (KL_RESPONSE, lambda z, r, y: rows.base_to_tuned(z, r)),
 }
 # float64: a few hundred roundings of 1e-16, in exponents of up to 60.

@@ -61,6 +61,35 @@ def test_a_file_of_abstentions_is_an_option(tmp_path: Path) -> None:
         SelfAugConfig(output_dir=str(tmp_path), method="sdft", method_options=options, report_to="none", use_cpu=True)
 
 
+@pytest.mark.parametrize(
+    ("rewrite", "fault"),
+    [
+        ("The reference answer says a red ball.", True),
+        ("Here is MY RESPONSE: a red ball", True),
+        ("Now it's your turn: a red ball", True),
+        ("Your turn! a red ball", True),
+        ("It is your turn to find a red ball", False),
+        ("Tom found a red ball", False),
+    ],
+)
+def test_a_rewrite_that_speaks_of_its_task_is_not_learnt(rewrite: str, fault: bool, tmp_path: Path) -> None:
+    assert agrees(rewrite, ["a red ball"])  # precondition: nothing else speaks against it
+    (got,) = changed([RECORD], Scripted(lambda _: Reply(rewrite, True)), tmp_path)
+    assert (got == RECORD) is fault
+    assert json.loads((tmp_path / "counts.json").read_text())["sdft"].get("refused_of_the_task", 0) == int(fault)
+
+
+def test_without_agreement_every_rewrite_is_learnt_as_published(tmp_path: Path) -> None:
+    def learnt(text: str, agreement: float) -> bool:
+        source = Scripted(lambda _: Reply(text, True))
+        given = writer(source, tmp_path / f"{len(text)} {agreement}")
+        return rewritten([RECORD], given, share=1.0, agreement=agreement, temperature=0.0) != [RECORD]
+
+    assert learnt("He found it at school.", 0.0)
+    assert not learnt("He found it at school.", 0.7)
+    assert not learnt("The reference answer is school.", 0.0)
+
+
 def test_the_smallest_word_f1_is_a_setting() -> None:
     gold, rewrite = ["a cat sleeps in house by sea"], "cat sleeps in a big house"
     # 4 words of 5 said and 6 wanted are shared: F1 is 8/11.

@@ -1,4 +1,4 @@
-"""Work that the first process of each machine does for all of a distributed run, and what processes tell each other."""
+"""What processes of a distributed run do for one another: work of one for all, what each found, sums over all."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from selfaug.common.errors import UserError
+from selfaug.common.errors import ConfigError, UserError
 
-__all__ = ["in_every_process", "machines", "once_per_machine", "share_a_disk"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["begin_reduce", "in_every_process", "machines", "once_per_machine", "share_a_disk"]
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
@@ -91,13 +94,21 @@ def share_a_disk(folder: Path) -> bool:
     name = in_every_process(lambda: f".selfaug-{secrets.token_hex(8)}")[0]
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     try:
-        if first:
-            (there / name).touch()
-        in_every_process(lambda: None)  # the file is written
+        in_every_process(lambda: _touch(there / name) if first else None)
         return all(in_every_process(lambda: first or _appears(there, name)))
     finally:
         if first:
             (there / name).unlink(missing_ok=True)
+
+
+def _touch(file: Path) -> None:
+    try:
+        file.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"{str(file.parent)!r} cannot be written: {error.strerror or error}",
+            "name a folder that you may write, on a disk with space.",
+        ) from error
 
 
 def _appears(folder: Path, name: str) -> bool:
@@ -107,3 +118,39 @@ def _appears(folder: Path, name: str) -> bool:
             return True
         time.sleep(_DELAY)
     return False
+
+
+_hosts: tuple[Any, Any] | None = None  # the default group, and one of the same processes that needs no device
+
+
+def begin_reduce(values: Tensor, operation: str = "sum") -> Callable[[], Tensor]:
+    """Begin to reduce a CPU tensor over all processes, and return the function that waits for the result.
+
+    The numbers go from processor to processor, so that no process waits for its device, nor a device for another.
+
+    Args:
+        values: Tensor on the CPU, of the same shape in all processes; changed in place.
+        operation: ``sum`` or ``max``.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return lambda: values
+    operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+    work = dist.all_reduce(values, op=operations[operation], group=_host_group(), async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return values
+
+    return wait
+
+
+def _host_group() -> Any:
+    """Return a group of all processes that works on CPU tensors; all of them call this for the first time together."""
+    import torch.distributed as dist
+
+    global _hosts
+    if _hosts is None or _hosts[0] is not dist.group.WORLD:
+        _hosts = dist.group.WORLD, dist.new_group(backend="gloo")
+    return _hosts[1]

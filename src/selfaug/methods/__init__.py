@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.methods.activations import ALIGNED_MODULES, AlignActivations
+from selfaug.methods.anchored import Anchored
 from selfaug.methods.asft import ASFT
 from selfaug.methods.base import Method
 from selfaug.methods.cfs import CFS
@@ -11,14 +12,19 @@ from selfaug.methods.combined import Combined
 from selfaug.methods.dft import DFT
 from selfaug.methods.eaft import EAFT
 from selfaug.methods.ewc import EWC
+from selfaug.methods.finch import FINCH
 from selfaug.methods.flow import FLOW
 from selfaug.methods.full import Full
+from selfaug.methods.intruder import Intruder
 from selfaug.methods.kl_response import KLResponse
 from selfaug.methods.l2 import L2
 from selfaug.methods.low_lr import LowLR
 from selfaug.methods.magpie import Magpie
+from selfaug.methods.oplora import OPLoRA
 from selfaug.methods.orthogonal import Orthogonal
+from selfaug.methods.osf import OSF
 from selfaug.methods.prompt_nll import PromptNLL
+from selfaug.methods.psft import PSFT
 from selfaug.methods.replay import Replay
 from selfaug.methods.sa_sft import SASFT
 from selfaug.methods.sdft import SDFT
@@ -34,17 +40,17 @@ __all__ = ["METHODS", "Method", "available", "get_method"]
 
 _ALL: tuple[Method, ...] = (
     # Alignment of the prompt, and plain fine-tuning.
-    *(SelfAug(), SFT(), Full(), LowLR()),
+    *(SelfAug(), SFT(), Full(), LowLR(), FINCH()),
     # Loss terms on the logits.
-    *(PromptNLL(), KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR()),
+    *(PromptNLL(), KLResponse(), DFT(), ASFT(), EAFT(), TMKL(), TALR(), PSFT(), Anchored()),
     # Token weights from the base.
     *(STM(), FLOW()),
     # Rows: mixed in, or rewritten.
     *(Replay(), CFS(), Magpie(), SASFT(), SDFT()),
-    # Weights of the model: penalties on the update, or its scaling.
-    *(L2(), EWC(), Orthogonal(), WiseFT()),
-    # Start of the adapter.
-    *(CorDA(), PiSSA()),
+    # Weights of the model: penalties on the update, its directions, or a change of it afterwards.
+    *(L2(), EWC(), Orthogonal(), OPLoRA(), WiseFT(), Intruder()),
+    # Start of the adapter, or another adapter.
+    *(CorDA(), PiSSA(), OSF()),
     # Activations inside the layers.
     AlignActivations(),
 )

@@ -60,6 +60,7 @@ class AlignActivations(Method):
     formula: ClassVar[str] = "NLL + activation_weight·mean (h - h_base)² on aligned positions"
     summary: ClassVar[str] = "activations of `align_modules` held to the base's on the prompt"
     source: ClassVar[str] = "2509.03934"
+    differs: ClassVar[str] = "distance and weight are only ours: the source gives neither"
     needs: ClassVar[str] = "prompts apart from responses, modules of these names"
     strength: ClassVar[str] = "activation_weight"
     decides: ClassVar[frozenset[str]] = frozenset({"which activations are aligned"})

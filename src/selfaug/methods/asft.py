@@ -34,6 +34,7 @@ class ASFT(Method):
     summary: ClassVar[str] = "`dft` and KL(base ‖ tuned) on the response's tokens"
     formula: ClassVar[str] = "sg(p[y]) · NLL + anchor·KL(base ‖ tuned) on response tokens"
     source: ClassVar[str] = "2509.23753"
+    differs: ClassVar[str] = "divisors of the whole optimiser step; sequences may be drawn for the KL"
     strength: ClassVar[str] = "anchor"
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS, RESPONSE_KL})
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from selfaug.methods.options import NoOptions
-from selfaug.methods.requests import Compose, Mix, Rewrite, Start, Texts
+from selfaug.methods.requests import Compose, Mix, Proximal, Rate, Rewrite, Start, Texts
 from selfaug.objective import NLL, RowTerm
 from selfaug.objective.activation_terms import ActivationTerm
 from selfaug.step.forward import TermOn
@@ -31,6 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 Weigh: TypeAlias = Callable[["Tensor"], "Tensor"]
+Constrain: TypeAlias = Callable[["nn.Module"], Callable[[], None]]
 Fit: TypeAlias = Callable[[Sequence["Tensor"]], Weigh]
 
 RESPONSE_LOSS = "the loss of response tokens"
@@ -93,10 +94,17 @@ class Changes:
             in the loss (N, 0 or more), in training alone. For weights from the current loss that depend on the whole
             micro-batch, such as on its median; it costs one more projection of these tokens. A weight that depends on
             its own token alone is cheaper in ``response_term``.
+        proximal: Weights of response tokens by their likelihood under the weights of an earlier step, in training
+            alone; it costs one more forward pass of the micro-batch.
         fisher: Texts for the estimate of the base's Fisher information of each adapted weight before the first step.
         start: Start of the adapter as a part of the pretrained weights; ``None`` for PEFT's own.
+        adapter: Function from the settings of the given LoRA adapter to those of the one that is trained; ``None`` for
+            the given one.
         learning_rate_factor: Factor on the learning rate.
-        finish: Functions that change the model, inside all wrappers, after training.
+        rate: Factor on the learning rate of each step by its NLL.
+        constraints: Functions that are called with the model before the first step, and return what runs after every
+            optimiser step.
+        finish: Functions that change the trained model, inside distributed wrappers, after training.
     """
 
     response_term: RowTerm | None = field(default=None, metadata=_ONE)
@@ -109,9 +117,13 @@ class Changes:
     check_prompts: tuple[Callable[[PreTrainedTokenizerBase, Renderer], object], ...] = field(default=(), metadata=_ALL)
     weigh: Fit | None = field(default=None, metadata=_FITS)
     reweigh: Weigh | None = field(default=None, metadata=_WEIGHTS)
+    proximal: Proximal | None = field(default=None, metadata=_ONE)
     fisher: Texts | None = field(default=None, metadata=_ONE)
     start: Start | None = field(default=None, metadata=_ONE)
+    adapter: Callable[[Any], Any] | None = field(default=None, metadata=_ONE)
     learning_rate_factor: float = field(default=1.0, metadata=_PRODUCT)
+    rate: Rate | None = field(default=None, metadata=_ONE)
+    constraints: tuple[Constrain, ...] = field(default=(), metadata=_ALL)
     finish: tuple[Callable[[nn.Module], None], ...] = field(default=(), metadata=_ALL)
 
     @property
@@ -148,11 +160,15 @@ class Method:
         summary: Line of the documentation's table.
         formula: Loss, in short, for the documentation.
         source: arXiv number of the publication, or a note; ``""`` for none.
+        differs: What differs from the source; ``""`` for nothing, or where there is no source.
         needs: Requirements besides model and data; ``""`` for none.
         strength: Name of the option that controls how much is kept, for sweeps; ``""`` for none.
         defaults: Values of settings that are ``None`` in the configuration.
         Options: Data class of its options (``options.py``).
-        adapter: ``lora`` if it acts on a LoRA adapter, ``none`` if it allows no adapter, else ``any``.
+        adapter: ``lora`` if it acts on a LoRA adapter, ``osf`` if it replaces one by OSF's, ``none`` if it allows no
+            adapter, else ``any``.
+        reads_weights: Whether it computes with the pretrained weights of adapted layers, which must be whole on each
+            rank, two-dimensional and not quantised.
         decides: Aspects that only one part of a combination may decide.
     """
 
@@ -160,11 +176,13 @@ class Method:
     summary: ClassVar[str]
     formula: ClassVar[str] = "Σ nll / n_response"
     source: ClassVar[str] = ""
+    differs: ClassVar[str] = ""
     needs: ClassVar[str] = ""
     strength: ClassVar[str] = ""
     defaults: ClassVar[dict[str, object]] = {"alpha": 0.0}
     Options: ClassVar[type] = NoOptions
     adapter: ClassVar[str] = "any"
+    reads_weights: ClassVar[bool] = False
     decides: ClassVar[frozenset[str]] = frozenset()
 
     @property

@@ -51,6 +51,9 @@ class CFS(Method):
     summary: ClassVar[str] = "texts that the base writes from its start token mixed in"
     formula: ClassVar[str] = "NLL on training rows and on cfs_ratio as many texts drawn from the base"
     source: ClassVar[str] = "2505.13811"
+    differs: ClassVar[str] = (
+        "the weight is the ratio of their tokens; the default ratio is ours; a text ends at its first control token"
+    )
     needs: ClassVar[str] = "a tokenizer with a start or an end-of-text token"
     strength: ClassVar[str] = "cfs_ratio"
     decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})

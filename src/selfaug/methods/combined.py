@@ -39,10 +39,11 @@ class Combined(Method):
                     "other.",
                     f"keep one of {one.name!r} and {other.name!r}.",
                 )
-            if {one.adapter, other.adapter} == {"lora", "none"}:
+            kinds = {one.adapter, other.adapter} - {"any"}
+            if len(kinds) > 1:
+                needed = {"lora": "acts on a LoRA adapter", "osf": "trains OSF's", "none": "trains without any"}
                 raise ConfigError(
-                    f"method={name!r}: one of {one.name!r} and {other.name!r} acts on a LoRA adapter, and the other "
-                    "trains without any.",
+                    f"method={name!r}: {one.name!r} {needed[one.adapter]}, and {other.name!r} {needed[other.adapter]}.",
                     f"keep one of {one.name!r} and {other.name!r}.",
                 )
 

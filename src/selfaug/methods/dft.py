@@ -32,6 +32,7 @@ class DFT(Method):
     summary: ClassVar[str] = "each response token weighted by its own probability"
     formula: ClassVar[str] = "sg(p[y])^power · NLL"
     source: ClassVar[str] = "2508.05629"
+    differs: ClassVar[str] = "the exponent is an option; divisor of the whole optimiser step"
     strength: ClassVar[str] = "power"
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
 

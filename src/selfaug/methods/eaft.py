@@ -35,6 +35,7 @@ class EAFT(Method):
     summary: ClassVar[str] = "each response token gated by the entropy of the 20 most likely ones"
     formula: ClassVar[str] = "sg(H_top / ln top)^gate_power · NLL"
     source: ClassVar[str] = "2601.02151"
+    differs: ClassVar[str] = "the entropy is divided by ln K, in the published code by 3"
     strength: ClassVar[str] = "gate_power"
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
 

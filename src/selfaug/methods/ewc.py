@@ -44,6 +44,9 @@ class EWC(Method):
     summary: ClassVar[str] = "a penalty on the update, weighted by the base's Fisher information"
     formula: ClassVar[str] = "NLL + ewc_weight·Σ F·(s·B·A)², F diagonal, of the base, per token"
     source: ClassVar[str] = "1612.00796"
+    differs: ClassVar[str] = (
+        "the base's own data is replaced by given texts, by default the training prompts; no factor ½"
+    )
     needs: ClassVar[str] = (
         "a plain LoRA adapter, weights that are not quantised, memory for one float32 copy of the adapted weights"
     )

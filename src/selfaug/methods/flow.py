@@ -37,6 +37,7 @@ class FLOW(Method):
     summary: ClassVar[str] = "samples weighted by how easy the base finds them"
     formula: ClassVar[str] = "exp(-NLL_base of the sample / flow_tau) · NLL, weights of mean 1"
     source: ClassVar[str] = "2502.02797"
+    differs: ClassVar[str] = "weights are divided by their mean over the data set's response tokens"
     needs: ClassVar[str] = "one pass of the base over the data"
     strength: ClassVar[str] = "flow_tau"
 

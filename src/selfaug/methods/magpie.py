@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from selfaug.generation.writer import Writer
     from selfaug.training.config import SelfAugConfig
 
-__all__ = ["Magpie"]
+__all__ = ["Magpie", "published_temperature"]
+
+_TEMPERATURES = {
+    **{"llama-3.1-8b": 0.8, "llama-3.1-70b": 0.9, "qwen2.5-3b": 0.7, "qwen2.5-7b": 0.7, "qwen2.5-14b": 0.7},
+    **{"qwen2.5-32b": 0.6, "qwen2.5-72b": 0.6},
+}
+"""Temperatures other than 1 in the published scripts."""
 
 
 class Magpie(Method):
@@ -28,9 +34,9 @@ class Magpie(Method):
     end by themselves, or do not fit are generated again, so that the ratio is exact. By default there is 1 general row
     for 9 training rows, as in the comparison of arXiv 2509.03934.
 
-    Source: MAGPIE, arXiv 2406.08464; an instruction ends at its first line break, as there. Differences: one
-    temperature for every model (the published settings choose it by model), no further quality filters, and no system
-    prompts.
+    Source: MAGPIE, arXiv 2406.08464, and its code (magpie-align/magpie): an instruction ends at its first line break,
+    and `magpie_temperature` 0 is the temperature of its script for a model of this name (`scripts/magpie-*.sh`), which
+    is 1 for most. Differences: no further quality filters, no system prompts.
     """
 
     @dataclass(frozen=True)
@@ -40,13 +46,16 @@ class Magpie(Method):
         magpie_ratio: float = option(
             1 / 9, "Self-made rows for each training row; 0 is plain fine-tuning.", least=0.0, most=100.0
         )
-        magpie_temperature: float = option(1.0, "Sampling temperature of the instructions.", above=0.0)
+        magpie_temperature: float = option(
+            0.0, "Sampling temperature of the instructions; 0 is the published one for the model's name.", least=0.0
+        )
         magpie_top_p: float = option(1.0, "Nucleus (top-p) of the instructions.", above=0, most=1)
 
     name: ClassVar[str] = "magpie"
     summary: ClassVar[str] = "instructions and answers of the model's own mixed in"
     formula: ClassVar[str] = "NLL on training rows and magpie_ratio as many self-made ones"
     source: ClassVar[str] = "2406.08464"
+    differs: ClassVar[str] = "no quality filters, no system prompts"
     needs: ClassVar[str] = "an instruct model whose chat template opens a user's turn"
     strength: ClassVar[str] = "magpie_ratio"
     decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})
@@ -60,6 +69,12 @@ class Magpie(Method):
         return Changes(compose=Compose(o.magpie_ratio, write), check_prompts=(require_chat(self.name), user_turn))
 
 
+def published_temperature(model: str) -> float:
+    """Return the temperature of the published script for a model, by the end of its name or path; 1 without one."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    return next((temperature for part, temperature in _TEMPERATURES.items() if part in name), 1.0)
+
+
 def _first_line(reply: Reply) -> Reply:
     line, line_break, _ = reply.text.partition("\n")
     return Reply(line.strip(), reply.ended or bool(line_break))
@@ -67,6 +82,7 @@ def _first_line(reply: Reply) -> Reply:
 
 def _write(writer: Writer, count: int, *, temperature: float, top_p: float) -> list[Conversation]:
     turn = user_turn(writer.tokenizer, writer.renderer)
+    temperature = temperature or published_temperature(str(writer.tokenizer.name_or_path))
 
     def attempt(numbers: list[int]) -> list[Conversation | str]:
         written = writer.write(

@@ -42,6 +42,7 @@ class Orthogonal(Method):
     summary: ClassVar[str] = "a penalty on the adapter's overlap with the pretrained weights"
     formula: ClassVar[str] = "NLL + overlap_weight·mean over layers of I·‖W·Aᵀ‖² / (‖W‖²·‖A‖²), or ·Σ|W·Aᵀ|, W: O × I"
     source: ClassVar[str] = "after 2310.14152"
+    differs: ClassVar[str] = "the pretrained weight takes the place of earlier tasks' A; the relative form is only ours"
     needs: ClassVar[str] = "a plain LoRA adapter, weights that are not quantised"
     strength: ClassVar[str] = "overlap_weight"
     adapter: ClassVar[str] = "lora"

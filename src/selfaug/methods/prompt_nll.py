@@ -38,6 +38,9 @@ class PromptNLL(Method):
     summary: ClassVar[str] = "the prompt's tokens learnt, too, with a small weight"
     formula: ClassVar[str] = "NLL + prompt_weight·NLL on aligned positions"
     source: ClassVar[str] = "2401.13586, 2507.07817"
+    differs: ClassVar[str] = (
+        "prompt and response are each divided by their own tokens; prompt tokens are the aligned positions"
+    )
     needs: ClassVar[str] = "prompts apart from responses"
     strength: ClassVar[str] = "prompt_weight"
 

@@ -1,4 +1,4 @@
-"""What a method may request before the first step: texts, rows to mix in, an adapter's start, generated rows."""
+"""What a method may request: texts, rows and an adapter's start before the first step, and work around each step."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from selfaug.data.record import Conversation, Item
     from selfaug.generation.writer import Writer
 
-__all__ = ["Compose", "Mix", "Rewrite", "Start", "Texts"]
+__all__ = ["Compose", "Mix", "Proximal", "Rate", "Rewrite", "Start", "Texts"]
 
 Rewrite: TypeAlias = Callable[[Sequence["Item"], "Writer"], list["Item"]]
 
@@ -71,3 +73,31 @@ class Compose:
 
     ratio: float
     write: Callable[[Writer, int], list[Conversation] | list[dict[str, list[int]]]]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A factor on the learning rate of each optimiser step.
+
+    Args:
+        factor: Function from the smoothed NLL of response tokens (nats) to the factor.
+        smoothing: Weight in [0, 1) of earlier steps in the exponential average of the step's mean NLL, whose first
+            value is that of the first step.
+    """
+
+    factor: Callable[[float], float]
+    smoothing: float
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """Weights of response tokens by their likelihood under the weights of an earlier step.
+
+    Args:
+        weigh: Function from the NLL of a micro-batch's response tokens (N, nats) under the current weights, and under
+            the earlier ones (N), to their weights in the loss (N, 0 or more).
+        renew_steps: Number of optimiser steps after which the earlier weights are replaced by the current ones.
+    """
+
+    weigh: Callable[[Tensor, Tensor], Tensor]
+    renew_steps: int

@@ -51,6 +51,9 @@ class SASFT(Method):
     summary: ClassVar[str] = "dialogues of the model with itself mixed in"
     formula: ClassVar[str] = "NLL on training rows and dialogue_ratio as many self-made dialogues"
     source: ClassVar[str] = "2602.20162"
+    differs: ClassVar[str] = (
+        "the wording of the instruction and the ratio are ours: the source is known by a description alone"
+    )
     needs: ClassVar[str] = "an instruct model"
     strength: ClassVar[str] = "dialogue_ratio"
     decides: ClassVar[frozenset[str]] = frozenset({MIXED_ROWS})

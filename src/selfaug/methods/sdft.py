@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from selfaug.generation.writer import Writer
     from selfaug.training.config import SelfAugConfig
 
-__all__ = ["SDFT", "agrees", "rewritten"]
+__all__ = ["SDFT", "agrees", "rewritten", "speaks_of_the_task"]
 
 REWRITE = """{question}
 
@@ -32,6 +32,8 @@ A correct reference answer: {answer}
 Answer in your own words. Say what the reference answer says and nothing that contradicts it. Do not mention the \
 reference answer."""
 
+_OF_THE_TASK = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
+"""Phrases of the published code's list: a rewrite with one of them speaks of its task."""
 _NUMBER = re.compile(r"-?\d")
 _NEGATION = re.compile(r"\b(?:no|not|never|none|nor|neither|without|cannot)\b|n['’]t\b", re.IGNORECASE)
 
@@ -40,12 +42,15 @@ class SDFT(Method):
     """``loss = Σ nll / n_response`` on the base's rewrite of each answer where it agrees with it, else on the answer.
 
     Before the first step the base gets each prompt with its answer, and rewrites the answer in its own words. The
-    rewrite is used if it ends by itself, agrees with the answer (:func:`agrees`) and fits `max_length` with the same
-    prompt. `rewrite_share` is the share of the answers that are rewritten. Answers of records and assistant turns that
-    follow a user turn are rewritten.
+    rewrite is used if it ends by itself, does not speak of its task (:func:`speaks_of_the_task`), agrees with the
+    answer (:func:`agrees`) and fits `max_length` with the same prompt. `rewrite_share` is the share of the answers that
+    are rewritten. Answers of records and assistant turns that follow a user turn are rewritten.
 
-    Source: self-distillation fine-tuning, arXiv 2402.13669. Differences: the wording of the instruction; agreement is
-    judged by the project's own metrics (in the paper by the final answer of arithmetic, elsewhere by exact match).
+    Source: self-distillation fine-tuning, arXiv 2402.13669, and its code (sail-sg/sdft). Differences: the wording of
+    the instruction; agreement is judged by the project's own metrics. The published code
+    (`eval/gen_distilled_data.py:22-29`) takes every rewrite except of four data sets: of arithmetic it wants the same
+    last integer (`eval_math.py:33`), of OpenFunction the same call (`eval_openfunction.py:23`), of Magicoder a Python
+    block behind one of three openings (`eval_magicoder.py:37`). `rewrite_agreement` 0 takes every rewrite, too.
     """
 
     @dataclass(frozen=True)
@@ -58,8 +63,8 @@ class SDFT(Method):
         rewrite_agreement: float = option(
             0.7,
             "Smallest word F1 at which a rewrite that does not contain the answer still agrees with it; 1 requires the "
-            "same words.",
-            above=0.0,
+            "same words, 0 takes every rewrite, as published.",
+            least=0.0,
             most=1.0,
         )
         rewrite_temperature: float = option(0.0, "Sampling temperature of the rewrites; 0 is greedy.", least=0.0)
@@ -71,6 +76,10 @@ class SDFT(Method):
     summary: ClassVar[str] = "answers rewritten by the base, where the rewrite agrees"
     formula: ClassVar[str] = "NLL on the base's rewrite of the answer where it agrees with it, else on the answer"
     source: ClassVar[str] = "2402.13669"
+    differs: ClassVar[str] = (
+        "the wording of the instruction; agreement is judged by our metrics, where the published code takes every "
+        "rewrite but of arithmetic, function calls and Python"
+    )
     needs: ClassVar[str] = "an instruct model; records or conversations"
     strength: ClassVar[str] = "rewrite_share"
     decides: ClassVar[frozenset[str]] = frozenset({"the answers"})
@@ -94,6 +103,11 @@ class SDFT(Method):
         return Changes(rewrite=rewrite, check_prompts=(require_chat(self.name),))
 
 
+def speaks_of_the_task(rewrite: str) -> bool:
+    """Whether a rewrite contains a phrase of the published code's list (lines 54-69), or begins with "Your turn"."""
+    return rewrite.startswith("Your turn") or any(phrase in rewrite.lower() for phrase in _OF_THE_TASK)
+
+
 def agrees(
     rewrite: str, answers: Sequence[str], agreement: float = 0.7, abstention: str = "", forms: Forms | None = None
 ) -> bool:
@@ -106,10 +120,12 @@ def agrees(
     Args:
         rewrite: Text that the base wrote.
         answers: Accepted answers, of which the first is trained.
-        agreement: Smallest word F1, in (0, 1].
+        agreement: Smallest word F1, in [0, 1]; with 0 every text agrees.
         abstention: Text that is trained for questions without an answer.
         forms: Forms of abstention; ``None`` for those of the package.
     """
+    if not agreement:
+        return True
     gold = answers[0]
     if abstains(rewrite, abstention, forms) != abstains(gold, abstention, forms) or not words(rewrite):
         return False
@@ -194,6 +210,8 @@ def _prompt(item: Item, turn: int, writer: Writer) -> list[dict[str, Any]]:
 def _fault(reply: Reply, answers: Sequence[str], agreement: float, abstention: str, forms: Forms | None) -> str:
     if not reply.ended or not reply.text:
         return "unfinished"
+    if speaks_of_the_task(reply.text):
+        return "of_the_task"
     return "" if agrees(reply.text, answers, agreement, abstention, forms) else "disagreeing"
 
 

@@ -27,6 +27,10 @@ class SelfAug(Method):
     summary: ClassVar[str] = "NLL on the response + alpha · KL(base ‖ tuned) on the prompt (arXiv 2509.03934)"
     formula: ClassVar[str] = "NLL + α·KL(base ‖ tuned) on aligned positions"
     source: ClassVar[str] = "2509.03934"
+    differs: ClassVar[str] = (
+        "divisors of the whole optimiser step; by default the boundary belongs to the NLL and α is 2; padding is "
+        "never aligned; sequences may be drawn"
+    )
     needs: ClassVar[str] = "prompts apart from responses"
     strength: ClassVar[str] = "alpha"
     defaults: ClassVar[dict[str, object]] = {"alpha": 2.0}

@@ -44,6 +44,9 @@ class CorDA(Method):
     summary: ClassVar[str] = "the adapter starts as the part of the weights that given texts use least"
     formula: ClassVar[str] = "Σ nll / n_response, from B₀·A₀: the R smallest directions of W·C, C of the layer's inputs"
     source: ClassVar[str] = "2406.05223"
+    differs: ClassVar[str] = (
+        "the texts are only ours: by default the training prompts; exported as a plain adapter of rank 2R"
+    )
     needs: ClassVar[str] = "a plain LoRA adapter, weights that are not quantised"
     adapter: ClassVar[str] = "lora"
     decides: ClassVar[frozenset[str]] = frozenset({ADAPTER_START})
@@ -73,6 +76,7 @@ class PiSSA(Method):
     summary: ClassVar[str] = "the adapter starts as the principal part of the weights"
     formula: ClassVar[str] = "Σ nll / n_response, from B₀·A₀: the R largest directions of W"
     source: ClassVar[str] = "2404.02948"
+    differs: ClassVar[str] = "exported as a plain adapter of rank 2R"
     needs: ClassVar[str] = "a plain LoRA adapter, weights that are not quantised"
     adapter: ClassVar[str] = "lora"
     decides: ClassVar[frozenset[str]] = frozenset({ADAPTER_START})

@@ -34,6 +34,7 @@ class STM(Method):
     summary: ClassVar[str] = "response tokens that surprise the base are left out"
     formula: ClassVar[str] = "NLL on response tokens with exp(NLL_base) <= perplexity"
     source: ClassVar[str] = "2501.14315"
+    differs: ClassVar[str] = "the divisor counts kept tokens of the whole optimiser step"
     needs: ClassVar[str] = "one pass of the base over the data"
     strength: ClassVar[str] = "perplexity"
 

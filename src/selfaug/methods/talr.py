@@ -41,6 +41,9 @@ class TALR(Method):
     summary: ClassVar[str] = "unlikely response tokens weighted down"
     formula: ClassVar[str] = "sg(max(p[y]^(1/tau), floor)) · NLL"
     source: ClassVar[str] = "2509.20758"
+    differs: ClassVar[str] = (
+        "the median is that of a micro-batch on its device; weights are not normalised over the batch"
+    )
     strength: ClassVar[str] = "tau"
     decides: ClassVar[frozenset[str]] = frozenset({RESPONSE_LOSS})
 

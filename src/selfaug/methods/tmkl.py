@@ -36,6 +36,10 @@ class TMKL(Method):
     summary: ClassVar[str] = "KL(base ‖ tuned) on response tokens without the gold token"
     formula: ClassVar[str] = "NLL + mask_weight·KL(base' ‖ tuned') on response tokens, ' = without y, renormalised"
     source: ClassVar[str] = "2605.29498"
+    differs: ClassVar[str] = (
+        "the direction of the KL is from a description alone; the weight is ours; divisors of the whole optimiser "
+        "step; sequences may be drawn"
+    )
     strength: ClassVar[str] = "mask_weight"
 
     def changes(self, config: SelfAugConfig) -> Changes:

@@ -40,6 +40,7 @@ class WiseFT(Method):
     summary: ClassVar[str] = "the update scaled down when training is over"
     formula: ClassVar[str] = "NLL; afterwards base + adapter_scale·update"
     source: ClassVar[str] = "2109.01903"
+    differs: ClassVar[str] = "scales the adapter instead of interpolating all weights"
     needs: ClassVar[str] = "a plain LoRA adapter"
     strength: ClassVar[str] = "adapter_scale"
     adapter: ClassVar[str] = "lora"

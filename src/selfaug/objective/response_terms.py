@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selfaug.objective.terms import NLL, BaseToTuned, RowResult
 
-__all__ = ["DFT", "EAFT", "KL_RESPONSE", "TALR", "PromptNLL", "WeightedNLL", "WithoutGold"]
+__all__ = ["DFT", "EAFT", "KL_RESPONSE", "TALR", "Anchored", "PartNLL", "PromptNLL", "WeightedNLL", "WithoutGold"]
 
 KL_RESPONSE = BaseToTuned(name="kl_response")
 """``KL(q ‖ p)`` on response tokens, logged under its own name."""
@@ -117,6 +117,44 @@ class TALR(WeightedNLL):
 
     def weights(self, logits_NV: Tensor, nll_N: Tensor) -> Tensor:  # noqa: D102
         return (-nll_N / self.tau).exp().clamp(min=self.floor)
+
+
+@dataclass(frozen=True)
+class PartNLL(WeightedNLL):
+    """``part · -log p[y]``."""
+
+    part: float = 0.5
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "part_nll"
+
+    def weights(self, logits_NV: Tensor, nll_N: Tensor) -> Tensor:  # noqa: D102
+        return torch.full_like(nll_N, self.part)
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """``KL(a ‖ p)``, a ∝ sg(p)^(1 - pull) · q^pull, mixed in the logits and without gradient; gradient ``p - a``."""
+
+    pull: float = 0.5
+    name: str = "anchored"
+    needs_reference: bool = True
+    needs_label: bool = False
+
+    def __call__(  # noqa: D102
+        self, logits_NV: Tensor, reference_NV: Tensor | None, label_N: Tensor | None, *, gradient: bool
+    ) -> RowResult:
+        assert reference_NV is not None
+        return BaseToTuned()(logits_NV, self._mixture(logits_NV, reference_NV), None, gradient=gradient)
+
+    def definition(self, logits_NV: Tensor, reference_NV: Tensor | None, label_N: Tensor | None) -> Tensor:  # noqa: D102
+        assert reference_NV is not None
+        return BaseToTuned().definition(logits_NV, self._mixture(logits_NV.detach(), reference_NV), None)
+
+    def _mixture(self, logits_NV: Tensor, reference_NV: Tensor) -> Tensor:
+        # Not 0 · -inf, which is no number.
+        return reference_NV if self.pull == 1 else (1 - self.pull) * logits_NV + self.pull * reference_NV
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,10 @@ class InitialReference:
                 "leave the head out of modules_to_save, or use ZeRO stage 2 or DDP.",
             )
 
+    def renew(self, model: nn.Module) -> None:
+        """Replace the copy by the weights as they are now."""
+        self._copy(model)
+
     @contextmanager
     def serving(self, model: nn.Module) -> Iterator[nn.Module]:
         """Yield the model with the copy in place, as :meth:`BaseReference.serving`."""

@@ -13,6 +13,7 @@ import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -65,6 +66,9 @@ class StepObjective:
         slice_tokens: Number of tokens of a slice of long prompts; ``None`` for no slices.
         reweigh: Function from the NLL of a micro-batch's response tokens to their weights in training; ``None`` for
             equal weights.
+        proximal: Function from that NLL and the NLL under earlier weights to their weights in training; ``None`` for
+            equal weights.
+        earlier: Copy of the trained weights at an earlier step; ``None`` without ``proximal``.
         inspect: Function that is called with the model and its inputs, labels included, before both passes; ``None``
             for none.
     """
@@ -81,9 +85,12 @@ class StepObjective:
         activation_term: ActivationTerm | None = None,
         slice_tokens: int | None = None,
         reweigh: Callable[[Tensor], Tensor] | None = None,
+        proximal: Callable[[Tensor, Tensor], Tensor] | None = None,
+        earlier: Reference | None = None,
         inspect: Callable[[nn.Module, Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.reweigh, self.inspect = reweigh, inspect
+        self.proximal, self.earlier = proximal, earlier
         self.terms, self.reference, self.block_bytes = tuple(terms), reference, block_bytes
         self.implementation, self.auxiliary, self.slice_tokens = implementation, auxiliary, slice_tokens
         self.parameter_terms, self.activation_term = tuple(parameter_terms), activation_term
@@ -95,6 +102,7 @@ class StepObjective:
         inputs = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
         activations = Activations(self.activation_term, *micro.aligned_places())
         reference_RH = self._reference_pass(model, micro, inputs, activations)
+        earlier_N = self._earlier_nll(model, micro, inputs)
         if self.auxiliary:
             inputs["output_router_logits"] = True
         with activations.of_tuned(body_of(model)):
@@ -108,6 +116,8 @@ class StepObjective:
             hidden_TH = hidden_TH.to(head.weight_VH.device)
             if self.reweigh is not None and model.training:
                 micro = _reweighed(micro, hidden_TH, head, self.reweigh)
+            if self.proximal is not None and earlier_N is not None:
+                micro = _reweighed(micro, hidden_TH, head, partial(_against, earlier_N, self.proximal))
             groups = row_groups(self.terms, micro, reference_RH)
             objective = self._objective(hidden_TH, head, groups, reference_head)
         auxiliary = auxiliary_loss(model, outputs, inputs.get("attention_mask")) if self.auxiliary else None
@@ -137,6 +147,16 @@ class StepObjective:
             idle_passes(base, inputs["input_ids"], micro.idle_passes)
         return flat_RH
 
+    def _earlier_nll(self, model: nn.Module, micro: MicroBatch, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Return the NLL of the response tokens under the earlier weights, in the order of :func:`_response_places`."""
+        places = _response_places(micro)
+        if self.earlier is None or not model.training or places is None:
+            return None
+        with self.earlier.serving(model) as served:
+            hidden = body_of(served)(**inputs).last_hidden_state
+            rows_NH = hidden.reshape(-1, hidden.shape[-1])[places[0]]
+            return row_values(rows_NH, head_of(served), [NLL()], label_N=places[1])[NLL().name]
+
     def _objective(
         self, hidden_TH: Tensor, head: LMHead, groups: Sequence[Rows], reference_head: LMHead | None
     ) -> Objective:
@@ -147,12 +167,10 @@ class StepObjective:
 
 def _reweighed(micro: MicroBatch, hidden_TH: Tensor, head: LMHead, reweigh: Callable[[Tensor], Tensor]) -> MicroBatch:
     """Return the micro-batch with the weights of its response tokens multiplied by a function of their NLL."""
-    groups = {name: getattr(micro, name) for name in ("response", "both", "compared")}
-    present = {name: group for name, group in groups.items() if group is not None and len(group)}
-    if not present:
+    places, present = _response_places(micro), _response_groups(micro)
+    if places is None:
         return micro
-    index_N = torch.cat([group.index_N for group in present.values()])
-    label_N = torch.cat([group.label_N for group in present.values()])
+    index_N, label_N = places
     nll_N = row_values(hidden_TH.detach()[index_N], head, [NLL()], label_N=label_N)[NLL().name]
     weights = reweigh(nll_N).split([len(group) for group in present.values()])
     return replace(
@@ -162,6 +180,22 @@ def _reweighed(micro: MicroBatch, hidden_TH: Tensor, head: LMHead, reweigh: Call
             for (name, group), weight_N in zip(present.items(), weights, strict=True)
         },
     )
+
+
+def _response_groups(micro: MicroBatch) -> dict[str, Positions]:
+    groups = {name: getattr(micro, name) for name in ("response", "both", "compared")}
+    return {name: group for name, group in groups.items() if group is not None and len(group)}
+
+
+def _response_places(micro: MicroBatch) -> tuple[Tensor, Tensor] | None:
+    """Return indices and labels of all response tokens, group by group; ``None`` without any."""
+    groups = list(_response_groups(micro).values())
+    labels = [group.label_N for group in groups if group.label_N is not None]
+    return (torch.cat([group.index_N for group in groups]), torch.cat(labels)) if groups else None
+
+
+def _against(earlier_N: Tensor, weigh: Callable[[Tensor, Tensor], Tensor], nll_N: Tensor) -> Tensor:
+    return weigh(nll_N, earlier_N)
 
 
 def row_groups(terms: Sequence[TermOn], micro: MicroBatch, reference_RH: Tensor | None) -> list[Rows]:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: finds the one to resume from, and seals reference and token count into each."""
+"""Checkpoints of a training: finds the one to resume from, and seals reference, method and token count into each."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from selfaug.reference import Reference
 
-__all__ = ["REFERENCE_FILE", "Checkpoints"]
+__all__ = ["METHOD_FILE", "REFERENCE_FILE", "Checkpoints"]
 
 REFERENCE_FILE = "selfaug_reference.safetensors"
+METHOD_FILE = "selfaug_method.safetensors"
 
 
 class Checkpoints:
@@ -83,6 +84,12 @@ class Checkpoints:
                 "resume with the same model and the same --reference, or begin a new run.",
             )
 
+    @staticmethod
+    def method_tensors(folder: Path | None) -> dict[str, Tensor]:
+        """Return what the method remembered at a checkpoint; nothing to begin."""
+        path = None if folder is None else folder / METHOD_FILE
+        return load_file(path) if path is not None and path.is_file() else {}
+
     def begin(self, folder: Path) -> None:
         """Remove the seal of a folder that is about to be written."""
         checkpoint.unseal(folder)
@@ -93,6 +100,7 @@ class Checkpoints:
         reference: Reference | None,
         tensors: Mapping[str, Tensor],
         *,
+        method: Mapping[str, Tensor],
         num_tokens: int,
         model_only: bool,
         best: str | None,
@@ -103,6 +111,7 @@ class Checkpoints:
             folder: Folder of the checkpoint.
             reference: Reference of the run; ``None`` without one.
             tensors: Its tensors, whole.
+            method: What the method remembers between steps.
             num_tokens: Number of tokens trained on.
             model_only: Whether the checkpoint has no state of the optimiser.
             best: Checkpoint with the best metric; ``None`` where it is not known.
@@ -113,5 +122,7 @@ class Checkpoints:
             if tensors:
                 saved = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
                 save_file(saved, folder / REFERENCE_FILE)
+        if method:
+            save_file({name: t.detach().cpu().contiguous() for name, t in method.items()}, folder / METHOD_FILE)
         checkpoint.seal(folder, state)
         checkpoint.rotate(folder.parent, self._keep, folder, best)
