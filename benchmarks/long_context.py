@@ -107,9 +107,7 @@ def _prepared(part: str, tokens: int, size: int, fraction: float) -> Any:
     layout = ReferenceLayout(slice=size)
     options = {"seed": 0, "step": 0, "align_token_fraction": fraction, "reference_layout": layout}
     plan = plan_step([batch], **options, align=reference is not None)  # type: ignore[arg-type]
-    micro = micro_batch(
-        plan.micro[0], n_response=plan.n_response, drawn_divisor=fraction * plan.n_aligned, join_reference=False
-    )
+    micro = micro_batch(plan.micro[0]).divided(n_response=plan.n_response, drawn_divisor=fraction * plan.n_aligned)
     return lambda: adapted(**batch, selfaug=micro)["loss"].backward()
 
 
@@ -140,7 +138,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     measure.quiet()
-    from selfaug.reference.passes import slice_size
+    from selfaug.planning.reference_batch import slice_size
 
     kinds = {
         tokens: computed(tokens, slice_size(tokens, options.slice), options.fraction) for tokens in options.computed

@@ -123,7 +123,7 @@ class Step:
         """Plan, passes, objective, backward, optimiser."""
         device = self.trainer.args.device
         batches, count = self.trainer.get_batch_samples(iter([dict(self.batch)]), 1, device)
-        self.reference_tokens = batches[0]["selfaug"]["reference_tokens"]
+        self.reference_tokens = batches[0]["selfaug"].counts["reference_tokens"]
         self.trainer.training_step(self.trainer.model_wrapped, batches[0], count)
         self.trainer.optimizer.step()
         self.trainer.model_wrapped.zero_grad()

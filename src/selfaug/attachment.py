@@ -179,6 +179,8 @@ class _Attached:
         # micro-batches. Before transformers 5.19 only the second attribute does that, with a count that is not None.
         trainer.loss_is_scaled_for_ga = True
         trainer.model_accepts_loss_kwargs = True
+        # A loss that is not finite stops the run, and the trainer's own look at each loss waits for the device.
+        trainer.args.logging_nan_inf_filter = False
         trainer.get_batch_samples = self._get_batch_samples
         trainer.compute_loss = self._compute_loss
         self._log, trainer.log = trainer.log, self._log_with_means
@@ -190,8 +192,7 @@ class _Attached:
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         for batch in batches:
             self._refuse_batch(batch)
-        device = device or self.trainer.args.device
-        n_response = self.driver.take(batches, self.trainer.state.global_step, device)
+        n_response = self.driver.take(batches, self.trainer.state.global_step)
         self._planned_shapes = {id(batch[KEY]): batch["input_ids"].shape for batch in batches}
         if batches and self._unseen_step:
             self._unseen_step = False

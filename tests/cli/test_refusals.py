@@ -94,6 +94,7 @@ SETTINGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "mistyped all-linear": (["--lora_target_modules", "all_linear"], ("all_linear", "all-linear")),
     "saved module": (["--lora_modules_to_save", "nrm"], ("'nrm'", "Did you mean 'norm'?")),
     "target parameter": (["--lora_target_parameters", "nonsense"], ("lora_target_parameters", "'nonsense'")),
+    "quantised alone": (["--load_in_4bit", "true", "--use_peft", "false"], ("no adapter", "--use_peft true")),
     # What this machine or process lacks.
     "activation offloading": (["--activation_offloading", "true"], ("activation_offloading", "CPU")),
     "fp16 on a CPU": (["--fp16", "true"], ("fp16", "CPU", "bf16")),

@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset
+from transformers import TrainerCallback
 
 # torchrun starts a file, and the tests that it imports are a package of the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -20,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from selfaug import SelfAugTrainer
 from selfaug.planning import plan
 from tests.integration.steps import SEQUENCES, run
+from tests.models import lora_config, tiny
 
 
 def documents(batch: dict[str, Any]) -> list[list[int]]:
@@ -36,6 +41,36 @@ def documents(batch: dict[str, Any]) -> list[list[int]]:
             found.append([])
         found[-1].append(token)
     return found
+
+
+class Reductions(TrainerCallback):  # type: ignore[misc]
+    """Counts the reductions over ranks from the end of the first step to the end of the third, by backend of the group.
+
+    Those of gradients are none: DDP makes them without Python. Those of a log come after a step's end.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self._open = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._open = 1 <= state.global_step < 3
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        original = dist.all_reduce
+
+        def all_reduce(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self._open:
+                group = kwargs.get("group")
+                self.found.append("devices" if group is None or group is dist.group.WORLD else "hosts")
+            return original(tensor, *args, **kwargs)
+
+        dist.all_reduce = all_reduce
+        try:
+            yield
+        finally:
+            dist.all_reduce = original
 
 
 def evaluating(kinds: list[str], found: dict[str, float]) -> Any:
@@ -68,16 +103,32 @@ def main(cases_file: Path, folder: Path) -> None:
         found: dict[str, float] = {}
         change = evaluating(case["evaluated"], found) if "evaluated" in case else None
         settings = dict(case["settings"])
+        reductions = Reductions()
+        if case.get("spare"):
+            # An adapted layer that no pass uses.
+            model = tiny("llama")
+            model.model.spare = torch.nn.Linear(32, 32, bias=False, dtype=torch.float64)
+            settings |= {"model": model, "peft_config": lora_config("llama")}
+
+        def observed(trainer: SelfAugTrainer, change: Any = change, reductions: Reductions = reductions) -> None:
+            trainer.add_callback(reductions)
+            if change is not None:
+                change(trainer)
+
         if case.get("cached"):
             settings["reference_cache"] = str(folder / name / "cache")
         if case.get("texts"):
             settings["align_data"] = str(folder / "texts.jsonl")
-        ran = run(chosen, folder / name / "run", change=change, ddp_backend="gloo", **settings)
+        with reductions.counted():
+            ran = run(chosen, folder / name / "run", change=observed, ddp_backend="gloo", **settings)
+        assert ran.trainer is not None
+        wrapped = ran.trainer.model_wrapped
+        assert isinstance(wrapped, torch.nn.parallel.DistributedDataParallel)
         steps = [[documents(batch) for batch in step] for step in ran.batches]
         response = [sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in step) for step in ran.batches]
         torch.save(
             {"gradients": ran.gradients, "documents": steps, "response": response, "losses": ran.losses}
-            | {"evaluation": found},
+            | {"evaluation": found, "reductions": reductions.found, "searches": wrapped.find_unused_parameters},
             folder / name / f"rank{rank}.pt",
         )
 

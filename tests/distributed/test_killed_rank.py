@@ -94,7 +94,7 @@ def test_a_killed_rank_neither_hangs_nor_tears(kind: str, tmp_path: Path) -> Non
     reached, torn_seen = 0, 0
     for moment in range(MOMENTS):
         # A checkpoint is saved after each second step, so that some of these moments are within one.
-        step, delay, rank = reached + draw.randrange(1, 6), draw.uniform(0, 0.3), draw.randrange(2)
+        step, delay, rank = reached + draw.randrange(1, 4), draw.uniform(0, 0.3), draw.randrange(2)
         seconds = kill_one(kind, folder, cell, step, delay, rank)
         assert not (folder / "export").exists()
         torn = [path.name for path in numbered(folder / "run") if torn_because(path) is not None]

@@ -46,9 +46,11 @@ def missing(kind: str, cell: Cell) -> str | None:
 
 def check(kind: str, cell: Cell, sharded: dict[str, Any], whole: dict[str, Any], folder: Path) -> None:
     """Compare a cell's two runs, or its refusal."""
-    refusal = REFUSED.get((kind, cell.adapter)) or (
-        NO_ADAPTER if cell.adapter == "full" and cell.reference in ("base", "initial") else None
-    )
+    refusal = REFUSED.get((kind, cell.adapter))
+    if cell.adapter == "full" and cell.reference in ("base", "initial"):
+        refusal = NO_ADAPTER
+    if cell.checkpointing == "own" and cell.adapter != "full":
+        refusal = "no adapter to save"
     if refusal is not None:
         assert refusal in sharded.get("refused", ""), sharded
         return

@@ -35,6 +35,11 @@ CASES: dict[str, dict[str, Any]] = {
     "padding-free": {"settings": {"padding_free": True, "per_device_train_batch_size": 5}},
     "packing": {"settings": {"packing": True, "max_length": 48, "per_device_train_batch_size": 1}},
     "paper": {"settings": {"preset": "paper", "per_device_train_batch_size": 5}},
+    "spare layer": {
+        "settings": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 5},
+        "spare": True,
+    },
+    "without logs": {"settings": {"per_device_train_batch_size": 5, "max_steps": 4, "logging_steps": 1000}},
     "drawn": {"settings": {"align_fraction": 0.5, "per_device_train_batch_size": 1, "max_steps": 4}},
     "drawn, packing": {
         "settings": {
@@ -197,7 +202,12 @@ def _option_of(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, case in CASES.items() if not case["planted"] and "method" not in case["settings"]]
+    "name",
+    [
+        name
+        for name, case in CASES.items()
+        if not (case["planted"] or case.get("spare") or "method" in case["settings"])
+    ],
 )
 def test_two_ranks_equal_the_oracle(name: str, folder: Path) -> None:
     found = distances(folder, name)
@@ -227,3 +237,22 @@ def test_an_evaluation_counts_every_row_once(name: str, folder: Path) -> None:
         assert rank["evaluation"]["eval_nll"] == pytest.approx(nll, rel=1e-6)
         assert rank["evaluation"]["eval_alignment"] == pytest.approx((total - nll) / 2.0, rel=1e-6)
         assert rank["evaluation"]["eval_loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_ddp_searches_for_unused_weights_only_where_there_are_some(folder: Path) -> None:
+    """Under DDP, transformers has every adapter searched; a search less must change nothing (the tests above)."""
+    assert CASES["checkpointing"]["settings"]["gradient_checkpointing"]
+    for name in ("padding", "accumulation", "checkpointing", "packing", "held activations", "weighted samples"):
+        assert [rank["searches"] for rank in load(folder, name)] == [False, False], name
+    spare = load(folder, "spare layer")
+    assert [rank["searches"] for rank in spare] == [True, True]
+    gradient = spare[0]["gradients"][0]
+    unused = {name: gradient.pop(name) for name in list(gradient) if "spare" in name}
+    assert len(unused) == 2
+    assert not any(bool(g.any()) for g in unused.values())
+    assert relative_distance(gradient, load(folder, "accumulation")[0]["gradients"][0]) < TOLERANCE[torch.float64]
+
+
+def test_a_step_reduces_its_counts_and_its_check_once_without_the_devices(folder: Path) -> None:
+    for rank in load(folder, "without logs"):
+        assert rank["reductions"] == ["hosts"] * 4  # two steps of two

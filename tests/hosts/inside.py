@@ -17,8 +17,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 from unittest import mock
 
-from tests.hosts.recorder import planted
-
 
 def ms_swift(words: list[str]) -> str:
     from swift.pipelines import sft_main
@@ -52,17 +50,20 @@ HOSTS: dict[str, Callable[[list[str]], str]] = {
 
 
 def main() -> None:
+    from tests.hosts.recorder import planted  # not above: processes that a host spawns import this file
+
+    run = HOSTS[sys.argv[1]]  # a host may change the words of the command line
     said: list[str] = []
     for case in json.load(sys.stdin):
         variables = {"STEP_RECORD": case["record"], **case.get("variables", {})}
         with mock.patch.dict(os.environ, variables), planted(case.get("planted")), redirect_stdout(sys.stderr):
-            said.append(run_one(case))
+            said.append(run_one(run, case))
     print(json.dumps(said))
 
 
-def run_one(case: dict[str, Any]) -> str:
+def run_one(run: Callable[[list[str]], str], case: dict[str, Any]) -> str:
     try:
-        return HOSTS[sys.argv[1]](case["words"])
+        return run(case["words"])
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 

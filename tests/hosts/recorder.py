@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,12 +21,18 @@ from tests.models import adapter_name, perturb_adapter
 
 
 @contextmanager
+def _serving_with_adapter(self: Any, model: Any) -> Iterator[Any]:
+    with torch.no_grad():
+        yield model
+
+
+@contextmanager
 def planted(mistake: str | None) -> Iterator[None]:
     if mistake == "divided again":
         with mock.patch.dict(os.environ, STEP_PLANTED=mistake):
             yield
     elif mistake == "adapter on in the reference pass":
-        with mock.patch("selfaug.reference.adapter.BaseReference.serving", lambda self, model: nullcontext(model)):
+        with mock.patch("selfaug.reference.adapter.BaseReference.serving", _serving_with_adapter):
             yield
     elif mistake == "a row taken for one document":
         whole = mock.patch("selfaug.planning.plan.document_ids", lambda batch, *_: torch.zeros_like(batch["input_ids"]))

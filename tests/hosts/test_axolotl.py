@@ -81,7 +81,7 @@ def configuration(folder: Path, output: Path, changed: dict[str, Any]) -> Path:
     settings = {
         "base_model": str(folder / "model"),
         "datasets": [{"path": str(folder / "rows.jsonl"), "ds_type": "json", "type": None}],
-        "dataset_prepared_path": str(output / "prepared"), "output_dir": str(output / "out"), "dataset_num_proc": 1,
+        "dataset_prepared_path": str(folder / "prepared"), "output_dir": str(output / "out"), "dataset_num_proc": 1,
         "plugins": [PLUGIN], "selfaug_alpha": 2.0,
         "adapter": "lora", "lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": 0.0,
         "lora_target_linear": True, "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,

@@ -129,6 +129,9 @@ def test_a_step_of_llama_factory_equals_the_oracle(layout: str, ran: dict[str, C
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_llama_factorys_step_is_caught(mistake: str, ran: dict[str, Case]) -> None:
     case = ran[mistake]
+    if mistake == "adapter on in the reference pass":  # seen before the first step
+        assert "the reference='base' moves when the trained weights do" in case.said
+        return
     assert not case.said, case.said
     assert distance(case, CHOSEN) > 100 * TOLERANCE
 
@@ -136,7 +139,7 @@ def test_a_mistake_in_llama_factorys_step_is_caught(mistake: str, ran: dict[str,
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_in_llama_factory_is_refused(name: str, ran: dict[str, Case]) -> None:
     case = ran[f"refused {name}"]
-    assert case.said.startswith("error: ")
+    assert "error: " in case.said, "after what else the host says"
     assert "\n\nhint: " in case.said
     assert REFUSED[name][1] in case.said
     assert not case.gradient
@@ -153,7 +156,7 @@ def launch(folder: Path, file: str, record: Path, **variables: str) -> subproces
 
 
 def test_a_step_on_two_ranks_through_the_command_equals_the_oracle(folder: Path, tmp_path: Path) -> None:
-    file = configuration(folder, "ranks", {"per_device_train_batch_size": 5, "ddp_backend": "gloo"})
+    file = configuration(folder, "ranks", {"per_device_train_batch_size": 5, "ddp_backend": "gloo", "use_cpu": True})
     record = tmp_path / "record.pt"
     done = launch(folder, file, record, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
     assert done.returncode == 0, done.stderr[-4000:]

@@ -178,7 +178,7 @@ def seeds(count: int) -> list[int]:
 
 
 def test_a_turn_that_the_base_opens_and_answers_itself_is_its_own_draw(tmp_path: Path) -> None:
-    settings = {"align_data": "self:4", "align_data_share": 0.2, "generation_length": 64}
+    settings: dict[str, Any] = {"align_data": "self:4", "align_data_share": 0.2, "generation_length": 64}
     trainer = make_trainer(tmp_path, method="selfaug", **settings)
     found = written(trainer)
     assert len(found) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -19,9 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from selfaug.cli.main import main
 from selfaug.data.prompts import Renderer
-from selfaug.evaluation.merging import stochastically
+from selfaug.evaluation.merging import Answers, stochastically
 from selfaug.run.folder import RunFolder
 from selfaug.run.manifest import read_manifest, weights_hash, write_manifest
+from selfaug.run.models import Sides, check_origin
 from tests.models import save_tiny, tiny
 from tests.runs import finished_run
 
@@ -239,10 +241,52 @@ def test_an_adapter_over_quantised_weights_is_folded_into_the_unquantised_ones(
     config = yaml.safe_load(run.config.read_text())
     run.config.write_text(yaml.safe_dump(config | {"load_in_4bit": True}))
     assert merge(run, tmp_path / "out", "--prompts", "4") == 0
-    assert "trained over quantised weights" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "trained over quantised weights" in said
+    assert "is not measured" in said or "on the unquantised base" in said  # without and with bitsandbytes
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert getattr(merged.config, "quantization_config", None) is None
     assert kept(*parts(run, model, merged)) == pytest.approx(1, abs=1e-3)
+
+
+def test_what_another_form_of_the_base_changes_is_measured(tmp_path: Path) -> None:
+    """Coarse weights stand for quantised ones; the oracle adds up full logits."""
+    model = saved(tmp_path / "model")
+    run = run_of(tmp_path, model)
+    coarse = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in coarse.parameters():
+            parameter.copy_((parameter * 8).round() / 8)
+    coarse.save_pretrained(tmp_path / "coarse")
+    full = check_origin(run)
+    tokenizer, renderer = AutoTokenizer.from_pretrained(run.adapter), Renderer.load(run.adapter)
+    prompts = [[5, 9, 33, 21], [8, 40, 41, 7, 12]]
+    answers = Answers.of(Sides(dataclasses.replace(full, base=str(tmp_path / "coarse"))), tokenizer, renderer, prompts)
+    found = answers.on_other_base(Sides(full, "float32"))
+
+    def log_p(base: Path, *, adapter: bool) -> Tensor:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        if adapter:
+            loaded = PeftModel.from_pretrained(loaded, str(run.adapter)).eval()
+        parts = []
+        for prompt, answer in zip(prompts, answers.ids, strict=True):
+            with torch.no_grad():
+                logits = loaded(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
+            parts.append(logits[len(prompt) - 1 : -1].double().log_softmax(-1))
+        return torch.cat(parts)
+
+    def kl(one: Tensor, other: Tensor) -> float:
+        return float((one.exp() * (one - other)).sum(-1).mean())
+
+    trained, moved = log_p(tmp_path / "coarse", adapter=True), log_p(model, adapter=True)
+    there, here = log_p(tmp_path / "coarse", adapter=False), log_p(model, adapter=False)
+    assert found.outputs.kl == pytest.approx(kl(trained, moved), rel=1e-3)
+    assert found.outputs.base_kl == pytest.approx(kl(trained, there), rel=1e-3)
+    assert found.base_kl == pytest.approx(kl(there, here), rel=1e-3)
+    difference = there - here
+    assert found.base_logits == pytest.approx(float(difference.var(-1, correction=0).mean().sqrt()), rel=1e-3)
+    assert found.base_kl > 1e-3
+    assert "bases themselves are" in str(found)
 
 
 def test_a_model_that_was_trained_whole_has_nothing_to_fold_and_needs_no_base(

@@ -14,6 +14,7 @@ from selfaug.model.parts import body_of
 from selfaug.planning.reference_batch import slice_size
 from selfaug.reference import passes
 from selfaug.reference.passes import batch_hidden, can_slice, sliced_hidden, slices_agree
+from selfaug.step import driver as driver_module
 from selfaug.step.driver import KEY, StepDriver
 from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES, TOLERANCE, oracle_step, run
@@ -146,20 +147,21 @@ def test_no_slices_where_they_are_switched_off(tmp_path: Path, monkeypatch: pyte
     assert ran.trainer._slice_tokens(catches_activations=False) is None
 
 
-def test_ranks_of_a_sharded_model_run_as_many_passes(tmp_path: Path) -> None:
+def test_ranks_of_a_sharded_model_run_as_many_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that runs fewer passes than another, which has longer prompts, would leave it waiting."""
     ran = run(SEQUENCES["single-turn"][:2], tmp_path, reference_slice=5)
     assert ran.trainer is not None
+    # The other rank runs three passes more in each micro-batch.
+    monkeypatch.setattr(driver_module, "begin_reduce", lambda mine, kind: lambda: mine + 3)
     alone = ran.trainer.driver
     calls: list[int] = []
     body_of(ran.trainer.base_model).register_forward_hook(lambda *_: calls.append(1))
 
     def counted(sharded: bool) -> tuple[int, torch.Tensor]:
-        # The other rank runs three passes more in each micro-batch.
-        ranks = SimpleNamespace(num_processes=1, device="cpu", gather=lambda mine: torch.cat([mine, mine + 3]))
+        ranks = SimpleNamespace(num_processes=1, device="cpu")
         driver = StepDriver(alone.objective, alone.draw, alone.layout, ranks, sharded=sharded)
         batch = {name: value for name, value in ran.batches[0][0].items() if name != KEY}
-        driver.take([batch], 0, torch.device("cpu"))
+        driver.take([batch], 0)
         assert batch[KEY].long, "no prompt is cut into slices"
         calls.clear()
         loss = driver.loss(ran.trainer.base_model, batch, accumulated=1).loss

@@ -159,3 +159,9 @@ def test_what_cannot_work_is_refused_with_a_remedy(case: str) -> None:
 @pytest.mark.parametrize("case", ["wrapped packing", "tokens of ranks"])
 def test_what_only_alignment_forbids_is_taken_without_it(case: str) -> None:
     config(**REFUSED[case][0], alpha=0.0)
+
+
+def test_kernels_in_triton_are_refused_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfaug.training.config.is_liger_kernel_available", lambda: True)
+    with pytest.raises(ConfigError, match="use_liger_kernel=True needs an accelerator"):
+        SelfAugConfig(str(tmp_path), bf16=False, use_cpu=True, use_liger_kernel=True)

@@ -34,6 +34,9 @@ REFUSED = {
     "layer_replication": (LoraConfig(layer_replication=[(0, 2), (1, 2)]), "deeper", "layer_replication"),
     "lm_head": (LoraConfig(target_modules=["q_proj", "lm_head"]), "'lm_head'", "modules_to_save"),
     "lm_head alone": (LoraConfig(target_modules="lm_head"), "'lm_head'", "modules_to_save"),
+    "poly": (peft.PolyConfig(target_modules=["q_proj"]), "peft_type=POLY", "use LoRA"),
+    "adalora": (peft.AdaLoraConfig(total_step=10), "update_and_allocate", "use LoRA"),
+    "activated": (LoraConfig(alora_invocation_tokens=[5], task_type="CAUSAL_LM"), "from these tokens onwards", "leave"),
     "prompt tuning": (
         peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PROMPT_TUNING", "use LoRA",
     ),
@@ -196,3 +199,95 @@ def test_probe_tokens_are_in_the_vocabulary_and_differ() -> None:
     assert tokens.shape == (1, 8)
     assert len(set(tokens[0].tolist())) == 8
     assert 0 <= int(tokens.min()) <= int(tokens.max()) < VOCAB
+
+
+# ---- rounding -------------------------------------------------------------------------------------------------------
+
+
+def fresh_kl(model: torch.nn.Module) -> float:
+    """KL between the base and the model with its adapter on, from full logits, mean over tokens."""
+    ids = probe_tokens(model)
+    with torch.no_grad():
+        tuned = model(input_ids=ids).logits.double().log_softmax(-1)
+        with BaseReference().serving(model) as base:
+            log_q = base(input_ids=ids).logits.double().log_softmax(-1)
+    return float((log_q.exp() * (log_q - tuned)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "gemma2"])
+def test_a_fresh_dora_passes_in_16_bits_although_it_rounds_anew(arch: str) -> None:
+    # As PEFT makes it by default: magnitudes in float32 over weights in bfloat16.
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=True)
+    model = peft.get_peft_model(tiny(arch, dtype=torch.bfloat16), config).get_base_model().eval()
+    assert fresh_kl(model) > 1e-6, "nothing is rounded, and the tolerance of float32 would do"
+    check_reference(model, BaseReference())
+
+
+def test_more_than_rounding_is_found_in_16_bits() -> None:
+    """An adapter that went on training has a product, and its magnitudes are not the weights' norms."""
+    for settings in ({}, {"use_dora": True}):
+        model, _ = adapted(dtype=torch.bfloat16, **settings)
+        check_reference(model, BaseReference())
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if "lora_B" in name:
+                    p.fill_(0.01)
+        with pytest.raises(ConfigError, match="already changes the model"):
+            check_reference(model, BaseReference())
+    model, _ = adapted(dtype=torch.bfloat16, use_dora=True)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "magnitude" in name:
+                p.mul_(1.2)
+    with pytest.raises(ConfigError, match="already changes the model"):
+        check_reference(model, BaseReference())
+
+
+def test_trained_tokens_are_looked_at_where_they_are() -> None:
+    """No token of the probe is trained, so that training would seem to change nothing."""
+    base = tiny("llama", dtype=torch.float32)
+    assert not {5, 6} & set(probe_tokens(base)[0].tolist())
+    config = peft.TrainableTokensConfig(token_indices=[5, 6], task_type="CAUSAL_LM")
+    check_peft(config, "base")
+    check_reference(peft.get_peft_model(base, config).get_base_model(), BaseReference())
+
+
+@pytest.mark.parametrize("given", ["quantised model", "settings"])
+def test_quantised_weights_are_not_trained_themselves(given: str, tmp_path: Path) -> None:
+    from transformers import BitsAndBytesConfig
+
+    from selfaug.training.trainer import SelfAugTrainer
+    from tests.integration.killed_run import config
+
+    model, settings = small.model(), {}
+    if given == "settings":
+        settings = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)}
+    else:
+        model.hf_quantizer = object()
+    with pytest.raises(ConfigError, match="weights are quantised and there is no adapter") as refused:
+        SelfAugTrainer(
+            model,
+            config(tmp_path, alpha=0.0),
+            train_dataset=Dataset.from_list(small.rows(8)),
+            processing_class=small.tokenizer(),
+            **settings,
+        )
+    assert "--use_peft true" in refused.value.hint
+
+
+def test_dora_over_8_bits_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    from transformers import BitsAndBytesConfig
+
+    from selfaug.training.trainer import SelfAugTrainer
+    from tests.integration.killed_run import config
+
+    with pytest.raises(ConfigError, match="use_dora reads the values") as refused:
+        SelfAugTrainer(
+            "never loaded",
+            config(tmp_path, alpha=0.0),
+            train_dataset=Dataset.from_list(small.rows(8)),
+            processing_class=small.tokenizer(),
+            peft_config=small.lora(use_dora=True),
+            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        )
+    assert "load_in_4bit" in refused.value.hint

@@ -16,7 +16,7 @@ from selfaug.cli.export import missing_weights
 from selfaug.cli.launch import LaunchFlags
 from selfaug.cli.sharding import sharding_asked
 from selfaug.common.errors import ConfigError
-from selfaug.training.sharding import check_sharding
+from selfaug.training.sharding import Sharding, check_sharding
 from tests.distributed.launching import configuration
 
 
@@ -27,6 +27,7 @@ def config(tmp_path: Path, **settings: Any) -> SelfAugConfig:
 HEAD = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
 REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str, str]] = {
     "FSDP 1": ("fsdp1", {}, {}, {}, "hides the adapter", "fsdp_version: 2"),
+    "checkpointing of FSDP's own": ("fsdp2", {}, {}, {}, "no adapter to save", "--gradient_checkpointing"),
     "8 bits under FSDP2": ("fsdp2", {}, {}, {"eight_bit": True}, "FSDP2 cannot split", "load_in_4bit"),
     "tied head under FSDP2": ("fsdp2", {}, HEAD, {"tied": True}, "head and embedding share", "modules_to_save"),
     "initial head under ZeRO-3": (
@@ -41,19 +42,20 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], s
 @pytest.mark.parametrize("name", list(REFUSALS))
 def test_a_combination_is_refused_by_name(name: str, tmp_path: Path) -> None:
     kind, settings, adapter, facts, says, remedy = REFUSALS[name]
+    sharding = Sharding(kind, own_checkpointing=name == "checkpointing of FSDP's own")
     args, peft_config = config(tmp_path, **settings), LoraConfig(**adapter)
     facts = {"tied": False, **facts}
     with pytest.raises(ConfigError, match=says) as refused:
-        check_sharding(kind, args, peft_config, **facts)
+        check_sharding(sharding, args, peft_config, **facts)
     assert remedy in refused.value.hint
-    check_sharding("ddp", args, peft_config, **facts)
-    check_sharding(None, args, peft_config, **facts)
+    check_sharding(Sharding("ddp"), args, peft_config, **facts)
+    check_sharding(Sharding(None), args, peft_config, **facts)
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "zero2", "zero3"])
 @pytest.mark.parametrize("reference", ["base", "initial"])
 def test_an_adapter_is_not_refused(kind: str, reference: str, tmp_path: Path) -> None:
-    check_sharding(kind, config(tmp_path, reference=reference), LoraConfig(), tied=True)
+    check_sharding(Sharding(kind), config(tmp_path, reference=reference), LoraConfig(), tied=True)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2", "zero3"])
@@ -61,12 +63,23 @@ def test_the_sharding_is_read_from_a_configuration_file(kind: str, tmp_path: Pat
     file = tmp_path / "accelerate.yaml"
     file.write_text(yaml.safe_dump(configuration(kind)))
     parsed = LaunchFlags().check(["--config_file", str(file)])
-    assert sharding_asked(parsed, SimpleNamespace(deepspeed=None)) == kind
+    assert sharding_asked(parsed, SimpleNamespace(deepspeed=None)) == Sharding(kind)
+
+
+def test_fsdps_own_checkpointing_is_read_too(tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(yaml.safe_dump(configuration("fsdp2", fsdp_activation_checkpointing=True)))
+    for words in (
+        ["--config_file", str(file)],
+        ["--use_fsdp", "--fsdp_version", "2", "--fsdp_activation_checkpointing", "true"],
+    ):
+        asked = sharding_asked(LaunchFlags().check(words), SimpleNamespace(deepspeed=None))
+        assert asked == Sharding("fsdp2", own_checkpointing=True)
 
 
 def test_the_sharding_is_read_from_flags_and_from_deepspeeds_file(tmp_path: Path) -> None:
-    def asked(*words: str, deepspeed: Any = None) -> str:
-        return sharding_asked(LaunchFlags().check(list(words)), SimpleNamespace(deepspeed=deepspeed))
+    def asked(*words: str, deepspeed: Any = None) -> str | None:
+        return sharding_asked(LaunchFlags().check(list(words)), SimpleNamespace(deepspeed=deepspeed)).kind
 
     file = tmp_path / "zero.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))

@@ -180,7 +180,11 @@ def _texts(writer: Writer, numbers: Sequence[int]) -> list[list[int]]:
 
 
 def _conversations(writer: Writer, numbers: Sequence[int]) -> list[list[int]]:
-    turn = user_turn(writer.tokenizer, writer.renderer)
+    try:
+        turn = user_turn(writer.tokenizer, writer.renderer)
+    except ConfigError as error:
+        said = error.message.replace("method='magpie'", "align_data")
+        raise ConfigError(said, "give a file of texts instead: --align_data FILE.") from error
     asked = writer.write(
         [
             Request(text=turn.header, stop=turn.end, length=writer.length, temperature=1.0, seed=_seed_of(n))

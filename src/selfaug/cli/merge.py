@@ -94,7 +94,8 @@ def run(call: Call[Settings]) -> int:
             "weights without rounding the adapter away",
             "serve the adapter over the quantised model as it is.",
         )
-    if origin.quantization is not None:
+    quantised = None if origin.quantization is None else origin
+    if quantised is not None:
         say("The adapter was trained over quantised weights; it is folded into the unquantised ones.")
         origin = dataclasses.replace(origin, quantization=None)
     if facts.folder is not None:
@@ -102,6 +103,8 @@ def run(call: Call[Settings]) -> int:
     renderer = folder.load_renderer()
     tokenizer = load_tokenizer(folder.tokenizer, trust_remote_code=origin.trust_remote_code)
     prompts = run_prompts(folder, tokenizer, renderer, origin.context, settings.prompts) if settings.prompts else []
+    if quantised is not None and prompts:
+        _compare_bases(quantised, origin, tokenizer, renderer, prompts)
     say(f"loading the model {origin.base} ...")
     say(str(_merge(origin, tokenizer, renderer, prompts, out, settings.dtype)))
     emit(str(out))
@@ -208,6 +211,31 @@ def _rows_of(folder: RunFolder) -> Sequence[Record | Conversation]:
         reason = f"cannot be read ({error.message})"
     say(f"The run's data {reason}; answers to simple questions are compared instead.")
     return []
+
+
+def _compare_bases(
+    quantised: Origin,
+    full: Origin,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    prompts: Sequence[Sequence[int]],
+) -> None:
+    """Say what it changes that the adapter leaves the quantised base that it was trained over."""
+    from selfaug.evaluation.merging import Answers
+    from selfaug.run.models import Sides
+
+    try:
+        with counting("answers on the quantised base", 3 * len(prompts)) as progress:
+            trained = Sides(quantised)
+            answers = Answers.of(trained, tokenizer, renderer, prompts, progress)
+            trained.release()
+    except ConfigError as error:
+        say(f"What the change of base changes is not measured: {error.message}.")
+        return
+    with counting("answers on the unquantised base", 2 * len(prompts)) as progress:
+        other = Sides(full, "float32")
+        say(str(answers.on_other_base(other, progress)))
+        other.release()
 
 
 class _TooLittleError(ConfigError):

@@ -8,12 +8,13 @@ from typing import Any
 
 from selfaug.common.errors import ConfigError
 from selfaug.common.files import read_json
+from selfaug.training.sharding import Sharding
 
 __all__ = ["sharding_asked"]
 
 
-def sharding_asked(parsed: Namespace, training: Any) -> str:
-    """Return the short name (`selfaug.training.sharding.NAMES`) of how processes will share the work.
+def sharding_asked(parsed: Namespace, training: Any) -> Sharding:
+    """Return how processes will share the work.
 
     Args:
         parsed: The flags of ``accelerate launch``, parsed.
@@ -29,9 +30,9 @@ def sharding_asked(parsed: Namespace, training: Any) -> str:
     if parsed.use_deepspeed:
         return _zero(parsed.deepspeed_config_file or {"zero_optimization": {"stage": parsed.zero_stage or 2}})
     if parsed.use_fsdp:
-        return f"fsdp{parsed.fsdp_version or 1}"
+        return Sharding(f"fsdp{parsed.fsdp_version or 1}", _is_true(parsed.fsdp_activation_checkpointing))
     if parsed.config_file is None and not Path(default_config_file).is_file():
-        return "ddp"
+        return Sharding("ddp")
     try:
         config = load_config_from_file(parsed.config_file)
     except Exception as error:  # it may hold anything
@@ -41,16 +42,21 @@ def sharding_asked(parsed: Namespace, training: Any) -> str:
         ) from error
     kind = str(getattr(config.distributed_type, "value", config.distributed_type))
     if kind == "FSDP":
-        return f"fsdp{int(config.fsdp_config.get('fsdp_version', 1))}"
+        given = config.fsdp_config
+        return Sharding(f"fsdp{given.get('fsdp_version', 1)}", _is_true(given.get("fsdp_activation_checkpointing")))
     if kind != "DEEPSPEED":
-        return "ddp"
+        return Sharding("ddp")
     given = config.deepspeed_config
     return _zero(given.get("deepspeed_config_file") or {"zero_optimization": {"stage": given.get("zero_stage", 2)}})
 
 
-def _zero(config: Any) -> str:
-    """Return the kind of a DeepSpeed configuration, or of the JSON file that holds it."""
+def _is_true(value: Any) -> bool:
+    return str(value).lower() in ("true", "1")
+
+
+def _zero(config: Any) -> Sharding:
+    """Return what a DeepSpeed configuration asks for, or the JSON file that holds it."""
     if not isinstance(config, dict):
         config = read_json(Path(str(config)), hint="correct the path or the file.", error=ConfigError)
     stage = int((config.get("zero_optimization") or {}).get("stage", 0))
-    return f"zero{stage}" if stage else "ddp"
+    return Sharding(f"zero{stage}" if stage else "ddp")

@@ -89,6 +89,7 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     from selfaug.cli.parsing import build
     from selfaug.methods import get_method
     from selfaug.methods.adapters import trains_without_adapter
+    from selfaug.reference.checks import check_quantised
     from selfaug.training.ranges import ADAPTER, check_ranges
 
     values = arguments.values
@@ -110,6 +111,8 @@ def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
     settings = build(values)
     if settings.model.use_peft:
         check_ranges(settings.model, ADAPTER)
+    quantised = facts.quantization is not None or settings.model.load_in_4bit or settings.model.load_in_8bit
+    check_quantised(quantised=quantised, adapted=settings.model.use_peft)
     return settings
 
 
@@ -200,6 +203,8 @@ def _train(
     if settings.training.push_to_hub and settings.training.hub_model_id is None:
         settings.training.hub_model_id = folder.path.name
     say(f"loading the model {settings.model.model_name_or_path} ...")
+    if settings.training.compares and (settings.model.load_in_4bit or settings.model.load_in_8bit):
+        say("The reference is the base as it is quantised here, not the model in its own number format.")
     try:
         trainer = make_trainer(settings, tables, tokenizer, renderer)
     except BaseException:

@@ -1,14 +1,17 @@
-"""Work that the first process of each machine does for all of a distributed run."""
+"""What the processes of a distributed run do for one another: work of one for all, and sums over all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfaug.common.errors import UserError
 
-__all__ = ["once_per_machine"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["begin_reduce", "once_per_machine"]
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
@@ -48,3 +51,39 @@ def once_per_machine(make: Callable[[], T]) -> T:
             raise mistake
     result: T = found[state.process_index - state.local_process_index][0]
     return result
+
+
+_hosts: tuple[Any, Any] | None = None  # the default group, and one of the same processes that needs no device
+
+
+def begin_reduce(values: Tensor, operation: str = "sum") -> Callable[[], Tensor]:
+    """Begin to reduce a CPU tensor over all processes, and return the function that waits for the result.
+
+    The numbers go from processor to processor, so that no process waits for its device, nor a device for another.
+
+    Args:
+        values: Tensor on the CPU, of the same shape in all processes; changed in place.
+        operation: ``sum`` or ``max``.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return lambda: values
+    operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+    work = dist.all_reduce(values, op=operations[operation], group=_host_group(), async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return values
+
+    return wait
+
+
+def _host_group() -> Any:
+    """Return a group of all processes that works on CPU tensors; all of them call this for the first time together."""
+    import torch.distributed as dist
+
+    global _hosts
+    if _hosts is None or _hosts[0] is not dist.group.WORLD:
+        _hosts = dist.group.WORLD, dist.new_group(backend="gloo")
+    return _hosts[1]

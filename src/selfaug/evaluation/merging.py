@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from selfaug.data.prompts import Renderer
     from selfaug.run.models import Sides
 
-__all__ = ["LONGEST_ANSWER", "Answers", "Kept", "Outputs", "Share", "stochastically", "write_weights"]
+__all__ = [
+    "LONGEST_ANSWER", "Answers", "Kept", "OtherBase", "Outputs", "Share", "stochastically", "write_weights",
+]  # fmt: skip
 
 ENOUGH = 0.95
 """Least share of the tuning that must be kept, by weights and by outputs."""
@@ -159,6 +161,30 @@ class Outputs:
         return (
             f"{self.same} of {self.prompts} greedy answers are the adapter's ({self.base_same} are the base's too); KL "
             f"from the adapter's outputs is {self.kl:.2g} nats a token, where the base's is {self.base_kl:.2g}"
+        )
+
+
+@dataclass(frozen=True)
+class OtherBase:
+    """What it changes that an adapter trained over a quantised base is put on the base in its own number format.
+
+    Args:
+        outputs: Comparison of the adapter on the full base with the adapter on the quantised one, which was trained.
+        base_kl: KL(quantised base || full base), mean over tokens, in nats.
+        base_logits: Difference of both bases' logits, up to a constant of each token: root mean square over vocabulary
+            and tokens.
+    """
+
+    outputs: Outputs
+    base_kl: float
+    base_logits: float
+
+    def __str__(self) -> str:
+        return (
+            f"on the unquantised base, {self.outputs.same} of {self.outputs.prompts} greedy answers are those of the "
+            f"adapter on the quantised base that it was trained over; KL from its outputs is {self.outputs.kl:.2g} "
+            f"nats a token, where training changed them by {self.outputs.base_kl:.2g}; the bases themselves are "
+            f"{self.base_kl:.2g} nats a token apart (their logits by {self.base_logits:.2g})"
         )
 
 
@@ -299,6 +325,24 @@ class Answers:
             kl=_kl(self.adapter, written),
             base_kl=_kl(self.adapter, self.base),
         )
+
+    def on_other_base(self, sides: Sides, progress: Progress = lambda _: None) -> OtherBase:
+        """Compare the models of these answers with the same adapter, and no adapter, on another form of the base.
+
+        Args:
+            sides: Base in the other form, and the adapter on it.
+            progress: Function called with the number of passes done; each prompt has two.
+        """
+        with sides.side("tuned") as model:
+            outputs = self.compare(model, progress)
+        with sides.side("base") as model:
+            base = _outputs(model, self.prompts, self.ids, lambda done: progress(len(self.prompts) + done))
+        squares = [_centred(one - other).square().mean(-1) for one, other in zip(self.base, base, strict=True)]
+        return OtherBase(outputs, _kl(self.base, base), float(torch.cat(squares).mean().sqrt()))
+
+
+def _centred(difference_TV: Tensor) -> Tensor:
+    return difference_TV - difference_TV.mean(dim=-1, keepdim=True)
 
 
 def _outputs(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
 from selfaug.methods.base import Method
+from selfaug.reference.checks import check_kind
 
 if TYPE_CHECKING:
     from selfaug.model.libraries import LoraPair
@@ -64,6 +65,8 @@ def check_adapter(method: Method, peft_config: Any) -> None:
     Raises:
         ConfigError: With the remedy.
     """
+    if peft_config is not None:
+        check_kind(peft_config)
     for part in method.parts:
         if part.adapter == "none" and peft_config is not None:
             raise ConfigError(

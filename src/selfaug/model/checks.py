@@ -15,7 +15,13 @@ from selfaug.model.sharding import whole_shape
 from selfaug.model.switch import evaluating
 from selfaug.objective.blocks import compute_dtype
 
-__all__ = ["check_documents_apart", "check_head", "check_packing", "final_hidden", "probe_tokens"]
+__all__ = [
+    "check_documents_apart", "check_head", "check_packing", "final_hidden", "may_skip_weights", "probe_tokens",
+]  # fmt: skip
+
+# Names of the number of experts, and of the probability that a layer is left out, in configurations of transformers.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_DROPPED = ("layerdrop", "layer_drop", "stochastic_depth_prob")
 
 
 def probe_tokens(model: nn.Module) -> Tensor:
@@ -123,3 +129,23 @@ def check_documents_apart(model: nn.Module, inputs: Mapping[str, Any], documents
             "turn packing off, or use an attention implementation with which the trainer keeps documents apart (often "
             "flash_attention_2, or sdpa without an attention mask).",
         )
+
+
+def may_skip_weights(model: nn.Module) -> bool:
+    """Whether a training pass may give a trained weight no gradient, as DDP must know.
+
+    It may if a few tokens give it none, or if the tokens decide which weights are used: in a mixture of experts, and
+    where layers are left out at random. The head is not looked at, since the objective always gives it a gradient.
+    """
+    text: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    counts = [getattr(text, name, None) or 0 for name in (*_EXPERTS, *_DROPPED)]
+    if any(isinstance(count, (int, float)) and count > 0 for count in counts):
+        return True
+    head = {id(p) for p in head_layer(model).parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in head]
+    with torch.enable_grad(), evaluating(model):
+        hidden = final_hidden(model, probe_tokens(model))
+        if not trained or not hidden.requires_grad:
+            return bool(trained)
+        gradients = torch.autograd.grad(hidden.float().sum(), trained, allow_unused=True)
+    return any(gradient is None for gradient in gradients)

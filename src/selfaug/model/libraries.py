@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from selfaug.common.errors import ConfigError
 
 __all__ = [
-    "LoraPair", "corda_parts", "gathered_head", "is_zero_parameter", "keep_nothing_gathered", "loading_options",
-    "lora_pairs", "osf_settings", "pissa_parts", "reduce_intruders", "release_zero_parameter", "saving_whole",
-    "spare_refused_modules", "switchable_layers",
+    "LoraPair", "computes_anew", "corda_parts", "gathered_head", "is_zero_parameter", "keep_nothing_gathered",
+    "loading_options", "lora_pairs", "osf_settings", "pissa_parts", "reduce_intruders", "release_zero_parameter",
+    "saving_whole", "spare_refused_modules", "switchable_layers", "trained_tokens",
 ]  # fmt: skip
 
 
@@ -32,6 +32,41 @@ def switchable_layers(model: nn.Module) -> list[Any]:
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     return [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+def trained_tokens(model: nn.Module) -> list[int]:
+    """Return the ids of the tokens whose embeddings are trained one by one (``trainable_token_indices``)."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer)]
+    return sorted({int(i) for layer in layers for name in layer.active_adapters for i in layer.token_indices[name]})
+
+
+def computes_anew(model: nn.Module, whole: Callable[[Tensor], Tensor]) -> bool:
+    """Whether adapters that change nothing yet give their layers' outputs to rounding only.
+
+    A LoRA whose product B·A is 0 adds exactly 0. DoRA, and kinds of adapters other than LoRA, compute the output anew.
+    Where a product is not 0 the adapter does change something, and the answer is no.
+
+    Args:
+        model: Model with active adapters.
+        whole: Function that returns a whole weight where ranks hold parts of it.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    anew = False
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
+            anew = anew or isinstance(layer, BaseTunerLayer)
+            continue
+        for name in layer.active_adapters:
+            for down, up in ((layer.lora_A, layer.lora_B), (layer.lora_embedding_A, layer.lora_embedding_B)):
+                pair = [getattr(part[name], "weight", part[name]) for part in (down, up)] if name in down else []
+                if pair and all(bool(whole(matrix).any()) for matrix in pair):
+                    return False
+            anew = anew or name in layer.lora_variant
+    return anew
 
 
 class LoraPair(NamedTuple):
@@ -228,13 +263,17 @@ def saving_whole(trainer: Any) -> Iterator[None]:
     transformers writes no weights for FSDP's ``SHARDED_STATE_DICT``, nor for ZeRO-3 without
     ``stage3_gather_16bit_weights_on_model_save``.
     """
-    owner, name, value = None, "", None
+    owner: Any = None
+    name = ""
+    value: Any = None
     if trainer.is_fsdp_enabled:
         from torch.distributed.fsdp import StateDictType
 
-        owner, name, value = trainer.accelerator.state.fsdp_plugin, "state_dict_type", StateDictType.FULL_STATE_DICT
+        owner, name = trainer.accelerator.state.fsdp_plugin, "state_dict_type"
+        value = StateDictType.FULL_STATE_DICT
     elif trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
-        owner, name, value = trainer.deepspeed._config.zero_config, "gather_16bit_weights_on_model_save", True
+        owner, name = trainer.deepspeed._config.zero_config, "gather_16bit_weights_on_model_save"
+        value = True
     asked = getattr(owner, name, None)
     try:
         if owner is not None:

@@ -1,7 +1,8 @@
 """The plan of an optimiser step: the sequences and tokens that are aligned, and the divisors of the loss.
 
-Planning is a pure function from micro-batches to index tensors and counts. It runs on the CPU, once a step, where all
-micro-batches of the step are at hand; only the counts of other ranks come from outside (`StepPlan.with_totals`).
+Planning is a pure function from micro-batches to index tensors and counts, on the CPU. What depends on a micro-batch
+alone (`read_batch`) can be had where it is collated; the draws follow once a step, where all micro-batches of the step
+are at hand. Only the counts of other ranks come from outside (`StepPlan.with_totals`).
 
 Shapes: B rows and T tokens of a micro-batch, N selected positions. Positions index the flattened B · T tokens.
 """
@@ -21,9 +22,35 @@ from torch import Tensor
 from selfaug.common.errors import ConfigError
 from selfaug.planning.reference_batch import DrawnDocument, ReferenceBatch, ReferenceLayout, reference_batch
 
-__all__ = ["MicroPlan", "StepPlan", "aligned_positions", "document_ids", "draw", "draw_tokens", "plan_step"]
+__all__ = [
+    "BatchPositions", "MicroPlan", "StepPlan", "aligned_positions", "document_ids", "draw", "draw_tokens", "plan_step",
+    "read_batch",
+]  # fmt: skip
 
 IGNORED = -100
+
+
+@dataclass(frozen=True)
+class BatchPositions:
+    """What the plan needs of one micro-batch, before anything is drawn; on the CPU.
+
+    It is no mapping and has no method ``to``, so data loaders that place batches on a device leave it on the CPU.
+
+    Args:
+        input_ids_BT: Token ids.
+        labels_BT: Labels; -100 at the first token of each document, which nothing predicts.
+        response_BT: Mask of the response positions.
+        aligned_BT: Mask of the aligned positions.
+        bounds: Row, first token, and one past the last token of each document (and of each stretch of padding).
+        tokens: Number of tokens without padding.
+    """
+
+    input_ids_BT: Tensor
+    labels_BT: Tensor
+    response_BT: Tensor
+    aligned_BT: Tensor
+    bounds: tuple[tuple[int, int, int], ...]
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -182,6 +209,21 @@ def _digest(key: str, tokens: Tensor, size: int) -> bytes:
     return hashlib.blake2b(values, digest_size=size, key=key.encode()).digest()
 
 
+def read_batch(
+    batch: Mapping[str, Any], align_boundary: bool = False, pad_token_id: int | None = None
+) -> BatchPositions:
+    """Return what the plan needs of a collated micro-batch: a function of the batch alone."""
+    documents_BT = document_ids(batch, pad_token_id)
+    labels_BT = batch["labels"].cpu().masked_fill(_document_starts(documents_BT), IGNORED)
+    response_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
+    response_BT[:, :-1] = (labels_BT[:, 1:] != IGNORED) & (documents_BT[:, :-1] == documents_BT[:, 1:])
+    response_BT[:, :-1] &= documents_BT[:, :-1] >= 0
+    aligned_BT = aligned_positions(labels_BT, documents_BT, align_boundary)
+    bounds = tuple(_bounds(documents_BT))
+    input_ids_BT = batch["input_ids"].cpu()
+    return BatchPositions(input_ids_BT, labels_BT, response_BT, aligned_BT, bounds, int((documents_BT >= 0).sum()))
+
+
 def plan_step(
     batches: Sequence[Mapping[str, Any]],
     *,
@@ -196,6 +238,7 @@ def plan_step(
     use_reference: bool = True,
     weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
     pad_token_id: int | None = None,
+    positions: Sequence[BatchPositions] | None = None,
 ) -> StepPlan:
     """Return the plan of one optimiser step on this rank.
 
@@ -215,55 +258,52 @@ def plan_step(
             weight 0 is not trained, and counts neither as response nor as prompt.
         pad_token_id: Id of the padding token, which tells padding where there is no attention mask; ``None`` where rows
             without a mask have none.
+        positions: What :func:`read_batch` returned for each micro-batch with the same ``align_boundary`` and
+            ``pad_token_id``; ``None`` to read them here.
     """
     micro: list[MicroPlan] = []
     n_response = n_aligned = 0
-    for batch in batches:
-        documents_BT = document_ids(batch, pad_token_id)
-        labels_BT = batch["labels"].cpu().masked_fill(_document_starts(documents_BT), IGNORED)
-        response_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
-        response_BT[:, :-1] = (labels_BT[:, 1:] != IGNORED) & (documents_BT[:, :-1] == documents_BT[:, 1:])
-        response_BT[:, :-1] &= documents_BT[:, :-1] >= 0
-        weight_BT = None if weigh is None else _weights(batch, response_BT, documents_BT, weigh)
+    found = positions or [read_batch(batch, align_boundary, pad_token_id) for batch in batches]
+    for batch, read in zip(batches, found, strict=True):
+        labels_BT, response_BT = read.labels_BT, read.response_BT
+        weight_BT = None if weigh is None else _weights(read, weigh)
         if weight_BT is not None:
-            response_BT &= weight_BT > 0
+            response_BT = response_BT & (weight_BT > 0)
         response_N = response_BT.flatten().nonzero().squeeze(-1)
         n_response += response_N.numel()
         aligned_N, reference, compared_N = response_N[:0], None, None
         if align or compare_response:
-            aligned_BT = aligned_positions(labels_BT, documents_BT, align_boundary) & align
+            aligned_BT = read.aligned_BT & align
             n_aligned += int(aligned_BT.sum())
             fractions = (align_fraction, align_token_fraction)
             wanted = (aligned_BT, response_BT & compare_response)
-            drawn, aligned_BT, compared_BT = _drawn_documents(batch, *wanted, documents_BT, seed, step, *fractions)
+            drawn, aligned_BT, compared_BT = _drawn_documents(read, *wanted, seed, step, *fractions)
             aligned_N = aligned_BT.flatten().nonzero().squeeze(-1)
             compared_N = compared_BT.flatten().nonzero().squeeze(-1) if compare_response else None
             if use_reference:
-                reference = reference_batch(batch, drawn, reference_layout or ReferenceLayout())
+                on_host = {**batch, "input_ids": read.input_ids_BT}
+                reference = reference_batch(on_host, drawn, reference_layout or ReferenceLayout())
         label_N = labels_BT.flatten()[response_N + 1]
-        tokens = int((documents_BT >= 0).sum())
         weight_N = None if weight_BT is None else weight_BT.flatten()[response_N]
-        prompt_N = batch["input_ids"].cpu().flatten()[aligned_N + 1]  # a document's last token is never aligned
-        micro.append(MicroPlan(response_N, label_N, aligned_N, prompt_N, reference, tokens, compared_N, weight_N))
+        prompt_N = read.input_ids_BT.flatten()[aligned_N + 1]  # a document's last token is never aligned
+        micro.append(MicroPlan(response_N, label_N, aligned_N, prompt_N, reference, read.tokens, compared_N, weight_N))
     return StepPlan(tuple(micro), n_response, n_aligned, tuple(m.reference is not None for m in micro))
 
 
 def _drawn_documents(
-    batch: Mapping[str, Any],
+    read: BatchPositions,
     aligned_BT: Tensor,
     compared_BT: Tensor,
-    documents_BT: Tensor,
     seed: int,
     step: int,
     fraction: float,
     token_fraction: float,
 ) -> tuple[list[DrawnDocument], Tensor, Tensor]:
     """Return the drawn documents, and masks (B × T) of their drawn aligned and their compared positions."""
-    input_ids_BT = batch["input_ids"].cpu()
     drawn: list[DrawnDocument] = []
     aligned_drawn_BT, compared_drawn_BT = torch.zeros_like(aligned_BT), torch.zeros_like(compared_BT)
-    for row, start, stop in _bounds(documents_BT):
-        tokens, here = input_ids_BT[row, start:stop], (row, slice(start, stop))
+    for row, start, stop in read.bounds:
+        tokens, here = read.input_ids_BT[row, start:stop], (row, slice(start, stop))
         if not (aligned_BT[here] | compared_BT[here]).any() or not draw(seed, step, tokens, fraction):
             continue
         aligned_drawn_BT[here] = aligned_BT[here] & draw_tokens(seed, step, tokens, token_fraction)
@@ -283,14 +323,11 @@ def _bounds(documents_BT: Tensor) -> Iterator[tuple[int, int, int]]:
             yield row, start, stop
 
 
-def _weights(
-    batch: Mapping[str, Any], response_BT: Tensor, documents_BT: Tensor, weigh: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def _weights(read: BatchPositions, weigh: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Return, B × T float32, the weight of the token that each response position predicts; 0 elsewhere."""
-    input_ids_BT = batch["input_ids"].cpu()
-    weight_BT = torch.zeros(response_BT.shape)
-    for row, start, stop in _bounds(documents_BT):
-        positions = response_BT[row, start:stop].nonzero().squeeze(-1)
+    weight_BT = torch.zeros(read.response_BT.shape)
+    for row, start, stop in read.bounds:
+        positions = read.response_BT[row, start:stop].nonzero().squeeze(-1)
         if positions.numel():
-            weight_BT[row, start + positions] = weigh(input_ids_BT[row, start:stop], positions + 1)
+            weight_BT[row, start + positions] = weigh(read.input_ids_BT[row, start:stop], positions + 1)
     return weight_BT

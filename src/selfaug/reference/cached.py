@@ -301,7 +301,7 @@ class ReferenceCache:
         assert batch.inputs is not None
         device = next(model.parameters()).device
         inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.inputs.items()}
-        long = [(prompt.input_ids_T.to(device), prompt.index_N.to(device)) for prompt in batch.long]
+        long = [(prompt.input_ids_T.to(device), prompt.index_N) for prompt in batch.long]
         with BaseReference().serving(model) as base:
             hidden_RH = prompts_hidden(base, inputs, long, layout.slice)
         flat = hidden_RH[batch.index_N.to(hidden_RH.device)].cpu()

@@ -42,7 +42,7 @@ def sliced_hidden(base: nn.Module, input_ids_T: Tensor, index_N: Tensor, size: i
     Args:
         base: Model that :meth:`selfaug.reference.Reference.serving` yields.
         input_ids_T: Token ids of the prompt.
-        index_N: Positions in the prompt, rising.
+        index_N: Positions in the prompt, rising; on the CPU, or every slice waits for the device.
         size: Largest number of tokens of a slice; see :func:`selfaug.planning.reference_batch.slice_size`.
     """
     from transformers import DynamicCache
@@ -55,8 +55,9 @@ def sliced_hidden(base: nn.Module, input_ids_T: Tensor, index_N: Tensor, size: i
         places = torch.arange(start, start + len(slice_S), device=input_ids_T.device)[None]
         outputs = body_of(base)(input_ids=slice_S[None], position_ids=places, past_key_values=cache, use_cache=True)
         inside = (index_N >= start) & (index_N < start + len(slice_S))
+        rows_N = (index_N[inside] - start).to(input_ids_T.device, non_blocking=True)
         # index_select copies; a view would keep the hidden states of the whole slice alive.
-        kept.append(outputs.last_hidden_state[0].index_select(0, index_N[inside] - start))
+        kept.append(outputs.last_hidden_state[0].index_select(0, rows_N))
     return torch.cat(kept)
 
 
@@ -102,7 +103,7 @@ def can_slice(config: Any) -> bool:
 
 def slices_agree(base: nn.Module, input_ids_T: Tensor) -> bool:
     """Whether a few tokens have the same hidden states in slices as in one pass; called before the first step."""
-    everywhere = torch.arange(len(input_ids_T), device=input_ids_T.device)
+    everywhere = torch.arange(len(input_ids_T))
     try:
         sliced_NH = sliced_hidden(base, input_ids_T, everywhere, 3)
     except (TypeError, ValueError, NotImplementedError, AttributeError):  # the model takes no such cache

@@ -7,23 +7,27 @@ methods in which a trainer sees the micro-batches of a whole step (`get_batch_sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfaug.planning.plan import StepPlan, plan_step
+from selfaug.common.ranks import begin_reduce
+from selfaug.planning.plan import BatchPositions, MicroPlan, StepPlan, plan_step, read_batch
 from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference.cached import ReferenceCache
 from selfaug.step.forward import StepObjective
 from selfaug.step.micro_batch import MicroBatch, micro_batch
 
-__all__ = ["KEY", "Draw", "StepDriver", "StepOutputs"]
+__all__ = ["KEY", "Draw", "ReadingCollator", "StepDriver", "StepOutputs"]
 
 KEY = "selfaug"
-"""Key of the plan in a micro-batch, and keyword of the model's `forward` for it."""
+"""Key in a micro-batch of what a collator read, then of the plan; and keyword of the model's `forward` for the plan."""
+
+# The inputs that decide the plan.
+_PLANNED = ("input_ids", "labels", "attention_mask", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,26 @@ class Draw:
     compare_response: bool = False
     use_reference: bool = True
     pad_token_id: int | None = None
+
+
+class ReadingCollator:
+    """A collator whose micro-batches carry what the plan needs of them, read before they are placed on a device.
+
+    It runs in the data loader's workers, where there are any.
+
+    Args:
+        collate: Collator that makes the micro-batches.
+        draw: Settings of the plan.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], draw: Draw) -> None:
+        self._collate, self._draw = collate, draw
+
+    def __call__(self, rows: Any) -> Any:
+        """Return the collated micro-batch with its positions."""
+        batch = self._collate(rows)
+        batch[KEY] = read_batch(batch, self._draw.align_boundary, self._draw.pad_token_id)
+        return batch
 
 
 @dataclass(frozen=True)
@@ -96,18 +120,25 @@ class StepDriver:
         self._accelerator, self._sharded, self._cache = accelerator, sharded, cache
         self._auxiliary_weight = auxiliary_weight
         self._finite: Tensor | None = None
+        self._finite_on_host: _HostCopy | None = None
         self._nll: Tensor | None = None
         self._n_response = 0
 
-    def take(self, batches: Sequence[Any], step: int, device: torch.device) -> Tensor:
-        """Plan a step, put each micro-batch's plan into it, and return the step's response tokens over all ranks."""
+    def take(self, batches: Sequence[Any], step: int) -> Tensor:
+        """Plan a step, put each micro-batch's plan into it, and return the step's response tokens over all ranks.
+
+        The counts of the ranks are added up while the micro-batches are put together. Nothing waits for the device
+        where a :class:`ReadingCollator` made the micro-batches; else they are copied to the CPU, all at once.
+        """
         plan = self._plan(batches, self.draw, step, self.weigh)
-        if self._accelerator.num_processes > 1:
-            plan = plan.with_totals(self._accelerator.reduce(plan.counts().to(device), reduction="sum"))
-        for batch, passes, micro in zip(batches, self._passes(plan), plan.micro, strict=True):
-            batch[KEY] = self._micro(plan, micro, self.draw, passes=passes)
+        total = begin_reduce(plan.counts()) if self._accelerator.num_processes > 1 else None
+        grouped = [self._grouped(micro) for micro in plan.micro]
+        if total is not None:
+            plan = plan.with_totals(total())
+        for batch, passes, micro in zip(batches, self._idle_passes(plan), grouped, strict=True):
+            batch[KEY] = self._divided(plan, micro, self.draw, passes)
         self._n_response, self._nll = plan.n_response, None
-        return torch.tensor(plan.n_response, device=device)
+        return torch.tensor(plan.n_response)
 
     def loss(self, model: Any, inputs: dict[str, Any], *, accumulated: int) -> StepOutputs:
         """Return the loss of a micro-batch.
@@ -119,13 +150,13 @@ class StepDriver:
             inputs: Micro-batch; its plan is removed from it.
             accumulated: Number of micro-batches of the step.
         """
-        micro: MicroBatch | None = inputs.pop(KEY, None)
-        if micro is None:
+        if not isinstance(inputs.get(KEY), MicroBatch):
             whole = replace(self.draw, align_fraction=1.0, align_token_fraction=1.0)
             plan = self._plan([inputs], whole, 0, None)
             # Ranks do not exchange plans in evaluation, so every rank runs a reference pass.
             plan = replace(plan, anywhere=(True,))
-            micro = self._micro(plan, plan.micro[0], whole, passes=self._passes(plan)[0])
+            inputs[KEY] = self._divided(plan, self._grouped(plan.micro[0]), whole, self._idle_passes(plan)[0])
+        micro: MicroBatch = inputs.pop(KEY)
         outputs = model(**inputs, **{KEY: micro.to(inputs["input_ids"].device)})
         steps = accumulated if model.training else 1
         loss, sums = outputs["loss"], {**outputs["sums"], **outputs["penalties"]}
@@ -141,6 +172,7 @@ class StepDriver:
         if model.training:
             finite = torch.isfinite(loss.detach())
             self._finite = finite if self._finite is None else self._finite & finite
+            self._finite_on_host = _HostCopy(self._finite)
             if "nll" in sums:
                 self._nll = sums["nll"].detach() + (0 if self._nll is None else self._nll)
         return StepOutputs(loss, micro, sums)
@@ -160,14 +192,17 @@ class StepDriver:
     def require_finite(self, step: int) -> None:
         """Check, before the optimiser step, that the losses of the step are finite on all ranks.
 
+        The host waits for the last forward pass, behind which the device has the backward pass to go on with.
+
         Raises:
             FloatingPointError: If one is not; on every rank.
         """
-        finite, self._finite = self._finite, None
-        if finite is not None and self._accelerator.num_processes > 1:
+        copy, self._finite, self._finite_on_host = self._finite_on_host, None, None
+        finite = copy is None or bool(copy.read())
+        if self._accelerator.num_processes > 1:
             # All ranks must stop together: one that continued would hang in its next collective.
-            finite = self._accelerator.reduce((~finite).to(torch.int64), reduction="sum") == 0
-        if finite is not None and not bool(finite):
+            finite = not begin_reduce(torch.tensor(int(not finite)))()
+        if not finite:
             raise FloatingPointError(f"the loss of step {step} is not finite; the weights are as they were before it")
 
     def _plan(self, batches: Sequence[Any], draw: Draw, step: int, weigh: Any) -> StepPlan:
@@ -184,26 +219,70 @@ class StepDriver:
             use_reference=draw.use_reference,
             weigh=weigh,
             pad_token_id=draw.pad_token_id,
+            positions=self._positions(batches, draw),
         )
 
-    def _passes(self, plan: StepPlan) -> list[int]:
-        """Return the number of passes of each micro-batch on which the ranks of a sharded model agree; 0 elsewhere."""
+    def _positions(self, batches: Sequence[Any], draw: Draw) -> list[BatchPositions]:
+        found = [batch.get(KEY) for batch in batches]
+        if all(isinstance(each, BatchPositions) for each in found):
+            return found
+        return [read_batch(batch, draw.align_boundary, draw.pad_token_id) for batch in _on_host(batches)]
+
+    def _grouped(self, micro: MicroPlan) -> MicroBatch:
+        return micro_batch(micro, stored=None if self._cache is None else self._cache.load)
+
+    def _idle_passes(self, plan: StepPlan) -> list[int]:
+        """Return how many passes this rank of a sharded model has less than the others, of each micro-batch."""
         if not self._sharded or self._cache is not None:
             return [0] * len(plan.micro)
-        if self.layout.slice is None:
-            return [int(anywhere) for anywhere in plan.anywhere]
         own = [0 if micro.reference is None else micro.reference.passes for micro in plan.micro]
-        at_least = [max(int(anywhere), passes) for anywhere, passes in zip(plan.anywhere, own, strict=True)]
-        mine = torch.tensor([at_least], device=self._accelerator.device)
-        most: list[int] = self._accelerator.gather(mine).amax(dim=0).tolist()
-        return most
+        most = [int(anywhere) for anywhere in plan.anywhere]
+        if self.layout.slice is not None:
+            at_least = [max(pair) for pair in zip(most, own, strict=True)]
+            most = begin_reduce(torch.tensor(at_least), "max")().tolist()
+        return [max(0, passes - mine) for passes, mine in zip(most, own, strict=True)]
 
-    def _micro(self, plan: StepPlan, micro: Any, draw: Draw, *, passes: int) -> MicroBatch:
-        return micro_batch(
-            micro,
+    def _divided(self, plan: StepPlan, micro: MicroBatch, draw: Draw, idle_passes: int) -> MicroBatch:
+        return micro.divided(
             n_response=plan.n_response,
             drawn_divisor=draw.align_fraction * draw.align_token_fraction * plan.n_aligned,
             compared_divisor=draw.align_fraction * plan.n_response,
-            passes=passes,
-            stored=None if self._cache is None else self._cache.load,
+            idle_passes=idle_passes,
         )
+
+
+def _on_host(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the plan needs of micro-batches on the CPU, copied at once: one wait for the device, not several."""
+    found: list[dict[str, Any]] = [{} for _ in batches]
+    inputs = []
+    for number, batch in enumerate(batches):
+        for name in _PLANNED:
+            tensor = batch.get(name)
+            if tensor is not None and tensor.dim() == 4:  # a mask of all pairs of tokens
+                found[number][name] = tensor.cpu()
+            elif tensor is not None:
+                inputs.append((number, name, tensor))
+    if not inputs:
+        return found
+    flat = torch.cat([tensor.reshape(-1).to(torch.int64) for _, _, tensor in inputs]).cpu()
+    parts = flat.split([tensor.numel() for _, _, tensor in inputs])
+    for (number, name, tensor), part in zip(inputs, parts, strict=True):
+        found[number][name] = part.view(tensor.shape)
+    return found
+
+
+class _HostCopy:
+    """A copy of a tensor to the host that is under way behind what the device has been given so far."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy, self._event = tensor.to("cpu", non_blocking=True), None
+        if tensor.device.type != "cpu":
+            module = torch.get_device_module(tensor.device)
+            self._event = module.Event()
+            self._event.record(module.current_stream(tensor.device))
+
+    def read(self) -> Tensor:
+        """Return the copy, waiting for it alone and not for what the device was given after it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy

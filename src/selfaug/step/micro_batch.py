@@ -79,39 +79,48 @@ class MicroBatch:
         reference = [part.reference_N for part in parts if part.reference_N is not None]
         return torch.cat([part.index_N for part in parts]), torch.cat(reference) if reference else None
 
-    def to(self, device: torch.device | str) -> MicroBatch:
-        """Return the same micro-batch with every tensor on ``device``."""
+    def divided(
+        self, *, n_response: int, drawn_divisor: float, compared_divisor: float = 0.0, idle_passes: int = 0
+    ) -> MicroBatch:
+        """Return the same micro-batch with the divisors of the whole step.
+
+        Args:
+            n_response: Number of response tokens of the whole step.
+            drawn_divisor: ``align_fraction · align_token_fraction · n_aligned`` of the whole step.
+            compared_divisor: ``align_fraction · n_response`` of the whole step.
+            idle_passes: Number of calls of the model that other ranks' reference passes have more.
+        """
+        return replace(
+            self,
+            per_response=1.0 / max(n_response, 1),
+            per_aligned=1.0 / drawn_divisor if drawn_divisor > 0 else 0.0,
+            per_compared=1.0 / compared_divisor if compared_divisor > 0 else 0.0,
+            idle_passes=idle_passes,
+        )
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return the same micro-batch with every tensor on ``device`` that is used there; nothing waits for it."""
         return replace(self, **{field.name: _to(getattr(self, field.name), device) for field in fields(self)})
 
 
-def _to(value: Any, device: torch.device | str) -> Any:
+def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, (Positions, LongPrompt)):
+        # From memory that the system may move, even a copy in the background can wait for the device.
+        return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+    if isinstance(value, LongPrompt):  # its positions say what a slice keeps, which the host must know
+        return replace(value, input_ids_T=_to(value.input_ids_T, device))
+    if isinstance(value, Positions):
         return replace(value, **{field.name: _to(getattr(value, field.name), device) for field in fields(value)})
     if isinstance(value, Mapping):
         return {name: _to(one, device) for name, one in value.items()}
     return tuple(_to(one, device) for one in value) if isinstance(value, tuple) else value
 
 
-def micro_batch(
-    micro: MicroPlan,
-    *,
-    n_response: int,
-    drawn_divisor: float,
-    passes: int,
-    compared_divisor: float = 0.0,
-    stored: Callable[[Sequence[Stored]], Tensor] | None = None,
-) -> MicroBatch:
-    """Group the positions of a micro-batch's plan by their terms, on the CPU.
+def micro_batch(micro: MicroPlan, *, stored: Callable[[Sequence[Stored]], Tensor] | None = None) -> MicroBatch:
+    """Group the positions of a micro-batch's plan by their terms, on the CPU; without divisors, all of which are 0.
 
     Args:
         micro: Plan of the micro-batch.
-        n_response: Number of response tokens of the whole step.
-        drawn_divisor: ``align_fraction · align_token_fraction · n_aligned`` of the whole step.
-        passes: Number of calls of the model in the reference pass of the rank with the most; 0 where ranks need not
-            agree.
-        compared_divisor: ``align_fraction · n_response`` of the whole step.
         stored: Function that reads hidden states from a reference cache, where there is one.
     """
     reference = micro.reference
@@ -138,14 +147,14 @@ def micro_batch(
         aligned=Positions(aligned_N, micro.prompt_N[in_prompt], reference_N=in_reference(aligned_N)),
         both=response(is_aligned),
         compared=None if micro.compared_N is None else response(~is_aligned & is_compared),
-        per_response=1.0 / max(n_response, 1),
-        per_aligned=1.0 / drawn_divisor if drawn_divisor > 0 else 0.0,
-        per_compared=1.0 / compared_divisor if compared_divisor > 0 else 0.0,
+        per_response=0.0,
+        per_aligned=0.0,
+        per_compared=0.0,
         reference=None if reference is None else reference.inputs,
         hidden=None if reference is None or reference.stored is None or stored is None else stored(reference.stored),
         long=() if reference is None else reference.long,
         has_reference=reference is not None,
-        idle_passes=max(0, passes - (0 if reference is None else reference.passes)),
+        idle_passes=0,
         counts={
             "response_tokens": micro.response_N.numel(),
             "aligned_tokens": micro.aligned_N.numel(),

@@ -14,10 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from selfaug.common.files import write_durably
 from selfaug.common.progress import Screen, Work
+from selfaug.common.ranks import begin_reduce
 from selfaug.common.terminal import say
 
 if TYPE_CHECKING:
@@ -88,7 +90,9 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """End the training if any rank received a signal."""
-        self.signal = _largest_of_all_ranks(self._received, args)
+        self.signal = self._received
+        if args.world_size > 1:
+            self.signal = int(begin_reduce(torch.tensor(self._received), "max")())
         if self.signal:
             control.should_save = True
             control.should_training_stop = True
@@ -111,19 +115,6 @@ class StopOnSignal(TrainerCallback):
         # Python's buffered stderr cannot be used, since the signal may have interrupted a write to it.
         name = signal.Signals(number).name
         os.write(2, f"\n{name}: stopping after this step, with a checkpoint. Once more stops at once.\n".encode())
-
-
-def _largest_of_all_ranks(value: int, args: TrainingArguments) -> int:
-    if args.world_size == 1:
-        return value
-    import torch
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        return value
-    shared = torch.tensor(value, device=args.device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return int(shared.item())
 
 
 class JsonLog(TrainerCallback):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import is_liger_kernel_available
 from trl import SFTConfig
 
 from selfaug.before.align_rows import AlignData
@@ -242,7 +243,10 @@ class SelfAugConfig(
 
     def _check_combinations(self) -> None:
         on_cpu = self.use_cpu or not torch.accelerator.is_available()
-        for name, what in (("fp16", "16-bit mixed precision"), ("activation_offloading", "moving activations off it")):
+        needing = {"fp16": "16-bit mixed precision", "activation_offloading": "moving activations off it"}
+        if is_liger_kernel_available():  # without the package, that is what has to be said
+            needing["use_liger_kernel"] = "its kernels are written in Triton"
+        for name, what in needing.items():
             if on_cpu and getattr(self, name):
                 raise ConfigError(
                     f"{name}=True needs an accelerator ({what}), and this trains on the CPU, where it would have no "

@@ -5,6 +5,7 @@ They are made before processes are started, and again by the trainer, for those 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
@@ -13,7 +14,7 @@ from selfaug.methods import get_method
 if TYPE_CHECKING:
     from selfaug.training.config import SelfAugConfig
 
-__all__ = ["NAMES", "check_sharding", "sharding_of"]
+__all__ = ["NAMES", "Sharding", "check_sharding", "sharding_of"]
 
 NAMES = {
     "ddp": "DDP",
@@ -26,24 +27,37 @@ NAMES = {
 """Ways of training in several processes, by their short names."""
 
 
-def sharding_of(trainer: Any) -> str | None:
-    """Return the short name of the way in which a trainer's processes share the work; ``None`` for one process."""
+@dataclass(frozen=True)
+class Sharding:
+    """The way in which processes share the work.
+
+    Args:
+        kind: Key of :data:`NAMES`; ``None`` for one process.
+        own_checkpointing: Whether FSDP's own activation checkpointing is on.
+    """
+
+    kind: str | None
+    own_checkpointing: bool = False
+
+
+def sharding_of(trainer: Any) -> Sharding:
+    """Return the way in which a trainer's processes share the work."""
+    state = trainer.accelerator.state
     if trainer.is_deepspeed_enabled:
-        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
-        return f"zero{stage}" if stage else "ddp"
+        stage = state.deepspeed_plugin.zero_stage
+        return Sharding(f"zero{stage}" if stage else "ddp")
     if trainer.is_fsdp_enabled:
-        version = getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1)
-        return f"fsdp{version}"
-    return "ddp" if trainer.accelerator.num_processes > 1 else None
+        return Sharding(f"fsdp{state.fsdp_plugin.fsdp_version}", bool(state.fsdp_plugin.activation_checkpointing))
+    return Sharding("ddp" if trainer.accelerator.num_processes > 1 else None)
 
 
 def check_sharding(
-    kind: str | None, args: SelfAugConfig, peft_config: Any, *, tied: bool, eight_bit: bool = False
+    sharding: Sharding, args: SelfAugConfig, peft_config: Any, *, tied: bool, eight_bit: bool = False
 ) -> None:
     """Refuse what cannot be trained in this way, with the remedy.
 
     Args:
-        kind: Key of :data:`NAMES`; ``None`` for one process.
+        sharding: The way in which processes share the work.
         args: Settings of the run.
         peft_config: Settings of the adapter; ``None`` without one.
         tied: Whether the model's head is its embedding.
@@ -52,6 +66,7 @@ def check_sharding(
     Raises:
         ConfigError: If the settings cannot be trained in this way.
     """
+    kind = sharding.kind
     if kind is None or kind == "ddp":
         return
     saved = list(getattr(peft_config, "modules_to_save", None) or ())
@@ -64,6 +79,13 @@ def check_sharding(
         raise ConfigError(
             f"method={args.method!r} penalises the trained weights themselves, which FSDP and ZeRO split up.",
             "train on one device or with DDP, or choose another method.",
+        )
+    if sharding.own_checkpointing and peft_config is not None:
+        raise ConfigError(
+            "FSDP's own activation checkpointing gives the layers other names, under which PEFT finds no adapter to "
+            "save: checkpoints and the finished adapter would be empty.",
+            "set fsdp_activation_checkpointing: false in the accelerate configuration, and use "
+            "--gradient_checkpointing true (the default).",
         )
     if args.changes.proximal is not None:
         raise ConfigError(

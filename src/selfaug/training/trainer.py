@@ -31,7 +31,7 @@ from selfaug.common.errors import ConfigError
 from selfaug.data.vocabulary import check_table
 from selfaug.methods import get_method
 from selfaug.methods.adapters import asks_base, check_adapter, check_weights
-from selfaug.model.checks import check_head, check_packing, probe_tokens
+from selfaug.model.checks import check_head, check_packing, may_skip_weights, probe_tokens
 from selfaug.model.libraries import keep_nothing_gathered, lora_pairs, saving_whole, spare_refused_modules
 from selfaug.model.parts import body_of, depends_on_what_follows, head_layer, model_type, takes_documents_in_a_row
 from selfaug.model.sharding import reshard, whole_shape
@@ -41,9 +41,9 @@ from selfaug.reference import Reference, make_reference
 from selfaug.reference.adapter import BaseReference, InitialReference
 from selfaug.reference.cache_key import refuse_uncacheable
 from selfaug.reference.cached import CachedReference, ReferenceCache, open_cache
-from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
+from selfaug.reference.checks import check_full_tuning, check_peft, check_quantised, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
-from selfaug.step.driver import Draw, StepDriver
+from selfaug.step.driver import Draw, ReadingCollator, StepDriver
 from selfaug.step.forward import StepObjective, inside, install
 from selfaug.training.around import AroundSteps
 from selfaug.training.checkpoints import Checkpoints
@@ -108,6 +108,14 @@ class SelfAugTrainer(SFTTrainer):
             if asks_base(get_method(args.method), args):
                 check_peft(kwargs["peft_config"], "base")
         self.method = get_method(args.method)
+        given = getattr(model, "hf_quantizer", None) or kwargs.get("quantization_config")
+        adapted = kwargs.get("peft_config") is not None or hasattr(model, "get_base_model")
+        dora = args.use_cpu and getattr(kwargs.get("peft_config"), "use_dora", False)
+        check_quantised(
+            quantised=given is not None,
+            adapted=adapted,
+            dora_in_8_bits_on_cpu=bool(dora and getattr(given, "load_in_8bit", False)),
+        )
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
         if args.changes.adapter is not None and kwargs.get("peft_config") is not None:
@@ -118,6 +126,11 @@ class SelfAugTrainer(SFTTrainer):
         own = copy.copy(args)
         # We delete old checkpoints after the new one is sealed, so that a killed run always has a complete one.
         own.save_total_limit = None
+        # A loss that is not finite stops the run, and transformers' own look at each loss waits for the device; so does
+        # a copy to the device that is not made in the background.
+        own.logging_nan_inf_filter = False
+        own.accelerator_config = copy.copy(args.accelerator_config)
+        own.accelerator_config.non_blocking = args.dataloader_pin_memory
         if args.padding_free and not args.packing:
             # We fit rows before TRL sees them, and TRL refuses a length limit that it would not enforce.
             own.max_length = None
@@ -266,9 +279,10 @@ class SelfAugTrainer(SFTTrainer):
         at_once = catches_activations or self.args.reference_slice == 0
         if self.reference is None or at_once or not can_slice(self.model.config):
             return None
+        wanted: int = self.args.reference_slice
         if self.splits_weights or any(p.is_meta for p in self.base_model.parameters()):
-            return self.args.reference_slice  # `_begin` tries it, in a call of the wrapped model
-        return self.args.reference_slice if self._slices_agree(self.base_model) else None
+            return wanted  # `begin` tries it, in a call of the wrapped model
+        return wanted if self._slices_agree(self.base_model) else None
 
     def _slices_agree(self, model: nn.Module) -> bool:
         assert self.reference is not None
@@ -421,7 +435,14 @@ class SelfAugTrainer(SFTTrainer):
         ranks = self.accelerator.num_processes
         if not kwargs.get("is_training") and ranks > 1 and not self.args.dataloader_drop_last:
             dataset = with_empty_rows(dataset, ranks * batch_size)
-        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        collate = self.data_collator
+        # accelerate reads a stream in one process and cuts its batches into parts, which knows tensors only.
+        if isinstance(dataset, Dataset) and not self.args.accelerator_config.dispatch_batches:
+            self.data_collator = ReadingCollator(collate, self._draw())
+        try:
+            return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        finally:
+            self.data_collator = collate
 
     # ---- before the first step and after the last -------------------------------------------------------------
 
@@ -514,11 +535,38 @@ class SelfAugTrainer(SFTTrainer):
         if not self._compute(check):
             self.driver.objective.slice_tokens = None
             self.driver.layout = replace(self.driver.layout, slice=None)
+        self._choose_ddp_search()
         self._ready_cache()
 
+    def _choose_ddp_search(self) -> None:
+        """Let DDP search each backward pass for unused weights only where there may be some."""
+        handler = self.accelerator.ddp_handler
+        if handler is None or self.sharded or self.args.ddp_find_unused_parameters is not None:
+            return
+        if self.accelerator.num_processes == 1:
+            return
+        may_skip = may_skip_weights(self.base_model)
+        reentrant = self.args.gradient_checkpointing and (self.args.gradient_checkpointing_kwargs or {}).get(
+            "use_reentrant"
+        )
+        # Re-entrant checkpointing fails with the search, so there it stays as transformers has it.
+        if not (may_skip and reentrant):
+            handler.find_unused_parameters = may_skip
+
     def _ready_cache(self) -> None:
-        if self._cache is not None and not self._cache_ready:
-            self.write_reference_cache()
+        if self._cache is None or self._cache_ready:
+            return
+        if self.splits_weights and self._resumed_from is not None and self.base_model is self.model:
+            # Weights are split after a checkpoint is read, and in full fine-tuning they are the base's no more.
+            if self._cache.missing():
+                raise ConfigError(
+                    f"the reference cache in {self._cache.folder} is not whole, and a resumed full fine-tuning cannot "
+                    "write it any more.",
+                    "restore the cache that the run began with, or begin a new run.",
+                )
+            self._cache_ready = True
+            return
+        self.write_reference_cache()
 
     def _ready_fisher(self) -> None:
         wanted = self.args.changes.fisher
@@ -587,7 +635,7 @@ class SelfAugTrainer(SFTTrainer):
     ) -> tuple[list[Any], Tensor]:
         """Return the step's micro-batches with their parts of the plan, and its response tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        return batches, self.driver.take(batches, self.state.global_step, device)
+        return batches, self.driver.take(batches, self.state.global_step)
 
     def compute_loss(
         self,
