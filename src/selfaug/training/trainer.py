@@ -101,13 +101,6 @@ class SelfAugTrainer(SFTTrainer):
             args = SelfAugConfig(**({} if args is None else args.to_dict()))
         if kwargs.get("compute_loss_func") is not None:
             raise ConfigError("compute_loss_func is not supported: the loss is the method's.", "choose --method.")
-        if kwargs.get("peft_config") is not None:
-            spare_refused_modules(kwargs["peft_config"], model_type(model, args))
-            if args.compares:
-                check_peft(kwargs["peft_config"], args.reference)
-            if asks_base(get_method(args.method), args):
-                check_peft(kwargs["peft_config"], "base")
-        self.method = get_method(args.method)
         given = getattr(model, "hf_quantizer", None) or kwargs.get("quantization_config")
         adapted = kwargs.get("peft_config") is not None or hasattr(model, "get_base_model")
         dora = args.use_cpu and getattr(kwargs.get("peft_config"), "use_dora", False)
@@ -116,6 +109,13 @@ class SelfAugTrainer(SFTTrainer):
             adapted=adapted,
             dora_in_8_bits_on_cpu=bool(dora and getattr(given, "load_in_8bit", False)),
         )
+        if kwargs.get("peft_config") is not None:
+            spare_refused_modules(kwargs["peft_config"], model_type(model, args))
+            if args.compares:
+                check_peft(kwargs["peft_config"], args.reference)
+            if asks_base(get_method(args.method), args):
+                check_peft(kwargs["peft_config"], "base")
+        self.method = get_method(args.method)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
         if args.changes.adapter is not None and kwargs.get("peft_config") is not None:
