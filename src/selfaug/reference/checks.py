@@ -222,6 +222,7 @@ def _tuned_and_reference(model: nn.Module, reference: Reference, input_ids: Tens
             tuned = head.logits(tuned_hidden.to(head.weight_VH.dtype)).float()
         with reference.serving(model) as reference_model:
             hidden = final_hidden(reference_model, input_ids)
-        other = reference.head(model) or head
+        # Read anew: a reference may give up weights that the tuned pass had gathered.
+        other = reference.head(model) or head_of(model)
         with gathered_head(other.weight_VH, other.bias_V):
             return tuned, other.logits(hidden.to(other.weight_VH.dtype)).float()
