@@ -92,4 +92,5 @@ def resumed_checkpoint(settings: Settings, folder: RunFolder) -> Path | None:
             f"the machines would resume from different checkpoints ({listed}), since output_dir is on a disk of each",
             "name one that all of them hold: --resume_from_checkpoint FOLDER/checkpoint-N, or copy the missing files.",
         )
-    return found[PartialState().process_index][0]
+    own: Path | None = found[PartialState().process_index][0]
+    return own

@@ -91,6 +91,7 @@ class SelfAugTrainer(SFTTrainer):
 
     _tag_names = ("trl", "sft", "selfaug")
     _name = "SelfAug"
+    data_collator: Any
     # Our loss is divided by the counts of the whole step already.
     loss_is_scaled_for_ga = True
 
@@ -435,7 +436,7 @@ class SelfAugTrainer(SFTTrainer):
         ranks = self.accelerator.num_processes
         if not kwargs.get("is_training") and ranks > 1 and not self.args.dataloader_drop_last:
             dataset = with_empty_rows(dataset, ranks * batch_size)
-        collate = self.data_collator
+        collate: Any = self.data_collator
         # accelerate reads a stream in one process and cuts its batches into parts, which knows tensors only.
         if isinstance(dataset, Dataset) and not self.args.accelerator_config.dispatch_batches:
             self.data_collator = ReadingCollator(collate, self._draw())
