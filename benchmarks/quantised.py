@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    print("weights, computed in: base on cut rows; quantised from full; largest logit difference; fresh LoRA; DoRA")
+    print("weights, computed in: base on cut rows; quantised from full; largest difference; fresh LoRA; fresh DoRA")
     for name in FORMATS:
         for dtype in (torch.float32, torch.bfloat16):
             base = load(options.model, name, dtype)
