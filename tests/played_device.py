@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ class Device:
     @contextmanager
     def played(self) -> Iterator[None]:
         """Play the device for what runs inside; what a data loader collates is still the host's."""
-        original = fetch._MapDatasetFetcher.fetch
+        fetcher_class: Any = fetch._MapDatasetFetcher
+        original = fetcher_class.fetch
 
         def collate(fetcher: Any, index: Any) -> Any:
             self.collating = True
@@ -64,12 +66,12 @@ class Device:
             finally:
                 self.collating = False
 
-        fetch._MapDatasetFetcher.fetch = collate
+        fetcher_class.fetch = collate
         try:
             with _Calls(self), _Operations(self):
                 yield
         finally:
-            fetch._MapDatasetFetcher.fetch = original
+            fetcher_class.fetch = original
 
 
 class _Calls(TorchFunctionMode):
@@ -118,7 +120,7 @@ class _Operations(TorchDispatchMode):
     """Follows what is computed from tensors on the device, and sees the operations whose result the host must know."""
 
     def __init__(self, device: Device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device = device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,13 +140,13 @@ class _Operations(TorchDispatchMode):
 
 def _caller() -> str:
     """Name the function that waited: ours if one is among the last, else the library's."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         parts = Path(frame.f_code.co_filename).parts
         for package in ("selfaug", "transformers", "accelerate", "trl", "peft"):
             if package in parts and "tests" not in parts:
                 return f"{'/'.join(parts[parts.index(package) :])}:{frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "?"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,24 @@ def test_what_makes_no_sense_is_said_at_once(cli: Cli, model: Path, data: Path, 
     result = cli("cache", *words(model, data, cache), "--alpha", 0)
     assert result.code == 2
     assert "aligns nothing" in result.err
+
+
+def test_a_dry_run_says_what_a_training_takes_and_writes_nothing(
+    cli: Cli, model: Path, data: Path, cache: Path, tmp_path: Path
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    given = [*words(model, data, cache), "--max_steps", 40, "--output_dir", tmp_path / "run"]
+    result = cli("train", "--dry_run", *given)
+    assert result.code == 0, result.err
+    assert not (tmp_path / "run").exists()
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == before
+    said = result.out
+    assert re.search(r"rows +12 \(12 sequences, ", said)
+    assert re.search(r"steps +40 ", said)
+    assert "reference passes 0 on each device: hidden states come from the cache" in said
+    for part in ("weights", "adapter", "optimiser", "activations", "logits of the loss", "together"):
+        assert re.search(rf"^  {part} +[\d.]+ MiB", said, re.MULTILINE), part
+    assert re.search(r"the reference cache [\d.]+ MiB", said)
+    assert re.search(r"time: [\d.]+ s a step, so \d+ min \d\d s for 40 steps", said)
+    refused = cli("cache", "--dry_run", *words(model, data, cache))
+    assert (refused.code, "trains nothing" in refused.err) == (2, True)

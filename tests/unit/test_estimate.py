@@ -124,8 +124,18 @@ def test_full_training_by_hand() -> None:
     assert few.frozen == 1396 * 4
 
 
+def test_a_frozen_head_has_no_gradient_and_no_averages() -> None:
+    setup = Setup(None, reference="cached", block_bytes=10**9)
+    trained, frozen = (estimate_memory(HAND, replace(setup, frozen_head=head), BATCH) for head in (False, True))
+    assert trained.optimizer - frozen.optimizer == 2 * 400 * 4
+    assert (trained.gradients, frozen.gradients) == (400 * 4, 0)
+    assert estimate_flops(HAND, replace(setup, frozen_head=True), BATCH).loss == 2 * 400 * (6 * 2 + 12 * 3)
+
+
 def test_lora_with_checkpointing_by_hand() -> None:
-    setup = Setup(2, linear_bytes=FOUR_BIT, rest_bytes=2, trained_bytes=2, compute_bytes=2, checkpointing=True)
+    setup = Setup(
+        2, linear_bytes=FOUR_BIT, rest_bytes=2, trained_bytes=2, averages_bytes=4, compute_bytes=2, checkpointing=True
+    )
     # r (in + out): q 12, k 8, v 8, o 12, gate 20, up 20, down 20.
     trained = 2 * 2 * 100
     assert HAND.adapter(2, setup.targets) == trained

@@ -38,11 +38,11 @@ class AlignData(NamedTuple):
 
     Args:
         path: File or folder of texts; ``None`` where the base writes them.
-        count: Number of texts that the base writes; ``None`` for as many as an epoch has rows of them.
+        wanted: Number of texts that the base writes; ``None`` for as many as an epoch has rows of them.
     """
 
     path: Path | None
-    count: int | None
+    wanted: int | None
 
     @classmethod
     def parse(cls, value: str) -> AlignData:

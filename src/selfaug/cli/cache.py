@@ -51,6 +51,11 @@ def run(call: Call[Any]) -> int:
         values["model_name_or_path"], revision=values["model_revision"], trust_remote_code=values["trust_remote_code"]
     )
     settings = settle(arguments, facts)
+    if settings.run.dry_run:
+        raise ConfigError(
+            "dry_run tells what a training takes, and `selfaug cache` trains nothing",
+            "pass it to `selfaug train`, which also tells how large the cache will be.",
+        )
     if not settings.training.aligns:
         raise ConfigError(
             f"alpha={settings.training.alpha} aligns nothing, so there is nothing to cache", "give an alpha above 0."

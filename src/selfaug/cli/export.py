@@ -45,6 +45,7 @@ def export(
     final = folder.adapter if settings.model.use_peft else folder.model
     partial = folder.path / f".{final.name}.partial"
     main = is_main()
+    trainer.args.save_on_each_node = False  # of checkpoints; the export is on the first machine alone
     if main:
         shutil.rmtree(partial, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()

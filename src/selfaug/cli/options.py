@@ -210,6 +210,11 @@ class RunArguments:
     overwrite_output_dir: bool = option(
         False, "Remove the run that output_dir holds; other files in it stay.", group="Run folder"
     )
+    dry_run: bool = option(
+        False,
+        "Print what the training will take and end: rows, tokens, steps, memory by part, time from a few steps, and "
+        "what would make it fit. Writes nothing to output_dir.",
+    )
     full_weight_hash: bool = option(False, "Hash every byte of the base weights for the manifest, not only a sample.")
 
     def __post_init__(self) -> None:

@@ -34,7 +34,9 @@ __all__ = ["Arguments", "Settings", "build", "default_values", "options", "parse
 
 
 # A secret, and flags of a single call, do not identify a run.
-_NOT_OF_THE_RUN = frozenset({"hub_token", "resume_from_checkpoint", "overwrite_output_dir", "full_weight_hash"})
+_NOT_OF_THE_RUN = frozenset(
+    {"hub_token", "resume_from_checkpoint", "overwrite_output_dir", "full_weight_hash", "dry_run"}
+)
 
 # trl's parser changes these defaults, and the settings of runs to be resumed hold the changed values.
 _AS_TRL_READS = {"debug": None, "include_num_input_tokens_seen": False}

@@ -54,6 +54,8 @@ def run(call: Call[Any]) -> int:
     )
     settings = settle(arguments, facts)
     check_reference(settings)
+    if settings.run.dry_run:
+        return _dry_run(settings, arguments)
     folder = RunFolder(Path(values["output_dir"]))
     resume = _resumes(settings)
     if is_main():
@@ -77,6 +79,22 @@ def run(call: Call[Any]) -> int:
         open_sources(settings)  # errors in the first rows are reported before processes are started
         return launch(words, argv)
     return _train(settings, facts, folder, tokenizer, renderer, argv)
+
+
+def _dry_run(settings: Settings, arguments: Arguments) -> int:
+    from selfaug.cli.dry_run import dry_run
+    from selfaug.cli.encoding import tokenizer_and_renderer
+    from selfaug.cli.launch import is_launched
+    from selfaug.cli.rehearsal import rehearse
+
+    if is_launched():
+        raise ConfigError(
+            "dry_run was started in several processes, and one counts for all",
+            "run `selfaug train --dry_run` by itself, with --num_processes or --accelerate_config as in the training.",
+        )
+    tokenizer, renderer = tokenizer_and_renderer(settings)
+    rehearse(settings, tokenizer)
+    return dry_run(settings, arguments.launch, tokenizer, renderer)
 
 
 def settle(arguments: Arguments, facts: ModelFacts) -> Settings:
@@ -183,17 +201,18 @@ def _train(
     renderer: Renderer,
     argv: Sequence[str],
 ) -> int:
+    from selfaug.cli.disks import resumed_checkpoint, settle_disks
     from selfaug.cli.encoding import check_embeddings, encoded_tables
     from selfaug.cli.export import export
     from selfaug.cli.recording import continued, run_manifest
     from selfaug.generation.store import FOLDER
-    from selfaug.run.checkpoint import resolve
     from selfaug.run.manifest import read_manifest, write_manifest
     from selfaug.training.callbacks import ProgressOnStderr, install
 
+    settle_disks(settings, folder)
     tables, data, reports = encoded_tables(settings, tokenizer, renderer)
     check_embeddings(tables, settings, tokenizer, facts.embeddings)
-    resumed_from = resolve(settings.training.resume_from_checkpoint, folder.checkpoints)
+    resumed_from = resumed_checkpoint(settings, folder)
     manifest = run_manifest(settings, facts, data, tokenizer, argv, reports)
     if resumed_from is not None and folder.manifest.is_file():
         manifest = continued(read_manifest(folder.manifest), manifest, resumed_from)

@@ -17,7 +17,9 @@ from selfaug.common.errors import UserError
 
 __all__ = ["chunked", "in_order"]
 
-S, C, T = TypeVar("S"), TypeVar("C"), TypeVar("T")
+S = TypeVar("S")
+C = TypeVar("C")
+T = TypeVar("T")
 
 
 def chunked(items: Iterable[C], size: int) -> Iterator[list[C]]:

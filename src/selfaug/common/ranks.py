@@ -1,25 +1,30 @@
-"""What the processes of a distributed run do for one another: work of one for all, and sums over all of them."""
+"""What processes of a distributed run do for one another: work of one for all, what each found, sums over all."""
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from selfaug.common.errors import UserError
+from selfaug.common.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["begin_reduce", "once_per_machine"]
+__all__ = ["begin_reduce", "in_every_process", "machines", "once_per_machine", "share_a_disk"]
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
 """Longest wait of the other processes: the first one may be reading millions of rows."""
+_DELAY, _TRIES = 0.5, 8
+"""Seconds between looks for a new file, and their number: network disks show it late to other machines."""
 
 
-def once_per_machine(make: Callable[[], T]) -> T:
-    """Return, in each process of this machine, what ``make`` returns in its first process.
+def in_every_process(make: Callable[[], T]) -> list[T]:
+    """Return, in each process of the run, what ``make`` returns in each of them, by rank.
 
     A ``UserError`` of ``make`` is raised in every process of the run, so that all of them end and none waits.
 
@@ -34,14 +39,12 @@ def once_per_machine(make: Callable[[], T]) -> T:
 
     state = PartialState()
     if not torch.distributed.is_initialized():
-        return make()
+        return [make()]
     group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    mine: tuple[Any, UserError | None] = None, None
-    if state.is_local_main_process:
-        try:
-            mine = make(), None
-        except UserError as error:
-            mine = None, error
+    try:
+        mine: tuple[Any, UserError | None] = make(), None
+    except UserError as error:
+        mine = None, error
     found: list[tuple[Any, UserError | None]] = [mine] * state.num_processes
     torch.distributed.all_gather_object(found, mine, group=group)
     torch.distributed.destroy_process_group(group)
@@ -49,8 +52,72 @@ def once_per_machine(make: Callable[[], T]) -> T:
         if mistake is not None:
             mistake.said_elsewhere = rank != state.process_index
             raise mistake
-    result: T = found[state.process_index - state.local_process_index][0]
-    return result
+    return [result for result, _ in found]
+
+
+def once_per_machine(make: Callable[[], T]) -> T:
+    """Return, in each process of this machine, what ``make`` returns in its first process.
+
+    Args:
+        make: Function whose result can be pickled.
+
+    Raises:
+        UserError: As :func:`in_every_process`.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    found = in_every_process(lambda: make() if state.is_local_main_process else None)
+    result: Any = found[state.process_index - state.local_process_index]
+    return result  # type: ignore[no-any-return]
+
+
+def machines() -> int:
+    """Return the number of machines of the run. Every process must call it."""
+    from accelerate import PartialState
+
+    return sum(in_every_process(lambda: PartialState().is_local_main_process))
+
+
+def share_a_disk(folder: Path) -> bool:
+    """Return whether all processes find the same files in a folder, which need not exist yet. Every one must call it.
+
+    The first process writes a file with a random name into the folder, or into the nearest folder above it that exists,
+    and removes it again.
+
+    Raises:
+        UserError: As :func:`in_every_process`.
+    """
+    from accelerate import PartialState
+
+    first = PartialState().is_main_process
+    name = in_every_process(lambda: f".selfaug-{secrets.token_hex(8)}")[0]
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    try:
+        in_every_process(lambda: _touch(there / name) if first else None)
+        return all(in_every_process(lambda: first or _appears(there, name)))
+    finally:
+        if first:
+            (there / name).unlink(missing_ok=True)
+
+
+def _touch(file: Path) -> None:
+    try:
+        file.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"{str(file.parent)!r} cannot be written: {error.strerror or error}",
+            "name a folder that you may write, on a disk with space.",
+        ) from error
+
+
+def _appears(folder: Path, name: str) -> bool:
+    for _ in range(_TRIES):
+        # Listing a folder makes a network disk look again; asking for one file may answer from a cache.
+        if any(entry.name == name for entry in folder.iterdir()):
+            return True
+        time.sleep(_DELAY)
+    return False
 
 
 _hosts: tuple[Any, Any] | None = None  # the default group, and one of the same processes that needs no device

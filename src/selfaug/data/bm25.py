@@ -51,7 +51,10 @@ class Counts:
 def count(passages: Iterable[Sequence[str]]) -> Counts:
     """Count the terms of passages that are given as sequences of terms."""
     places: dict[str, int] = {}
-    lengths, ends, terms, counts = [], [], [], []
+    lengths: list[int] = []
+    ends: list[int] = []
+    terms: list[int] = []
+    counts: list[int] = []
     for words in passages:
         found = Counter(words)
         terms += [places.setdefault(word, len(places)) for word in found]

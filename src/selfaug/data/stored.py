@@ -7,8 +7,8 @@ folder is renamed into place when it is complete, so runs that start at the same
 from __future__ import annotations
 
 import json
-import os
 import random
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -120,7 +120,8 @@ def find_or_make(deciding: Mapping[str, Any], make: Callable[[Path], dict[str, A
     folder = cache_folder() / key.removeprefix("sha256:")[:32]
     if _is_whole(folder):
         return folder, _facts(folder)
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
+    # Machines that share the cache may have processes of one number.
+    unfinished = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.unfinished")
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
         facts = make(unfinished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -55,4 +56,4 @@ class FINCH(Method):
 
 
 def _factor(nll: float, power: float, most: float) -> float:
-    return min(max(nll, _LEAST_NLL) ** (-power / 2), most)
+    return min(math.pow(max(nll, _LEAST_NLL), -power / 2), most)

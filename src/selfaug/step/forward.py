@@ -173,13 +173,11 @@ def _reweighed(micro: MicroBatch, hidden_TH: Tensor, head: LMHead, reweigh: Call
     index_N, label_N = places
     nll_N = row_values(hidden_TH.detach()[index_N], head, [NLL()], label_N=label_N)[NLL().name]
     weights = reweigh(nll_N).split([len(group) for group in present.values()])
-    return replace(
-        micro,
-        **{
-            name: replace(group, weight_N=weight_N if group.weight_N is None else weight_N * group.weight_N)
-            for (name, group), weight_N in zip(present.items(), weights, strict=True)
-        },
-    )
+    changed: dict[str, Any] = {
+        name: replace(group, weight_N=weight_N if group.weight_N is None else weight_N * group.weight_N)
+        for (name, group), weight_N in zip(present.items(), weights, strict=True)
+    }
+    return replace(micro, **changed)
 
 
 def _response_groups(micro: MicroBatch) -> dict[str, Positions]:

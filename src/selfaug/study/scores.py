@@ -116,7 +116,8 @@ class Scores:
                 for seed in every
             ]
         )
-        return means - np.nanmean(means)
+        centred: NDArray[np.float64] = means - np.nanmean(means)
+        return centred
 
     def seeds(self, setting: Setting) -> int:
         """Return the number of finished runs of a setting."""

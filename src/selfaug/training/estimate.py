@@ -153,7 +153,8 @@ class Setup:
         targets: Linear layers with an adapter.
         linear_bytes: Bytes of a weight of the linear layers: 4, 2, 1 (8 bits) or :data:`FOUR_BIT`.
         rest_bytes: Bytes of a weight elsewhere.
-        trained_bytes: Bytes of a trained weight and of its gradient; AdamW's two averages have as many each.
+        trained_bytes: Bytes of a trained weight and of its gradient.
+        averages_bytes: Bytes of the optimiser's averages of a trained weight: 8 for AdamW's two in float32.
         compute_bytes: Bytes of an activation: 4 or 2.
         checkpointing: Whether only the input of each layer is kept for the backward pass.
         reference: ``none``, ``base``, ``initial``, ``path`` or ``cached``.
@@ -161,6 +162,7 @@ class Setup:
         block_bytes: Bytes that the row blocks of the loss may take.
         devices: Number of devices.
         sharding: ``none`` (one device, DDP), ``optimizer`` (ZeRO-2) or ``all`` (FSDP2, ZeRO-3).
+        frozen_head: Whether the output projection, and an embedding that is tied to it, stay as they are.
     """
 
     rank: int | None
@@ -168,6 +170,7 @@ class Setup:
     linear_bytes: float = 4
     rest_bytes: int = 4
     trained_bytes: int = 4
+    averages_bytes: float = 8
     compute_bytes: int = 4
     checkpointing: bool = False
     reference: str = "base"
@@ -175,6 +178,12 @@ class Setup:
     block_bytes: int = 160 * 2**20
     devices: int = 1
     sharding: str = "none"
+    frozen_head: bool = False
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the output projection gets gradients."""
+        return self.rank is None and not self.frozen_head
 
     @property
     def autocast(self) -> bool:
@@ -188,7 +197,9 @@ class Setup:
 
     def trained(self, model: ModelSizes) -> int:
         """Return the number of trained weights."""
-        return model.weights if self.rank is None else model.adapter(self.rank, self.targets)
+        if self.rank is not None:
+            return model.adapter(self.rank, self.targets)
+        return model.weights - (model.table if self.frozen_head else 0)
 
 
 def kept_bytes(model: ModelSizes, setup: Setup, batch: MicroBatch) -> float:
@@ -234,7 +245,7 @@ class Memory:
     Args:
         weights: Weights of the model.
         adapter: Weights of the adapter, and its frozen copy with ``reference="initial"``.
-        optimizer: AdamW's two averages.
+        optimizer: Averages of the optimiser.
         gradients: Gradients of the trained weights that exist when the peak is reached.
         activations: What the backward pass needs, and its own workspace.
         logits: Row blocks of the loss, final hidden states and their gradients.
@@ -281,10 +292,11 @@ def estimate_memory(model: ModelSizes, setup: Setup, batch: MicroBatch) -> Memor
     final = tokens * H * (4 + s + s + (s if full else 0)) + 2 * compared * H * s
     block = min(setup.block_bytes, max(compared, batch.responses) * model.vocabulary * e * (2 if compared else 1))
     copied_head = model.table * e if setup.autocast else 0
-    head = model.table * 4 if full else 0  # the head's gradient adds up in float32, and is copied in the backward pass
+    # The head's gradient adds up in float32, and is copied in the backward pass.
+    head = model.table * 4 if setup.trains_head else 0
     held = trained / split_state if setup.accumulation > 1 else 0.0
     # The gradient of a tied embedding is formed beside the head's.
-    whole = (trained + (model.table * setup.trained_bytes if full and model.tied else 0)) / split_state
+    whole = (trained + (model.table * setup.trained_bytes if setup.trains_head and model.tied else 0)) / split_state
     in_layer = workspace + (layer if setup.checkpointing else 0)
     moments = [
         {"gradients": held + head, "activations": kept, "logits": final + block + copied_head},
@@ -296,7 +308,7 @@ def estimate_memory(model: ModelSizes, setup: Setup, batch: MicroBatch) -> Memor
     return Memory(
         weights=weights / split,
         adapter=0.0 if full else trained / split * (2 if setup.reference == "initial" else 1),
-        optimizer=2 * trained / split_state,
+        optimizer=setup.trained(model) * setup.averages_bytes / split_state,
         frozen=weights / split if setup.reference == "path" else 0.0,
         gathered=float(gathered + expanded),
         **max(moments, key=lambda moment: sum(moment.values())),
@@ -339,5 +351,6 @@ def estimate_flops(model: ModelSizes, setup: Setup, batch: MicroBatch) -> FLOPs:
     with_pass = setup.reference in ("base", "initial", "path")
     reference = batch.reference * (2 * linear + attention) if with_pass else 0
     head = 2 * model.table
-    compared = 0 if setup.reference == "none" else batch.aligned * (4 if full else 3)
-    return FLOPs(float(training), float(reference), float(head * (batch.responses * (3 if full else 2) + compared)))
+    of_response = 3 if setup.trains_head else 2
+    compared = 0 if setup.reference == "none" else batch.aligned * (of_response + 1)
+    return FLOPs(float(training), float(reference), float(head * (batch.responses * of_response + compared)))

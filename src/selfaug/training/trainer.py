@@ -91,6 +91,7 @@ class SelfAugTrainer(SFTTrainer):
 
     _tag_names = ("trl", "sft", "selfaug")
     _name = "SelfAug"
+    data_collator: Any
     # Our loss is divided by the counts of the whole step already.
     loss_is_scaled_for_ga = True
 
@@ -101,13 +102,6 @@ class SelfAugTrainer(SFTTrainer):
             args = SelfAugConfig(**({} if args is None else args.to_dict()))
         if kwargs.get("compute_loss_func") is not None:
             raise ConfigError("compute_loss_func is not supported: the loss is the method's.", "choose --method.")
-        if kwargs.get("peft_config") is not None:
-            spare_refused_modules(kwargs["peft_config"], model_type(model, args))
-            if args.compares:
-                check_peft(kwargs["peft_config"], args.reference)
-            if asks_base(get_method(args.method), args):
-                check_peft(kwargs["peft_config"], "base")
-        self.method = get_method(args.method)
         given = getattr(model, "hf_quantizer", None) or kwargs.get("quantization_config")
         adapted = kwargs.get("peft_config") is not None or hasattr(model, "get_base_model")
         dora = args.use_cpu and getattr(kwargs.get("peft_config"), "use_dora", False)
@@ -116,6 +110,13 @@ class SelfAugTrainer(SFTTrainer):
             adapted=adapted,
             dora_in_8_bits_on_cpu=bool(dora and getattr(given, "load_in_8bit", False)),
         )
+        if kwargs.get("peft_config") is not None:
+            spare_refused_modules(kwargs["peft_config"], model_type(model, args))
+            if args.compares:
+                check_peft(kwargs["peft_config"], args.reference)
+            if asks_base(get_method(args.method), args):
+                check_peft(kwargs["peft_config"], "base")
+        self.method = get_method(args.method)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
             check_adapter(self.method, kwargs.get("peft_config"))
         if args.changes.adapter is not None and kwargs.get("peft_config") is not None:
@@ -435,7 +436,7 @@ class SelfAugTrainer(SFTTrainer):
         ranks = self.accelerator.num_processes
         if not kwargs.get("is_training") and ranks > 1 and not self.args.dataloader_drop_last:
             dataset = with_empty_rows(dataset, ranks * batch_size)
-        collate = self.data_collator
+        collate: Any = self.data_collator
         # accelerate reads a stream in one process and cuts its batches into parts, which knows tensors only.
         if isinstance(dataset, Dataset) and not self.args.accelerator_config.dispatch_batches:
             self.data_collator = ReadingCollator(collate, self._draw())
