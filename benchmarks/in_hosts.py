@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("adapters", nargs="*", metavar="NAME=FOLDER[,FOLDER...]", help="sft and selfaug.")
     parser.add_argument("--shared", type=Path, required=True, help="Folder with models/stories260k and data/.")
     parser.add_argument("--output", type=Path, help="Folder for the rows.")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # adapters may follow the options
     data = load(args.shared)
     if args.verb == "rows":
         rows = [
