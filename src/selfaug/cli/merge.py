@@ -259,13 +259,15 @@ def _merge(
     from selfaug.evaluation.merging import Answers
     from selfaug.run.models import Sides
 
+    # Base and tuned model are loaded each on its own: an adapter whose switch is not exact can be folded all the same,
+    # and loading one may rewrite the base's weights.
+    origin = dataclasses.replace(origin, switchable=False)
     tuned = Sides(origin, "float32")
     answers = None
     if prompts:
         with counting("answers", 3 * len(prompts)) as progress:
             answers = Answers.of(tuned, tokenizer, renderer, prompts, progress)
-    # The base is loaded on its own, since loading an adapter may rewrite the base's weights.
-    with Sides(dataclasses.replace(origin, switchable=False)).side("base") as base:
+    with Sides(origin).side("base") as base:
 
         def written(name: str) -> Kept:
             return _write(tuned, base, tokenizer, renderer, answers, out, name)
