@@ -21,7 +21,7 @@ from selfaug.objective import ALIGNMENT_TERMS, TunedToBase
 from selfaug.planning import plan
 from selfaug.reference import adapter
 from selfaug.step import driver
-from selfaug.step import micro_batch as step
+from selfaug.step.micro_batch import MicroBatch
 from selfaug.training import trainer
 from tests.integration import test_step_oracle as named
 from tests.integration.steps import SEQUENCES, run
@@ -56,7 +56,7 @@ def boundary_late(patch: Patch) -> None:
 
 
 def padding_aligned(patch: Patch) -> None:
-    patch.setattr(plan, "document_ids", lambda batch: torch.zeros_like(batch["input_ids"]))
+    patch.setattr(plan, "document_ids", lambda batch, pad_token_id: torch.zeros_like(batch["input_ids"]))
 
 
 def neighbours_aligned(patch: Patch) -> None:
@@ -81,18 +81,17 @@ def drawn_divisor(patch: Patch) -> None:
 
 def micro_batch_divisor(patch: Patch) -> None:
     """Each micro-batch is divided by its own tokens, as in the release."""
-    right = step.micro_batch
+    right = MicroBatch.divided
 
-    def wrong(micro: plan.MicroPlan, **options: Any) -> step.MicroBatch:
-        options["n_response"] = 3 * micro.response_N.numel()
-        return right(micro, **options)
+    def wrong(micro: MicroBatch, **divisors: Any) -> MicroBatch:
+        return right(micro, **{**divisors, "n_response": 3 * micro.counts["response_tokens"]})
 
-    patch.setattr(driver, "micro_batch", wrong)
+    patch.setattr(MicroBatch, "divided", wrong)
 
 
 def adapter_in_reference(patch: Patch) -> None:
     patch.setattr(adapter, "adapters_off", lambda model: nullcontext())
-    patch.setattr(trainer, "check_reference", lambda model, reference: None)
+    patch.setattr(trainer, "check_reference", lambda model, reference, *, fresh: None)
 
 
 def place_keyed_draw(patch: Patch) -> None:
@@ -116,12 +115,12 @@ def token_draw_keyed_by_place(patch: Patch) -> None:
 
 def token_fraction_forgotten(patch: Patch) -> None:
     """The drawn tokens are not weighted by what they stand for."""
-    right = step.micro_batch
+    right = MicroBatch.divided
 
-    def wrong(micro: plan.MicroPlan, *, drawn_divisor: float, **options: Any) -> step.MicroBatch:
-        return right(micro, drawn_divisor=2 * drawn_divisor, **options)
+    def wrong(micro: MicroBatch, *, drawn_divisor: float, **divisors: Any) -> MicroBatch:
+        return right(micro, drawn_divisor=2 * drawn_divisor, **divisors)
 
-    patch.setattr(driver, "micro_batch", wrong)
+    patch.setattr(MicroBatch, "divided", wrong)
 
 
 def layouts(layout: str, kind: str) -> Callable[[Path], None]:
