@@ -100,7 +100,7 @@ def test_the_loaded_model_writes(cli: Cli, chat: Path, tmp_path: Path) -> None:
         (["--method", "magpie", "--generation_url", "localhost", "--generation_model", "m"], "no http address"),
         (["--method", "magpie", "--generation_length", "0"], "leaves nothing to be written"),
         (["--method", "magpie", "--method_options", "magpie_temperature=-1"], "out of range"),
-        (["--method", "sdft", "--method_options", "rewrite_agreement=0"], "out of range"),
+        (["--method", "sdft", "--method_options", "rewrite_agreement=-1"], "out of range"),
         (["--method", "selfaug+magpie", "--reference_cache", "cache"], "as they were"),
     ],
 )

@@ -75,9 +75,9 @@ def test_the_core_alone_lacks_what_the_extras_bring(core: Path, without_eval: Pa
     names = " ".join(sorted({name for extra in EXTRAS.values() for name in extra} | {"torch", "peft", "transformers"}))
     there = set(python(core, SAYS_WHAT_IT_HOLDS.format(names=names)).stdout.split())
     assert {"torch", "peft", "transformers"} <= there
-    assert not there & {"trl", "datasets", "bm25s", "scipy", "lm_eval", "matplotlib"}
+    assert not there & {"trl", "datasets", "scipy", "lm_eval", "matplotlib"}
     there = set(python(without_eval, SAYS_WHAT_IT_HOLDS.format(names=names)).stdout.split())
-    assert {"trl", "datasets", "bm25s"} <= there
+    assert {"trl", "datasets"} <= there
     assert not there & {"lm_eval", "matplotlib"}
 
 

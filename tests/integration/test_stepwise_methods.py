@@ -17,7 +17,7 @@ from selfaug.methods.adapters import check_weights
 from selfaug.model.libraries import lora_pairs
 from selfaug.training.checkpoints import METHOD_FILE
 from selfaug.training.config import SelfAugConfig
-from selfaug.training.sharding import check_sharding
+from selfaug.training.sharding import Sharding, check_sharding
 from selfaug.training.trainer import SelfAugTrainer
 from tests.integration.steps import SEQUENCES
 from tests.models import lora_config, tiny, tiny_tokenizer
@@ -213,7 +213,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         for method in ("oplora", "psft", "osf", "intruder"):
             args = SelfAugConfig(output_dir="unused", method=method, bf16=False, report_to="none")
             with pytest.raises(ConfigError, match="FSDP and ZeRO split"):
-                check_sharding(kind, args, None, tied=False)
+                check_sharding(Sharding(kind), args, None, tied=False)
     assert pairs[0].W is not None
     with pytest.raises(ConfigError, match="quantised"):
         check_weights("oplora", [pairs[0]._replace(W=pairs[0].W.to(torch.uint8))])

@@ -125,7 +125,9 @@ def test_the_names_that_are_offered_are_taken() -> None:
     for preset in PRESETS:
         config(preset=preset)
     for method in available():
-        config(method=method, method_options="replay_ratio=0" if method == "replay" else None)
+        reference = "a model that is tuned already" if method == "anchored" else "base"
+        options = "replay_ratio=0" if method == "replay" else None
+        config(method=method, method_options=options, reference=reference)
     for objective in ("sweep", "plain"):
         config(objective=objective)
 

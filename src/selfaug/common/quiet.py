@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO
 from selfaug.common.terminal import is_main, muted, say, warn
 
 __all__ = [
-    "FLAG", "LET_THROUGH", "Topic", "is_verbose", "libraries_muted", "matters", "quieten", "several_machines",
+    "FLAG", "LET_THROUGH", "Topic", "is_verbose", "libraries_muted", "matters", "quieten", "raised", "several_machines",
     "take_verbose", "unwarned",
 ]  # fmt: skip
 
@@ -134,6 +134,14 @@ def unwarned(pattern: str = "") -> Iterator[None]:
     """Drop Python's warnings while the block runs: all, or those that begin with a pattern; for what we handle."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=pattern)
+        yield
+
+
+@contextmanager
+def raised(pattern: str) -> Iterator[None]:
+    """Raise Python's warnings that begin with a pattern, as the errors that they are to us, while the block runs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=pattern)
         yield
 
 

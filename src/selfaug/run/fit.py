@@ -6,14 +6,13 @@ PEFT itself loads what fits and is silent about the rest: weights of layers that
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
-from selfaug.common.quiet import unwarned
+from selfaug.common.quiet import raised, unwarned
 from selfaug.run.folder import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -103,8 +102,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, **options: Any) -> PeftMo
     """
     from peft import PeftModel
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=_MISSING)
+    with raised(_MISSING):
         peft = PeftModel.from_pretrained(model, str(folder), **options)
         # Only a second loading says which weights had no place.
         unexpected = peft.load_adapter(str(folder), "default", **_of_second(options)).unexpected_keys
