@@ -138,6 +138,9 @@ def test_a_step_of_axolotl_equals_the_oracle(layout: str, ran: dict[str, Case]) 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_axolotls_step_is_caught(mistake: str, ran: dict[str, Case]) -> None:
     case = ran[mistake]
+    if mistake == "adapter on in the reference pass":  # seen before the first step
+        assert "the reference='base' moves when the trained weights do" in case.said
+        return
     assert not case.said, case.said
     assert distance(case, CHOSEN) > 100 * TOLERANCE
 
