@@ -174,6 +174,7 @@ def test_every_recipe_names_runs_that_can_be_trained(
     assert call.settings.name == recipe.stem
 
 
+@pytest.mark.nightly
 def test_comparisons_in_one_folder_share_their_runs(
     words: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -191,6 +191,7 @@ def test_documents_are_retrieved_into_the_trained_prompt(cli: Cli, trained: Run,
     assert shown(result.out).strip() == expected
 
 
+@pytest.mark.nightly
 def test_a_conversation_reads_lines_and_commands(trained: Run, documents: Path) -> None:
     done = subprocess.run(
         [

@@ -221,6 +221,7 @@ def test_a_padding_token_without_an_embedding(cli: Cli, unreadable: Path, data: 
 # ---- evaluate -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_general_tasks_that_cannot_be_run_are_named_at_once(
     cli: Cli, trained: tuple[Path, Result], data: Path, tmp_path: Path
 ) -> None:

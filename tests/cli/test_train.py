@@ -108,6 +108,7 @@ def test_the_saved_settings_train_the_same_adapter(cli: Cli, trained: tuple[Path
     assert weights(tmp_path / "again") == weights(trained[0])
 
 
+@pytest.mark.nightly
 def test_a_resumed_run_ends_as_the_uninterrupted_one(cli: Cli, trained: tuple[Path, Result], tmp_path: Path) -> None:
     """SIGINT at step 4, which no setting would have saved, then `--resume_from_checkpoint`."""
     run = tmp_path / "run"
@@ -208,6 +209,7 @@ def test_a_signal_ends_both_of_two_processes(model: Path, data: Path, tmp_path: 
     assert str(tmp_path / "run") not in left
 
 
+@pytest.mark.nightly
 def test_a_second_signal_ends_at_once(model: Path, data: Path, tmp_path: Path) -> None:
     plant = "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)"
     done = subprocess.run(

@@ -67,7 +67,7 @@ def test_each_verb_has_a_page_with_every_option(site: Path) -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed: apt-get install chromium")
-@pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
+@pytest.mark.parametrize("size", [pytest.param((1280, 900), marks=pytest.mark.nightly), (390, 844)])
 def test_a_visitor_finds_packing_and_nothing_breaks(address: str, size: tuple[int, int]) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:

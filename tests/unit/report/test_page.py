@@ -63,6 +63,7 @@ def test_every_number_on_the_page_stands_in_the_files(runs: list[Path]) -> None:
         assert problems(html.replace(number[0], planted, 1), known, [*DERIVED, *mean_of(runs[1])], NAMES) != []
 
 
+@pytest.mark.nightly
 def test_every_number_of_several_runs_stands_in_the_files(runs: list[Path]) -> None:
     from selfaug.report.shifts import related
     from selfaug.run.folder import RunFolder
