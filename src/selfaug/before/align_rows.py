@@ -7,8 +7,8 @@ like any other: it is shuffled, packed, drawn, divided by and cached as prompts 
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +20,11 @@ from selfaug.common.terminal import is_main, say
 from selfaug.data.encode import encode
 from selfaug.data.record import Conversation
 from selfaug.data.tokens import text_ids
+from selfaug.generation.from_start import start_of_text, texts_from_start
 from selfaug.generation.header import user_turn
 from selfaug.generation.requests import Request
+from selfaug.generation.writer import enough
+from selfaug.planning.plan import IGNORED
 
 if TYPE_CHECKING:
     from selfaug.before.context import BeforeTraining
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["SELF", "AlignData", "align_rows", "beside", "share_of", "written_rows"]
 
 SELF = "self"
-IGNORED = -100
+_FILE = "give a file of texts instead: --align_data FILE."
 
 
 class AlignData(NamedTuple):
@@ -141,19 +144,16 @@ def written_rows(writer: Writer, count: int) -> list[list[int]]:
         ConfigError: If the tokenizer has neither a chat template nor one of these tokens.
         DataError: If fewer than about a quarter of the attempts have a word.
     """
-    one = _conversations if writer.renderer.mode == "chat" else _texts
-    kept: list[list[int]] = []
-    tried, most = 0, 4 * count + 16
-    while len(kept) < count:
-        if tried >= most:
-            raise DataError(
-                f"align_data: {len(kept)} of {tried} texts that the base wrote have a word, and {count} are wanted.",
-                "give a file of texts instead: this base ends at once when it is given nothing to go on.",
-            )
-        numbers = range(tried, min(most, tried + count - len(kept)))
-        tried += len(numbers)
-        kept += [ids for ids in one(writer, numbers) if ids]
-    writer.report("align_data", Counter(kept=len(kept), refused_empty=tried - len(kept)), [])
+    write = _conversations if writer.renderer.mode == "chat" else _texts
+
+    def too_few(kept: int, tried: int) -> DataError:
+        return DataError(
+            f"align_data: {kept} of {tried} texts that the base wrote have a word, and {count} are wanted.",
+            "give a file of texts instead: this base ends at once when it is given nothing to go on.",
+        )
+
+    kept, tried = enough(count, partial(write, writer), too_few)
+    writer.report("align_data", {"kept": len(kept), "refused_empty": tried - len(kept)}, [])
     return kept
 
 
@@ -161,30 +161,18 @@ def _seed_of(number: int) -> int:
     return random.Random(f"align_data\0{number}").getrandbits(62)
 
 
-def _texts(writer: Writer, numbers: Sequence[int]) -> list[list[int]]:
-    tokenizer = writer.tokenizer
-    start = str(tokenizer.bos_token or tokenizer.eos_token or "")
-    if not start:
+def _texts(writer: Writer, numbers: Sequence[int]) -> list[list[int] | None]:
+    if not start_of_text(writer.tokenizer):
         raise ConfigError(
-            f"align_data lets the base write from its start token, and {tokenizer.name_or_path!r} has neither a chat "
-            "template nor a start or an end-of-text token.",
-            "give a file of texts instead: --align_data FILE.",
+            f"align_data lets the base write from its start token, and {writer.tokenizer.name_or_path!r} has neither a "
+            "chat template nor a start or an end-of-text token.",
+            _FILE,
         )
-    requests = [Request(text=start, length=writer.length, temperature=1.0, seed=_seed_of(n)) for n in numbers]
-    found = []
-    for reply in writer.write(requests, "texts"):
-        ids = text_ids(tokenizer, reply.text)
-        end = [tokenizer.eos_token_id] if reply.ended and tokenizer.eos_token_id is not None else []
-        found.append([*text_ids(tokenizer, start), *ids, *end] if ids else [])
-    return found
+    return texts_from_start(writer, [_seed_of(n) for n in numbers], "texts", temperature=1.0)
 
 
 def _conversations(writer: Writer, numbers: Sequence[int]) -> list[list[int]]:
-    try:
-        turn = user_turn(writer.tokenizer, writer.renderer)
-    except ConfigError as error:
-        said = error.message.replace("method='magpie'", "align_data")
-        raise ConfigError(said, "give a file of texts instead: --align_data FILE.") from error
+    turn = user_turn(writer.tokenizer, writer.renderer, setting="align_data", hint=_FILE)
     asked = writer.write(
         [
             Request(text=turn.header, stop=turn.end, length=writer.length, temperature=1.0, seed=_seed_of(n))

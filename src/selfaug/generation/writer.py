@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from accelerate.utils import gather_object
 
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     from selfaug.data.prompts import Renderer
 
-__all__ = ["Source", "Writer"]
+__all__ = ["Source", "Writer", "enough"]
 
 Item = Record | Conversation
+Kept = TypeVar("Kept")
 
 
 class Source(Protocol):
@@ -162,25 +163,23 @@ class Writer:
         Raises:
             DataError: If fewer than about a quarter of the attempts are usable.
         """
-        kept: list[Conversation] = []
         seen: set[str] = set()
         counts: Counter[str] = Counter({"kept": 0})
-        tried, most = 0, 4 * count + 16
-        while len(kept) < count:
-            if tried >= most:
-                raise DataError(
-                    f"method={method!r}: of {tried} conversations that the model wrote {len(kept)} are of use, and "
-                    f"{count} are wanted ({_listed(counts)})",
-                    "use an instruct model, raise --generation_length or --max_length, or lower the method's ratio.",
-                )
-            numbers = list(range(tried, min(most, tried + count - len(kept))))
-            tried += len(numbers)
+
+        def usable(numbers: list[int]) -> Iterator[Conversation | None]:
             for outcome in attempt(numbers):
                 reason = outcome if isinstance(outcome, str) else self._fault(outcome, seen)
                 counts[f"refused_{reason}" if reason else "kept"] += 1
-                if not reason:
-                    assert isinstance(outcome, Conversation)
-                    kept.append(outcome)
+                yield None if reason or isinstance(outcome, str) else outcome
+
+        def too_few(kept: int, tried: int) -> DataError:
+            return DataError(
+                f"method={method!r}: of {tried} conversations that the model wrote {kept} are of use, and {count} are "
+                f"wanted ({_listed(counts)})",
+                "use an instruct model, raise --generation_length or --max_length, or lower the method's ratio.",
+            )
+
+        kept, _ = enough(count, usable, too_few)
         self.report(method, counts, kept)
         return kept
 
@@ -192,6 +191,31 @@ class Writer:
             return "too_long"
         seen.add(question)
         return ""
+
+
+def enough(
+    count: int, attempt: Callable[[list[int]], Iterable[Kept | None]], too_few: Callable[[int, int], DataError]
+) -> tuple[list[Kept], int]:
+    """Return exactly ``count`` usable results, from as many attempts as needed, and the number of attempts.
+
+    Args:
+        count: Number of results.
+        attempt: Function from indices of attempts, to be used as seeds, to a result each, or ``None`` for an unusable
+            one.
+        too_few: Function from the numbers of usable results and of attempts to the error.
+
+    Raises:
+        DataError: If fewer than about a quarter of the attempts are usable.
+    """
+    kept: list[Kept] = []
+    tried, most = 0, 4 * count + 16
+    while len(kept) < count:
+        if tried >= most:
+            raise too_few(len(kept), tried)
+        numbers = list(range(tried, min(most, tried + count - len(kept))))
+        tried += len(numbers)
+        kept += [result for result in attempt(numbers) if result is not None]
+    return kept, tried
 
 
 def _listed(counts: Mapping[str, int]) -> str:

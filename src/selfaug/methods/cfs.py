@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.data.tokens import text_ids
-from selfaug.generation.requests import Request
+from selfaug.generation.from_start import start_of_text, texts_from_start
+from selfaug.generation.writer import enough
 from selfaug.methods.base import MIXED_ROWS, Changes, Compose, Method
 from selfaug.methods.options import option
 
@@ -67,11 +67,6 @@ class CFS(Method):
         return Changes(compose=Compose(options.cfs_ratio, write), check_prompts=(_require_start,))
 
 
-def start_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The token that a text begins with; empty where the tokenizer has none."""
-    return str(tokenizer.bos_token or tokenizer.eos_token or "")
-
-
 def _require_start(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
     if not start_of_text(tokenizer):
         raise ConfigError(
@@ -82,29 +77,20 @@ def _require_start(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> No
 
 
 def _write(writer: Writer, count: int, *, temperature: float) -> list[TokenRow]:
-    start = start_of_text(writer.tokenizer)
-    first = text_ids(writer.tokenizer, start)
-    rows: list[TokenRow] = []
-    counts: Counter[str] = Counter()
-    tried, most = 0, 4 * count + 16
-    while len(rows) < count:
-        if tried >= most:
-            raise DataError(
-                f"method='cfs': {len(rows)} of {tried} texts that the model wrote have a word, and {count} are wanted.",
-                "choose another method: this model ends at once after its start token.",
-            )
-        numbers = range(tried, min(most, tried + count - len(rows)))
-        tried += len(numbers)
-        requests = [
-            Request(text=start, length=writer.length, temperature=temperature, seed=writer.seed_of("cfs", number))
-            for number in numbers
-        ]
-        for reply in writer.write(requests, "context-free texts"):
-            text = text_ids(writer.tokenizer, reply.text)
-            end = [writer.tokenizer.eos_token_id] if reply.ended and writer.tokenizer.eos_token_id is not None else []
-            ids = [*first, *text, *end][: writer.max_length]
-            counts["kept" if text else "refused_empty"] += 1
-            if text:
-                rows.append({"input_ids": ids, "labels": [-100] * len(first) + ids[len(first) :]})
-    writer.report("cfs", counts, [])
-    return rows
+    start = len(text_ids(writer.tokenizer, start_of_text(writer.tokenizer)))
+
+    def texts(numbers: list[int]) -> list[list[int] | None]:
+        seeds = [writer.seed_of("cfs", number) for number in numbers]
+        return texts_from_start(writer, seeds, "context-free texts", temperature=temperature)
+
+    def too_few(kept: int, tried: int) -> DataError:
+        return DataError(
+            f"method='cfs': {kept} of {tried} texts that the model wrote have a word, and {count} are wanted.",
+            "choose another method: this model ends at once after its start token.",
+        )
+
+    kept, tried = enough(count, texts, too_few)
+    counts = {"kept": len(kept), "refused_empty": tried - len(kept)}
+    writer.report("cfs", {name: number for name, number in counts.items() if number}, [])
+    cut = [ids[: writer.max_length] for ids in kept]
+    return [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids in cut]
