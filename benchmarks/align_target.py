@@ -59,7 +59,7 @@ class Recipe(NamedTuple):
     rate: float
 
 
-RECIPES = {"lab": Recipe(480, 200, 8, 1e-2), "mctest": Recipe(160, 80, 4, 2e-3)}
+RECIPES = {"lab": Recipe(240, 100, 4, 1e-2), "mctest": Recipe(80, 30, 2, 2e-3)}
 
 
 def _lab_small(recipe: Recipe) -> Data:

@@ -206,6 +206,7 @@ def _train(
     from selfaug.cli.export import export
     from selfaug.cli.recording import continued, run_manifest
     from selfaug.generation.store import FOLDER
+    from selfaug.report.about import reached
     from selfaug.run.manifest import read_manifest, write_manifest
     from selfaug.training.callbacks import ProgressOnStderr, install
 
@@ -262,6 +263,9 @@ def _train(
         )
         return stop.exit_code
     final = export(trainer, renderer, folder, settings, manifest, result)
+    shift = reached(result.metrics)
+    if shift is not None:
+        say(f"shift of the prompts: {shift}")
     say(f"finished after {trainer.state.global_step} steps; the run is in {folder.path}")
     if is_main():
         emit(str(final))

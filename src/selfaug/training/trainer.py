@@ -495,7 +495,8 @@ class SelfAugTrainer(SFTTrainer):
         if folder is not None:
             self._around.load_tensors(self._checkpoints.method_tensors(folder))
         result = super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
-        result.metrics.update({} if self._target is None else self._target.logs())
+        if self._target is not None:
+            result.metrics.update(self._target.logs() | {"align_target": self._target.target})
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
             self._settle_start()
             for finish in self.args.changes.finish:
