@@ -68,7 +68,7 @@ def train(seed: int, steps: int, share: float, sequences: int) -> tuple[Values, 
         loss.sum().backward()
         optimizer.step()
         for control, one in zip(controls, nats[len(FIXED) :].tolist(), strict=True):
-            control.update(one, len(drawn), part)
+            control.update(one, len(drawn), 1 - (step + 1) / steps)
     with torch.no_grad():
         fresh = prompts(100).reshape(-1, HIDDEN)
         x = torch.randn(1500, HIDDEN) + centre

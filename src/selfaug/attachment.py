@@ -479,7 +479,7 @@ class _Callback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._attached.driver.require_finite(state.global_step + 1)
         if self._attached.target is not None:
-            self._attached.target.follow(self._attached.driver, kwargs["optimizer"])
+            self._attached.target.follow(self._attached.driver, state.global_step, state.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._attached.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")

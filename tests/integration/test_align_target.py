@@ -46,7 +46,8 @@ def test_each_step_has_the_weight_that_the_steps_before_gave(
     assert fraction == 1.0 or len(set(drawn)) > 1, "the draws differ"
     sums = [sum(nats[i] for i in each) for each in drawn]
     tokens = [float(sum(counts[i] for i in each)) for each in drawn]
-    expected = oracle.alphas(sums, tokens, [1.0] * 4, TARGET, 2.0, fraction)
+    left = [0.75, 0.5, 0.25, 0.0]
+    expected = oracle.alphas(sums, tokens, left, TARGET, 2.0, fraction)
     assert abs(expected[1] / 2.0 - 1) > 0.1, "the weight moves"
     for step, gradient in enumerate(ran.gradients):
         right = oracle_step(CHOSEN, alpha=expected[step], align_fraction=fraction, drawn=drawn[step]).gradient()[1]
@@ -56,7 +57,7 @@ def test_each_step_has_the_weight_that_the_steps_before_gave(
     assert [entry["alpha"] for entry in logs[:4]] == pytest.approx(expected[1:], rel=1e-6)
     assert [entry["shift"] for entry in logs[:4]] == pytest.approx(oracle.shifts(sums, tokens, fraction), rel=1e-6)
     if fraction < 1:  # planted: the divisor of the loss, that of all tokens, in the estimate
-        wrong = oracle.alphas(sums, [float(sum(counts))] * 4, [1.0] * 4, TARGET, 2.0, fraction)
+        wrong = oracle.alphas(sums, [float(sum(counts))] * 4, left, TARGET, 2.0, fraction)
         assert wrong != pytest.approx(expected, rel=1e-2)
 
 

@@ -17,23 +17,23 @@ def test_the_weights_are_the_oracles(share: float) -> None:
     draw = np.random.default_rng(3)
     tokens = (draw.integers(0, 3, 40) * draw.integers(1, 50, 40)).tolist()
     nats = [0.07 * n * float(draw.exponential()) for n in tokens]
-    rates = np.linspace(1.0, 0.0, 40).tolist()
+    left = np.linspace(1.0, 0.0, 40).tolist()
     assert tokens[0] == 0 or 0 in tokens, "a step draws nothing"
     control, found, shifts = ShiftTarget(0.05, 2.0, share), [], []
-    for step in zip(nats, tokens, rates, strict=True):
+    for step in zip(nats, tokens, left, strict=True):
         found.append(control.alpha)
         control.update(*step)
         shifts.append(control.shift)
-    expected = oracle.alphas(nats, tokens, rates, 0.05, 2.0, share)
+    expected = oracle.alphas(nats, tokens, left, 0.05, 2.0, share)
     assert [*found, control.alpha] == pytest.approx(expected, rel=1e-12)
     assert shifts == pytest.approx(oracle.shifts(nats, tokens, share), rel=1e-12)
     assert max(expected) / min(expected) > 1.5, "the weight moves"
-    # Planted: every step weighs alike whatever it drew; the rate does not count; another filter.
+    # Planted: every step weighs alike whatever it drew; what is left does not count; another filter.
     means = [x / n if n else 0.0 for x, n in zip(nats, tokens, strict=True)]
     for wrong in (
-        oracle.alphas(means, [1.0] * 40, rates, 0.05, 2.0, share),
+        oracle.alphas(means, [1.0] * 40, left, 0.05, 2.0, share),
         oracle.alphas(nats, tokens, [1.0] * 40, 0.05, 2.0, share),
-        oracle.alphas(nats, tokens, rates, 0.05, 2.0, share / 2),
+        oracle.alphas(nats, tokens, left, 0.05, 2.0, share / 2),
     ):
         assert wrong != pytest.approx(expected, rel=1e-2)
 
@@ -42,8 +42,8 @@ def test_a_divisor_that_forgets_the_fraction_is_seen() -> None:
     """Drawn sums over all tokens of the step: a shift eight times too small at f = 1/8."""
     right, wrong = ShiftTarget(0.05, 2.0, 0.125), ShiftTarget(0.05, 2.0, 0.125)
     for _ in range(50):
-        right.update(0.05 * 100, 100, 1.0)
-        wrong.update(0.05 * 100, 800, 1.0)
+        right.update(0.1 * 100, 100, 1.0)  # twice the target at first
+        wrong.update(0.1 * 100, 800, 1.0)
     assert right.alpha == pytest.approx(2.0, rel=1e-12)
     assert wrong.alpha < 0.1
 
@@ -59,7 +59,7 @@ def test_the_shift_of_a_lagging_model_comes_to_the_target(target: float, share: 
         rate = 1 - step / steps
         drawn = 10 * int(draw.binomial(16, share))
         shift += 0.1 * rate * (0.1 / control.alpha - shift)
-        control.update(shift * drawn * math.exp(draw.normal(0, 0.1)), drawn, rate)
+        control.update(shift * drawn * math.exp(draw.normal(0, 0.1)), drawn, 1 - (step + 1) / steps)
     assert shift == pytest.approx(target, rel=0.15)
     assert abs(math.log(control.alpha / start)) > 0.5, "the starting weight would not have been right"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ShiftTarget", "check_target"]
 
-_INTEGRAL, _PROPORTIONAL = 0.1, 0.6
-"""Gains on log α: of a step at the full learning rate, and at once."""
+_INTEGRAL, _PROPORTIONAL, _AHEAD = 0.15, 0.6, 10.0
+"""Gains on log α, per step and at once; steps over which a violation that is going away is not counted."""
 _LOWEST, _HIGHEST = math.log(1e-3), math.log(1e3)
 """Bounds of the integral, log α at the target: where the constraint does not bind, α falls to (nearly) nothing."""
 _FILE_KEY = "shift_target."
@@ -31,30 +31,33 @@ _FILE_KEY = "shift_target."
 
 @dataclass
 class _State:
-    """The sums of the estimate, nats and tokens, and log α at the target."""
+    """The sums of the estimate (nats, tokens), the last violation, and b."""
 
     nats: float
     tokens: float
+    violation: float
     log_alpha: float
 
 
 class ShiftTarget:
-    """``log α = b + 0.6 e``, and after each step ``b ← b + 0.1 η e``, with ``e = shift / target - 1`` cut to [-1, 1].
+    """``log α = b + 0.6 e``, and after each step ``b ← b + 0.15 r c e``, r the share of steps that are left.
 
-    η is the learning rate as a share of its highest: where the weights hardly move any more, α can do nothing about the
-    shift, and an integral that went on would only leave the weight that the training needs.
+    ``v = shift / (target (1 + r³)) - 1``; ``e`` is v cut to [-1, 1], ``c = 1 + 10 (v - v_before) / v`` cut to [0, 1].
 
-    The shift is the ratio ``S / N`` of two decaying sums over steps, micro-batches and ranks: ``S ← k S + Σ_drawn kl``,
-    ``N ← k N + n_drawn``. Both have the same chance of a draw, so the ratio needs no divisor, is consistent under any
-    draw, weighs a step by the tokens that it drew, and stays where nothing is drawn. With ``k = 1 / (1 + f)`` it spans
-    (1 + f) / f steps, some two of whole batches, nine at f = 1/8.
+    - The shift is the ratio ``S / N`` of two decaying sums over steps, micro-batches and ranks: ``S ← k S + Σ_drawn
+      kl``, ``N ← k N + n_drawn``. Both have the same chance of a draw, so the ratio needs no divisor, is consistent
+      under any draw, weighs a step by the tokens that it drew, and stays where nothing is drawn. With ``k = 1 / (1 +
+      f)`` it spans (1 + f) / f steps, two at f = 1 and nine at f = 1/8: one to two steps' worth of tokens.
+    - The proportional part follows the shift as it rises, before b has moved. An integral alone overshoots.
+    - c leaves out of the integral what goes away within ten steps as it is, such as the first steps' excess.
+    - With a falling learning rate the shift of a fixed α falls as well, at first by the noise of large steps. Holding
+      it from the start would need an α that is too high at the end, when little moves any more. So twice the target is
+      allowed at first, 1.125 times half-way, and the integral moves in proportion to r.
 
-    The proportional part lets α follow the shift as it rises to the target, before the integral has moved, which is
-    what an integral alone lacks: it overshoots. Errors are relative and α is changed by factors, so that neither
-    the scale of the target nor that of α matters.
+    Errors are relative and α is changed by factors, so that neither the scale of the target nor that of α matters.
 
     Source: the proportional-integral multiplier of Stooke et al., arXiv 2007.03964, there on the multiplier itself.
-    Differences: its logarithm, η, the estimate, and no derivative.
+    Differences: its logarithm, c and r, the estimate, and no derivative.
 
     Args:
         target: Shift in nats a prompt token, above 0.
@@ -64,7 +67,7 @@ class ShiftTarget:
 
     def __init__(self, target: float, start: float, share: float = 1.0) -> None:
         self.target, self._kept = target, 1.0 / (1.0 + share)
-        self._state = _State(0.0, 0.0, math.log(start))
+        self._state = _State(0.0, 0.0, 0.0, math.log(start))
 
     @property
     def shift(self) -> float | None:
@@ -74,13 +77,17 @@ class ShiftTarget:
     @property
     def alpha(self) -> float:
         """The weight that the next step takes."""
-        return math.exp(self._state.log_alpha + _PROPORTIONAL * self._violation())
+        return math.exp(self._state.log_alpha + _PROPORTIONAL * _cut(self._state.violation, -1.0, 1.0))
 
-    def follow(self, driver: StepDriver, optimizer: Any) -> None:
-        """Update α by the step that the driver has just computed, for its next one. Every rank must call this."""
-        group = optimizer.param_groups[0]
-        highest = group.get("initial_lr", group["lr"])  # noted by torch's schedulers
-        self.update(*driver.step_shift(), group["lr"] / highest if highest else 1.0)
+    def follow(self, driver: StepDriver, step: int, steps: int) -> None:
+        """Update α by the step that the driver has just computed, for its next one. Every rank must call this.
+
+        Args:
+            driver: Driver of the steps.
+            step: Number of optimiser steps before this one.
+            steps: Number of steps of the training.
+        """
+        self.update(*driver.step_shift(), max(0.0, 1.0 - (step + 1) / steps))
         self.apply(driver)
 
     def apply(self, driver: StepDriver) -> None:
@@ -91,16 +98,17 @@ class ShiftTarget:
         """Return what is logged: ``alpha`` of the next step, and ``shift``, its estimate where there is one."""
         return {"alpha": self.alpha} | ({} if self.shift is None else {"shift": self.shift})
 
-    def update(self, nats: float, tokens: int, rate: float) -> None:
-        """Take a step's sum of the KL over drawn tokens of all ranks, their number, and the share of its rate, η."""
+    def update(self, nats: float, tokens: int, left: float) -> None:
+        """Take a step's sum of the KL over drawn tokens of all ranks, their number, and the share of steps left, r."""
         state = self._state
         state.nats, state.tokens = self._kept * state.nats + nats, self._kept * state.tokens + tokens
-        moved = state.log_alpha + _INTEGRAL * rate * self._violation()
-        state.log_alpha = min(max(moved, _LOWEST), _HIGHEST)
-
-    def _violation(self) -> float:
-        shift = self.shift
-        return 0.0 if shift is None else min(max(shift / self.target - 1.0, -1.0), 1.0)
+        if self.shift is None:
+            return
+        before, state.violation = state.violation, self.shift / (self.target * (1.0 + left**3)) - 1.0
+        error = _cut(state.violation, -1.0, 1.0)
+        if error:
+            staying = _cut(1.0 + _AHEAD * (state.violation - before) / state.violation, 0.0, 1.0)
+            state.log_alpha = _cut(state.log_alpha + _INTEGRAL * left * staying * error, _LOWEST, _HIGHEST)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint must hold."""
@@ -120,6 +128,10 @@ class ShiftTarget:
                 "as another one.",
                 "resume with the same settings, or begin a new run.",
             ) from None
+
+
+def _cut(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
 
 
 def check_target(target: float, alpha: float | None, direction: str | None) -> None:

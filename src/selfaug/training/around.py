@@ -59,7 +59,7 @@ class AroundSteps(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Find the weight of the next step's alignment, and multiply the learning rate by the factor of the loss."""
         if self._target is not None:
-            self._target.follow(self._driver, optimizer)
+            self._target.follow(self._driver, state.global_step, state.max_steps)
         rate = self._changes.rate
         if rate is None:
             return
