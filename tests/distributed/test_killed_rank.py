@@ -1,7 +1,8 @@
 """What does a run leave behind when one of its ranks is killed, at any moment, saving included?
 
-FSDP2 and ZeRO-3: one run is killed at ten random moments, and goes on from its last whole checkpoint each time. Every
-launch ends within a stated time, and the finished run has the weights of one that nobody killed, bit for bit.
+FSDP2 and ZeRO-3: one run is killed at ten random moments, half of them within the saving of a checkpoint, and goes on
+from its last whole checkpoint each time. Every launch ends within a stated time, and the finished run has the weights
+of one that nobody killed, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from selfaug.run.checkpoint import last_whole, numbered, step_of, torn_because
+from selfaug.run.checkpoint import SEAL, last_whole, numbered, step_of, torn_because
 from tests.distributed.cells import Cell
 from tests.distributed.launching import environment, largest_difference, launcher
 from tests.distributed.test_sharding import STORIES, missing
@@ -46,17 +47,31 @@ def finish(kind: str, folder: Path, cell: Cell, steps: int = STEPS, **changes: A
     assert code == 0, (folder / "log.txt").read_text()[-3000:]
 
 
-def kill_one(kind: str, folder: Path, cell: Cell, step: int, delay: float, rank: int) -> float:
-    """Kill a rank ``delay`` seconds after a step; the seconds until the launch has ended."""
+def saving(run: Path, since: float) -> bool:
+    """Whether a checkpoint has files of this launch and no seal yet."""
+    unsealed = [path for path in numbered(run) if not (path / SEAL).is_file()]
+    try:
+        return any(file.stat().st_mtime > since for path in unsealed for file in path.rglob("*"))
+    except FileNotFoundError:  # a temporary file of the save
+        return True
+
+
+def kill_one(kind: str, folder: Path, cell: Cell, step: int, delay: float, rank: int, *, in_save: bool) -> float:
+    """Kill a rank ``delay`` seconds after a step, or after a save has begun; the seconds until the launch has ended."""
     shutil.rmtree(folder / "export", ignore_errors=True)
     (folder / "step").unlink(missing_ok=True)
+    launched = time.time()
     process = start(kind, folder, cell)
     try:
         until = time.monotonic() + 300
-        while not (folder / "step").is_file() or int((folder / "step").read_text() or 0) < step:
+        while (
+            not (folder / "step").is_file()
+            or int((folder / "step").read_text() or 0) < step
+            or (in_save and not saving(folder / "run", launched))
+        ):
             assert process.poll() is None, "it ended before it was killed: " + (folder / "log.txt").read_text()[-3000:]
             assert time.monotonic() < until
-            time.sleep(0.005)
+            time.sleep(0.001)
         time.sleep(delay)
         os.kill(int((folder / f"pid{rank}").read_text()), signal.SIGKILL)
         since = time.monotonic()
@@ -93,20 +108,24 @@ def test_a_killed_rank_neither_hangs_nor_tears(kind: str, tmp_path: Path) -> Non
     folder, draw = tmp_path / "killed", random.Random(22)
     reached, torn_seen = 0, 0
     for moment in range(MOMENTS):
-        # A checkpoint is saved after each second step, so that some of these moments are within one.
-        step, delay, rank = reached + draw.randrange(1, 4), draw.uniform(0, 0.3), draw.randrange(2)
-        seconds = kill_one(kind, folder, cell, step, delay, rank)
+        # A checkpoint is saved after each second step.
+        in_save = moment % 2 == 1
+        step, delay = reached + draw.randrange(1, 4), draw.uniform(0, 0.02 if in_save else 0.3)
+        rank = draw.randrange(2)
+        seconds = kill_one(kind, folder, cell, step, delay, rank, in_save=in_save)
         assert not (folder / "export").exists()
         torn = [path.name for path in numbered(folder / "run") if torn_because(path) is not None]
         torn_seen += bool(torn)
         last = last_whole(folder / "run")
         reached = 0 if last is None else step_of(last)
         print(
-            f"{kind} {moment}: rank {rank} killed {delay:.2f} s after step {step}; ended in {seconds:.1f} s; "
+            f"{kind} {moment}: rank {rank} killed {delay:.3f} s after {'a save following ' * in_save}step {step}; "
+            f"ended in {seconds:.1f} s; "
             f"torn: {torn}; goes on from step {reached}",
             flush=True,
         )
         assert reached >= step - 3, "more than the steps since the last checkpoint are lost"
+    assert torn_seen, "no kill fell into a save"
     finish(kind, folder, cell)
     difference = largest_difference(folder, tmp_path / "whole")
     print(f"{kind}: {torn_seen} of {MOMENTS} kills tore a checkpoint; largest difference {difference}", flush=True)
