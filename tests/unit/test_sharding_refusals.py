@@ -36,6 +36,13 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], s
     "penalty on weights": (
         "zero2", {"method": "l2", "method_options": {"update_weight": 0.5}}, {}, {}, "penalises the trained", "DDP",
     ),
+    "start from weights": ("fsdp2", {"method": "pissa"}, {}, {}, "whole pretrained weights apart", "DDP"),
+    "scores of the base": ("zero3", {"method": "flow"}, {}, {}, "scores the data", "DDP"),
+    "rows that the base writes": ("fsdp2", {"method": "magpie"}, {}, {}, "write before training", "--generation_url"),
+    "texts that the base writes": (
+        "zero2", {"align_data": "self:9"}, {}, {}, "align_data='self:9' lets", "--generation_url",
+    ),
+    "rate by the loss under DeepSpeed": ("zero1", {"method": "finch"}, {}, {}, "takes the step before", "FSDP2"),
 }  # fmt: skip
 
 
@@ -50,6 +57,11 @@ def test_a_combination_is_refused_by_name(name: str, tmp_path: Path) -> None:
     assert remedy in refused.value.hint
     check_sharding(Sharding("ddp"), args, peft_config, **facts)
     check_sharding(Sharding(None), args, peft_config, **facts)
+
+
+def test_a_served_base_may_write(tmp_path: Path) -> None:
+    served = {"generation_url": "http://localhost:1/v1", "generation_model": "base"}
+    check_sharding(Sharding("fsdp2"), config(tmp_path, method="magpie", **served), LoraConfig(), tied=False)
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "zero2", "zero3"])
@@ -88,6 +100,7 @@ def test_the_sharding_is_read_from_flags_and_from_deepspeeds_file(tmp_path: Path
     assert asked("--use_deepspeed", "--zero_stage", "1") == "zero1"
     assert asked("--use_deepspeed", "--deepspeed_config_file", str(file)) == "zero3"
     assert asked(deepspeed=str(file)) == "zero3"
+    assert asked(deepspeed={"bf16": {"enabled": True}}) == "zero0"  # DeepSpeed's engine all the same
     file.write_text("{")
     with pytest.raises(ConfigError, match=r"zero\.json"):
         asked(deepspeed=str(file))

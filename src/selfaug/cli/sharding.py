@@ -59,4 +59,4 @@ def _zero(config: Any) -> Sharding:
     if not isinstance(config, dict):
         config = read_json(Path(str(config)), hint="correct the path or the file.", error=ConfigError)
     stage = int((config.get("zero_optimization") or {}).get("stage", 0))
-    return Sharding(f"zero{stage}" if stage else "ddp")
+    return Sharding(f"zero{stage}")
