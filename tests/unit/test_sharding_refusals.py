@@ -24,6 +24,7 @@ def config(tmp_path: Path, **settings: Any) -> SelfAugConfig:
     return SelfAugConfig(str(tmp_path), report_to="none", bf16=False, **settings)
 
 
+NOTHING = SimpleNamespace(fsdp=None, deepspeed=None)
 HEAD = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
 REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str, str]] = {
     "FSDP 1": ("fsdp1", {}, {}, {}, "hides the adapter", "fsdp_version: 2"),
@@ -75,7 +76,7 @@ def test_the_sharding_is_read_from_a_configuration_file(kind: str, tmp_path: Pat
     file = tmp_path / "accelerate.yaml"
     file.write_text(yaml.safe_dump(configuration(kind)))
     parsed = LaunchFlags().check(["--config_file", str(file)])
-    assert sharding_asked(parsed, SimpleNamespace(deepspeed=None)) == Sharding(kind)
+    assert sharding_asked(parsed, NOTHING) == Sharding(kind)
 
 
 def test_fsdps_own_checkpointing_is_read_too(tmp_path: Path) -> None:
@@ -85,13 +86,21 @@ def test_fsdps_own_checkpointing_is_read_too(tmp_path: Path) -> None:
         ["--config_file", str(file)],
         ["--use_fsdp", "--fsdp_version", "2", "--fsdp_activation_checkpointing", "true"],
     ):
-        asked = sharding_asked(LaunchFlags().check(words), SimpleNamespace(deepspeed=None))
+        asked = sharding_asked(LaunchFlags().check(words), NOTHING)
         assert asked == Sharding("fsdp2", own_checkpointing=True)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_sharding_is_read_from_the_settings_of_the_training(version: int, tmp_path: Path) -> None:
+    asks = {"fsdp_version": version, "fsdp_activation_checkpointing": True}
+    asked = sharding_asked(LaunchFlags().check([]), config(tmp_path, fsdp=True, fsdp_config=asks))
+    assert asked == Sharding(f"fsdp{version}", own_checkpointing=True)
 
 
 def test_the_sharding_is_read_from_flags_and_from_deepspeeds_file(tmp_path: Path) -> None:
     def asked(*words: str, deepspeed: Any = None) -> str | None:
-        return sharding_asked(LaunchFlags().check(list(words)), SimpleNamespace(deepspeed=deepspeed)).kind
+        training = SimpleNamespace(fsdp=None, deepspeed=deepspeed)
+        return sharding_asked(LaunchFlags().check(list(words)), training).kind
 
     file = tmp_path / "zero.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
