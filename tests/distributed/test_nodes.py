@@ -24,7 +24,7 @@ WORDS = [
     *("--per_device_train_batch_size", "1", "--save_steps", "2", "--learning_rate", "1e-3", "--lora_dropout", "0"),
     *("--use_cpu", "true", "--gradient_checkpointing", "false", "--dtype", "float32"),
 ]
-# After the first step of a process DDP orders the gradients of a bucket anew, and more than two ranks then add them up in
+# After a process's first step DDP orders the gradients of a bucket anew, and more than two ranks then add them up in
 # another order; with the search for unused weights it keeps the first order.
 ONE_ORDER = ["--ddp_find_unused_parameters", "true"]
 ROUNDING = 1e-6
@@ -94,7 +94,7 @@ def test_two_nodes_with_disks_of_their_own(tmp_path: Path) -> None:
     assert difference < 2e-5
     assert max(float(weight.abs().max()) for name, weight in found.items() if "lora_B" in name) > 1e-3
 
-    # Killed after step 4 on both nodes: the resumed run ends at the same weights, bit for bit where DDP keeps one order.
+    # Killed after step 4 on both nodes: the resumed run ends at the same weights, bit for bit if DDP keeps one order.
     for order, largest in (([], ROUNDING), (ONE_ORDER, 0.0)):
         for run in runs:
             shutil.rmtree(run / "checkpoints" / "checkpoint-6")
