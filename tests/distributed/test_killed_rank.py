@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,27 @@ STEPS = 40
 LONGEST = 60.0
 
 
-def start(kind: str, folder: Path, cell: Cell, steps: int = STEPS, **changes: Any) -> subprocess.Popen[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cell.json").write_text(json.dumps(vars(cell)))
-    words = [*launcher(kind, folder, **changes), str(SCRIPT), kind, str(folder / "cell.json"), str(STORIES)]
-    with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen([*words, str(folder), str(steps)], env=environment(), stdout=log, stderr=log, text=True)
+Run = tuple[Cell, Path, int]
+"""What is trained, in which folder, for how many steps."""
 
 
-def finish(kind: str, folder: Path, cell: Cell, steps: int = STEPS, **changes: Any) -> None:
-    code = start(kind, folder, cell, steps, **changes).wait(timeout=400)
-    assert code == 0, (folder / "log.txt").read_text()[-3000:]
+def start(kind: str, runs: Sequence[Run], **changes: Any) -> subprocess.Popen[str]:
+    """Launch two ranks that make the runs one after the other; the log and the list are in the first run's folder."""
+    own = runs[0][1]
+    for _, folder, _ in runs:
+        folder.mkdir(parents=True, exist_ok=True)
+    (own / "runs.json").write_text(json.dumps([[vars(cell), str(folder), steps] for cell, folder, steps in runs]))
+    words = [*launcher(kind, own, **changes), str(SCRIPT), kind, str(own / "runs.json"), str(STORIES)]
+    with (own / "log.txt").open("a") as log:
+        return subprocess.Popen(words, env=environment(), stdout=log, stderr=log, text=True)
+
+
+def finish(kind: str, *runs: Run, **changes: Any) -> str:
+    """Wait for a launch of runs, and return what all launches in the first run's folder said."""
+    code = start(kind, runs, **changes).wait(timeout=400 * len(runs))
+    said = (runs[0][1] / "log.txt").read_text()
+    assert code == 0, said[-3000:]
+    return said
 
 
 def saving(run: Path, since: float) -> bool:
@@ -56,12 +67,12 @@ def saving(run: Path, since: float) -> bool:
         return True
 
 
-def kill_one(kind: str, folder: Path, cell: Cell, step: int, delay: float, rank: int, *, in_save: bool) -> float:
+def kill_one(kind: str, run: Run, step: int, delay: float, rank: int, *, in_save: bool) -> float:
     """Kill a rank ``delay`` seconds after a step, or after a save has begun; the seconds until the launch has ended."""
+    folder, launched = run[1], time.time()
     shutil.rmtree(folder / "export", ignore_errors=True)
     (folder / "step").unlink(missing_ok=True)
-    launched = time.time()
-    process = start(kind, folder, cell)
+    process = start(kind, [run])
     try:
         until = time.monotonic() + 300
         while (
@@ -82,21 +93,25 @@ def kill_one(kind: str, folder: Path, cell: Cell, step: int, delay: float, rank:
             process.kill()
 
 
-@pytest.mark.parametrize("cell", [Cell("lora", "initial"), Cell("full", "path")], ids=lambda cell: cell.name)
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [("fsdp2", {}), ("fsdp2", {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}), ("zero2", {}), ("zero3", {})],
     ids=["fsdp2", "fsdp2-sharded-checkpoints", "zero2", "zero3"],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(kind: str, changes: dict[str, Any], cell: Cell, tmp_path: Path) -> None:
-    if (reason := missing(kind, cell)) is not None:
+def test_a_resumed_run_is_the_uninterrupted_one(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    cells = [Cell("lora", "initial"), Cell("full", "path")]
+    if (reason := missing(kind, cells[0])) is not None:
         pytest.skip(reason)
-    finish(kind, tmp_path / "whole", cell, 6, **changes)
-    finish(kind, tmp_path / "halves", cell, 2, **changes)
-    assert largest_difference(tmp_path / "halves", tmp_path / "whole") > 1e-4, "the last steps change nothing"
-    finish(kind, tmp_path / "halves", cell, 6, **changes)
-    assert "going on from step 2" in (tmp_path / "halves" / "log.txt").read_text()
-    assert largest_difference(tmp_path / "halves", tmp_path / "whole") == 0.0
+    whole, halves = ([(cell, tmp_path / name / cell.name) for cell in cells] for name in ("whole", "halves"))
+    finish(kind, *((*run, 6) for run in whole), *((*run, 2) for run in halves), **changes)
+    for (_, folder), (_, half) in zip(whole, halves, strict=True):
+        assert largest_difference(half, folder) > 1e-4, "the last steps change nothing"
+    said = finish(kind, *((*run, 6) for run in halves), **changes)
+    for (cell, folder), (_, half) in zip(whole, halves, strict=True):
+        assert f"{half} goes on from step 2" in said
+        difference = largest_difference(half, folder)
+        print(f"{kind} {changes} {cell.name}: {difference}")
+        assert difference == 0.0
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
@@ -104,15 +119,16 @@ def test_a_killed_rank_neither_hangs_nor_tears(kind: str, tmp_path: Path) -> Non
     cell = Cell("lora", "initial")
     if (reason := missing(kind, cell)) is not None:
         pytest.skip(reason)
-    finish(kind, tmp_path / "whole", cell)
+    finish(kind, (cell, tmp_path / "whole", STEPS))
     folder, draw = tmp_path / "killed", random.Random(22)
+    run = cell, folder, STEPS
     reached, torn_seen = 0, 0
     for moment in range(MOMENTS):
         # A checkpoint is saved after each second step.
         in_save = moment % 2 == 1
         step, delay = reached + draw.randrange(1, 4), draw.uniform(0, 0.02 if in_save else 0.3)
         rank = draw.randrange(2)
-        seconds = kill_one(kind, folder, cell, step, delay, rank, in_save=in_save)
+        seconds = kill_one(kind, run, step, delay, rank, in_save=in_save)
         assert not (folder / "export").exists()
         torn = [path.name for path in numbered(folder / "run") if torn_because(path) is not None]
         torn_seen += bool(torn)
@@ -126,7 +142,7 @@ def test_a_killed_rank_neither_hangs_nor_tears(kind: str, tmp_path: Path) -> Non
         )
         assert reached >= step - 3, "more than the steps since the last checkpoint are lost"
     assert torn_seen, "no kill fell into a save"
-    finish(kind, folder, cell)
+    finish(kind, run)
     difference = largest_difference(folder, tmp_path / "whole")
     print(f"{kind}: {torn_seen} of {MOMENTS} kills tore a checkpoint; largest difference {difference}", flush=True)
     assert difference == 0.0
