@@ -21,7 +21,7 @@ from tests.distributed.launching import largest_difference, run_cells
 from tests.models import save_tiny
 
 # The first cell of a sharding waits for all of them.
-pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(7200)]
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories260k"
 
