@@ -147,6 +147,9 @@ def setup_of(settings: Settings, devices: Devices, config: Any, block_bytes: int
         devices=devices.number,
         sharding=devices.sharding,
         frozen_head=training.freeze_head,
+        dropout_bytes=(trained if training.device.type == "cpu" else 1)
+        if model.use_peft and model.lora_dropout
+        else None,
     )
 
 
