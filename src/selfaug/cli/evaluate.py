@@ -23,7 +23,6 @@ from selfaug.common.errors import ConfigError
 from selfaug.common.options import option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say
-from selfaug.data.fit import Truncate
 from selfaug.lab import shipped
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Settings(Subject):
     no_task: bool = option(False, "Measure only general ability.")
     max_new_tokens: int = option(128, "Longest answer in tokens.")
     max_length: int | None = option(None, "Longest prompt with accepted answer in tokens.", shown="as in training")
-    truncate: Truncate = option(
+    truncate: Literal["by_score", "by_gold"] = option(
         "by_score",
         "What decides which documents of a prompt that is too long are dropped: 'by_score' the retriever's scores, "
         "else their order; 'by_gold' also the data's marks of documents that hold the answer, as in training, which no "
