@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.files import replacing
+from selfaug.model.base import Base
 from selfaug.model.checks import check_documents_apart, check_head, probe_tokens
 from selfaug.model.parts import attends_throughout, depends_on_what_follows, takes_documents_in_a_row
 from selfaug.model.sharding import reshard
@@ -158,6 +159,9 @@ class _Attached:
         self.driver = StepDriver(objective, draw, layout, trainer.accelerator, sharded=sharded)
         self.meters = {True: Meter(), False: Meter()}
         install(self.model, objective)
+        self.base = Base.of(self.model)
+        if trainer.args.should_save:
+            self.base.write_with(trainer.model)
         self._replace_methods()
 
     def _make_reference(self, kind: str, *, has_adapter: bool) -> Reference:
@@ -256,10 +260,12 @@ class _Attached:
         state, args = self.trainer.state, self.trainer.args
         if self.reference is not None and self._sharded:
             self.reference.prepare(self.model, self.trainer.accelerator)
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if isinstance(args.resume_from_checkpoint, str):  # hosts that go on in another folder set it
+            checkpoint = Path(args.resume_from_checkpoint)
+        if state.global_step and self.base.weights is not None and (kept := Base.read(checkpoint)) is not None:
+            kept.require(self.base.name, self.base.revision, checkpoint)
         if self.reference is not None and state.global_step:
-            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            if isinstance(args.resume_from_checkpoint, str):  # hosts that go on in another folder set it
-                checkpoint = Path(args.resume_from_checkpoint)
             file = checkpoint / REFERENCE_FILE
             if file.is_file():
                 self.reference.load_tensors(load_file(file), self.model)
