@@ -233,6 +233,25 @@ def test_what_stops_a_run_leaves_the_last_checkpoint(breaks: Any, error: Any, sa
     assert resumed.state.global_step == 6
 
 
+def vllm_layers(folder: Path) -> set[str]:
+    """The kinds of layers of an adapter, by what vLLM's loader accepts (its peft_helper.py and lora/utils.py)."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["r"] > 0
+    assert config["lora_alpha"] > 0
+    assert config["bias"] == "none"
+    assert not config["modules_to_save"]
+    assert not config["use_dora"]
+    layers = set()
+    for name in load_file(folder / "adapter_model.safetensors"):
+        prefix, _, rest = name.partition("base_model.model.")
+        assert not prefix
+        *_, layer, half, last = rest.split(".")
+        assert half in ("lora_A", "lora_B")
+        assert last == "weight"
+        layers.add(layer)
+    return layers
+
+
 def test_the_base_is_kept_beside_the_adapter_and_another_one_is_refused(tmp_path: Path) -> None:
     settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     folder = save_tiny(tmp_path / "base")
@@ -250,6 +269,15 @@ def test_the_base_is_kept_beside_the_adapter_and_another_one_is_refused(tmp_path
     assert kept[0]["name"] == str(folder)
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "final")
     AutoModelForCausalLM.from_pretrained(folder).load_adapter(str(tmp_path / "final"))
+    assert vllm_layers(tmp_path / "final") == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
     resumed = attached(max_steps=2)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.state.global_step == 2
