@@ -11,6 +11,7 @@ import resource
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -315,6 +316,48 @@ def test_settings_out_of_range_are_refused(alignment: dict[str, Any], said: str,
 def test_full_fine_tuning_without_another_reference_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="full fine-tuning has none"):
         selfaug.attach(make("stock", tmp_path, adapted=False))
+
+
+@pytest.mark.skipif(not HAS_TRL, reason="trl is not installed")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loss_type": "dft"}, "loss_type='dft' is not supported"),
+        ({"packing": True, "packing_strategy": "wrapped"}, "keeps no document boundaries"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is not supported"),
+    ],
+)
+def test_another_loss_of_trls_trainer_is_refused(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    trainer = make("sft", tmp_path, **settings)
+    with pytest.raises(ConfigError, match=said):
+        selfaug.attach(trainer)
+
+
+def test_the_loss_of_experts_is_refused(tmp_path: Path) -> None:
+    model = tiny("mixtral")
+    trainer = make_with(tmp_path, model, **COMMON)
+    model.config.output_router_logits = True
+    with pytest.raises(ConfigError, match="load-balancing loss of experts is not computed"):
+        selfaug.attach(trainer)
+    model.config.output_router_logits = False
+    selfaug.attach(trainer)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "said"),
+    [
+        ({"fsdp_version": 1}, "hides the adapter from its own switch"),
+        ({"fsdp_version": 2, "activation_checkpointing": True}, "finished adapter would be empty"),
+    ],
+)
+def test_ways_of_fsdp_that_lose_the_adapter_are_refused(plugin: dict[str, Any], said: str, tmp_path: Path) -> None:
+    trainer = make("stock", tmp_path)
+    trainer.accelerator.state.fsdp_plugin = SimpleNamespace(**plugin)
+    try:
+        with pytest.raises(ConfigError, match=said):
+            selfaug.attach(trainer)
+    finally:
+        trainer.accelerator.state.fsdp_plugin = None
 
 
 @pytest.mark.parametrize(
