@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.files import replacing
+from selfaug.model.base import Base
 from selfaug.model.checks import check_documents_apart, check_head, probe_tokens
 from selfaug.model.parts import attends_throughout, depends_on_what_follows, takes_documents_in_a_row
 from selfaug.model.sharding import reshard
@@ -27,7 +28,7 @@ from selfaug.objective import ALIGNMENT_TERMS, NLL
 from selfaug.planning.plan import IGNORED, document_ids
 from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
+from selfaug.reference.checks import check_full_tuning, check_peft, check_quantised, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import KEY, Draw, StepDriver
 from selfaug.step.forward import StepObjective, TermOn, inside, install
@@ -184,6 +185,9 @@ class _Attached:
         self.driver = StepDriver(objective, draw, layout, trainer.accelerator, sharded=sharded)
         self.meters = {True: Meter(), False: Meter()}
         install(self.model, objective)
+        self.base = Base.of(self.model)
+        if trainer.args.should_save:
+            self.base.write_with(trainer.model)
         self._replace_methods()
 
     def _make_reference(self, kind: str, *, has_adapter: bool) -> Reference:
@@ -291,6 +295,8 @@ class _Attached:
             file = checkpoint / TARGET_FILE
             self.target.load_tensors(load_file(file) if file.is_file() else {})
             self.target.apply(self.driver)
+        if state.global_step and self.base.weights is not None and (kept := Base.read(checkpoint)) is not None:
+            kept.require(self.base.name, self.base.revision, checkpoint)
         if self.reference is not None and state.global_step:
             file = checkpoint / REFERENCE_FILE
             if file.is_file():
@@ -346,6 +352,21 @@ def _refuse(trainer: Any) -> None:
         raise ConfigError(
             "label_smoothing_factor is not supported: it needs full logits, which never exist here.", "leave it out."
         )
+    if getattr(trainer.args, "loss_type", None) == "dft":
+        raise ConfigError("loss_type='dft' is not supported: the loss is SelfAug's.", "leave it out.")
+    if getattr(trainer.args, "packing", False) and getattr(trainer.args, "packing_strategy", None) == "wrapped":
+        raise ConfigError(
+            "packing_strategy='wrapped' keeps no document boundaries, so a document's last token would be compared "
+            "with the next document's first.",
+            "use packing_strategy='bfd'.",
+        )
+    config = trainer.model.config.get_text_config()
+    weight = getattr(trainer, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0))
+    if getattr(trainer, "aux_loss_enabled", getattr(config, "output_router_logits", False)) and weight:
+        raise ConfigError(
+            f"router_aux_loss_coef={weight}: the load-balancing loss of experts is not computed.",
+            "set router_aux_loss_coef=0, or output_router_logits=False in the model's configuration.",
+        )
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
         raise ConfigError(
@@ -358,6 +379,14 @@ def _refuse(trainer: Any) -> None:
             "FSDP version 1 hides the adapter from its own switch, so the reference pass would see it switched on.",
             "use FSDP2 (fsdp_version: 2 in the accelerate configuration).",
         )
+    has_adapter = hasattr(trainer.model, "get_base_model")
+    if getattr(plugin, "activation_checkpointing", False) and has_adapter:
+        raise ConfigError(
+            "FSDP's own activation checkpointing gives the layers other names, under which PEFT finds no adapter to "
+            "save: checkpoints and the finished adapter would be empty.",
+            "set fsdp_activation_checkpointing: false in the accelerate configuration, and use gradient_checkpointing.",
+        )
+    check_quantised(quantised=getattr(trainer.model, "hf_quantizer", None) is not None, adapted=has_adapter)
 
 
 def _refuse_batch(batch: Any, model: torch.nn.Module) -> None:

@@ -232,6 +232,30 @@ def test_a_non_finite_loss_ends_the_run_with_a_hint(cli: Cli, model: Path, data:
     assert "hint: lower --learning_rate" in result.err
 
 
+def test_an_export_without_weights_fails_and_the_checkpoint_exports_later(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from selfaug import SelfAugTrainer
+    from selfaug.cli.main import main
+
+    run, save = tmp_path / "run", SelfAugTrainer.save_model
+
+    def without_weights(trainer: SelfAugTrainer, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        save(trainer, output_dir, _internal_call)
+        if not _internal_call:
+            (Path(str(output_dir)) / "adapter_model.safetensors").unlink()
+
+    with monkeypatch.context() as broken:
+        broken.setattr(SelfAugTrainer, "save_model", without_weights)
+        assert main(words(model, data, run, 3)) == 2
+    assert "is not whole (it has no weights)" in capsys.readouterr().err
+    assert not (run / "adapter").exists()
+    checkpoint = last_whole(run / "checkpoints")
+    assert checkpoint == run / "checkpoints" / "checkpoint-3"
+    assert main([*words(model, data, run, 3), "--resume_from_checkpoint", "true"]) == 0
+    assert weights(run) == (checkpoint / "adapter_model.safetensors").read_bytes()
+
+
 def test_held_out_records_are_evaluated_and_not_trained_on(cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = cli(*words(model, data, run, 3), "--held_out", "0.25")

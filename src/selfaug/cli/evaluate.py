@@ -46,6 +46,12 @@ class Settings(Subject):
     no_task: bool = option(False, "Measure only general ability.")
     max_new_tokens: int = option(128, "Longest answer in tokens.")
     max_length: int | None = option(None, "Longest prompt with accepted answer in tokens.", shown="as in training")
+    truncate: Literal["by_score", "by_gold"] = option(
+        "by_score",
+        "What decides which documents of a prompt that is too long are dropped: 'by_score' the retriever's scores, "
+        "else their order; 'by_gold' also the data's marks of documents that hold the answer, as in training, which no "
+        "retriever knows.",
+    )
     abstentions: str | None = option(None, "YAML file of further phrases that count as abstention.", metavar="FILE")
     judge_url: str | None = option(
         None,

@@ -92,6 +92,7 @@ def _dry_run(settings: Settings, arguments: Arguments) -> int:
             "dry_run was started in several processes, and one counts for all",
             "run `selfaug train --dry_run` by itself, with --num_processes or --accelerate_config as in the training.",
         )
+    _check_sharding(arguments.launch, settings)
     tokenizer, renderer = tokenizer_and_renderer(settings)
     rehearse(settings, tokenizer)
     return dry_run(settings, arguments.launch, tokenizer, renderer)

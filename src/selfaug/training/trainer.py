@@ -234,12 +234,6 @@ class SelfAugTrainer(SFTTrainer):
         for part in self.method.parts:
             if part.reads_weights:
                 check_weights(part.name, lora_pairs(self.base_model))
-        if self.args.changes.rate and self.is_deepspeed_enabled:
-            raise ConfigError(
-                f"method={self.method.name!r} sets the learning rate when a step's loss is known, and DeepSpeed takes "
-                "the step before that.",
-                "train with DDP or FSDP2, or choose another method.",
-            )
         if not self.args.compares:
             return
         parallel = self.accelerator.parallelism_config
@@ -457,7 +451,6 @@ class SelfAugTrainer(SFTTrainer):
             config=self.args,
             method=self.method,
             accelerator=self.accelerator,
-            sharded=self.sharded,
             tokenizer=self._tokenizer,
             chosen_renderer=self._chosen_renderer,
             max_length=self._max_length,
