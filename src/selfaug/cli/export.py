@@ -13,6 +13,7 @@ from selfaug.common.errors import ConfigError
 from selfaug.common.terminal import is_main, say
 from selfaug.data.rag_template import RAG_TEMPLATE, save_rag_template
 from selfaug.model.sharding import whole_shape
+from selfaug.run.checkpoint import step_of
 from selfaug.run.manifest import weight_files, weights_hash, write_manifest
 from selfaug.run.model_card import model_card
 
@@ -42,6 +43,7 @@ def export(
         manifest: Manifest of the run; the entry ``finished`` is added.
         result: Result of ``trainer.train``.
     """
+    back = trainer.restored_from
     final = folder.adapter if settings.model.use_peft else folder.model
     partial = folder.path / f".{final.name}.partial"
     main = is_main()
@@ -65,10 +67,12 @@ def export(
         partial.replace(final)
         manifest["finished"] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "steps": trainer.state.global_step,
+            "steps": trainer.state.global_step if back is None else step_of(back),
             "weights": weights_hash(weight_files(final), full=True),
             "metrics": result.metrics,
         }
+        if trainer.probe_outcome:
+            manifest["finished"]["probe_limit_broken"] = trainer.probe_outcome
         write_manifest(folder.manifest, manifest)
         if settings.training.push_to_hub:
             _push(trainer, final, settings)

@@ -145,11 +145,13 @@ def check_reference(settings: Settings) -> None:
     from selfaug.methods.adapters import check_adapter
     from selfaug.reference.checks import check_full_tuning
     from selfaug.run.model_source import check_model
+    from selfaug.training.probe import check_probe_base
 
     training = settings.training
     check_adapter(get_method(training.method), adapter_settings(settings.model))
     if training.compares and not settings.model.use_peft and training.reference_cache is None:
         check_full_tuning(training.reference)
+    check_probe_base(training, adapted=settings.model.use_peft)
     if not training.compares or training.reference in ("base", "initial"):
         return
     try:

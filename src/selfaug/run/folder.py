@@ -45,7 +45,7 @@ MAY_DIFFER = frozenset(
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
         "dataloader_persistent_workers", "dataset_num_proc", "skip_memory_metrics", "ddp_timeout", "local_rank",
         "objective_memory_mb", "reference_slice", "reference_cache", "use_cpu", "generation_batch_size",
-        "generation_key_env",
+        "generation_key_env", "probe", "probe_steps", "probe_limit", "probe_action",
     }
 )  # fmt: skip
 """Settings that a resumed run may change: the length of training (from there on the learning rate follows the schedule
