@@ -12,16 +12,17 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from selfaug.cli import evaluate
 from selfaug.cli.config import Call, Command
 from selfaug.cli.outputs import check_free, check_writable, written_whole
 from selfaug.cli.subject import opened
-from selfaug.common.errors import ConfigError
+from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.options import option
 from selfaug.common.progress import counting, span
 from selfaug.common.statistics import LOOKS
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND", "run"]
 
 TRIED = "scale.json"
+KNOBS = ("uniform", "groups", "intruders")
 _GROUPS = 16
 _LEFT_OUT = "scale compares many weights on the same items"
 
@@ -60,8 +62,8 @@ class Settings(evaluate.Settings):
     scales: list[float] = option(
         [1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], "Factors on the whole update that may be tried.", metavar="X"
     )
-    knobs: list[Literal["uniform", "groups", "intruders"]] = option(
-        ["uniform", "groups", "intruders"],
+    knobs: list[str] = option(
+        list(KNOBS),
         "What is tried: one factor for all modules; then a factor for each group of modules by what it gains and "
         "forgets; then singular directions that the base does not have, shrunk.",
         metavar="KNOB",
@@ -187,6 +189,9 @@ def _check(settings: Settings) -> None:
             f"scales are {settings.scales}: {f'{wrong[0]:g} is out of range' if wrong else 'none is given'}",
             "give numbers above 0 (the base, which gains nothing) and up to 1 (the update as it was trained).",
         )
+    for knob in settings.knobs:
+        if knob not in KNOBS:
+            raise ConfigError(f"knobs: {knob!r} is not known.{nearest(knob, KNOBS)}", f"choose of {', '.join(KNOBS)}.")
     if "uniform" not in settings.knobs:
         raise ConfigError(
             f"knobs are {' '.join(settings.knobs)}, and all others begin at the best uniform scale",
@@ -267,7 +272,8 @@ def _other_knobs(
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.scaling.groups import grouped
     from selfaug.scaling.probes import Probes
-    from selfaug.scaling.search import by_groups, without_intruders
+    from selfaug.scaling.scales import intruders_matter
+    from selfaug.scaling.search import INTRUDERS, by_groups, without_intruders
 
     if best.scales.uniform == grid[0]:
         say(f"a scale of {grid[0]:g} keeps the limits, so nothing else is tried.")
@@ -284,7 +290,19 @@ def _other_knobs(
             known.head["groups"] = [asdict(one) for one in weighed]
             by_groups(bench, probes, weighed, best, grid)
     if "intruders" in settings.knobs:
-        without_intruders(bench, best, grid)
+        found: list[bool] = []
+
+        def look(peft: Any) -> AbstractContextManager[None]:
+            found.append(intruders_matter(peft, INTRUDERS))
+            return nullcontext()
+
+        say("looking for singular directions that the base does not have ...")
+        with sides.changed(sides.origin.tuned_hash, look), sides.side("tuned"):
+            pass
+        if found[0]:
+            without_intruders(bench, best, grid)
+        else:
+            say("there are none among the strongest of any module.")
 
 
 class _Known:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from selfaug.run.models import Origin
 
-__all__ = ["Scales", "changed", "check_scalable", "modules_of", "write_adapter"]
+__all__ = ["Scales", "changed", "check_scalable", "intruders_matter", "modules_of", "write_adapter"]
 
 # The directions that count as intruders, as the method `intruder` takes them by default.
 _TOP, _COSINE = 10, 0.5
@@ -106,13 +106,13 @@ def check_scalable(origin: Origin) -> None:
                 f"adapter {name!r} has {setting}: {why}, so no factor leads back to its base",
                 "train with a plain LoRA, or hold it nearer its base while training (`selfaug train`).",
             )
+    origin.require_plain_head()
     if not origin.switchable:
         raise ConfigError(
             f"adapter {name!r} rewrote or trained weights of its base (init_lora_weights, bias or layer_replication in "
             f"its {ADAPTER_CONFIG}), so no factor on its update leads back to its base",
             "convert it to a plain LoRA first (PEFT: `path_initial_model_for_weight_conversion`), or train anew.",
         )
-    origin.require_plain_head()
 
 
 def modules_of(adapter: Path) -> list[str]:
@@ -155,6 +155,26 @@ def changed(peft: nn.Module, scales: Scales) -> Iterator[None]:
             pair.layer.scaling[pair.name] = pair.scale
         for tensor, own in weights:
             tensor.data.copy_(own)
+
+
+def intruders_matter(peft: nn.Module, scale: float) -> bool:
+    """Return whether the update has strong directions that the base's weights lack, so that shrinking them changes it.
+
+    It is told by the product of each update with one random vector, beyond a ten-thousandth of it.
+    """
+    import torch
+
+    def products() -> Iterator[Tensor]:
+        for pair in lora_pairs(peft):
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(pair.A.shape[-1], generator=generator).to(pair.A)
+            yield pair.B @ (pair.A @ x) if pair.W is not None else pair.B.sum(1)
+
+    factors = dict.fromkeys(_named(peft), 1.0)
+    with torch.no_grad():
+        own = list(products())
+        with changed(peft, Scales("", factors, scale)):
+            return any(float((a - b).norm()) > 1e-4 * float(b.norm()) for a, b in zip(products(), own, strict=True))
 
 
 def write_adapter(model: nn.Module, adapter: Path, scales: Scales, out: Path) -> None:

@@ -20,10 +20,11 @@ from selfaug.scaling.items import Batches, Measured, pooled
 from selfaug.scaling.scales import Scales
 
 __all__ = [
-    "Bench", "Measure", "Trial", "by_groups", "candidates", "check_rules", "uniform", "without_intruders",
+    "INTRUDERS", "Bench", "Measure", "Trial", "by_groups", "candidates", "check_rules", "uniform", "without_intruders",
 ]  # fmt: skip
 
-_INTRUDERS = 0.5
+INTRUDERS = 0.5
+"""Factor on intruder directions that is tried."""
 
 Measure = Callable[[Sequence[Part], Scales], Iterator[tuple[str, Measured]]]
 """A function that yields the name and the measurement of each part under scaled weights."""
@@ -271,7 +272,16 @@ def by_groups(
     high = probes(Scales("", dict.fromkeys(modules, above))).forgetting
     found = []
     for budget in (low, (low + high) / 2):
-        paths = [within(partial(greedy, groups, above), 1.0, 0.0, budget, f"worst groups of {above:g} off", probes)]
+        paths = [
+            within(
+                partial(greedy, groups, above),
+                1.0,
+                0.0,
+                budget,
+                f"worst groups of {above:g} off, {budget:.2g} nats",
+                probes,
+            )
+        ]
         if ratios:
             path = partial(graded, groups, grid[0])
             paths.append(within(path, 0.0, max(ratios), budget, f"graded by group, {budget:.2g} nats", probes))
@@ -290,7 +300,7 @@ def without_intruders(bench: Bench, kept: Trial, grid: Sequence[float]) -> list[
     above = {min((one for one in grid if one > scale), default=scale), grid[0]}
     return [
         bench.choose(
-            Scales(f"{factor:g}, intruders at {_INTRUDERS:g}", dict.fromkeys(kept.scales.factors, factor), _INTRUDERS)
+            Scales(f"{factor:g}, intruders at {INTRUDERS:g}", dict.fromkeys(kept.scales.factors, factor), INTRUDERS)
         )
         for factor in sorted(above)
     ]
