@@ -23,6 +23,7 @@ from selfaug.common.errors import ConfigError
 from selfaug.common.options import option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say
+from selfaug.data.fit import Truncate
 from selfaug.lab import shipped
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ class Settings(Subject):
     no_task: bool = option(False, "Measure only general ability.")
     max_new_tokens: int = option(128, "Longest answer in tokens.")
     max_length: int | None = option(None, "Longest prompt with accepted answer in tokens.", shown="as in training")
+    truncate: Truncate = option(
+        "by_score",
+        "What decides which documents of a prompt that is too long are dropped: 'by_score' the retriever's scores, "
+        "else their order; 'by_gold' also the data's marks of documents that hold the answer, as in training, which no "
+        "retriever knows.",
+    )
     abstentions: str | None = option(None, "YAML file of further phrases that count as abstention.", metavar="FILE")
     judge_url: str | None = option(
         None,

@@ -105,6 +105,10 @@ class Corpus:
                 return
             seen, k = k, 4 * k
 
+    def score(self, question: str, document: Document) -> float:
+        """Return the score that a document would have for the question if it were a passage of the corpus."""
+        return self.index.score(terms(question), terms(_whole(document)))
+
     @property
     def index(self) -> Index:
         """The index of the passages."""
@@ -166,4 +170,8 @@ def _counting(parts: Iterable[Counts], progress: Callable[[int], None]) -> Itera
 
 
 def _counts(_: None, passages: Sequence[Document]) -> Counts:
-    return count(terms(f"{passage.title or ''} {passage.text}") for passage in passages)
+    return count(terms(_whole(passage)) for passage in passages)
+
+
+def _whole(passage: Document) -> str:
+    return f"{passage.title or ''} {passage.text}"

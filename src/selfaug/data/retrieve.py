@@ -48,9 +48,8 @@ def retrieve(
     record then gets ``distractors`` more passages: the best ones that it does not have yet and that contain none of its
     accepted answers. A record for which nothing is found stays without documents.
 
-    Every document then has a score, which is higher for those to drop last. Retrieved passages have their BM25 score.
-    Earlier documents, whose scores are missing or on another scale, get whole numbers above these, in the order of
-    their own scores, or in the given order if a score is missing.
+    Every document then has its BM25 score in the corpus, earlier ones too, whatever their score was. The added
+    passages without an answer are marked ``gold=False``, so a row that is too long for training loses them first.
 
     Args:
         records: Records.
@@ -131,18 +130,10 @@ def _fill(
         else:
             continue
         taken.add(text)
-    documents = [*_above(record.documents, [*best, *wrong]), *best, *wrong]
+    given = list(record.documents)
+    if best or wrong:
+        given = [replace(document, score=corpus.score(record.question, document)) for document in given]
+    documents = [*given, *best, *(replace(document, gold=False) for document in wrong)]
     if wrong and seed is not None:
         random.Random(f"{seed} {record.question}").shuffle(documents)
     return replace(record, documents=tuple(documents))
-
-
-def _above(given: Sequence[Document], retrieved: Sequence[Document]) -> list[Document]:
-    if not retrieved:
-        return list(given)
-    top = int(max(document.score or 0.0 for document in retrieved)) + 1
-    order = sorted(range(len(given)), key=lambda i: (-(given[i].score or 0.0), i))
-    if any(document.score is None for document in given):
-        order = list(range(len(given)))
-    rank = {place: len(given) - n for n, place in enumerate(order)}
-    return [replace(document, score=float(top + rank[i])) for i, document in enumerate(given)]
