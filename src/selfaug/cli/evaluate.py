@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
     from selfaug.run.models import Origin
 
-__all__ = ["COMMAND", "Settings", "results_table", "run"]
+__all__ = ["COMMAND", "Settings", "check_settings", "results_table", "run"]
 
 
 @dataclass
@@ -115,7 +115,7 @@ def run(call: Call[Settings]) -> int:
     settings = call.settings
     if settings.base is not None:
         settings.base = shipped.resolve(settings.base)
-    _check(settings)
+    check_settings(settings)
     from selfaug.cli.evaluate_parts import all_parts
     from selfaug.cli.tracking import of_evaluation
     from selfaug.common.store import Store
@@ -172,8 +172,12 @@ def run(call: Call[Settings]) -> int:
     return 0
 
 
-def _check(settings: Settings) -> None:
-    """Check that options are in range and do not contradict each other."""
+def check_settings(settings: Settings) -> None:
+    """Check that options are in range and do not contradict each other.
+
+    Raises:
+        ConfigError: If they are not.
+    """
     for name in ("max_new_tokens", "max_length", "limit", "general_limit", "max_gen_toks", "batch_size"):
         number = getattr(settings, name)
         if number is not None and number < 1:
