@@ -212,6 +212,7 @@ def _train(
     from selfaug.cli.recording import continued, run_manifest
     from selfaug.cli.tracking import of_training
     from selfaug.generation.store import FOLDER
+    from selfaug.report.about import reached
     from selfaug.run.manifest import read_manifest, write_manifest
     from selfaug.run.trackers import go_on, remember, send
     from selfaug.training.callbacks import ProgressOnStderr, RememberTrackers, install
@@ -272,6 +273,9 @@ def _train(
         )
         return stop.exit_code
     final = export(trainer, renderer, folder, settings, manifest, result)
+    shift = reached(result.metrics)
+    if shift is not None:
+        say(f"shift of the prompts: {shift}")
     say(f"finished after {trainer.state.global_step} steps; the run is in {folder.path}")
     if is_main():
         send(folder, of_training(manifest["finished"]))
