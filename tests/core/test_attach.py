@@ -61,23 +61,23 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.ran.gradient = {adapter_name(name): p.grad.detach().clone() for name, p in trained.items()}
 
 
-def make(kind: str, folder: Path, *, adapted: bool = True, **settings: Any) -> Any:
+def make(kind: str, folder: Path, *, adapted: bool = True, rows: list[Any] = ROWS, **settings: Any) -> Any:
     model = tiny("llama", dtype=torch.float64)
     if kind == "stock":
         return Trainer(
             get_peft_model(model, lora_config("llama")) if adapted else model,
             TrainingArguments(str(folder), **COMMON, **settings),
-            train_dataset=ROWS,
+            train_dataset=rows,
             data_collator=DataCollatorForSeq2Seq(tiny_tokenizer(), pad_to_multiple_of=8),
         )
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    args = SFTConfig(str(folder), max_length=256, gradient_checkpointing=False, **COMMON, **settings)
+    args = SFTConfig(str(folder), **{"max_length": 256, "gradient_checkpointing": False, **COMMON, **settings})
     return SFTTrainer(
         model,
         args,
-        train_dataset=Dataset.from_list(ROWS),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tiny_tokenizer(),
         peft_config=lora_config("llama"),
     )
@@ -98,18 +98,37 @@ def train(trainer: Any) -> Ran:
     return ran
 
 
-@pytest.mark.parametrize(("size", "accumulated"), [(6, 1), (2, 3)])
+EIGHT = sequences((*SINGLE_TURN, (7, 3), (4, 6)))
+NEEDS_TRL = pytest.mark.skipif(not HAS_TRL, reason="trl is not installed")
+
+
+@pytest.mark.parametrize(("size", "accumulated"), [(8, 1), (2, 4)])
 @pytest.mark.parametrize(
-    "kind", ["stock", pytest.param("sft", marks=pytest.mark.skipif(not HAS_TRL, reason="trl is not installed"))]
+    ("kind", "packing"),
+    [
+        ("stock", {}),
+        pytest.param("sft", {}, marks=NEEDS_TRL),
+        pytest.param("sft", {"packing": True, "max_length": 32}, marks=NEEDS_TRL),
+    ],
+    ids=["stock", "sft", "sft packing"],
 )
-def test_a_step_of_another_trainer_equals_the_oracle(kind: str, size: int, accumulated: int, tmp_path: Path) -> None:
-    assert len(CHOSEN) == size * accumulated, "one step over all sequences"
-    trainer = make(kind, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulated)
+def test_a_step_of_another_trainer_equals_the_oracle(
+    kind: str, packing: dict[str, Any], size: int, accumulated: int, tmp_path: Path
+) -> None:
+    assert len(EIGHT) == size * accumulated, "one step over all sequences"
+    size = 1 if packing and accumulated > 1 else size
+    rows = [{"input_ids": list(ids), "labels": list(labels)} for ids, labels in EIGHT]
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, **packing}
+    trainer = make(kind, tmp_path, rows=rows, **settings)
     assert selfaug.attach(trainer) is trainer
     ran = train(trainer)
     assert len(ran.batches) == accumulated
-    assert any(not batch["attention_mask"].all() for batch in ran.batches), "something is padded"
-    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), CHOSEN)
+    if packing:
+        assert sum(batch["input_ids"].numel() for batch in ran.batches) == sum(len(ids) for ids, _ in EIGHT)
+        assert any(int((batch["position_ids"] == 0).sum()) > 1 for batch in ran.batches), "documents share a row"
+    else:
+        assert any(not batch["attention_mask"].all() for batch in ran.batches), "something is padded"
+    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), EIGHT)
     loss, gradient = oracle.gradient()
     assert relative_distance(ran.gradient, gradient) < TOLERANCE
     logged = trainer.state.log_history[0]
@@ -318,7 +337,7 @@ def test_full_fine_tuning_without_another_reference_is_refused(tmp_path: Path) -
         selfaug.attach(make("stock", tmp_path, adapted=False))
 
 
-@pytest.mark.skipif(not HAS_TRL, reason="trl is not installed")
+@NEEDS_TRL
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
