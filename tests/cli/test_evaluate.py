@@ -201,6 +201,21 @@ def fails(capsys: pytest.CaptureFixture[str], run: RunFolder, *words: str | Path
     return message, hint
 
 
+@pytest.mark.parametrize(("truncate", "kept"), [(None, "w11"), ("by_score", "w11"), ("by_gold", "w22")])
+def test_a_mark_of_the_right_document_decides_only_where_it_is_asked_for(
+    run: RunFolder, tmp_path: Path, truncate: str | None, kept: str
+) -> None:
+    documents = [{"text": " ".join([word] * 30), "is_gold": word == "w22"} for word in ("w11", "w22")]
+    rows = [{"question": f"w{i}", "documents": documents, "answer": "w22"} for i in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [] if truncate is None else ["--truncate", truncate]
+    assert evaluate(run, "--data", tmp_path / "rows.jsonl", "--max_length", "60", *flags) == 0
+    prompts = [sample["prompt"] for sample in read_samples(run.path / "samples.jsonl", "task")]
+    assert len(prompts) == 3
+    words = {"w11", "w22"}
+    assert all(max(words, key=prompt.split().count) == kept for prompt in prompts), prompts[0]
+
+
 def test_a_missing_adapter(run: RunFolder, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run.adapter / "adapter_model.safetensors").unlink()
     assert "has no weights" in fails(capsys, run, "--data", data)[0]

@@ -276,6 +276,7 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(
 # ---- a locale that knows ASCII alone --------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_a_strict_locale(model: Path, tmp_path: Path) -> None:
     """The commands as typed: one trains on and reads back what the locale has no letters for, one is a mistake."""
     rows = [row | {"question": f"Wer ist Zoë {n}? 北京", "answer": f"{n} Bälle"} for n, row in enumerate(records(4))]

@@ -82,6 +82,7 @@ def on_a_terminal(command: list[str], env: dict[str, str]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()
 
 
+@pytest.mark.nightly
 def test_on_a_terminal_a_training_has_a_bar_with_the_time_left(model: Path, data: Path, tmp_path: Path) -> None:
     env = {**ENVIRONMENT, "TERM": "xterm-256color", "NO_COLOR": "1", "COLUMNS": "200"}
     code, seen = on_a_terminal(words_of(model, data, tmp_path / "run", "--held_out", "0.3"), env)

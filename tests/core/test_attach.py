@@ -183,6 +183,41 @@ def test_a_resumed_run_is_held_to_where_the_first_one_began(tmp_path: Path) -> N
     assert all(torch.equal(whole[name], resumed[name]) and torch.equal(whole[name], moved[name]) for name in whole)
 
 
+def test_a_target_gives_each_step_its_weight_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+
+    def trained(folder: Path, until: int = 4, resume: str | None = None) -> tuple[Any, dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        trainer = make_with(folder, **{**settings, "lr_scheduler_type": "linear"})
+        perturb_adapter(trainer.model)
+        selfaug.attach(trainer, align_target=0.15, align_fraction=0.5, check=False)
+        if until < 4:
+            trainer.add_callback(StopAfter(until))
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer, {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+    whole, weights = trained(tmp_path / "whole")
+    trained(tmp_path / "cut", 2)
+    resumed, again = trained(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-2"))
+    logs = [[entry for entry in t.state.log_history if "nll" in entry] for t in (whole, resumed)]
+    assert [entry["alpha"] for entry in logs[0]] == [entry["alpha"] for entry in logs[1]]
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    used = [2.0, *(entry["alpha"] for entry in logs[0])]
+    assert abs(used[2] / 2.0 - 1) > 0.05, "the weight moves before the checkpoint"
+    torch.manual_seed(0)
+    all_drawn = make_with(tmp_path / "all", **settings)
+    perturb_adapter(all_drawn.model)
+    selfaug.attach(all_drawn, align_target=0.15, check=False)
+    all_drawn.train()
+    entries = [entry for entry in all_drawn.state.log_history if "nll" in entry]
+    used = [2.0, *(entry["alpha"] for entry in entries)]
+    for alpha, entry in zip(used, entries, strict=False):
+        assert entry["loss"] == pytest.approx(entry["nll"] + alpha * entry["alignment"], rel=1e-5)
+    (tmp_path / "cut" / "checkpoint-2" / "selfaug_method.safetensors").unlink()
+    with pytest.raises(ConfigError, match="trained with a fixed one"):
+        trained(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-2"))
+
+
 class BreaksAt(TrainerCallback):  # type: ignore[misc]
     """Makes a weight infinite after a step, so that the next loss is not a number."""
 
@@ -327,6 +362,9 @@ def make_with(folder: Path, model: Any = None, **settings: Any) -> Any:
         ({"alpha": float("nan")}, "is not a weight"),
         ({"align_fraction": 0.0}, "is not a share"),
         ({"align_direction": "base"}, "is not known"),
+        ({"align_target": 0.0}, "is not a shift"),
+        ({"align_target": 0.05, "alpha": 2.0}, "fixes the weight"),
+        ({"align_target": 0.05, "align_direction": "jsd"}, "another divergence"),
     ],
 )
 def test_settings_out_of_range_are_refused(alignment: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -39,8 +39,10 @@ SHAPES: dict[str, list[Any]] = {
     "dolly.jsonl": PLAIN,
     "langchain_qa.jsonl": PLAIN,
     "messages_developer.jsonl": talk(("system", "be brief"), ("user", "hi"), ("assistant", "hello")),
-    "msmarco.jsonl": [Record(Q, (Document(BRIDGE, None, "u", 1.0), Document("Z", None, "v", 0.0)), A, "1")],
-    "musique.jsonl": [Record(Q, (Document(BRIDGE, "T", None, 1.0),), ("Brunel", "I. K. Brunel"), "m")],
+    "msmarco.jsonl": [
+        Record(Q, (Document(BRIDGE, None, "u", gold=True), Document("Z", None, "v", gold=False)), A, "1")
+    ],
+    "musique.jsonl": [Record(Q, (Document(BRIDGE, "T", gold=True),), ("Brunel", "I. K. Brunel"), "m")],
     "q_context_answer.jsonl": PLAIN,
     "q_contextlist_answer.jsonl": [Record(Q, (DOC, Document("Other text.")), A)],
     "q_contexts_ground_truth.jsonl": PLAIN,

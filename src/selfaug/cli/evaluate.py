@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfaug.cli.config import Call, Command
-from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, data_format, field_map
+from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, data_format, field_map, track
 from selfaug.cli.outputs import check_writable
 from selfaug.cli.subject import Subject, opened
 from selfaug.common.errors import ConfigError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
     from selfaug.run.models import Origin
 
-__all__ = ["COMMAND", "Settings", "results_table", "run"]
+__all__ = ["COMMAND", "Settings", "check_settings", "results_table", "run"]
 
 
 @dataclass
@@ -46,6 +46,12 @@ class Settings(Subject):
     no_task: bool = option(False, "Measure only general ability.")
     max_new_tokens: int = option(128, "Longest answer in tokens.")
     max_length: int | None = option(None, "Longest prompt with accepted answer in tokens.", shown="as in training")
+    truncate: Literal["by_score", "by_gold"] = option(
+        "by_score",
+        "What decides which documents of a prompt that is too long are dropped: 'by_score' the retriever's scores, "
+        "else their order; 'by_gold' also the data's marks of documents that hold the answer, as in training, which no "
+        "retriever knows.",
+    )
     abstentions: str | None = option(None, "YAML file of further phrases that count as abstention.", metavar="FILE")
     judge_url: str | None = option(
         None,
@@ -88,6 +94,7 @@ class Settings(Subject):
     )
     fresh: bool = option(False, "Repeat parts that are finished.")
     json: bool = option(False, "Print the results as JSON instead of a table.")
+    track: bool = track()
 
 
 COMMAND = Command(
@@ -108,12 +115,14 @@ def run(call: Call[Settings]) -> int:
     settings = call.settings
     if settings.base is not None:
         settings.base = shipped.resolve(settings.base)
-    _check(settings)
+    check_settings(settings)
     from selfaug.cli.evaluate_parts import all_parts
+    from selfaug.cli.tracking import of_evaluation
     from selfaug.common.store import Store
     from selfaug.evaluation.run import evaluate, kept_parts, write
     from selfaug.run.foreign import describe
     from selfaug.run.models import Sides, check_origin
+    from selfaug.run.trackers import send
 
     folder = opened(settings, output_dir=settings.output_dir)
     check_writable(folder.path, "the run folder" if folder.foreign is None else "output_dir")
@@ -158,11 +167,17 @@ def run(call: Call[Settings]) -> int:
                 f"{unparsed['tuned']}; such as {entry['counts']['judge_replies_not_understood'][:1]}")  # fmt: skip
     emit(json.dumps(results, ensure_ascii=False) if settings.json else results_table(results))
     say(f"written: {folder.results}")
+    if settings.track:
+        send(folder, of_evaluation(results))
     return 0
 
 
-def _check(settings: Settings) -> None:
-    """Check that options are in range and do not contradict each other."""
+def check_settings(settings: Settings) -> None:
+    """Check that options are in range and do not contradict each other.
+
+    Raises:
+        ConfigError: If they are not.
+    """
     for name in ("max_new_tokens", "max_length", "limit", "general_limit", "max_gen_toks", "batch_size"):
         number = getattr(settings, name)
         if number is not None and number < 1:

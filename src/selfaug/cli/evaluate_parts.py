@@ -114,6 +114,7 @@ def _tasks(
                 max_length=longest,
                 context=origin.context,
                 max_new_tokens=settings.max_new_tokens,
+                truncate=settings.truncate,
                 progress=progress,
             )
         if not prompts.asked:

@@ -6,6 +6,7 @@ Letters: ``N`` passages, ``V`` terms of the corpus, ``P`` postings (pairs of a t
 from __future__ import annotations
 
 import bisect
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 __all__ = ["K1", "VERSION", "B", "Counts", "Index", "count"]
 
-VERSION = 1
+VERSION = 2
 """Version of the index. It rises with every change of the terms of a text, of the scores, or of the files."""
 
 K1, B = 1.5, 0.75
@@ -82,6 +83,7 @@ class Index:
 
     Args:
         size: N.
+        mean_length: Mean number of terms of a passage.
         vocabulary: The V terms in ascending order, as an Arrow array of strings.
         offsets: int64, V + 1: where the postings of each term begin, and P.
         passages: int32, P: places of passages, ascending within a term.
@@ -90,6 +92,7 @@ class Index:
     """
 
     size: int
+    mean_length: float
     vocabulary: Any
     offsets: NDArray[np.int64]
     passages: NDArray[np.int32]
@@ -122,19 +125,23 @@ class Index:
         offsets, passages, scores = by_term.indptr.astype(np.int64), by_term.indices, by_term.data
         df_V = np.diff(offsets)
         idf_V = np.log(1 + (len(length_N) - df_V + 0.5) / (df_V + 0.5)).astype(np.float32)
-        saturation_N = K1 * ((1 - B) + B * length_N / (length_N.mean() or 1.0))
+        mean_length = float(length_N.mean()) or 1.0
+        saturation_N = K1 * ((1 - B) + B * length_N / mean_length)
         idf_P = np.repeat(idf_V, df_V)
         for start in range(0, len(scores), _BLOCK):
             block = slice(start, start + _BLOCK)
             tf = scores[block]
             scores[block] = idf_P[block] * (tf / (saturation_N[passages[block]] + tf))
         highest = np.maximum.reduceat(scores, offsets[:-1]) if len(scores) else np.zeros(0, np.float32)
-        return cls(len(length_N), pa.array(vocabulary, pa.large_string()), offsets, passages, scores, highest)
+        return cls(
+            len(length_N), mean_length, pa.array(vocabulary, pa.large_string()), offsets, passages, scores, highest
+        )
 
     def save(self, folder: Path) -> None:
         """Write the index into a folder, for :meth:`open`."""
         for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
+        np.save(folder / "mean_length.npy", self.mean_length)
         table = pa.table({"term": self.vocabulary})
         with pa.OSFile(str(folder / _VOCABULARY), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -145,7 +152,10 @@ class Index:
         table = pa.ipc.open_file(pa.memory_map(str(folder / _VOCABULARY))).read_all()
         vocabulary = table.column("term").combine_chunks() if table.num_rows else pa.array([], pa.large_string())
         arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-        return cls(size, vocabulary, *(array.view(np.ndarray) for array in arrays))  # slices cost less than memmap's
+        mean_length = float(np.load(folder / "mean_length.npy"))
+        return cls(
+            size, mean_length, vocabulary, *(array.view(np.ndarray) for array in arrays)
+        )  # slices cost less than memmap's
 
     def top(self, terms: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the places and scores of the ``k`` best passages, best first; equal scores in the corpus's order.
@@ -170,6 +180,17 @@ class Index:
             scores += added[term]
         order = np.argsort(-scores, kind="stable")[:k]
         return candidates[order].astype(np.int64), scores[order]
+
+    def score(self, terms: Sequence[str], passage: Sequence[str]) -> float:
+        """Return the score for a question's ``terms`` that a text of the terms ``passage`` would have here."""
+        saturation = K1 * ((1 - B) + B * len(passage) / self.mean_length)
+        times, total = Counter(passage), 0.0
+        for term in (term for term in terms if term in times):
+            place = self._place(term)
+            df = 0 if place is None else int(self.offsets[place + 1] - self.offsets[place])
+            idf = math.log(1 + (self.size - df + 0.5) / (df + 0.5))
+            total += idf * times[term] / (saturation + times[term])
+        return total
 
     def _candidates(
         self, order: Sequence[int], times: Counter[int], bounds: Sequence[float], margin: float, k: int

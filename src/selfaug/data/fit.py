@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from selfaug.data.record import Document, Record
 from selfaug.data.tokens import RecordTokens, record_tokens
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from selfaug.data.prompts import Renderer
 
-__all__ = ["SHORTEST_PIECE", "FitResult", "fit_documents", "fit_ids", "fit_record"]
+__all__ = ["SHORTEST_PIECE", "FitResult", "Truncate", "fit_documents", "fit_ids", "fit_record"]
 
 SHORTEST_PIECE = 16
 """Smallest number of tokens of a shortened document: a few words would only train the model to answer from nothing."""
@@ -24,6 +24,9 @@ SHORTEST_PIECE = 16
 _SLACK = 8
 
 Ids = list[int]
+
+Truncate = Literal["by_gold", "by_score"]
+"""What decides which documents are dropped first; see :func:`fit_documents`."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,8 @@ def fit_record(
 ) -> FitResult | None:
     """Return the record's row with as many of its documents as fit; ``None`` if not even a part of one fits.
 
-    The least relevant documents are dropped first: those of the lowest scores where all have one, else the last ones.
-    The first document that does not fit is cut between tokens, if at least 16 tokens of it fit. A larger
-    ``max_length`` never keeps less.
+    The least relevant documents are dropped first (:func:`fit_documents`). The first document that does not fit is cut
+    between tokens, if at least 16 tokens of it fit. A larger ``max_length`` never keeps less.
 
     Args:
         record: Record.
@@ -94,8 +96,13 @@ def fit_documents(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     whole_row: tuple[Ids, Ids] | None = None,
+    truncate: Truncate = "by_gold",
 ) -> FitResult | None:
     """Do the work of :func:`fit_record` for anything whose ``(input_ids, labels)`` are a function of its documents.
+
+    The documents of the lowest scores are dropped first where all have one, else the last ones. With
+    ``truncate="by_gold"``, as in training, those that the data call wrong go before all others, and those that hold
+    the answer last. With ``"by_score"`` only what a retriever knows counts.
 
     Args:
         documents: Documents of the row.
@@ -103,13 +110,14 @@ def fit_documents(
         tokenizer: Tokenizer.
         max_length: Largest number of tokens of the row; ``None`` for no limit.
         whole_row: Ids and labels with all documents, where they are known.
+        truncate: ``by_gold`` or ``by_score``.
     """
     documents = tuple(documents)
     ids, labels = tokens(documents) if whole_row is None else whole_row
     whole = len(ids)
     if max_length is None or whole <= max_length:
         return FitResult(ids, labels, documents, (), False, whole)
-    ranks = _by_relevance(documents)
+    ranks = _by_relevance(documents, truncate)
 
     def chosen(count: int, piece: str = "") -> dict[int, Document]:
         keep = {i: documents[i] for i in ranks[:count]}
@@ -160,11 +168,13 @@ def fit_ids(
     return ids[:keep_first] + ids[after:], marks[:keep_first] + marks[after:]
 
 
-def _by_relevance(documents: Sequence[Document]) -> list[int]:
+def _by_relevance(documents: Sequence[Document], truncate: Truncate) -> list[int]:
     """Return the indices of the documents, most relevant first; equal ones keep their order."""
     places = list(range(len(documents)))
     if all(document.score is not None for document in documents):
         places.sort(key=lambda i: -(documents[i].score or 0.0))
+    if truncate == "by_gold":
+        places.sort(key=lambda i: (True, None, False).index(documents[i].gold))
     return places
 
 

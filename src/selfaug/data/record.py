@@ -45,17 +45,20 @@ class Document:
         text: Text of the passage.
         title: Title of the passage; ``None`` for none.
         id: Name of the passage in its corpus.
-        score: Relevance; the documents of the lowest scores are dropped first where a row is too long.
+        score: The retriever's score, higher for more relevant documents.
+        gold: Whether the data say that this document holds the answer; ``None`` where they say nothing. No retriever
+            knows it, so an evaluation does not use it unless asked (:func:`selfaug.data.fit.fit_documents`).
     """
 
     text: str
     title: str | None = None
     id: str | None = None
     score: float | None = None
+    gold: bool | None = None
 
     def to_row(self) -> dict[str, Any]:
         """Return the canonical JSON object without absent fields."""
-        row = {"title": self.title, "text": self.text, "id": self.id, "score": self.score}
+        row = {"title": self.title, "text": self.text, "id": self.id, "score": self.score, "is_gold": self.gold}
         return {key: value for key, value in row.items() if value is not None}
 
 
@@ -231,7 +234,7 @@ TEXT_NAMES = (
 _WRAPPERS = ("node", "document", "text_resource")  # keys of inner objects, such as LlamaIndex's nodes and their texts
 _NAME = ("id", "_id", "id_", "docid", "doc_id", "pid", "passage_id")
 _SCORE = ("score", "relevance_score", "similarity", "relevance")
-_GOLD = ("is_supporting", "is_selected", "is_relevant", "is_gold", "has_answer")
+_GOLD = ("is_gold", "is_supporting", "is_selected", "is_relevant", "has_answer")
 DOCUMENT_PARTS = frozenset((*TEXT_NAMES, *_NAME, *_SCORE, *_GOLD, *_WRAPPERS, "title", "metadata"))
 """Keys that distinguish one document from an object of several documents by name."""
 
@@ -239,8 +242,7 @@ DOCUMENT_PARTS = frozenset((*TEXT_NAMES, *_NAME, *_SCORE, *_GOLD, *_WRAPPERS, "t
 def parse_document(value: object, where: Where, name: str) -> Document:
     """Return the document of a text, or of an object of ours, of a retriever, of LangChain or of LlamaIndex.
 
-    The first line of FlashRAG's ``contents`` is the title. Without a score, a flag that the passage is relevant gives
-    1 or 0.
+    The first line of FlashRAG's ``contents`` is the title. A flag that the passage is relevant becomes ``gold``.
 
     Args:
         value: Text or object.
@@ -270,12 +272,13 @@ def parse_document(value: object, where: Where, name: str) -> Document:
         if rest.strip():
             title, text = head.strip().removeprefix('"').removesuffix('"'), rest
     scores = (number for part in outer[:2] for key in _SCORE if (number := part.number(key)) is not None)
-    gold = (float(flag) for part in outer for key in _GOLD if (flag := part.flag(key)) is not None)
+    gold = (flag for part in outer for key in _GOLD if (flag := part.flag(key)) is not None)
     return Document(
         text,
         title if title and title.strip() else None,
         next((found for part in outer[:2] for key in _NAME if (found := part.identifier(key))), None),
-        next(scores, next(gold, None)),
+        next(scores, None),
+        next(gold, None),
     )
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ITEM", "Encoding", "cache_folder", "find_or_make", "open_table", "write_encoded", "write_table"]
 
-VERSION = 1
+VERSION = 2
 """Version of the tables. It rises with every change of the ids and labels of a row, or of the files."""
 
 ITEM = "selfaug_item"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from selfaug.data.fit import fit_documents
+from selfaug.data.fit import Truncate, fit_documents
 from selfaug.data.lost_answers import lost_in_documents
 from selfaug.data.metrics import (
     POINTS,
@@ -108,9 +108,10 @@ def ask(
     max_length: int | None,
     context: int | None,
     max_new_tokens: int,
+    truncate: Truncate = "by_score",
     progress: Progress | None = None,
 ) -> Prompts:
-    """Render the prompts of the records with the run's renderer; documents that do not fit are dropped as in training.
+    """Render the prompts of the records with the run's renderer, with the documents that fit.
 
     Args:
         items: Records and conversations. Conversations are left out and counted, since they have no accepted answers.
@@ -119,6 +120,7 @@ def ask(
         max_length: Largest number of tokens of prompt and accepted answer in training; ``None`` for no limit.
         context: Longest sequence of the model in tokens; prompt and generated answer must fit it.
         max_new_tokens: Largest number of tokens of the generated answer.
+        truncate: What decides which documents are dropped; see :func:`selfaug.data.fit.fit_documents`.
         progress: Function called with the number of items done.
     """
     asked: list[Asked] = []
@@ -139,7 +141,7 @@ def ask(
             return prompt + [0] * room, [-100] * len(prompt) + [0] * room
 
         if item.documents:
-            fitted = fit_documents(item.documents, tokens, tokenizer, limit)
+            fitted = fit_documents(item.documents, tokens, tokenizer, limit, truncate=truncate)
             documents = None if fitted is None else fitted.kept_documents
         else:
             documents = () if limit is None or len(tokens(())[0]) <= limit else None

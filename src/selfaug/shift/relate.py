@@ -187,38 +187,59 @@ def relate(points: Sequence[Point], *, resamples: int = 10_000, confidence: floa
             f"{len(runs)} runs cannot show how two things go together",
             f"give {_FEWEST} or more; below 10 the interval is wide.",
         )
-    members = [np.array([i for i, point in enumerate(points) if point.run == run]) for run in runs]
+    run_of = np.array([runs.index(point.run) for point in points])
     shift = np.array([point.shift for point in points])
     lost = np.array([point.forgetting for point in points])
     for name, values in (("shift", shift), ("forgetting", lost)):
         if np.ptp(values) == 0:
             raise DataError(f"all runs have the same {name}, {values[0]:.6g}", "give runs that differ.")
 
-    def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-        x, y = x - x.mean(), y - y.mean()
-        scale = float(np.sqrt((x @ x) * (y @ y)))
-        return float(x @ y) / scale if scale > 0 else float("nan")
+    def pearson(weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        return _correlation(shift, lost, weights)
 
-    def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-        from scipy.stats import rankdata  # type: ignore[import-untyped,unused-ignore]
-
-        return pearson(rankdata(x), rankdata(y))
+    def spearman(weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        return _correlation(_ranks(shift, weights), _ranks(lost, weights), weights)
 
     coefficients = []
     for statistic in (pearson, spearman):
 
-        def of_runs(drawn: NDArray[np.int64], statistic: Any = statistic) -> float:
-            index = np.concatenate([members[run] for run in drawn])
-            return float(statistic(shift[index], lost[index]))
+        def of_runs(drawn: NDArray[np.int64], axis: int = -1, statistic: Any = statistic) -> NDArray[np.float64]:
+            rows = drawn.reshape(-1, drawn.shape[-1])
+            offsets = len(runs) * np.arange(len(rows))[:, None]
+            times = np.bincount((rows + offsets).ravel(), minlength=len(rows) * len(runs)).reshape(len(rows), -1)
+            return np.asarray(statistic(times[:, run_of]).reshape(drawn.shape[:-1]))
 
         coefficients.append(_bootstrapped(of_runs, len(runs), resamples, confidence, seed))
     return Relation(coefficients[0], coefficients[1], len(runs), len(points), confidence, resamples, seed)
 
 
+def _ranks(values: NDArray[np.float64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The average rank of each of the P values where value j stands weights[r, j] times: [R, P]."""
+    before = (values[:, None] > values) + 0.5 * (values[:, None] == values)
+    return np.asarray(weights @ before.T + 0.5)
+
+
+def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Pearson's coefficient of x and y ([P] or [R, P]) with weights [R, P], NaN where one of them is constant: [R]."""
+
+    def centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values - np.average(np.broadcast_to(values, weights.shape), axis=-1, weights=weights)[:, None]
+
+    def varies(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        least, most = np.where(weights > 0, values, np.inf).min(-1), np.where(weights > 0, values, -np.inf).max(-1)
+        return np.asarray(least < most)
+
+    a, b = centred(x), centred(y)
+    scale = np.sqrt((weights * a**2).sum(-1) * (weights * b**2).sum(-1))
+    found = np.full(len(weights), np.nan)
+    np.divide((weights * a * b).sum(-1), scale, out=found, where=varies(x) & varies(y) & (scale > 0))
+    return found
+
+
 def _bootstrapped(statistic: Any, runs: int, resamples: int, confidence: float, seed: int) -> Coefficient:
     from scipy.stats import bootstrap  # type: ignore[import-untyped,unused-ignore]
 
-    options: dict[str, Any] = {"vectorized": False, "n_resamples": resamples, "confidence_level": confidence}
+    options: dict[str, Any] = {"vectorized": True, "n_resamples": resamples, "confidence_level": confidence}
     made = bootstrap((np.arange(runs),), statistic, method="BCa", rng=np.random.default_rng(seed), **options)
     low, high, how = float(made.confidence_interval.low), float(made.confidence_interval.high), "BCa"
     value = float(statistic(np.arange(runs)))

@@ -313,12 +313,12 @@ EARLIER = "Earlier questions and answers:\n"
 _MAY = Document("It falls in May.")
 _HOTPOT = Record(
     "When?",
-    (Document("It lies.", "Snow", score=0.0), Document("It is wet. It falls in May.", "Rain", score=1.0)),
+    (Document("It lies.", "Snow", gold=False), Document("It is wet. It falls in May.", "Rain", gold=True)),
     ("May",),
     "h",
 )
 _SECTION = (Document("It falls in May.", "Rain"),)
-_HOTPOT_LIKE = (Document("It lies.", "Snow", score=0.0), Document("It falls in May.", "Rain", score=1.0))
+_HOTPOT_LIKE = (Document("It lies.", "Snow", gold=False), Document("It falls in May.", "Rain", gold=True))
 _SQUAD = (Document("It falls in May.", "Rain (weather)"),)
 
 # What each row means, worked out by hand.
@@ -332,7 +332,7 @@ MEANING: dict[str, list[Any]] = {
     "ctxs DPR": [
         Record(
             "When?",
-            (Document("It falls in May.", "Rain", "wiki:9", 81.5), Document("It lies.", None, "3", 80.0)),
+            (Document("It falls in May.", "Rain", "wiki:9", 81.5, True), Document("It lies.", None, "3", 80.0)),
             ("May", "in May"),
         )
     ],
@@ -345,7 +345,7 @@ MEANING: dict[str, list[Any]] = {
     "raft": [
         Record(
             "When?",
-            (Document("It lies.", score=0.0), Document("It falls in May.", score=1.0)),
+            (Document("It lies.", gold=False), Document("It falls in May.", gold=True)),
             (ROWS["raft"]["cot_answer"], "May"),
             "seed_task_0",
         )
@@ -374,18 +374,25 @@ MEANING: dict[str, list[Any]] = {
     "msmarco": [
         Record(
             "when",
-            (Document("It lies.", None, "http://s", 0.0), Document("It falls in May.", None, "http://r", 1.0)),
+            (
+                Document("It lies.", None, "http://s", gold=False),
+                Document("It falls in May.", None, "http://r", gold=True),
+            ),
             ("In May.",),
             "7",
         )
     ],
-    "msmarco unanswerable": [Record("when", (Document("It lies.", None, "http://s", 0.0),), (), "7", answerable=False)],
+    "msmarco unanswerable": [
+        Record("when", (Document("It lies.", None, "http://s", gold=False),), (), "7", answerable=False)
+    ],
     "triviaqa": [
         Record("When?", (Document("It lies.", "Snow"), Document("It falls in May.", "Rain")), ("May", "Maying"), "tc_1")
     ],
     "dpr": [
         Record(
-            "When?", (Document("It falls in May.", "Rain", "9", 1.0), Document("It lies.", "Snow", "3", 0.0)), ("May",)
+            "When?",
+            (Document("It falls in May.", "Rain", "9", 1000.0, True), Document("It lies.", "Snow", "3", 14.2, False)),
+            ("May",),
         )
     ],
     "pubmedqa": [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -69,6 +70,33 @@ def test_the_least_relevant_documents_go_and_the_order_stays(scores, expected):
     assert not result.shortened
     assert len(result.dropped_documents) == 1
     assert len(result.input_ids) == two
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_marks_of_gold_documents_decide_only_where_they_are_asked_for(data):
+    tokenizer, count = byte_level(*PLAIN), data.draw(st.integers(2, 4))
+    scores = data.draw(st.none() | st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=count, max_size=count))
+    marks = data.draw(st.lists(st.sampled_from([True, False, None]), min_size=count, max_size=count))
+    bare = record_of([20] * count, scores)
+    marked = replace(bare, documents=tuple(replace(d, gold=m) for d, m in zip(bare.documents, marks, strict=True)))
+    limit = data.draw(st.integers(tokens(bare, tokenizer, bare.documents[:1]), tokens(bare, tokenizer)))
+
+    def kept(record: Record, truncate: str) -> list[str]:
+        def row(documents):
+            prompt, response = record_tokens(Renderer.for_tokenizer(tokenizer), tokenizer, record, documents)
+            return prompt + response, [-100] * len(prompt) + response
+
+        return [
+            d.text for d in fit_documents(record.documents, row, tokenizer, limit, truncate=truncate).kept_documents
+        ]
+
+    assert kept(marked, "by_score") == kept(bare, "by_score") == kept(bare, "by_gold")
+    names = {text[:4] for text in kept(marked, "by_gold")}
+    gold = {d.text[:4] for d, mark in zip(bare.documents, marks, strict=True) if mark}
+    wrong = {d.text[:4] for d, mark in zip(bare.documents, marks, strict=True) if mark is False}
+    assert gold <= names or not names - gold
+    assert not names & wrong or {d.text[:4] for d in bare.documents} - names <= wrong
 
 
 @pytest.mark.parametrize("kind", [byte_level, sentencepiece_like])

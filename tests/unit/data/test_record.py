@@ -33,7 +33,14 @@ GOOD: dict[str, Any] = {
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda t: bool(t.strip()))
 finite = st.floats(allow_nan=False, allow_infinity=False)
-documents = st.builds(Document, text=text, title=st.none() | text, id=st.none() | text, score=st.none() | finite)
+documents = st.builds(
+    Document,
+    text=text,
+    title=st.none() | text,
+    id=st.none() | text,
+    score=st.none() | finite,
+    gold=st.none() | st.booleans(),
+)
 
 
 def with_field(path: tuple[Any, ...], value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,12 @@ PASSAGES = (
 CORPUS = Corpus(PASSAGES)
 
 
-def bm25(question: str, passages: tuple[Document, ...]) -> list[float]:
-    """Lucene's BM25 by its formula: idf · tf / (tf + k1 (1 − b + b · length / mean length))."""
+def bm25(question: str, passages: tuple[Document, ...], *others: Document) -> list[float]:
+    """Lucene's BM25 by its formula: idf · tf / (tf + k1 (1 − b + b · length / mean length)); also of texts outside."""
     texts = [f"{p.title or ''} {p.text}".lower().split() for p in passages]
     mean = sum(map(len, texts)) / len(texts)
     scores = []
-    for text in texts:
+    for text in [*texts, *(f"{p.title or ''} {p.text}".lower().split() for p in others)]:
         score = 0.0
         for word in question.lower().split():
             df = sum(word in other for other in texts)
@@ -124,23 +125,21 @@ def test_what_is_retrieved(
     }
     assert len(wrong) == min(distractors, len(possible))
     if added:
-        # What was there before is dropped last.
-        assert all(d.score is not None for d in filled.documents)
-        assert min((d.score or 0 for d in kept), default=math.inf) > max(d.score or 0 for d in added)
+        # What was there before is scored as a retriever would have; distractors alone are known to be wrong.
+        for document in filled.documents:
+            assert document.score == pytest.approx(bm25(question, tuple(corpus.passages), document)[-1], rel=1e-5)
+        assert {d.text for d in filled.documents if d.gold is False} == {d.text for d in wrong}
+        assert all(d.gold is None for d in kept)
 
 
-def test_the_order_of_given_documents_is_kept_in_their_scores() -> None:
-    given_documents = (Document("low", score=0.1), Document("high", score=0.9))
-    record = Record("cat", given_documents, ("zebra",))
-    (filled,) = retrieve([record], CORPUS, 0, distractors=1, shuffle=False)
-    assert [d.text for d in filled.documents[:2]] == ["low", "high"]
-    low, high, distractor = (d.score or 0 for d in filled.documents)
-    assert high > low > distractor > 0
-    (filled,) = retrieve(
-        [Record("cat", (Document("one"), Document("two")), ("zebra",))], CORPUS, 0, distractors=1, shuffle=False
-    )
-    one, two, distractor = (d.score or 0 for d in filled.documents)
-    assert one > two > distractor
+def test_given_documents_get_the_scores_of_this_corpus_and_keep_their_marks() -> None:
+    given_documents = (replace(PASSAGES[1], score=0.1, gold=False), Document("no such word", score=0.9, gold=True))
+    (filled,) = retrieve([Record("cat", given_documents, ("zebra",))], CORPUS, 0, distractors=1, shuffle=False)
+    in_corpus, foreign, distractor = filled.documents
+    assert in_corpus.score == pytest.approx(CORPUS.search("cat", 2)[1].score)
+    assert (foreign.score, foreign.gold, in_corpus.gold, distractor.gold) == (0.0, True, False, False)
+    (alone,) = retrieve([Record("zebra", given_documents, ("zebra",))], CORPUS, 0, distractors=1, shuffle=False)
+    assert alone.documents == given_documents  # nothing was retrieved, so no score was replaced
 
 
 def test_the_right_document_is_not_always_first_and_order_follows_the_seed() -> None:

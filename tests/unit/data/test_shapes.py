@@ -44,7 +44,7 @@ def write(path: Path, rows: list[Any]) -> Path:
              "a": "May", "gold": ["Rain"]},
             {"question": "q", "documents": "hits[].body", "documents.title": "hits[].n", "answer": "a",
              "documents.relevant": "gold"},
-            Record("When?", (Document("It lies.", "Snow", score=0.0), Document("It falls in May.", "Rain", score=1.0)),
+            Record("When?", (Document("It lies.", "Snow", gold=False), Document("It falls in May.", "Rain", gold=True)),
                    ("May",)),
         ),
         (

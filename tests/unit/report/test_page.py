@@ -35,6 +35,12 @@ def made(*runs: Path, **options: int) -> str:
     return page(report_of([str(run) for run in runs], **options))
 
 
+@pytest.fixture(scope="module")
+def whole(runs: list[Path]) -> str:
+    """The page of all runs."""
+    return made(*runs)
+
+
 def mean_of(run: Path) -> list[float]:
     """The mean gain of the two general fractions and its bounds, by the formula."""
     parts = json.loads((run / "results.json").read_text())["parts"]
@@ -90,12 +96,11 @@ class Tags(HTMLParser):
         self.ids += [value or "" for name, value in attrs if name == "id"]
 
 
-def test_texts_of_models_and_data_are_texts(runs: list[Path]) -> None:
-    html = made(*runs)
-    assert "script" not in read(html).tags
+def test_texts_of_models_and_data_are_texts(runs: list[Path], whole: str) -> None:
+    assert "script" not in read(whole).tags
     # Question, answer, prompt, data file, command and setting.
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
-    assert HOSTILE not in html
+    assert whole.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
+    assert HOSTILE not in whole
     assert HOSTILE not in markdown(report_of([str(runs[0])]))
 
 
@@ -118,16 +123,16 @@ def read(html: str) -> Tags:
     return tags
 
 
-def test_the_file_stands_alone_and_its_ids_are_unique(runs: list[Path]) -> None:
-    tags = read(made(*runs))
+def test_the_file_stands_alone_and_its_ids_are_unique(whole: str) -> None:
+    tags = read(whole)
     assert len(tags.links) > 5  # markers inside the pictures
     assert [link for link in tags.links if not link.startswith(("#", "data:"))] == []
     assert len(tags.ids) == len(set(tags.ids))
     assert {link[1:] for link in tags.links if link.startswith("#")} <= set(tags.ids)
 
 
-def test_pictures_have_names_and_use_the_pages_colours(runs: list[Path]) -> None:
-    pictures = re.findall(r"<svg.*?</svg>", made(*runs), flags=re.DOTALL)
+def test_pictures_have_names_and_use_the_pages_colours(whole: str) -> None:
+    pictures = re.findall(r"<svg.*?</svg>", whole, flags=re.DOTALL)
     assert len(pictures) == 9
     for picture in pictures:
         root = ElementTree.fromstring(picture)
@@ -166,8 +171,8 @@ def test_pictures_are_drawn_in_the_units_that_they_name(runs: list[Path]) -> Non
     assert 0 < max(map(abs, nats)) < 0.2
 
 
-def test_what_all_runs_left_out_is_said_once(runs: list[Path]) -> None:
-    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", "", made(*runs)))
+def test_what_all_runs_left_out_is_said_once(whole: str) -> None:
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", "", whole))
     assert text.count("2 of task (no document fits)") == 1
 
 

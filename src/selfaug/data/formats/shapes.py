@@ -28,11 +28,11 @@ __all__ = ["FIELDS", "SHAPES", "Shape"]
 Row = Mapping[str, Any]
 
 FIELDS = (
-    *("question", "documents", "documents.title", "documents.id", "documents.score", "documents.relevant", "answer"),
-    *("id", "system", "answerable", "history"),
+    *("question", "documents", "documents.title", "documents.id", "documents.score", "documents.gold"),
+    *("documents.relevant", "answer", "id", "system", "answerable", "history"),
 )
-"""Fields of a record that a path may fill. ``documents.relevant`` names documents by title, id, text or index: these
-get score 1 and the others 0. ``history`` has earlier questions and answers."""
+"""Fields of a record that a path may fill. ``documents.relevant`` names the gold documents by title, id, text or
+index, ``documents.gold`` has a flag for each. ``history`` has earlier questions and answers."""
 
 _NEEDED = frozenset(("question", "documents", "answer"))
 _NO_ANSWER = "(no answer)"
@@ -224,7 +224,7 @@ class Shape:
             return ()
         entries = [entry for found in path.all(row, where) for entry in _entries(found, path.each)]
         columns = {}
-        for name in ("title", "id", "score"):
+        for name in ("title", "id", "score", "gold"):
             other = self._path(f"documents.{name}")
             if other is None:
                 continue
@@ -251,7 +251,7 @@ class Shape:
                 document = replace(document, text=document.text.rstrip().removesuffix(word).rstrip() or document.text)
             if marks:
                 named = (document.title, document.id, document.text)
-                document = replace(document, score=float(i in marks or any(name in marks for name in named if name)))
+                document = replace(document, gold=i in marks or any(name in marks for name in named if name))
             documents.append(document)
         return tuple(documents)
 
@@ -369,8 +369,8 @@ def _with(document: Document, parts: Mapping[str, Found], where: Where) -> Docum
             document = replace(document, title=(title or "").strip() or document.title)
         elif name == "id":
             document = replace(document, id=fields.identifier(found.name) or document.id)
-        elif isinstance(found.value, bool):
-            document = replace(document, score=float(found.value))
+        elif name == "gold" or isinstance(found.value, bool):
+            document = replace(document, gold=fields.flag(found.name))
         else:
             score = fields.number(found.name)
             document = replace(document, score=document.score if score is None else score)
@@ -482,7 +482,7 @@ SHAPES: tuple[Shape, ...] = (
         {
             "question": "query",
             "documents": "passages.passage_text | passages",
-            "documents.score": "passages.is_selected | passages[].is_selected",
+            "documents.gold": "passages.is_selected | passages[].is_selected",
             "documents.id": "passages.url | passages[].url",
             "answer": "answers",
             "id": "query_id",
