@@ -683,11 +683,10 @@ class SelfAugTrainer(SFTTrainer):
 
     def _kept_checkpoint(self) -> str | None:
         """Return the older checkpoint that may be gone back to, which is not deleted with the others."""
-        history = self.state.log_history
-        if self._probe is None or self.state.global_step in self._probe.within(history):
-            return self.state.best_model_checkpoint
-        folder = self._probe.best(history, Path(self.args.output_dir))
-        return self.state.best_model_checkpoint if folder is None else str(folder)
+        history, best = self.state.log_history, self.state.best_model_checkpoint
+        if self._probe is not None and self.state.global_step not in self._probe.within(history):
+            best = self._probe.best(history, Path(self.args.output_dir)) or best
+        return None if best is None else str(best)
 
     # ---- the step ---------------------------------------------------------------------------------------------
 
