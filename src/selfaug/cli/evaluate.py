@@ -23,14 +23,13 @@ from selfaug.common.errors import ConfigError
 from selfaug.common.options import option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say
-from selfaug.data.fit import Truncate
 from selfaug.lab import shipped
 
 if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
     from selfaug.run.models import Origin
 
-__all__ = ["COMMAND", "Settings", "results_table", "run"]
+__all__ = ["COMMAND", "Settings", "check_settings", "results_table", "run"]
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Settings(Subject):
     no_task: bool = option(False, "Measure only general ability.")
     max_new_tokens: int = option(128, "Longest answer in tokens.")
     max_length: int | None = option(None, "Longest prompt with accepted answer in tokens.", shown="as in training")
-    truncate: Truncate = option(
+    truncate: Literal["by_score", "by_gold"] = option(
         "by_score",
         "What decides which documents of a prompt that is too long are dropped: 'by_score' the retriever's scores, "
         "else their order; 'by_gold' also the data's marks of documents that hold the answer, as in training, which no "
@@ -116,7 +115,7 @@ def run(call: Call[Settings]) -> int:
     settings = call.settings
     if settings.base is not None:
         settings.base = shipped.resolve(settings.base)
-    _check(settings)
+    check_settings(settings)
     from selfaug.cli.evaluate_parts import all_parts
     from selfaug.cli.tracking import of_evaluation
     from selfaug.common.store import Store
@@ -173,8 +172,12 @@ def run(call: Call[Settings]) -> int:
     return 0
 
 
-def _check(settings: Settings) -> None:
-    """Check that options are in range and do not contradict each other."""
+def check_settings(settings: Settings) -> None:
+    """Check that options are in range and do not contradict each other.
+
+    Raises:
+        ConfigError: If they are not.
+    """
     for name in ("max_new_tokens", "max_length", "limit", "general_limit", "max_gen_toks", "batch_size"):
         number = getattr(settings, name)
         if number is not None and number < 1:

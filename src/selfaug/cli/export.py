@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from selfaug.cli.outputs import open_to_others
 from selfaug.common.errors import ConfigError
 from selfaug.common.terminal import is_main, say
+from selfaug.common.weights import weight_files, weights_hash
 from selfaug.data.rag_template import RAG_TEMPLATE, save_rag_template
+from selfaug.model.base import Base
 from selfaug.model.sharding import whole_shape
 from selfaug.run.checkpoint import step_of
-from selfaug.run.manifest import weight_files, weights_hash, write_manifest
+from selfaug.run.manifest import write_manifest
 from selfaug.run.model_card import model_card
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ def export(
         for name in _PICKLES:
             (partial / name).unlink(missing_ok=True)
         renderer.save(partial)
+        base = manifest["model"]
+        Base(base["name"], base.get("commit"), base["weights"]).write(partial)
         if not save_rag_template(renderer, trainer.processing_class, partial):
             say(f"{RAG_TEMPLATE} was not written: no Jinja text gives the trained prompts. Use selfaug.render.")
         card = model_card(manifest, settings.resolved)

@@ -157,22 +157,6 @@ def _as_json(folder: Path, verdict: str, checks: Sequence[Check], notes: Sequenc
         "run": str(folder),
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
-        "checks": [
-            {
-                "rule": str(one.rule),
-                "measured": one.subject,
-                "verdict": one.verdict,
-                "reason": one.reason,
-                "gain": one.gain.value,
-                "low": one.gain.low,
-                "high": one.gain.high,
-                "at_least": one.floor,
-                "unit": one.gain.unit,
-                "base": one.gain.base,
-                "items": one.gain.n,
-                "metrics": one.gain.members,
-            }
-            for one in checks
-        ],
+        "checks": [one.as_json() for one in checks],
         "notes": list(notes),
     }

@@ -11,11 +11,11 @@ from selfaug.before.probe_rows import probe_path
 from selfaug.common.errors import ConfigError
 from selfaug.common.fingerprint import files_of
 from selfaug.common.terminal import is_main
+from selfaug.common.weights import model_hash
 from selfaug.data.files import data_files
 from selfaug.methods import get_method
 from selfaug.methods.options import paths_in
-from selfaug.run.manifest import build_manifest, differences, weight_files, weights_hash
-from selfaug.run.model_source import model_folder
+from selfaug.run.manifest import build_manifest, differences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,8 +47,6 @@ def run_manifest(
     if not is_main():
         return {}
     name = str(settings.model.model_name_or_path)
-    weights = facts.folder or model_folder(name, settings.model.model_revision)
-    files = weight_files(weights) if weights is not None else []
     return build_manifest(
         command=["selfaug", "train", *argv],
         config=settings.resolved,
@@ -57,7 +55,7 @@ def run_manifest(
             "name": name,
             "revision": settings.model.model_revision,
             "commit": facts.commit,
-            "weights": weights_hash(files, full=settings.run.full_weight_hash) if files else None,
+            "weights": model_hash(name, settings.model.model_revision, full=settings.run.full_weight_hash),
         },
         tokenizer=tokenizer,
         seeds={"seed": settings.training.seed, "data_seed": settings.training.data_seed or settings.training.seed},

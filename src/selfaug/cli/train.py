@@ -94,6 +94,7 @@ def _dry_run(settings: Settings, arguments: Arguments) -> int:
             "dry_run was started in several processes, and one counts for all",
             "run `selfaug train --dry_run` by itself, with --num_processes or --accelerate_config as in the training.",
         )
+    _check_sharding(arguments.launch, settings)
     tokenizer, renderer = tokenizer_and_renderer(settings)
     rehearse(settings, tokenizer)
     return dry_run(settings, arguments.launch, tokenizer, renderer)
@@ -211,6 +212,7 @@ def _train(
     from selfaug.cli.recording import continued, run_manifest
     from selfaug.cli.tracking import of_training
     from selfaug.generation.store import FOLDER
+    from selfaug.report.about import reached
     from selfaug.run.manifest import read_manifest, write_manifest
     from selfaug.run.trackers import go_on, remember, send
     from selfaug.training.callbacks import ProgressOnStderr, RememberTrackers, install
@@ -271,6 +273,9 @@ def _train(
         )
         return stop.exit_code
     final = export(trainer, renderer, folder, settings, manifest, result)
+    shift = reached(result.metrics)
+    if shift is not None:
+        say(f"shift of the prompts: {shift}")
     say(f"finished after {trainer.state.global_step} steps; the run is in {folder.path}")
     if is_main():
         send(folder, of_training(manifest["finished"]))

@@ -30,7 +30,7 @@ __all__ = ["JsonLog", "ProgressOnStderr", "RememberTrackers", "StopOnSignal", "i
 
 # Numbers of a log event that fit on a line; `log.jsonl` has all of them.
 _DISPLAYED = (
-    *("loss", "nll", "alignment", "learning_rate", "grad_norm", "tokens_per_second"),
+    *("loss", "nll", "alignment", "alpha", "shift", "learning_rate", "grad_norm", "tokens_per_second"),
     *("eval_loss", "eval_nll", "eval_alignment", "eval_mean_token_accuracy", "probe_kl", "train_runtime"),
 )
 

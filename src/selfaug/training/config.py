@@ -21,6 +21,7 @@ from selfaug.methods.adapters import asks_base
 from selfaug.methods.base import Changes
 from selfaug.methods.options import read_options, resolve_options
 from selfaug.objective import ALIGNMENT_TERMS
+from selfaug.step.shift_target import check_target
 from selfaug.training.options import (
     PRESETS,
     AlignmentOptions,
@@ -50,8 +51,8 @@ class SelfAugConfig(
 ):
     """`trl.SFTConfig` with the settings of methods and alignment, which ``options.py`` documents.
 
-    Settings left at ``None`` take the preset's value, then the method's. After construction none of ``alpha``,
-    ``align_direction`` and ``align_boundary`` is ``None``.
+    Settings left at ``None`` take the preset's value, then the method's. After construction neither ``align_direction``
+    nor ``align_boundary`` is ``None``, and either ``alpha`` or ``align_target`` is.
 
     Raises:
         ConfigError: If a value is out of its range, or settings contradict each other.
@@ -72,6 +73,9 @@ class SelfAugConfig(
             )
         # A method that aligns nothing has its own alpha, whatever the preset.
         chosen = {**method.defaults, **({} if method.defaults.get("alpha") == 0 else PRESETS[self.preset])}
+        if self.align_target is not None:
+            self._check_target(method)
+            chosen = {**chosen, "alpha": None}
         for name, value in {**PRESETS["default"], **chosen}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -102,6 +106,11 @@ class SelfAugConfig(
         return get_method(self.method).changes(self)
 
     @property
+    def alignment_weight(self) -> float:
+        """The weight of the alignment in the first step: ``alpha``, or the method's default under ``align_target``."""
+        return float(str(get_method(self.method).defaults["alpha"])) if self.alpha is None else self.alpha
+
+    @property
     def aligns(self) -> bool:
         """Whether a term acts on prompt positions."""
         return "aligned" in self.changes.places
@@ -128,8 +137,7 @@ class SelfAugConfig(
         return self.aligns and not self.compares_response and self.changes.activation_term is None
 
     def _check_ranges(self) -> None:
-        assert self.alpha is not None
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise ConfigError(
                 f"alpha={self.alpha} is not a weight: the alignment would be unbounded or push the model away from its "
                 "base.",
@@ -164,6 +172,23 @@ class SelfAugConfig(
             raise ConfigError(
                 f"objective_memory_mb={self.objective_memory_mb} leaves no memory for a row of logits.",
                 "give a number of MiB above 0, or leave it out.",
+            )
+
+    def _check_target(self, method: Method) -> None:
+        assert self.align_target is not None
+        direction = self.align_direction or PRESETS[self.preset]["align_direction"]
+        check_target(self.align_target, self.alpha, direction)
+        if not method.defaults["alpha"]:
+            raise ConfigError(
+                f"align_target={self.align_target} has no effect with method={self.method!r}, which aligns no prompt.",
+                f"use --method selfaug (or a combination, --method selfaug+{self.method}), or leave align_target out.",
+            )
+        if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
+            raise ConfigError(
+                f"align_target={self.align_target} changes the weight of the alignment from step to step, so that "
+                "eval_loss of one moment cannot be compared with that of another, and load_best_model_at_end chooses "
+                "by it.",
+                "choose by --metric_for_best_model eval_nll, or leave load_best_model_at_end out.",
             )
 
     def _check_align_data(self) -> None:

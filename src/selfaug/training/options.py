@@ -59,6 +59,12 @@ class AlignmentOptions:
     alpha: float | None = option(
         None, "Weight of the alignment in the loss, 0 or more; 0 trains as `trl sft`. Default 2."
     )
+    align_target: float | None = option(
+        None,
+        "Shift of the prompts that is wanted, KL(base || tuned) in nats a prompt token, such as 0.05, in place of a "
+        "fixed alpha: the weight is found during training.",
+        metavar="NATS",
+    )
     align_direction: str | None = option(
         None,
         "Divergence between base and tuned next-token distributions: 'base_to_tuned' KL(base || tuned) (default), "

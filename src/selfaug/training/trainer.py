@@ -48,6 +48,7 @@ from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.run.checkpoint import step_of
 from selfaug.step.driver import Draw, ReadingCollator, StepDriver
 from selfaug.step.forward import StepObjective, inside, install
+from selfaug.step.shift_target import ShiftTarget
 from selfaug.training.around import AroundSteps
 from selfaug.training.checkpoints import Checkpoints
 from selfaug.training.config import SelfAugConfig
@@ -209,7 +210,9 @@ class SelfAugTrainer(SFTTrainer):
         self._checkpoints = Checkpoints(self.accelerator, args.save_total_limit)
         self._cache_ready = self._fisher_ready = False
         self._resumed_from: Path | None = None
-        self._around = AroundSteps(self.base_model, self.args.changes, self.driver, earlier)
+        target, share = self.args.align_target, self.args.align_fraction * self.args.align_token_fraction
+        self._target = None if target is None else ShiftTarget(target, self.args.alignment_weight, share)
+        self._around = AroundSteps(self.base_model, self.args.changes, self.driver, earlier, self._target)
         self.add_callback(_StopOnNonFinite(self.driver))
         self.add_callback(_Begin(self))
         self.add_callback(self._around)
@@ -251,12 +254,6 @@ class SelfAugTrainer(SFTTrainer):
         for part in self.method.parts:
             if part.reads_weights:
                 check_weights(part.name, lora_pairs(self.base_model))
-        if self.args.changes.rate and self.is_deepspeed_enabled:
-            raise ConfigError(
-                f"method={self.method.name!r} sets the learning rate when a step's loss is known, and DeepSpeed takes "
-                "the step before that.",
-                "train with DDP or FSDP2, or choose another method.",
-            )
         if not self.args.compares:
             return
         parallel = self.accelerator.parallelism_config
@@ -474,7 +471,6 @@ class SelfAugTrainer(SFTTrainer):
             config=self.args,
             method=self.method,
             accelerator=self.accelerator,
-            sharded=self.sharded,
             tokenizer=self._tokenizer,
             chosen_renderer=self._chosen_renderer,
             max_length=self._max_length,
@@ -515,6 +511,8 @@ class SelfAugTrainer(SFTTrainer):
         if folder is not None:
             self._around.load_tensors(self._checkpoints.method_tensors(folder))
         result = super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
+        if self._target is not None:
+            result.metrics.update(self._target.logs() | {"align_target": self._target.target})
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
             self._go_back()
             self._settle_start()
@@ -732,6 +730,7 @@ class SelfAugTrainer(SFTTrainer):
             measured.pop("tokens", None)
             logs.update(measured)
             logs["num_tokens"] = self._checkpoints.num_tokens()
+            logs.update({} if self._target is None else self._target.logs())
         Trainer.log(self, logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
