@@ -17,6 +17,7 @@ from .test_bad_input import assert_refused
     ("kind", "words", "says"),
     [
         ("fsdp2", ["--load_in_8bit", "true"], ("FSDP2 cannot split", "load_in_4bit")),
+        ("fsdp2", ["--method", "pissa", "--reference", "initial", "--dry_run"], ("pretrained weights apart", "DDP")),
         ("zero2", ["--method", "l2", "--method_options", '{"update_weight": 0.5}'], ("penalises", "DDP")),
     ],
 )

@@ -34,10 +34,12 @@ class Cell:
     checkpointing: str = "off"
     slice: int = 0
     freeze_head: bool = False
+    method: str = "selfaug"
 
     @property
     def name(self) -> str:
         parts = [self.adapter, self.reference]
+        parts += [self.method] if self.method != "selfaug" else []
         parts += [f"f{self.fraction}"] if self.fraction != 1 else []
         parts += [self.layout] if self.layout != "padding" else []
         parts += [f"ac-{self.checkpointing}"] if self.checkpointing != "off" else []
@@ -73,6 +75,16 @@ PAIRS = [
     Cell("lora", "base", 0.125, slice=6),
 ]
 
+PLAIN = Cell("lora", "base", method="sft")
+# Methods that compare or change other things than prompts, with what a log shows of them.
+METHODS = {
+    Cell("lora", "base", method="selfaug+wise-ft"): "alignment",
+    Cell("lora", "base", method="align-v"): "activation",
+    Cell("lora", "base", method="kl-response"): "kl_response",
+    Cell("lora", "base", method="talr"): "nll",
+    Cell("lora", "base", method="finch"): "nll",
+}
+
 
 def settings(cell: Cell, model: str, folder: Path, world: int) -> dict[str, Any]:
     """The arguments of `SelfAugConfig` for a cell: 8 sequences a step, in two micro-batches over all ranks."""
@@ -97,6 +109,7 @@ def settings(cell: Cell, model: str, folder: Path, world: int) -> dict[str, Any]
         "align_fraction": cell.fraction,
         "reference_slice": cell.slice,
         "freeze_head": cell.freeze_head,
+        "method": cell.method,
         "packing": cell.layout == "packing",
         "padding_free": cell.layout == "padding-free",
         "seed": 7,

@@ -6,6 +6,7 @@ who uses this must also assert that the trainer is sharded: `assert_sharded`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -32,19 +33,31 @@ def shard_on_cpu() -> None:
 
 def assert_sharded(trainer: Any, kind: str) -> None:
     """The trainer, once it has trained, is sharded as ``kind`` says, and not merely told to be."""
-    from torch.distributed.tensor import DTensor
-
-    weights = [p for p in trainer.model.parameters() if p.is_floating_point()]
     assert trainer.accelerator.num_processes > 1
+    with contextlib.ExitStack() as stack:
+        models = [trainer.model]
+        if trainer.args.reference not in ("base", "initial"):  # a frozen copy is sharded as the model is
+            models.append(stack.enter_context(trainer.reference.serving(trainer.base_model)))
+            assert models[1] is not trainer.base_model
+        for model in models:
+            _assert_split(model, kind)
     if kind == "fsdp2":
         assert trainer.is_fsdp_enabled
-        assert all(isinstance(p, DTensor) for p in weights), "a weight is not a DTensor"
-        assert any(p.to_local().numel() < p.numel() for p in weights), "every rank holds everything"
     elif kind in ("zero2", "zero3"):
         assert trainer.is_deepspeed_enabled
         assert trainer.deepspeed.zero_optimization_stage() == int(kind[-1])
-        split = [p for p in trainer.model.parameters() if hasattr(p, "ds_tensor")]
-        assert bool(split) == (kind == "zero3")
-        assert all(p.ds_tensor.numel() < p.ds_numel for p in split if p.ds_numel > 1)
     else:
         assert trainer.accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def _assert_split(model: Any, kind: str) -> None:
+    from torch.distributed.tensor import DTensor
+
+    if kind == "fsdp2":
+        weights = [p for p in model.parameters() if p.is_floating_point()]
+        assert all(isinstance(p, DTensor) for p in weights), "a weight is not a DTensor"
+        assert any(p.to_local().numel() < p.numel() for p in weights), "every rank holds everything"
+        return
+    split = [p for p in model.parameters() if hasattr(p, "ds_tensor")]
+    assert bool(split) == (kind == "zero3")
+    assert all(p.ds_tensor.numel() < p.ds_numel for p in split if p.ds_numel > 1)

@@ -84,7 +84,7 @@ def run_cells(kind: str, cells: Sequence[Cell], model: Path, folder: Path, **cha
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cells.json").write_text(json.dumps([vars(cell) for cell in cells]))
     words = [*launcher(kind, folder, **changes), str(SCRIPT), kind, str(folder / "cells.json"), str(model), str(folder)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60 + 60 * len(cells))
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300 * (1 + len(cells)))
     (folder / "stderr.txt").write_text(done.stderr)
     found = {}
     for cell in cells:

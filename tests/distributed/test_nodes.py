@@ -24,6 +24,10 @@ WORDS = [
     *("--per_device_train_batch_size", "1", "--save_steps", "2", "--learning_rate", "1e-3", "--lora_dropout", "0"),
     *("--use_cpu", "true", "--gradient_checkpointing", "false", "--dtype", "float32"),
 ]
+# After a process's first step DDP orders the gradients of a bucket anew, and more than two ranks then add them up in
+# another order; with the search for unused weights it keeps the first order.
+ONE_ORDER = ["--ddp_find_unused_parameters", "true"]
+ROUNDING = 1e-6
 
 
 def free_port() -> int:
@@ -69,7 +73,7 @@ def test_two_nodes_with_disks_of_their_own(tmp_path: Path) -> None:
         make(base)
     (one,) = train(whole, 1, "--max_steps", "6")
     assert one.returncode == 0, one.stderr[-3000:]
-    both = train(split, 2, "--max_steps", "6")
+    both = train(split, 2, "--max_steps", "6", *ONE_ORDER)
     assert [each.returncode for each in both] == [0, 0], both[1].stderr[-3000:]
     assert "is on a disk of each machine" in both[0].stderr
     runs = [split / f"node{node}" / "run" for node in (0, 1)]
@@ -85,17 +89,22 @@ def test_two_nodes_with_disks_of_their_own(tmp_path: Path) -> None:
     expected = load_file(whole / "node0" / "run" / "adapter" / "adapter_model.safetensors")
     found = load_file(runs[0] / "adapter" / "adapter_model.safetensors")
     assert found.keys() == expected.keys()
-    assert max(float((found[name] - expected[name]).abs().max()) for name in found) < 2e-5
+    difference = max(float((found[name] - expected[name]).abs().max()) for name in found)
+    print(f"one node and two: {difference:.1e}")
+    assert difference < 2e-5
     assert max(float(weight.abs().max()) for name, weight in found.items() if "lora_B" in name) > 1e-3
 
-    # Killed after step 4 on both nodes: the resumed run ends at the same weights, bit for bit.
-    for run in runs:
-        shutil.rmtree(run / "checkpoints" / "checkpoint-6")
-    shutil.rmtree(runs[0] / "adapter")
-    resumed = train(split, 2, "--max_steps", "6", "--resume_from_checkpoint", "true")
-    assert [each.returncode for each in resumed] == [0, 0], resumed[0].stderr[-3000:]
-    again = load_file(runs[0] / "adapter" / "adapter_model.safetensors")
-    assert all(bool((again[name] == found[name]).all()) for name in found)
+    # Killed after step 4 on both nodes: the resumed run ends at the same weights, bit for bit if DDP keeps one order.
+    for order, largest in (([], ROUNDING), (ONE_ORDER, 0.0)):
+        for run in runs:
+            shutil.rmtree(run / "checkpoints" / "checkpoint-6")
+        shutil.rmtree(runs[0] / "adapter")
+        resumed = train(split, 2, "--max_steps", "6", "--resume_from_checkpoint", "true", *order)
+        assert [each.returncode for each in resumed] == [0, 0], resumed[0].stderr[-3000:]
+        again = load_file(runs[0] / "adapter" / "adapter_model.safetensors")
+        difference = max(float((again[name] - found[name]).abs().max()) for name in found)
+        print(f"resumed {order}: {difference:.1e}")
+        assert difference <= largest
 
     # The second node lost its last checkpoint: both end, and say what each found.
     shutil.rmtree(runs[1] / "checkpoints" / "checkpoint-6")

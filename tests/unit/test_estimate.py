@@ -32,11 +32,13 @@ WIDTHS = {
 }
 
 
-def kept_by_autograd(layers: int, kind: type, *, full: bool, masked: bool, weights: torch.dtype, autocast: bool) -> int:
+def kept_by_autograd(
+    layers: int, kind: type, *, dropout: float | None, masked: bool, weights: torch.dtype, autocast: bool
+) -> int:
     """Bytes of the different storages, other than weights, that autograd saves in a forward pass of 3 × 64 tokens."""
     model = AutoModelForCausalLM.from_config(kind(num_hidden_layers=layers, **WIDTHS)).to(weights).train()
-    if not full:
-        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", lora_dropout=0.0))
+    if dropout is not None:
+        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", lora_dropout=dropout))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: list[Tensor] = []
 
@@ -50,32 +52,34 @@ def kept_by_autograd(layers: int, kind: type, *, full: bool, masked: bool, weigh
         attended[0, 50:] = 0
     ids = torch.randint(0, 256, (3, 64))
     context = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
-    body = model.model if full else model.get_base_model().model
+    body = model.model if dropout is None else model.get_base_model().model
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), context:
         body(input_ids=ids, attention_mask=attended, use_cache=False)
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dropout", [None, 0.0, 0.1], ids=["full", "LoRA", "LoRA with dropout"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     ("weights", "autocast"), [(torch.float32, False), (torch.bfloat16, True), (torch.float32, True)]
 )
 def test_a_layer_keeps_what_the_estimate_says(
-    kind: type, full: bool, masked: bool, weights: torch.dtype, autocast: bool
+    kind: type, dropout: float | None, masked: bool, weights: torch.dtype, autocast: bool
 ) -> None:
     one, two = (
-        kept_by_autograd(layers, kind, full=full, masked=masked, weights=weights, autocast=autocast)
+        kept_by_autograd(layers, kind, dropout=dropout, masked=masked, weights=weights, autocast=autocast)
         for layers in (1, 2)
     )
     model = ModelSizes.of(kind(num_hidden_layers=2, **WIDTHS))
     assert (model.queries, model.keys, model.hidden) == (128, 64, 96)
+    full = dropout is None
     setup = Setup(
         None if full else 8,
         linear_bytes=weights.itemsize,
         trained_bytes=weights.itemsize if full else 4,
         compute_bytes=2 if autocast else 4,
+        dropout_bytes=4 if dropout else None,
     )
     estimate = kept_bytes(model, setup, MicroBatch(3, 64, 0, 0, 0, masked=masked))
     assert two > one  # the second layer's share is what is compared; scalars of norms and attention are left out

@@ -24,6 +24,7 @@ def config(tmp_path: Path, **settings: Any) -> SelfAugConfig:
     return SelfAugConfig(str(tmp_path), report_to="none", bf16=False, **settings)
 
 
+NOTHING = SimpleNamespace(fsdp=None, deepspeed=None)
 HEAD = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
 REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str, str]] = {
     "FSDP 1": ("fsdp1", {}, {}, {}, "hides the adapter", "fsdp_version: 2"),
@@ -36,6 +37,13 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], s
     "penalty on weights": (
         "zero2", {"method": "l2", "method_options": {"update_weight": 0.5}}, {}, {}, "penalises the trained", "DDP",
     ),
+    "start from weights": ("fsdp2", {"method": "pissa"}, {}, {}, "whole pretrained weights apart", "DDP"),
+    "scores of the base": ("zero3", {"method": "flow"}, {}, {}, "scores the data", "DDP"),
+    "rows that the base writes": ("fsdp2", {"method": "magpie"}, {}, {}, "write before training", "--generation_url"),
+    "texts that the base writes": (
+        "zero2", {"align_data": "self:9"}, {}, {}, "align_data='self:9' lets", "--generation_url",
+    ),
+    "rate by the loss under DeepSpeed": ("zero1", {"method": "finch"}, {}, {}, "takes the step before", "FSDP2"),
 }  # fmt: skip
 
 
@@ -52,6 +60,11 @@ def test_a_combination_is_refused_by_name(name: str, tmp_path: Path) -> None:
     check_sharding(Sharding(None), args, peft_config, **facts)
 
 
+def test_a_served_base_may_write(tmp_path: Path) -> None:
+    served = {"generation_url": "http://localhost:1/v1", "generation_model": "base"}
+    check_sharding(Sharding("fsdp2"), config(tmp_path, method="magpie", **served), LoraConfig(), tied=False)
+
+
 @pytest.mark.parametrize("kind", ["fsdp2", "zero2", "zero3"])
 @pytest.mark.parametrize("reference", ["base", "initial"])
 def test_an_adapter_is_not_refused(kind: str, reference: str, tmp_path: Path) -> None:
@@ -63,7 +76,7 @@ def test_the_sharding_is_read_from_a_configuration_file(kind: str, tmp_path: Pat
     file = tmp_path / "accelerate.yaml"
     file.write_text(yaml.safe_dump(configuration(kind)))
     parsed = LaunchFlags().check(["--config_file", str(file)])
-    assert sharding_asked(parsed, SimpleNamespace(deepspeed=None)) == Sharding(kind)
+    assert sharding_asked(parsed, NOTHING) == Sharding(kind)
 
 
 def test_fsdps_own_checkpointing_is_read_too(tmp_path: Path) -> None:
@@ -73,13 +86,21 @@ def test_fsdps_own_checkpointing_is_read_too(tmp_path: Path) -> None:
         ["--config_file", str(file)],
         ["--use_fsdp", "--fsdp_version", "2", "--fsdp_activation_checkpointing", "true"],
     ):
-        asked = sharding_asked(LaunchFlags().check(words), SimpleNamespace(deepspeed=None))
+        asked = sharding_asked(LaunchFlags().check(words), NOTHING)
         assert asked == Sharding("fsdp2", own_checkpointing=True)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_sharding_is_read_from_the_settings_of_the_training(version: int, tmp_path: Path) -> None:
+    asks = {"fsdp_version": version, "fsdp_activation_checkpointing": True}
+    asked = sharding_asked(LaunchFlags().check([]), config(tmp_path, fsdp=True, fsdp_config=asks))
+    assert asked == Sharding(f"fsdp{version}", own_checkpointing=True)
 
 
 def test_the_sharding_is_read_from_flags_and_from_deepspeeds_file(tmp_path: Path) -> None:
     def asked(*words: str, deepspeed: Any = None) -> str | None:
-        return sharding_asked(LaunchFlags().check(list(words)), SimpleNamespace(deepspeed=deepspeed)).kind
+        training = SimpleNamespace(fsdp=None, deepspeed=deepspeed)
+        return sharding_asked(LaunchFlags().check(list(words)), training).kind
 
     file = tmp_path / "zero.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
@@ -88,6 +109,7 @@ def test_the_sharding_is_read_from_flags_and_from_deepspeeds_file(tmp_path: Path
     assert asked("--use_deepspeed", "--zero_stage", "1") == "zero1"
     assert asked("--use_deepspeed", "--deepspeed_config_file", str(file)) == "zero3"
     assert asked(deepspeed=str(file)) == "zero3"
+    assert asked(deepspeed={"bf16": {"enabled": True}}) == "zero0"  # DeepSpeed's engine all the same
     file.write_text("{")
     with pytest.raises(ConfigError, match=r"zero\.json"):
         asked(deepspeed=str(file))

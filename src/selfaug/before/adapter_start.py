@@ -50,7 +50,7 @@ class AdapterStart:
         start: The method's choice of the start.
 
     Raises:
-        ConfigError: If the weights are quantised, sharded, in float64, or smaller than the adapter's rank.
+        ConfigError: If the weights are quantised, in float64, or smaller than the adapter's rank.
     """
 
     def __init__(self, before: BeforeTraining, start: Start) -> None:
@@ -113,11 +113,6 @@ class AdapterStart:
 
 def _check(before: BeforeTraining, pairs: Sequence[LoraPair]) -> None:
     method = before.method.name
-    if before.sharded:
-        raise ConfigError(
-            f"method={method!r} takes the adapter's start out of whole weights, and FSDP and ZeRO split them up.",
-            "train on one device or with DDP, or choose another method.",
-        )
     if len(pairs) < len(lora_pairs(before.model)):
         raise ConfigError(
             f"method={method!r} starts adapters of linear layers, and there is one on an embedding.",

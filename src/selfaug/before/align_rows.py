@@ -82,7 +82,7 @@ def align_rows(before: BeforeTraining, rows_of: Callable[[Path], Any], wanted: i
         wanted: Number of rows of an epoch.
 
     Raises:
-        ConfigError: If the data set is a stream, or a sharded model would have to write.
+        ConfigError: If the data set is a stream.
         DataError: If there is no text of two tokens, or the base hardly writes any.
     """
     config = before.config
@@ -97,12 +97,6 @@ def align_rows(before: BeforeTraining, rows_of: Callable[[Path], Any], wanted: i
     if path is not None:
         texts = [list(row["input_ids"]) for row in rows_of(path)]
     else:
-        if config.generation_url is None and before.sharded:
-            raise ConfigError(
-                f"align_data={config.align_data!r} lets the whole base model write before training, and FSDP and ZeRO "
-                "split it up.",
-                "give a file of texts, serve the base elsewhere (--generation_url), or train with DDP.",
-            )
         if is_main():
             say("the base writes texts to align ...")
         with before.autocast():

@@ -32,7 +32,6 @@ class BeforeTraining:
         config: Settings of the run.
         method: Method of the run.
         accelerator: Accelerator of the trainer.
-        sharded: Whether FSDP or ZeRO split the weights.
         tokenizer: Tokenizer of the model.
         chosen_renderer: Renderer of prompts; ``None`` for the tokenizer's default.
         max_length: Longest training row in tokens.
@@ -47,7 +46,6 @@ class BeforeTraining:
     config: SelfAugConfig
     method: Method
     accelerator: Accelerator
-    sharded: bool
     tokenizer: PreTrainedTokenizerBase
     chosen_renderer: Renderer | None
     max_length: int | None

@@ -45,11 +45,6 @@ def check_generation(before: BeforeTraining) -> None:
             "here.",
             "give a data set of known length (--dataset_streaming false, without skip_prepare_dataset).",
         )
-    if config.generation_url is None and before.sharded:
-        raise ConfigError(
-            f"method={method.name!r} lets the whole base model write before training, and FSDP and ZeRO split it up.",
-            "serve the base model elsewhere (--generation_url), or train on one device or with DDP.",
-        )
 
 
 def refuse_rewriting(method: str, name: str) -> ConfigError:

@@ -31,7 +31,7 @@ def scores_of_base(before: BeforeTraining) -> BaseScores:
     in the output folder. The ranks share the rows, and each gets all scores.
 
     Raises:
-        ConfigError: If the rows are a stream, or the model is sharded.
+        ConfigError: If the rows are a stream.
     """
     rows = before.rows
     if not isinstance(rows, Dataset):
@@ -39,12 +39,6 @@ def scores_of_base(before: BeforeTraining) -> BaseScores:
             f"method={before.method.name!r} needs the base's scores of every row before training, and the data set is "
             "a stream or was not prepared here.",
             "give a data set of known length (--dataset_streaming false, without skip_prepare_dataset).",
-        )
-    if before.sharded:
-        raise ConfigError(
-            f"method={before.method.name!r} scores the data with the whole base model before training, and FSDP and "
-            "ZeRO split it up.",
-            "train on one device or with DDP, or choose another method.",
         )
     path = Path(before.config.reference_cache or before.folder).expanduser() / FILE
     scores = BaseScores.load(path, before.base_facts())

@@ -99,6 +99,7 @@ def devices_of(words: Sequence[str], training: Any) -> Devices:
     import torch
 
     from selfaug.cli.launch import LaunchFlags
+    from selfaug.cli.sharding import sharding_asked
 
     parsed = LaunchFlags().check(words)
     file: dict[str, Any] = {}
@@ -106,13 +107,9 @@ def devices_of(words: Sequence[str], training: Any) -> Devices:
         file = read_yaml(parsed.config_file, "the accelerate configuration", error=ConfigError) or {}
     visible = 1 if training.use_cpu else max(1, torch.cuda.device_count())
     number = int(parsed.num_processes or file.get("num_processes") or visible)
-    kind = str(file.get("distributed_type", "")).upper()
-    stage = parsed.zero_stage or (file.get("deepspeed_config") or {}).get("zero_stage")
-    if parsed.use_fsdp or kind == "FSDP" or getattr(training, "fsdp", None):
-        return Devices(number, "all")
-    if parsed.use_deepspeed or kind == "DEEPSPEED" or training.deepspeed:
-        return Devices(number, {"3": "all", "0": "none"}.get(str(stage), "optimizer"))
-    return Devices(number, "none")
+    kind = sharding_asked(parsed, training).kind or ""
+    optimizer_alone = kind in ("zero1", "zero2")
+    return Devices(number, "all" if kind in ("fsdp1", "fsdp2", "zero3") else "optimizer" if optimizer_alone else "none")
 
 
 def setup_of(settings: Settings, devices: Devices, config: Any, block_bytes: int) -> Setup:
@@ -150,6 +147,9 @@ def setup_of(settings: Settings, devices: Devices, config: Any, block_bytes: int
         devices=devices.number,
         sharding=devices.sharding,
         frozen_head=training.freeze_head,
+        dropout_bytes=(trained if training.device.type == "cpu" else 1)
+        if model.use_peft and model.lora_dropout
+        else None,
     )
 
 

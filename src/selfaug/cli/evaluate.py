@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfaug.cli.config import Call, Command
-from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, data_format, field_map
+from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, data_format, field_map, track
 from selfaug.cli.outputs import check_writable
 from selfaug.cli.subject import Subject, opened
 from selfaug.common.errors import ConfigError
 from selfaug.common.options import option
 from selfaug.common.progress import counting
 from selfaug.common.terminal import emit, say
-from selfaug.data.fit import Truncate
 from selfaug.lab import shipped
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Settings(Subject):
     no_task: bool = option(False, "Measure only general ability.")
     max_new_tokens: int = option(128, "Longest answer in tokens.")
     max_length: int | None = option(None, "Longest prompt with accepted answer in tokens.", shown="as in training")
-    truncate: Truncate = option(
+    truncate: Literal["by_score", "by_gold"] = option(
         "by_score",
         "What decides which documents of a prompt that is too long are dropped: 'by_score' the retriever's scores, "
         "else their order; 'by_gold' also the data's marks of documents that hold the answer, as in training, which no "
@@ -95,6 +94,7 @@ class Settings(Subject):
     )
     fresh: bool = option(False, "Repeat parts that are finished.")
     json: bool = option(False, "Print the results as JSON instead of a table.")
+    track: bool = track()
 
 
 COMMAND = Command(
@@ -117,10 +117,12 @@ def run(call: Call[Settings]) -> int:
         settings.base = shipped.resolve(settings.base)
     check_settings(settings)
     from selfaug.cli.evaluate_parts import all_parts
+    from selfaug.cli.tracking import of_evaluation
     from selfaug.common.store import Store
     from selfaug.evaluation.run import evaluate, kept_parts, write
     from selfaug.run.foreign import describe
     from selfaug.run.models import Sides, check_origin
+    from selfaug.run.trackers import send
 
     folder = opened(settings, output_dir=settings.output_dir)
     check_writable(folder.path, "the run folder" if folder.foreign is None else "output_dir")
@@ -165,6 +167,8 @@ def run(call: Call[Settings]) -> int:
                 f"{unparsed['tuned']}; such as {entry['counts']['judge_replies_not_understood'][:1]}")  # fmt: skip
     emit(json.dumps(results, ensure_ascii=False) if settings.json else results_table(results))
     say(f"written: {folder.results}")
+    if settings.track:
+        send(folder, of_evaluation(results))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from selfaug.cli.config import Call, Command
 from selfaug.cli.data import bad_row_lines, bad_rows_by_reason, bad_rows_warning
 from selfaug.cli.options import OnBadRow, bad_rows, data_format, field_map
 from selfaug.cli.outputs import check_free, written_whole
+from selfaug.common.endpoint import Endpoint
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.fingerprint import files_of
 from selfaug.common.options import REQUIRED, option
@@ -23,12 +25,14 @@ from selfaug.data.folders import HELD_OUT
 from selfaug.data.preparation import Prepared, Retrieval, prepare
 from selfaug.data.read import Loaded, read_rows
 from selfaug.data.reasons import WARN_ABOVE_SHARE
+from selfaug.data.record import Record
 from selfaug.data.split import titles_of
 from selfaug.lab import shipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from selfaug.data.dense import Embedder
     from selfaug.data.lengths import LengthReport
     from selfaug.data.record import Item
     from selfaug.data.split import Example
@@ -86,6 +90,17 @@ class Settings:
         group="Documents from a corpus",
         metavar="CORPUS",
     )
+    retriever: str = option(
+        "bm25",
+        "What ranks the passages: 'bm25', or a model of sentence-transformers (folder or hub name).",
+        metavar="MODEL",
+    )
+    retriever_url: str | None = option(
+        None, "OpenAI-compatible endpoint of embeddings that ranks them instead.", metavar="URL"
+    )
+    retriever_model: str | None = option(None, "Name of the embedding model at the endpoint.", metavar="NAME")
+    retriever_key_env: str = option("OPENAI_API_KEY", "Environment variable with the API key.", metavar="NAME")
+    hybrid: bool = option(False, "Merge the retriever's ranking with BM25's, by reciprocal ranks.")
     top_k: int = option(5, "Passages for a record without documents.", metavar="K")
     distractors: int = option(0, "Passages without an accepted answer to add to each record.")
     dataset_num_proc: int = option(1, "Processes that index and search the corpus.", metavar="N")
@@ -118,7 +133,7 @@ def run(call: Call[Settings]) -> int:
     tokenizer = None if settings.model_name_or_path is None else _tokenizer(settings.model_name_or_path)
     retrieval = None
     if settings.corpus is not None:
-        retrieval = _retrieval(settings, settings.corpus)
+        retrieval = _retrieval(settings, settings.corpus, _embedder(settings))
     with counting("rows read", None) as progress:
         loaded = read_rows(
             settings.input,
@@ -141,6 +156,8 @@ def run(call: Call[Settings]) -> int:
             f"model_name_or_path measures records and conversations, and {settings.input} holds TRL's own rows",
             "leave it out: TRL makes the tokens of its own formats.",
         )
+    if retrieval is not None:
+        _look_ahead(retrieval, [item for item in loaded.items if isinstance(item, Record)])
     with counting("documents retrieved", len(loaded.items) if retrieval else 0) as done:
         parts = prepare(
             loaded.items,
@@ -188,6 +205,7 @@ def _check(call: Call[Settings]) -> None:
             "top_k and distractors are numbers of passages from a corpus, and no corpus is given",
             "pass --corpus, or leave them out.",
         )
+    _check_retriever(call)
     if settings.dataset_num_proc < 1:
         raise ConfigError(
             f"dataset_num_proc={settings.dataset_num_proc}: at least one process has to search", "set it to 1 or more."
@@ -209,14 +227,59 @@ def _check(call: Call[Settings]) -> None:
         )
 
 
-def _retrieval(settings: Settings, path: str) -> Retrieval:
+def _check_retriever(call: Call[Settings]) -> None:
+    settings = call.settings
+    dense = settings.retriever_url is not None or settings.retriever != "bm25"
+    if settings.corpus is None and (dense or settings.hybrid):
+        raise ConfigError(
+            "retriever and hybrid say how passages of a corpus are ranked, and no corpus is given",
+            "pass --corpus, or leave them out.",
+        )
+    if settings.hybrid and not dense:
+        raise ConfigError(
+            "hybrid merges BM25's ranking with that of an embedding model, and none is named",
+            "name one with --retriever or --retriever_url, or leave --hybrid out.",
+        )
+    if (settings.retriever_url is None) != (settings.retriever_model is None):
+        raise ConfigError(
+            "retriever_url and retriever_model are given together: the address, and the name of the model there",
+            "pass both, or only --retriever.",
+        )
+    if settings.retriever_url is not None and "retriever" in call.given:
+        raise ConfigError("retriever and retriever_url both name what ranks the passages", "leave one of them out.")
+
+
+def _embedder(settings: Settings) -> Embedder | None:
+    from selfaug.data.dense import LocalEmbedder, ServedEmbedder
+
+    if settings.retriever_url is not None:
+        key = os.environ.get(settings.retriever_key_env)
+        endpoint = Endpoint(settings.retriever_url, key, role="embedding model", settings="retriever")
+        return ServedEmbedder(endpoint, str(settings.retriever_model))
+    return None if settings.retriever == "bm25" else LocalEmbedder(settings.retriever)
+
+
+def _retrieval(settings: Settings, path: str, embedder: Embedder | None) -> Retrieval:
     from selfaug.data.corpus import Corpus
+    from selfaug.data.dense import DenseCorpus
 
     say(f"reading and indexing the corpus {path} ...")
     with counting("passages indexed", None) as progress:
         corpus = Corpus.load(path, settings.dataset_num_proc, progress)
     say(f"{len(corpus.passages)} passages; their index is kept in {corpus.folder}")
-    return Retrieval(corpus, settings.top_k, settings.distractors, settings.dataset_num_proc)
+    if embedder is None:
+        return Retrieval(corpus, settings.top_k, settings.distractors, settings.dataset_num_proc)
+    with counting("passages embedded", len(corpus.passages)) as progress:
+        dense = DenseCorpus.of(corpus, embedder, settings.hybrid, progress)
+    return Retrieval(dense, settings.top_k, settings.distractors)
+
+
+def _look_ahead(retrieval: Retrieval, records: Sequence[Record]) -> None:
+    from selfaug.data.dense import DenseCorpus
+
+    if isinstance(retrieval.corpus, DenseCorpus):
+        with counting("questions embedded", len(records)) as progress:
+            retrieval.corpus.look_ahead(records, progress)
 
 
 def _read_against(settings: Settings, path: str) -> Loaded:

@@ -18,13 +18,16 @@ def sharding_asked(parsed: Namespace, training: Any) -> Sharding:
 
     Args:
         parsed: The flags of ``accelerate launch``, parsed.
-        training: Settings of the run, which may name a file for DeepSpeed themselves.
+        training: Settings of the run, which may ask for FSDP or DeepSpeed themselves.
 
     Raises:
         ConfigError: If a configuration file cannot be read.
     """
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
+    if training.fsdp:  # transformers has read fsdp_config, and taken the prefix off its keys
+        given = training.fsdp_config
+        return Sharding(f"fsdp{given.get('version', 2)}", _is_true(given.get("activation_checkpointing")))
     if training.deepspeed:
         return _zero(training.deepspeed)
     if parsed.use_deepspeed:
@@ -59,4 +62,4 @@ def _zero(config: Any) -> Sharding:
     if not isinstance(config, dict):
         config = read_json(Path(str(config)), hint="correct the path or the file.", error=ConfigError)
     stage = int((config.get("zero_optimization") or {}).get("stage", 0))
-    return Sharding(f"zero{stage}" if stage else "ddp")
+    return Sharding(f"zero{stage}")

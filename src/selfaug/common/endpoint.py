@@ -19,7 +19,7 @@ from selfaug.common.errors import ConfigError, UserError
 __all__ = ["Endpoint", "EndpointError"]
 
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
-_PATHS = ("/chat/completions", "/completions")
+_PATHS = ("/chat/completions", "/completions", "/embeddings")
 
 Row = TypeVar("Row")
 Found = TypeVar("Found")
@@ -80,7 +80,7 @@ class Endpoint:
             )
 
     def address(self, path: str) -> str:
-        """Return the URL of ``/chat/completions`` or ``/completions``."""
+        """Return the URL of ``/chat/completions``, ``/completions`` or ``/embeddings``."""
         root = self.url.rstrip("/")
         for known in _PATHS:
             root = root.removesuffix(known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,48 @@ from selfaug.data.record import Document
 from selfaug.data.stored import find_or_make
 from selfaug.data.words import terms
 
-__all__ = ["Corpus"]
+__all__ = ["Corpus", "Ranked", "passage_text"]
 
 _PASSAGES = "passages.arrow"
 _CHUNK = 5000  # number of passages that go to a process at once
 
 
-class Corpus:
+class Ranked(ABC):
+    """Passages that can be ranked for a question."""
+
+    passages: Sequence[Document]
+    """The passages in the order of their files."""
+
+    @abstractmethod
+    def top(self, question: str, k: int) -> list[tuple[int, float]]:
+        """Return the places and scores of the ``k`` best passages, best first; equal scores in the passages' order."""
+
+    @abstractmethod
+    def score(self, question: str, document: Document) -> float:
+        """Return the score that a document would have for the question if it were a passage of the corpus."""
+
+    def search(self, question: str, k: int) -> list[Document]:
+        """Return the ``k`` best passages, best first, each with its score."""
+        return list(itertools.islice(self.ranked(question, k), max(k, 0)))
+
+    def ranked(self, question: str, first: int = 16) -> Iterator[Document]:
+        """Yield the passages, best first, each with its score.
+
+        Args:
+            question: Question.
+            first: Number of passages that will probably do. Four times as many are looked for whenever they do not.
+        """
+        seen, k = 0, max(first, 1)
+        while True:
+            found = self.top(question, k)
+            for place, score in found[seen:]:
+                yield replace(self.passages[place], score=score)
+            if len(found) < k:
+                return
+            seen, k = k, 4 * k
+
+
+class Corpus(Ranked):
     """Passages and their BM25 index; see :class:`selfaug.data.bm25.Index`.
 
     Args:
@@ -78,36 +114,16 @@ class Corpus:
         folder, facts = find_or_make(deciding, make)
         return _opened(folder, facts["passages"])
 
-    def search(self, question: str, k: int) -> list[Document]:
-        """Return the ``k`` passages with the highest BM25 scores, best first, each with its score.
+    def top(self, question: str, k: int) -> list[tuple[int, float]]:
+        """Return the places and BM25 scores of the ``k`` best passages that share a word with the question.
 
-        BM25 (Lucene's, k1 1.5, b 0.75) runs over title and text. Passages that share no word with the question are
-        left out. Equal scores keep the corpus's order, so a question always gets the same passages.
+        BM25 (Lucene's, k1 1.5, b 0.75) runs over title and text.
         """
-        return list(itertools.islice(self.ranked(question, k), max(k, 0)))
+        places, scores = self.index.top(terms(question), k)
+        return list(zip(places.tolist(), scores.tolist(), strict=True))
 
-    def ranked(self, question: str, first: int = 16) -> Iterator[Document]:
-        """Yield every passage that shares a word with the question, best first; see :meth:`search`.
-
-        Args:
-            question: Question.
-            first: Number of passages that will probably do. Four times as many are looked for whenever they do not.
-        """
-        asked = terms(question)
-        if not asked:
-            return
-        seen, k = 0, max(first, 1)
-        while True:
-            places, scores = self.index.top(asked, k)
-            for place, score in zip(places[seen:], scores[seen:], strict=True):
-                yield replace(self.passages[int(place)], score=float(score))
-            if len(places) < k:
-                return
-            seen, k = k, 4 * k
-
-    def score(self, question: str, document: Document) -> float:
-        """Return the score that a document would have for the question if it were a passage of the corpus."""
-        return self.index.score(terms(question), terms(_whole(document)))
+    def score(self, question: str, document: Document) -> float:  # noqa: D102
+        return self.index.score(terms(question), terms(passage_text(document)))
 
     @property
     def index(self) -> Index:
@@ -170,8 +186,9 @@ def _counting(parts: Iterable[Counts], progress: Callable[[int], None]) -> Itera
 
 
 def _counts(_: None, passages: Sequence[Document]) -> Counts:
-    return count(terms(_whole(passage)) for passage in passages)
+    return count(terms(passage_text(passage)) for passage in passages)
 
 
-def _whole(passage: Document) -> str:
+def passage_text(passage: Document) -> str:
+    """Return what is searched of a passage: its title and its text."""
     return f"{passage.title or ''} {passage.text}"

@@ -13,7 +13,7 @@ from selfaug.data.retrieve import answers_found, retrieve, search_all
 from selfaug.data.split import Example, documents_of, plain, split_by_document
 
 if TYPE_CHECKING:
-    from selfaug.data.corpus import Corpus
+    from selfaug.data.corpus import Ranked
     from selfaug.data.leaks import Leaks
 
 __all__ = ["Prepared", "Retrieval", "prepare"]
@@ -30,7 +30,7 @@ class Retrieval:
         processes: Number of processes that search; ``None`` for this one alone.
     """
 
-    corpus: Corpus
+    corpus: Ranked
     top_k: int
     distractors: int = 0
     processes: int | None = None

@@ -1,4 +1,4 @@
-"""BM25 retrieval of passages for questions, and of distractors that share words with them but hold no answer."""
+"""Retrieval of passages for questions, and of distractors that rank high but hold no answer."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from selfaug.data.record import Document, Record
 from selfaug.data.words import contains, normalise
 
 if TYPE_CHECKING:
-    from selfaug.data.corpus import Corpus
+    from selfaug.data.corpus import Ranked
 
 __all__ = ["answers_found", "retrieve", "search_all"]
 
 _QUESTIONS = 50  # number of questions that go to a process at once
 
 
-def search_all(corpus: Corpus, asked: Sequence[tuple[str, int]], processes: int | None = None) -> list[list[Document]]:
-    """Return :meth:`Corpus.search` for each question and number of passages, in several processes."""
+def search_all(corpus: Ranked, asked: Sequence[tuple[str, int]], processes: int | None = None) -> list[list[Document]]:
+    """Return :meth:`Ranked.search` for each question and number of passages, in several processes."""
     parts = in_order(_search, corpus, chunked(asked, _QUESTIONS), processes or 1, _killed(processes))
     return [documents for part in parts for documents in part]
 
 
-def _search(corpus: Corpus, asked: Sequence[tuple[str, int]]) -> list[list[Document]]:
+def _search(corpus: Ranked, asked: Sequence[tuple[str, int]]) -> list[list[Document]]:
     return [corpus.search(question, k) for question, k in asked]
 
 
 def retrieve(
     records: Iterable[Record],
-    corpus: Corpus,
+    corpus: Ranked,
     k: int,
     *,
     distractors: int = 0,
@@ -48,12 +48,12 @@ def retrieve(
     record then gets ``distractors`` more passages: the best ones that it does not have yet and that contain none of its
     accepted answers. A record for which nothing is found stays without documents.
 
-    Every document then has its BM25 score in the corpus, earlier ones too, whatever their score was. The added
+    Every document then has its score in the corpus, earlier ones too, whatever their score was. The added
     passages without an answer are marked ``gold=False``, so a row that is too long for training loses them first.
 
     Args:
         records: Records.
-        corpus: Corpus of the passages.
+        corpus: Ranked of the passages.
         k: Number of passages for a record without documents; at least 0.
         distractors: Number of misleading passages for each record; at least 0.
         seed: Seed of the order of the documents.
@@ -99,7 +99,7 @@ def answers_found(record: Record) -> bool:
 class _Filling:
     """The arguments of :func:`retrieve` that every record needs; ``seed`` is ``None`` for no shuffling."""
 
-    corpus: Corpus
+    corpus: Ranked
     k: int
     distractors: int
     seed: int | None
@@ -111,7 +111,7 @@ def _fill_all(filling: _Filling, records: Sequence[Record]) -> list[Record]:
 
 
 def _fill(
-    record: Record, corpus: Corpus, k: int, distractors: int, seed: int | None, exclude: Collection[str]
+    record: Record, corpus: Ranked, k: int, distractors: int, seed: int | None, exclude: Collection[str]
 ) -> Record:
     taken = {normalise(document.text) for document in record.documents}
     number = 0 if record.documents else k

@@ -11,6 +11,7 @@ import torch
 from selfaug.methods.base import Changes, Method
 from selfaug.methods.options import option
 from selfaug.model.libraries import lora_pairs
+from selfaug.model.sharding import held, released
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,4 +54,5 @@ class WiseFT(Method):
 @torch.no_grad()
 def _scale(model: nn.Module, factor: float) -> None:
     for pair in lora_pairs(model):
-        pair.B.mul_(factor)
+        held(pair.B).mul_(factor)
+        released(pair.B)

@@ -19,6 +19,7 @@ from selfaug.common.files import json_of_ours
 from selfaug.common.fingerprint import file_hash
 from selfaug.common.quiet import unwarned
 from selfaug.common.terminal import say
+from selfaug.common.weights import model_hash, weight_files, weights_hash
 from selfaug.run.checkpoint import numbered, step_of, torn_because
 from selfaug.run.fit import (
     check_fit,
@@ -31,8 +32,7 @@ from selfaug.run.fit import (
     probed,
 )
 from selfaug.run.folder import ADAPTER_CONFIG
-from selfaug.run.manifest import weight_files, weights_hash
-from selfaug.run.model_source import check_model, model_folder
+from selfaug.run.model_source import check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -206,9 +206,7 @@ def _base(name: str, revision: str, trust_remote_code: bool, trained_on: str | N
         trained_on: Hash of the weights that were trained on; ``None`` where it is not known.
     """
     facts = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
-    folder = model_folder(name, revision)
-    files = weight_files(folder) if folder is not None else []
-    base_hash = weights_hash(files, full=str(trained_on).startswith("sha256:")) if files else None
+    base_hash = model_hash(name, revision, full=str(trained_on).startswith("sha256:"))
     if trained_on is not None and base_hash is not None and base_hash != trained_on:
         raise ConfigError(
             f"the weights of {name} are not those that the run was trained on ({trained_on} in its manifest, "

@@ -163,6 +163,8 @@ class Setup:
         devices: Number of devices.
         sharding: ``none`` (one device, DDP), ``optimizer`` (ZeRO-2) or ``all`` (FSDP2, ZeRO-3).
         frozen_head: Whether the output projection, and an embedding that is tied to it, stay as they are.
+        dropout_bytes: Bytes of an entry of the mask of the adapter's dropout: 1 on a GPU, on a CPU those of a trained
+            weight; ``None`` without dropout.
     """
 
     rank: int | None
@@ -179,6 +181,7 @@ class Setup:
     devices: int = 1
     sharding: str = "none"
     frozen_head: bool = False
+    dropout_bytes: int | None = None
 
     @property
     def trains_head(self) -> bool:
@@ -211,7 +214,7 @@ def kept_bytes(model: ModelSizes, setup: Setup, batch: MicroBatch) -> float:
                        norms of queries and keys likewise
         linear layers  e·(H + H + I): their inputs, one for q, k and v together, one for gate and up together; o's is
                        the output of attention. Of a frozen layer without an adapter nothing is kept
-        adapters       e·r for each
+        adapters       e·r for each; with dropout also its own input, and a mask of its size
         attention      e·(2Q + 2K): queries, keys, values, output; 2Q in place of 2K where a mask asks for repeated keys
         feed-forward   3·e·I: gate, its activation, up
 
@@ -224,18 +227,20 @@ def kept_bytes(model: ModelSizes, setup: Setup, batch: MicroBatch) -> float:
     if model.head_norms:
         norms += (Q + K) * (4 + (e if full else 0))
     copies_adapter = not full and setup.trained_bytes != e
-    inputs = adapters = weights = 0
+    drops = setup.dropout_bytes is not None
+    inputs = adapters = weights = masks = 0
     for group, follows_norm in ((LINEAR[:3], True), (LINEAR[3:4], False), (LINEAR[4:6], True), (LINEAR[6:], False)):
         trained = [name for name in group if full or name in setup.targets]
-        copies = copies_adapter or (full and setup.autocast and follows_norm)
+        copies = copies_adapter or drops or (full and setup.autocast and follows_norm)
         if trained and (copies or group != ("o_proj",)):
             inputs += model.linear(group[0])[0] * (len(trained) if copies else 1)
         adapters += (setup.rank or 0) * len(trained)
+        masks += (setup.dropout_bytes or 0) * model.linear(group[0])[0] * len(trained)
         weights += sum((setup.rank or 0) * sum(model.linear(name)) for name in trained) if copies_adapter else 0
     weights += model.layer if setup.autocast else 0
     attention = 2 * Q + 2 * (Q if batch.masked else K)
     mask = batch.tokens if batch.masked else 0
-    return batch.all * (norms + e * (inputs + adapters + attention + 3 * I + mask)) + e * weights
+    return batch.all * (norms + masks + e * (inputs + adapters + attention + 3 * I + mask)) + e * weights
 
 
 @dataclass(frozen=True)

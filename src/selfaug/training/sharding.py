@@ -20,6 +20,7 @@ NAMES = {
     "ddp": "DDP",
     "fsdp1": "FSDP version 1",
     "fsdp2": "FSDP2",
+    "zero0": "DeepSpeed without ZeRO",
     "zero1": "ZeRO stage 1",
     "zero2": "ZeRO stage 2",
     "zero3": "ZeRO stage 3",
@@ -45,7 +46,7 @@ def sharding_of(trainer: Any) -> Sharding:
     state = trainer.accelerator.state
     if trainer.is_deepspeed_enabled:
         stage = state.deepspeed_plugin.zero_stage
-        return Sharding(f"zero{stage}" if stage else "ddp")
+        return Sharding(f"zero{stage}")
     if trainer.is_fsdp_enabled:
         return Sharding(f"fsdp{state.fsdp_plugin.fsdp_version}", bool(state.fsdp_plugin.activation_checkpointing))
     return Sharding("ddp" if trainer.accelerator.num_processes > 1 else None)
@@ -75,32 +76,18 @@ def check_sharding(
             "FSDP version 1 hides the adapter from its own switch, so the reference pass would see it switched on.",
             "use FSDP2 (fsdp_version: 2 in the accelerate configuration).",
         )
-    if args.changes.parameter_terms:
+    if args.probe is not None:
         raise ConfigError(
-            f"method={args.method!r} penalises the trained weights themselves, which FSDP and ZeRO split up.",
-            "train on one device or with DDP, or choose another method.",
+            f"probe={args.probe!r} runs the whole model between the steps, and FSDP and ZeRO split it up.",
+            "train on one device or with DDP, or leave --probe out and measure checkpoints with `selfaug shift`.",
         )
+    _check_method(kind, args)
     if sharding.own_checkpointing and peft_config is not None:
         raise ConfigError(
             "FSDP's own activation checkpointing gives the layers other names, under which PEFT finds no adapter to "
             "save: checkpoints and the finished adapter would be empty.",
             "set fsdp_activation_checkpointing: false in the accelerate configuration, and use "
             "--gradient_checkpointing true (the default).",
-        )
-    if args.changes.proximal is not None:
-        raise ConfigError(
-            f"method={args.method!r} copies the trained weights anew every few steps, which FSDP and ZeRO split up.",
-            "train on one device or with DDP, or choose another method.",
-        )
-    if any(part.reads_weights for part in get_method(args.method).parts):
-        raise ConfigError(
-            f"method={args.method!r} takes whole pretrained weights apart, and FSDP and ZeRO split them up.",
-            "train on one device or with DDP, or choose another method.",
-        )
-    if args.changes.adapter is not None:
-        raise ConfigError(
-            f"method={args.method!r} trains an adapter made of whole weights, which FSDP and ZeRO split up.",
-            "train on one device or with DDP, or choose another method.",
         )
     if eight_bit and kind == "fsdp2":
         raise ConfigError(
@@ -118,4 +105,34 @@ def check_sharding(
             f"reference='initial' keeps what modules_to_save={saved} trains as training began, and ZeRO stage 3 splits "
             "it over ranks.",
             "leave modules_to_save out, or use ZeRO stage 2 or DDP.",
+        )
+
+
+def _check_method(kind: str, args: SelfAugConfig) -> None:
+    changes, name = args.changes, f"method={args.method!r}"
+    whole = {
+        "penalises the trained weights themselves": bool(changes.parameter_terms),
+        "copies the trained weights anew every few steps": changes.proximal is not None,
+        "takes whole pretrained weights apart": (
+            changes.start is not None or any(part.reads_weights for part in get_method(args.method).parts)
+        ),
+        "trains an adapter made of whole weights": changes.adapter is not None,
+        "scores the data with the base's whole weights before training": changes.weigh is not None,
+    }
+    for does, holds in whole.items():
+        if holds:
+            raise ConfigError(
+                f"{name} {does}, and FSDP and ZeRO split them up.",
+                "train on one device or with DDP, or choose another method.",
+            )
+    if args.generation_url is None and (changes.generates or args.aligns_written):
+        raise ConfigError(
+            f"{f'align_data={args.align_data!r}' if args.aligns_written else name} lets the whole base model write "
+            "before training, and FSDP and ZeRO split it up.",
+            "serve the base model elsewhere (--generation_url), or train on one device or with DDP.",
+        )
+    if changes.rate is not None and kind.startswith("zero"):
+        raise ConfigError(
+            f"{name} sets the learning rate when a step's loss is known, and DeepSpeed takes the step before that.",
+            "train with DDP or FSDP2, or choose another method.",
         )
