@@ -291,12 +291,12 @@ class _Attached:
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if isinstance(args.resume_from_checkpoint, str):  # hosts that go on in another folder set it
             checkpoint = Path(args.resume_from_checkpoint)
+        if state.global_step and self.base.weights is not None and (kept := Base.read(checkpoint)) is not None:
+            kept.require(self.base.name, self.base.revision, checkpoint)
         if self.target is not None and state.global_step:
             file = checkpoint / TARGET_FILE
             self.target.load_tensors(load_file(file) if file.is_file() else {})
             self.target.apply(self.driver)
-        if state.global_step and self.base.weights is not None and (kept := Base.read(checkpoint)) is not None:
-            kept.require(self.base.name, self.base.revision, checkpoint)
         if self.reference is not None and state.global_step:
             file = checkpoint / REFERENCE_FILE
             if file.is_file():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.before.align_rows import AlignData
+from selfaug.before.probe_rows import probe_path
 from selfaug.common.errors import ConfigError
 from selfaug.common.fingerprint import files_of
 from selfaug.common.terminal import is_main
@@ -69,6 +70,8 @@ def _data_of_method(settings: Settings) -> dict[str, Any]:
     named = paths_in(classes, cast("dict[str, Any] | None", training.method_options))
     if training.align_data is not None and (texts := AlignData.parse(training.align_data).path) is not None:
         named = {**named, "align_data": texts}
+    if training.probe is not None and (prompts := probe_path(training.probe)) is not None:
+        named = {**named, "probe": prompts}
     return {name: {"name": str(path), "files": files_of(data_files(path))} for name, path in named.items()}
 
 

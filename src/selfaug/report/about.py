@@ -76,6 +76,7 @@ def origins(manifest: Mapping[str, Any], results: Mapping[str, Any] | None) -> l
         if isinstance(entry, Mapping):
             add(f"data, {split}", _data(entry))
     add("seeds", manifest.get("seeds"))
+    add("probe_limit broken", finished.get("probe_limit_broken"))
     add("resumed", ", ".join(str(entry.get("checkpoint")) for entry in manifest.get("resumed") or ()))
     add("git", _git(manifest.get("git")))
     add("device", _device(manifest.get("device") or {}))

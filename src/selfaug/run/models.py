@@ -8,8 +8,8 @@ one is in memory, or together where both are needed at once.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -281,6 +281,7 @@ class Sides:
         self.origin, self.dtype, self.together = origin, dtype, together
         self._models: dict[str, PreTrainedModel] = {}  # by side, or "both" where the adapter is switched
         self._peft: Any = None  # PEFT's wrapper of the tuned model, where it has an adapter
+        self._change: Callable[[Any], AbstractContextManager[None]] | None = None
         self.loads = 0
 
     def order(self) -> tuple[str, str]:
@@ -304,8 +305,28 @@ class Sides:
                 self.release()
             self._models[wanted] = self._load(wanted)
         model = self._models[wanted]
-        with torch.no_grad(), adapters_off(model) if name == "base" and wanted == "both" else nullcontext():
+        change: AbstractContextManager[None] = nullcontext()
+        if name == "base" and wanted == "both":
+            change = adapters_off(model)
+        elif name == "tuned" and self._change is not None:
+            change = self._change(self._peft)
+        with torch.no_grad(), change:
             yield model
+
+    @contextmanager
+    def changed(self, tuned_hash: str, change: Callable[[Any], AbstractContextManager[None]]) -> Iterator[None]:
+        """Let the tuned side be other weights inside the block: the adapter's own under a change.
+
+        Args:
+            tuned_hash: Hash of what decides these weights.
+            change: Function from PEFT's wrapper of the tuned model to a context in which it is changed.
+        """
+        own = self.origin, self._change
+        self.origin, self._change = replace(self.origin, tuned_hash=tuned_hash), change
+        try:
+            yield
+        finally:
+            self.origin, self._change = own
 
     def reference(self) -> Reference:
         """Return the reference that computes the base's hidden states beside the tuned model; needs ``together``."""

@@ -28,9 +28,11 @@ from selfaug.training.options import (
     GenerationOptions,
     LossOptions,
     MethodOptions,
+    ProbeOptions,
     ReferenceOptions,
     RowOptions,
 )
+from selfaug.training.probe import check_probe
 from selfaug.training.ranges import TRAINING, check_ranges
 
 __all__ = ["PRESETS", "SelfAugConfig"]
@@ -38,7 +40,14 @@ __all__ = ["PRESETS", "SelfAugConfig"]
 
 @dataclass
 class SelfAugConfig(
-    MethodOptions, AlignmentOptions, ReferenceOptions, RowOptions, LossOptions, GenerationOptions, SFTConfig
+    MethodOptions,
+    AlignmentOptions,
+    ReferenceOptions,
+    RowOptions,
+    ProbeOptions,
+    LossOptions,
+    GenerationOptions,
+    SFTConfig,
 ):
     """`trl.SFTConfig` with the settings of methods and alignment, which ``options.py`` documents.
 
@@ -81,6 +90,7 @@ class SelfAugConfig(
         for part in method.parts:
             part.check(self)
         self._check_align_data()
+        check_probe(self)
         self._check_generation(method)
         self._check_start(method)
         self._check_combinations()
@@ -227,7 +237,7 @@ class SelfAugConfig(
                 "generation_url and generation_model belong together: where the base is served, and its name there.",
                 "give both, or neither.",
             )
-        if not (self.changes.generates or self.aligns_written):
+        if not (self.changes.generates or self.aligns_written or self.probe is not None):
             if self.generation_url is not None:
                 raise ConfigError(
                     f"generation_url has no effect with method={self.method!r}: nothing is written before training.",
