@@ -9,9 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from selfaug.common.weights import weight_files, weights_hash
 from selfaug.data.prompts import Renderer
 from selfaug.run.folder import RunFolder
-from selfaug.run.manifest import build_manifest, weight_files, weights_hash, write_manifest
+from selfaug.run.manifest import build_manifest, write_manifest
 from tests.models import perturb_adapter
 
 

@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.files import replacing
+from selfaug.model.base import Base
 from selfaug.model.checks import check_documents_apart, check_head, probe_tokens
 from selfaug.model.parts import attends_throughout, depends_on_what_follows, takes_documents_in_a_row
 from selfaug.model.sharding import reshard
@@ -27,11 +28,12 @@ from selfaug.objective import ALIGNMENT_TERMS, NLL
 from selfaug.planning.plan import IGNORED, document_ids
 from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference import Reference, make_reference
-from selfaug.reference.checks import check_full_tuning, check_peft, check_reference
+from selfaug.reference.checks import check_full_tuning, check_peft, check_quantised, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import KEY, Draw, StepDriver
 from selfaug.step.forward import StepObjective, TermOn, inside, install
 from selfaug.step.meter import Meter
+from selfaug.step.shift_target import ShiftTarget, check_target
 
 __all__ = ["REFERENCE_FILE", "attach", "check_settings"]
 
@@ -41,6 +43,10 @@ AnyTrainer = TypeVar("AnyTrainer")
 
 REFERENCE_FILE = "selfaug_reference.safetensors"
 """File of a checkpoint that holds the copy of ``reference="initial"``; our own trainer uses the same name."""
+TARGET_FILE = "selfaug_method.safetensors"
+"""File of a checkpoint that holds what ``align_target`` must remember; our own trainer uses the same name."""
+ALPHA = 2.0
+"""Default weight of the alignment, and the first one under ``align_target``."""
 
 _TEXT_KEYS = frozenset(
     {
@@ -55,7 +61,8 @@ _TEXT_KEYS = frozenset(
 def attach(
     trainer: AnyTrainer,
     *,
-    alpha: float = 2.0,
+    alpha: float | None = None,
+    align_target: float | None = None,
     align_fraction: float = 1.0,
     align_token_fraction: float = 1.0,
     align_boundary: bool = False,
@@ -73,7 +80,9 @@ def attach(
         trainer: `transformers.Trainer` (or a subclass, such as `trl.SFTTrainer`) that has not begun to train. Its
             collator must return ``input_ids``, ``labels``, and ``attention_mask`` or ``position_ids``. Rows may hold
             several documents if ``position_ids`` begin at 0 in each, and if the model keeps them apart.
-        alpha: Weight of the alignment; finite, 0 or more.
+        alpha: Weight of the alignment; finite, 0 or more. Default 2.
+        align_target: Shift that is wanted, KL(base ‖ tuned) in nats a prompt token, above 0, in place of ``alpha``,
+            which is then found during training and logged beside the ``shift``.
         align_fraction: Share in (0, 1] of the sequences that are aligned in each step.
         align_token_fraction: Share in (0, 1] of the prompt tokens of these sequences that are aligned.
         align_boundary: Whether the last prompt position before a response is aligned too.
@@ -90,7 +99,8 @@ def attach(
     Raises:
         ConfigError: If a setting is out of range, or does not work with the trainer, its model or its adapter.
     """
-    check_settings(alpha, align_fraction, align_token_fraction, align_direction)
+    check_settings(alpha, align_target, align_fraction, align_token_fraction, align_direction)
+    weight = ALPHA if alpha is None else alpha
     _Attached(
         trainer,
         Draw(
@@ -98,10 +108,11 @@ def attach(
             align_fraction,
             align_token_fraction,
             align_boundary,
-            align=alpha > 0,
+            align=weight > 0,
             pad_token_id=_tokens_of(trainer)["pad"],
         ),
-        alpha,
+        weight,
+        None if align_target is None else ShiftTarget(align_target, weight, align_fraction * align_token_fraction),
         align_direction,
         reference,
         reference_slice,
@@ -110,13 +121,21 @@ def attach(
     return trainer
 
 
-def check_settings(alpha: float, align_fraction: float, align_token_fraction: float, align_direction: str) -> None:
+def check_settings(
+    alpha: float | None,
+    align_target: float | None,
+    align_fraction: float,
+    align_token_fraction: float,
+    align_direction: str,
+) -> None:
     """Refuse settings of :func:`attach` that are out of range.
 
     Raises:
         ConfigError: With the range.
     """
-    if not 0 <= alpha < float("inf"):
+    if align_target is not None:
+        check_target(align_target, alpha, align_direction)
+    if alpha is not None and not 0 <= alpha < float("inf"):
         raise ConfigError(f"alpha={alpha} is not a weight", "give a finite number of 0 or more; 2 is the default.")
     for name, share in (("align_fraction", align_fraction), ("align_token_fraction", align_token_fraction)):
         if not 0 < share <= 1:
@@ -132,9 +151,17 @@ class _Attached:
     """The connection of a trainer to the step driver."""
 
     def __init__(
-        self, trainer: Any, draw: Draw, alpha: float, direction: str, reference: str, slice_tokens: int, check: bool
+        self,
+        trainer: Any,
+        draw: Draw,
+        alpha: float,
+        target: ShiftTarget | None,
+        direction: str,
+        reference: str,
+        slice_tokens: int,
+        check: bool,
     ) -> None:
-        self.trainer, self._check = trainer, check
+        self.trainer, self.target, self._check = trainer, target, check
         self._tokens = _tokens_of(trainer)
         self._unseen_packing = check and alpha > 0
         self._unseen_step = alpha > 0
@@ -158,6 +185,9 @@ class _Attached:
         self.driver = StepDriver(objective, draw, layout, trainer.accelerator, sharded=sharded)
         self.meters = {True: Meter(), False: Meter()}
         install(self.model, objective)
+        self.base = Base.of(self.model)
+        if trainer.args.should_save:
+            self.base.write_with(trainer.model)
         self._replace_methods()
 
     def _make_reference(self, kind: str, *, has_adapter: bool) -> Reference:
@@ -249,17 +279,25 @@ class _Attached:
         means = self.meters[training].drain(accelerator.device, lambda values: accelerator.reduce(values, "sum"))
         prefix = "" if training else "eval_"
         logs.update({f"{prefix}{name}": means[name] for name in ("nll", "alignment") if name in means})
+        if training and self.target is not None:
+            logs.update(self.target.logs())
         self._log(logs, *args, **kwargs)
 
     def before_training(self) -> None:
-        """Check model and reference, and restore the reference from a checkpoint on resume."""
+        """Check model and reference, and restore reference and target from a checkpoint on resume."""
         state, args = self.trainer.state, self.trainer.args
         if self.reference is not None and self._sharded:
             self.reference.prepare(self.model, self.trainer.accelerator)
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if isinstance(args.resume_from_checkpoint, str):  # hosts that go on in another folder set it
+            checkpoint = Path(args.resume_from_checkpoint)
+        if state.global_step and self.base.weights is not None and (kept := Base.read(checkpoint)) is not None:
+            kept.require(self.base.name, self.base.revision, checkpoint)
+        if self.target is not None and state.global_step:
+            file = checkpoint / TARGET_FILE
+            self.target.load_tensors(load_file(file) if file.is_file() else {})
+            self.target.apply(self.driver)
         if self.reference is not None and state.global_step:
-            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            if isinstance(args.resume_from_checkpoint, str):  # hosts that go on in another folder set it
-                checkpoint = Path(args.resume_from_checkpoint)
             file = checkpoint / REFERENCE_FILE
             if file.is_file():
                 self.reference.load_tensors(load_file(file), self.model)
@@ -285,11 +323,15 @@ class _Attached:
                 check(self.model)
 
     def save(self, folder: Path) -> None:
-        """Save the tensors of the reference into a checkpoint. Every rank must call this."""
-        tensors = {} if self.reference is None else self.reference.tensors(self.model)
-        if tensors and folder.is_dir() and self.trainer.args.should_save:
-            with replacing(folder / REFERENCE_FILE) as temporary:
-                save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+        """Save the tensors of reference and target into a checkpoint. Every rank must call this."""
+        kept = {
+            REFERENCE_FILE: {} if self.reference is None else self.reference.tensors(self.model),
+            TARGET_FILE: {} if self.target is None else self.target.tensors(),
+        }
+        for name, tensors in kept.items():
+            if tensors and folder.is_dir() and self.trainer.args.should_save:
+                with replacing(folder / name) as temporary:
+                    save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, temporary)
 
 
 def _refuse(trainer: Any) -> None:
@@ -310,6 +352,21 @@ def _refuse(trainer: Any) -> None:
         raise ConfigError(
             "label_smoothing_factor is not supported: it needs full logits, which never exist here.", "leave it out."
         )
+    if getattr(trainer.args, "loss_type", None) == "dft":
+        raise ConfigError("loss_type='dft' is not supported: the loss is SelfAug's.", "leave it out.")
+    if getattr(trainer.args, "packing", False) and getattr(trainer.args, "packing_strategy", None) == "wrapped":
+        raise ConfigError(
+            "packing_strategy='wrapped' keeps no document boundaries, so a document's last token would be compared "
+            "with the next document's first.",
+            "use packing_strategy='bfd'.",
+        )
+    config = trainer.model.config.get_text_config()
+    weight = getattr(trainer, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0))
+    if getattr(trainer, "aux_loss_enabled", getattr(config, "output_router_logits", False)) and weight:
+        raise ConfigError(
+            f"router_aux_loss_coef={weight}: the load-balancing loss of experts is not computed.",
+            "set router_aux_loss_coef=0, or output_router_logits=False in the model's configuration.",
+        )
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
         raise ConfigError(
@@ -322,6 +379,14 @@ def _refuse(trainer: Any) -> None:
             "FSDP version 1 hides the adapter from its own switch, so the reference pass would see it switched on.",
             "use FSDP2 (fsdp_version: 2 in the accelerate configuration).",
         )
+    has_adapter = hasattr(trainer.model, "get_base_model")
+    if getattr(plugin, "activation_checkpointing", False) and has_adapter:
+        raise ConfigError(
+            "FSDP's own activation checkpointing gives the layers other names, under which PEFT finds no adapter to "
+            "save: checkpoints and the finished adapter would be empty.",
+            "set fsdp_activation_checkpointing: false in the accelerate configuration, and use gradient_checkpointing.",
+        )
+    check_quantised(quantised=getattr(trainer.model, "hf_quantizer", None) is not None, adapted=has_adapter)
 
 
 def _refuse_batch(batch: Any, model: torch.nn.Module) -> None:
@@ -442,6 +507,8 @@ class _Callback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._attached.driver.require_finite(state.global_step + 1)
+        if self._attached.target is not None:
+            self._attached.target.follow(self._attached.driver, state.global_step, state.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._attached.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")

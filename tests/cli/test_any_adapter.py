@@ -22,6 +22,7 @@ from selfaug.cli.main import main
 from selfaug.cli.subject import Subject, opened
 from selfaug.common.errors import ConfigError
 from selfaug.evaluation.results import read_results, read_samples
+from selfaug.model.base import Base
 from selfaug.run.folder import RunFolder
 from selfaug.run.models import Sides, check_origin
 from tests.models import save_tiny, tiny
@@ -513,6 +514,27 @@ def test_an_adapter_with_added_tokens_is_refused_against_a_base_without_them(mod
     folder = changed(get_peft_model(grown, config), tmp_path / "adapter")
     with pytest.raises(ConfigError, match="does not fit the base model"):
         sides_of(folder, model)
+
+
+def test_another_base_of_the_same_shape_is_refused_by_the_hash_beside_the_adapter(
+    adapter: Path, model: Path, tmp_path: Path
+) -> None:
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(model, moved)
+    shutil.copytree(model, other)
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    named = {"adapter": str(adapter), "prompt": PROMPT}
+    opened(Subject(**named, model_name_or_path=str(other)))  # without the file nothing says which base it was
+    Base.of(AutoModelForCausalLM.from_pretrained(model)).write(adapter)
+    with pytest.raises(ConfigError, match=r"are not those that the adapter in .* was trained on") as raised:
+        opened(Subject(**named, model_name_or_path=str(other)))
+    assert "remove that file" in raised.value.hint
+    assert opened(Subject(**named, model_name_or_path=str(moved))).foreign is not None
+    (adapter / "selfaug_base.json").write_text('{"weights": 1}')
+    with pytest.raises(ConfigError, match="does not describe a base model"):
+        opened(Subject(**named, model_name_or_path=str(moved)))
 
 
 def test_what_differs_from_the_base_is_told(

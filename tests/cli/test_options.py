@@ -43,7 +43,7 @@ def other_than(option: Option) -> Any:
     if option.choices:
         return next(choice for choice in option.choices if choice != option.default)
     if option.elements is not None:
-        return ["one=1", "two=2"]
+        return [0.375, 0.25] if option.elements is float else ["one=1", "two=2"]
     if option.is_switch:
         return not option.default
     return 7 if int in option.kinds else 0.375 if float in option.kinds else "some word"
@@ -83,7 +83,7 @@ def test_an_option_is_the_same_typed_and_in_a_file_and_what_is_typed_wins(
         typed = from_file(command, tmp_path, others, *words_of(one, value, flag))
         assert typed.settings == expected.settings
         assert option in typed.given
-    other = ["typed"] if one.elements is not None else value
+    other = [one.elements("0.5")] if one.elements is not None else value
     both = from_file(
         command,
         tmp_path,
@@ -241,7 +241,7 @@ def test_help_says_the_defaults_of_the_data_class(name: str, pages: dict[str, st
             if shown is None and default in (None, [], ""):
                 assert "(default:" not in block, block
                 continue
-            text = " ".join(default) if isinstance(default, list) else str(default)
+            text = " ".join(map(str, default)) if isinstance(default, list) else str(default)
             text = text.lower() if isinstance(default, bool) else text
             assert block.endswith(f"(default: {shown or text})"), block
             said += 1

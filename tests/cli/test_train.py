@@ -355,3 +355,22 @@ def test_a_real_model_and_real_stories(cli: Cli, stories260k: Path, shared: Path
     losses = [json.loads(line)["nll"] for line in (run / "log.jsonl").read_text().splitlines() if '"loss"' in line]
     assert losses[-1] < losses[0]
     assert weights(run)
+
+
+def test_a_target_of_the_shift_is_named_beside_what_was_reached(
+    cli: Cli, model: Path, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    result = cli(*words(model, data, run, 3), "--align_target", "0.05")
+    assert result.code == 0, result.err
+    metrics = json.loads((run / "manifest.json").read_text())["finished"]["metrics"]
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [entry for entry in entries if "nll" in entry][:3]
+    assert [entry["step"] for entry in steps] == [1, 2, 3]
+    assert len({entry["alpha"] for entry in steps}) == 3, "the weight moves"
+    for before, entry in zip([2.0, *(entry["alpha"] for entry in steps)], steps, strict=False):
+        assert entry["loss"] == pytest.approx(entry["nll"] + before * entry["alignment"], rel=1e-4)
+    assert (metrics["align_target"], metrics["alpha"]) == (0.05, steps[-1]["alpha"])
+    assert f"shift of the prompts: {metrics['shift']:.3g} nats a token" in result.err
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert (resolved["alpha"], resolved["align_target"]) == (None, 0.05)

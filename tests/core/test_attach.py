@@ -6,19 +6,23 @@ They also run with torch, transformers (5.6 and later), peft and safetensors alo
 from __future__ import annotations
 
 import importlib.util
+import json
+import resource
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, get_peft_model
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from peft import AdaLoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 import selfaug
 from selfaug.common.errors import ConfigError
-from tests.models import adapter_name, lora_config, perturb_adapter, tiny, tiny_tokenizer, with_lora
+from tests.models import adapter_name, lora_config, perturb_adapter, save_tiny, tiny, tiny_tokenizer, with_lora
 from tests.oracles.planted import Step, neighbours_aligned, padding_aligned
 from tests.oracles.sequences import ODD_SHAPES, SINGLE_TURN, sequences
 from tests.oracles.step import Gradients, relative_distance
@@ -57,23 +61,23 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.ran.gradient = {adapter_name(name): p.grad.detach().clone() for name, p in trained.items()}
 
 
-def make(kind: str, folder: Path, *, adapted: bool = True, **settings: Any) -> Any:
+def make(kind: str, folder: Path, *, adapted: bool = True, rows: list[Any] = ROWS, **settings: Any) -> Any:
     model = tiny("llama", dtype=torch.float64)
     if kind == "stock":
         return Trainer(
             get_peft_model(model, lora_config("llama")) if adapted else model,
             TrainingArguments(str(folder), **COMMON, **settings),
-            train_dataset=ROWS,
+            train_dataset=rows,
             data_collator=DataCollatorForSeq2Seq(tiny_tokenizer(), pad_to_multiple_of=8),
         )
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    args = SFTConfig(str(folder), max_length=256, gradient_checkpointing=False, **COMMON, **settings)
+    args = SFTConfig(str(folder), **{"max_length": 256, "gradient_checkpointing": False, **COMMON, **settings})
     return SFTTrainer(
         model,
         args,
-        train_dataset=Dataset.from_list(ROWS),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tiny_tokenizer(),
         peft_config=lora_config("llama"),
     )
@@ -94,18 +98,37 @@ def train(trainer: Any) -> Ran:
     return ran
 
 
-@pytest.mark.parametrize(("size", "accumulated"), [(6, 1), (2, 3)])
+EIGHT = sequences((*SINGLE_TURN, (7, 3), (4, 6)))
+NEEDS_TRL = pytest.mark.skipif(not HAS_TRL, reason="trl is not installed")
+
+
+@pytest.mark.parametrize(("size", "accumulated"), [(8, 1), (2, 4)])
 @pytest.mark.parametrize(
-    "kind", ["stock", pytest.param("sft", marks=pytest.mark.skipif(not HAS_TRL, reason="trl is not installed"))]
+    ("kind", "packing"),
+    [
+        ("stock", {}),
+        pytest.param("sft", {}, marks=NEEDS_TRL),
+        pytest.param("sft", {"packing": True, "max_length": 32}, marks=NEEDS_TRL),
+    ],
+    ids=["stock", "sft", "sft packing"],
 )
-def test_a_step_of_another_trainer_equals_the_oracle(kind: str, size: int, accumulated: int, tmp_path: Path) -> None:
-    assert len(CHOSEN) == size * accumulated, "one step over all sequences"
-    trainer = make(kind, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulated)
+def test_a_step_of_another_trainer_equals_the_oracle(
+    kind: str, packing: dict[str, Any], size: int, accumulated: int, tmp_path: Path
+) -> None:
+    assert len(EIGHT) == size * accumulated, "one step over all sequences"
+    size = 1 if packing and accumulated > 1 else size
+    rows = [{"input_ids": list(ids), "labels": list(labels)} for ids, labels in EIGHT]
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, **packing}
+    trainer = make(kind, tmp_path, rows=rows, **settings)
     assert selfaug.attach(trainer) is trainer
     ran = train(trainer)
     assert len(ran.batches) == accumulated
-    assert any(not batch["attention_mask"].all() for batch in ran.batches), "something is padded"
-    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), CHOSEN)
+    if packing:
+        assert sum(batch["input_ids"].numel() for batch in ran.batches) == sum(len(ids) for ids, _ in EIGHT)
+        assert any(int((batch["position_ids"] == 0).sum()) > 1 for batch in ran.batches), "documents share a row"
+    else:
+        assert any(not batch["attention_mask"].all() for batch in ran.batches), "something is padded"
+    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), EIGHT)
     loss, gradient = oracle.gradient()
     assert relative_distance(ran.gradient, gradient) < TOLERANCE
     logged = trainer.state.log_history[0]
@@ -160,6 +183,41 @@ def test_a_resumed_run_is_held_to_where_the_first_one_began(tmp_path: Path) -> N
     assert all(torch.equal(whole[name], resumed[name]) and torch.equal(whole[name], moved[name]) for name in whole)
 
 
+def test_a_target_gives_each_step_its_weight_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+
+    def trained(folder: Path, until: int = 4, resume: str | None = None) -> tuple[Any, dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        trainer = make_with(folder, **{**settings, "lr_scheduler_type": "linear"})
+        perturb_adapter(trainer.model)
+        selfaug.attach(trainer, align_target=0.1, align_fraction=0.5, check=False)
+        if until < 4:
+            trainer.add_callback(StopAfter(until))
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer, {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+    whole, weights = trained(tmp_path / "whole")
+    trained(tmp_path / "cut", 2)
+    resumed, again = trained(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-2"))
+    logs = [[entry for entry in t.state.log_history if "nll" in entry] for t in (whole, resumed)]
+    assert [entry["alpha"] for entry in logs[0]] == [entry["alpha"] for entry in logs[1]]
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    used = [2.0, *(entry["alpha"] for entry in logs[0])]
+    assert abs(used[2] / 2.0 - 1) > 0.05, "the weight moves before the checkpoint"
+    torch.manual_seed(0)
+    all_drawn = make_with(tmp_path / "all", **settings)
+    perturb_adapter(all_drawn.model)
+    selfaug.attach(all_drawn, align_target=0.1, check=False)
+    all_drawn.train()
+    entries = [entry for entry in all_drawn.state.log_history if "nll" in entry]
+    used = [2.0, *(entry["alpha"] for entry in entries)]
+    for alpha, entry in zip(used, entries, strict=False):
+        assert entry["loss"] == pytest.approx(entry["nll"] + alpha * entry["alignment"], rel=1e-5)
+    (tmp_path / "cut" / "checkpoint-2" / "selfaug_method.safetensors").unlink()
+    with pytest.raises(ConfigError, match="trained with a fixed one"):
+        trained(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-2"))
+
+
 class BreaksAt(TrainerCallback):  # type: ignore[misc]
     """Makes a weight infinite after a step, so that the next loss is not a number."""
 
@@ -172,23 +230,125 @@ class BreaksAt(TrainerCallback):  # type: ignore[misc]
                 next(p for p in model.parameters() if p.requires_grad).fill_(float("inf"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+class NoMemoryAt(TrainerCallback):  # type: ignore[misc]
+    """Asks for more memory than there is in the reference pass of the step after the given one."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            model.get_base_model().model.register_forward_hook(self.take)
+
+    def take(self, body: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+        assert not outputs.last_hidden_state.requires_grad, "the reference pass comes first"
+        torch.empty(2**50)
+
+
+class FullDiskAt(TrainerCallback):  # type: ignore[misc]
+    """Lets every file end at 20 kB after a step, as on a full disk."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "error", "said"),
+    [
+        (BreaksAt, FloatingPointError, "the loss of step 4 is not finite"),
+        (NoMemoryAt, RuntimeError, "you tried to allocate"),
+        (FullDiskAt, Exception, None),
+    ],
+    ids=["not a number", "no memory", "full disk"],
+)
+def test_what_stops_a_run_leaves_the_last_checkpoint(breaks: Any, error: Any, said: Any, tmp_path: Path) -> None:
     settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
     trainer = make_with(tmp_path, **settings)
-    trainer.add_callback(BreaksAt(3))
-    selfaug.attach(trainer)
-    with pytest.raises(FloatingPointError, match="the loss of step 4 is not finite"):
-        trainer.train()
-    assert [file.name for file in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    trainer.add_callback(breaks(3))
+    selfaug.attach(trainer, reference="initial" if breaks is FullDiskAt else "base")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(error, match=said):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if breaks is FullDiskAt:
+        assert not (tmp_path / "checkpoint-4" / "trainer_state.json").exists(), "the second checkpoint is torn"
+    else:
+        assert [file.name for file in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    loaded = PeftModel.from_pretrained(tiny("llama", dtype=torch.float64), tmp_path / "checkpoint-2")
+    assert all(bool(p.isfinite().all()) for p in loaded.parameters())
     resumed = make_with(tmp_path, **settings)
-    selfaug.attach(resumed)
+    selfaug.attach(resumed, reference="initial" if breaks is FullDiskAt else "base")
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert resumed.state.global_step == 6
 
 
-def make_with(folder: Path, **settings: Any) -> Any:
+def vllm_layers(folder: Path) -> set[str]:
+    """The kinds of layers of an adapter, by what vLLM's loader accepts (its peft_helper.py and lora/utils.py)."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["r"] > 0
+    assert config["lora_alpha"] > 0
+    assert config["bias"] == "none"
+    assert not config["modules_to_save"]
+    assert not config["use_dora"]
+    layers = set()
+    for name in load_file(folder / "adapter_model.safetensors"):
+        prefix, _, rest = name.partition("base_model.model.")
+        assert not prefix
+        *_, layer, half, last = rest.split(".")
+        assert half in ("lora_A", "lora_B")
+        assert last == "weight"
+        layers.add(layer)
+    return layers
+
+
+def test_a_saved_adapter_loads_in_peft_transformers_and_vllms_parser(tmp_path: Path) -> None:
+    base = tiny("llama")
+    trainer = selfaug.attach(make_with(tmp_path, tiny("llama"), **COMMON))
+    perturb_adapter(trainer.model)
+    trainer.save_model(str(tmp_path / "final"))
+    ids = torch.arange(1, 20)[None]
+    tuned = trainer.model.eval()(input_ids=ids).logits
+    assert float((tuned - base(input_ids=ids).logits).abs().max()) > 0.01
+    assert torch.equal(PeftModel.from_pretrained(tiny("llama"), tmp_path / "final")(input_ids=ids).logits, tuned)
+    base.load_adapter(str(tmp_path / "final"))
+    assert torch.equal(base(input_ids=ids).logits, tuned)
+    assert vllm_layers(tmp_path / "final") == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
+def test_the_base_is_kept_beside_the_adapter_and_another_one_is_refused(tmp_path: Path) -> None:
+    settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    folder = save_tiny(tmp_path / "base")
+
+    def attached(**changed: Any) -> Any:
+        trainer = make_with(tmp_path / "run", AutoModelForCausalLM.from_pretrained(folder), **{**settings, **changed})
+        return selfaug.attach(trainer)
+
+    trainer = attached()
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    kept = [json.loads((saved / "selfaug_base.json").read_text()) for saved in (checkpoint, tmp_path / "final")]
+    assert kept[0] == kept[1]
+    assert kept[0]["name"] == str(folder)
+    resumed = attached(max_steps=2)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == 2
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"are not those that the adapter in .* was trained on"):
+        attached(max_steps=2).train(resume_from_checkpoint=str(checkpoint))
+
+
+def make_with(folder: Path, model: Any = None, **settings: Any) -> Any:
     return Trainer(
-        get_peft_model(tiny("llama", dtype=torch.float64), lora_config("llama")),
+        get_peft_model(model or tiny("llama", dtype=torch.float64), lora_config("llama")),
         TrainingArguments(str(folder), per_device_train_batch_size=2, **settings),
         train_dataset=ROWS,
         data_collator=DataCollatorForSeq2Seq(tiny_tokenizer()),
@@ -202,6 +362,9 @@ def make_with(folder: Path, **settings: Any) -> Any:
         ({"alpha": float("nan")}, "is not a weight"),
         ({"align_fraction": 0.0}, "is not a share"),
         ({"align_direction": "base"}, "is not known"),
+        ({"align_target": 0.0}, "is not a shift"),
+        ({"align_target": 0.05, "alpha": 2.0}, "fixes the weight"),
+        ({"align_target": 0.05, "align_direction": "jsd"}, "another divergence"),
     ],
 )
 def test_settings_out_of_range_are_refused(alignment: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -213,6 +376,48 @@ def test_settings_out_of_range_are_refused(alignment: dict[str, Any], said: str,
 def test_full_fine_tuning_without_another_reference_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="full fine-tuning has none"):
         selfaug.attach(make("stock", tmp_path, adapted=False))
+
+
+@NEEDS_TRL
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loss_type": "dft"}, "loss_type='dft' is not supported"),
+        ({"packing": True, "packing_strategy": "wrapped"}, "keeps no document boundaries"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is not supported"),
+    ],
+)
+def test_another_loss_of_trls_trainer_is_refused(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    trainer = make("sft", tmp_path, **settings)
+    with pytest.raises(ConfigError, match=said):
+        selfaug.attach(trainer)
+
+
+def test_the_loss_of_experts_is_refused(tmp_path: Path) -> None:
+    model = tiny("mixtral")
+    trainer = make_with(tmp_path, model, **COMMON)
+    model.config.output_router_logits = True
+    with pytest.raises(ConfigError, match="load-balancing loss of experts is not computed"):
+        selfaug.attach(trainer)
+    model.config.output_router_logits = False
+    selfaug.attach(trainer)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "said"),
+    [
+        ({"fsdp_version": 1}, "hides the adapter from its own switch"),
+        ({"fsdp_version": 2, "activation_checkpointing": True}, "finished adapter would be empty"),
+    ],
+)
+def test_ways_of_fsdp_that_lose_the_adapter_are_refused(plugin: dict[str, Any], said: str, tmp_path: Path) -> None:
+    trainer = make("stock", tmp_path)
+    trainer.accelerator.state.fsdp_plugin = SimpleNamespace(**plugin)
+    try:
+        with pytest.raises(ConfigError, match=said):
+            selfaug.attach(trainer)
+    finally:
+        trainer.accelerator.state.fsdp_plugin = None
 
 
 @pytest.mark.parametrize(

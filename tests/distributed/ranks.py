@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from selfaug import SelfAugTrainer
 from selfaug.planning import plan
+from selfaug.step.driver import StepDriver
 from tests.integration.steps import SEQUENCES, run
 from tests.models import lora_config, tiny
 
@@ -90,6 +92,15 @@ def evaluating(kinds: list[str], found: dict[str, float]) -> Any:
     return change
 
 
+def own_shift(driver: StepDriver) -> tuple[float, int]:
+    """The planted error: a rank's own sum and count, without those of the other one."""
+    with patch("selfaug.step.driver.begin_reduce", lambda values: lambda: values):
+        return step_shift(driver)
+
+
+step_shift = StepDriver.step_shift
+
+
 def main(cases_file: Path, folder: Path) -> None:
     rank = int(os.environ["RANK"])
     right = plan.draw
@@ -99,7 +110,8 @@ def main(cases_file: Path, folder: Path) -> None:
         def by_rank(seed: int, step: int, tokens: torch.Tensor, align_fraction: float) -> bool:
             return right(seed + 1000 * rank, step, tokens, align_fraction)
 
-        plan.draw = by_rank if case["planted"] else right
+        plan.draw = by_rank if case["planted"] is True else right
+        StepDriver.step_shift = own_shift if case["planted"] == "shift" else step_shift  # type: ignore[method-assign]
         found: dict[str, float] = {}
         change = evaluating(case["evaluated"], found) if "evaluated" in case else None
         settings = dict(case["settings"])
@@ -128,6 +140,7 @@ def main(cases_file: Path, folder: Path) -> None:
         response = [sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in step) for step in ran.batches]
         torch.save(
             {"gradients": ran.gradients, "documents": steps, "response": response, "losses": ran.losses}
+            | {"alphas": [entry["alpha"] for entry in ran.trainer.state.log_history if "alpha" in entry]}
             | {"evaluation": found, "reductions": reductions.found, "searches": wrapped.find_unused_parameters},
             folder / name / f"rank{rank}.pt",
         )

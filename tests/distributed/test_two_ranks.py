@@ -22,6 +22,9 @@ from tests.oracles.step import Sequence_, relative_distance
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 SEED = 7
+TARGET: dict[str, Any] = {
+    "align_target": 0.1, "align_fraction": 0.5, "per_device_train_batch_size": 1, "learning_rate": 0.02, "max_steps": 4
+}  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "padding": {"settings": {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 1}},
     "accumulation": {"settings": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 5}},
@@ -96,6 +99,8 @@ CASES: dict[str, dict[str, Any]] = {
             "max_steps": 3,
         },
     },
+    "target": {"settings": TARGET},
+    "target, each rank its own": {"settings": TARGET, "planted": "shift"},
     "few": {
         # One rank has the sequence without a prompt or the one without a response; nothing is drawn on it.
         "kinds": ["odd shapes"],
@@ -109,8 +114,7 @@ for _case in CASES.values():
     _case.setdefault("kinds", ["single-turn", "multi-turn"])
     _case.setdefault("count", 10)
     _case.setdefault("planted", False)
-    _case["settings"].setdefault("gradient_accumulation_steps", 5)
-    _case["settings"]["seed"] = SEED
+    _case["settings"] = {"gradient_accumulation_steps": 5, **_case["settings"], "seed": SEED}
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +201,22 @@ def test_what_acts_around_each_step_acts_alike_on_one_rank_and_on_two(folder: Pa
         assert relative_distance(other[2], expected[2]) > 1e-3
 
 
+def test_a_target_finds_one_weight_on_one_rank_and_on_two(folder: Path, tmp_path: Path) -> None:
+    case = CASES["target"]
+    known = tuple(sequence for kind in case["kinds"] for sequence in SEQUENCES[kind])[: case["count"]]
+    ran = run(known, tmp_path / "one", **{**case["settings"], "gradient_accumulation_steps": 10})
+    two, own = load(folder, "target"), load(folder, "target, each rank its own")
+    assert ran.trainer is not None
+    alphas = [entry["alpha"] for entry in ran.trainer.state.log_history if "alpha" in entry][:4]
+    assert abs(alphas[-1] / alphas[0] - 1) > 0.05, "the weight moves"
+    assert two[0]["alphas"] == two[1]["alphas"]
+    assert two[0]["alphas"][:4] == pytest.approx(alphas, rel=TOLERANCE[torch.float64])
+    assert own[0]["alphas"] != own[1]["alphas"]
+    for step in range(4):
+        assert relative_distance(two[0]["gradients"][step], ran.gradients[step]) < TOLERANCE[torch.float64]
+    assert relative_distance(own[0]["gradients"][3], ran.gradients[3]) > 100 * TOLERANCE[torch.float64]
+
+
 def _option_of(name: str) -> str:
     return {"renew_steps": "psft", "kept_share": "oplora", "finch_most": "finch"}[name]
 
@@ -206,7 +226,7 @@ def _option_of(name: str) -> str:
     [
         name
         for name, case in CASES.items()
-        if not (case["planted"] or case.get("spare") or "method" in case["settings"])
+        if not (case["planted"] or case.get("spare") or {"method", "align_target"} & case["settings"].keys())
     ],
 )
 def test_two_ranks_equal_the_oracle(name: str, folder: Path) -> None:

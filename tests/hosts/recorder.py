@@ -34,7 +34,7 @@ def planted(mistake: str | None) -> Iterator[None]:
     elif mistake == "adapter on in the reference pass":
         with mock.patch("selfaug.reference.adapter.BaseReference.serving", _serving_with_adapter):
             yield
-    elif mistake == "a row taken for one document":
+    elif mistake in ("a row taken for one document", "padding taken for a document"):  # the first of packed rows
         whole = mock.patch("selfaug.planning.plan.document_ids", lambda batch, *_: torch.zeros_like(batch["input_ids"]))
         with whole:
             yield

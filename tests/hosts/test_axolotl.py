@@ -53,6 +53,7 @@ PLANTED = {
     "divided again": "padding, accumulated",
     "adapter on in the reference pass": "packing, accumulated",
     "a row taken for one document": "packing",
+    "padding taken for a document": "padding",
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown setting": ({"selfaug_alfa": 2.0}, "selfaug_alfa is not known. Did you mean 'selfaug_alpha'?"),

@@ -52,6 +52,7 @@ PLANTED = {
     "divided again": "padding, accumulated",
     "adapter on in the reference pass": "packing, accumulated",
     "a row taken for one document": "packing",
+    "padding taken for a document": "padding",
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "packing": ({"packing": True}, "lets the documents of a row see each other"),

@@ -56,6 +56,7 @@ PLANTED = {
     "divided again": "padding, accumulated",
     "adapter on in the reference pass": "packing, accumulated",
     "a row taken for one document": "packing",
+    "padding taken for a document": "padding",
 }
 REFUSED = {
     "sequence parallelism": (["--sequence_parallel_size", "2"], {}, "splits what the alignment compares"),

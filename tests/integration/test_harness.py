@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfaug.cli.main import main
 from selfaug.common.errors import ConfigError
+from selfaug.evaluation.general_part import GeneralPart
 from selfaug.evaluation.harness import Harness, backend_args
 from selfaug.evaluation.results import read_results, read_samples
 from selfaug.evaluation.suites import SUITES, GeneralTask, suite
@@ -81,8 +83,8 @@ def test_vllm_gets_the_adapter_as_lora(tmp_path: Path, model: Path) -> None:
         backend_args("vllm", check_origin(biased), "auto")
 
 
-@pytest.mark.nightly
-def test_a_group_of_own_tasks_from_a_folder(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def own_group(tmp_path: Path) -> Path:
+    """A folder of task YAMLs: the group `own_group` of two tasks of 4 and 6 items."""
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     for name, count in (("first", 4), ("second", 6)):
@@ -106,6 +108,12 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
         "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n",
         encoding="utf-8",
     )
+    return tasks
+
+
+@pytest.mark.nightly
+def test_a_group_of_own_tasks_from_a_folder(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = own_group(tmp_path)
     run = finished_run(tmp_path / "run", model)
     words = ["--no_task", "--general", "own_group", "--include_path", str(tasks)]
     assert main(["evaluate", str(run.path), *words]) == 0
@@ -150,3 +158,26 @@ def test_faults_of_a_task_are_told_and_what_is_finished_is_kept(tmp_path: Path, 
     assert ended.stdout == ""
     assert set(read_results(run.path / "results.json")["parts"]) == {"general:multiple_choice_file"}
     assert "lab_facts" not in ended.stderr, "a part was measured before the fault was found"
+
+
+@pytest.mark.nightly
+def test_some_items_of_a_group_score_as_they_do_among_all(tmp_path: Path, model: Path) -> None:
+    harness = Harness(str(own_group(tmp_path)))
+    tokenizer, loaded = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
+    part = GeneralPart("general:own_group", GeneralTask("own_group"), harness, tokenizer, 4, 512, False)
+    assert part.items() == {"own_first": 4, "own_second": 6}
+    assert harness.items(GeneralTask("own_group", limit=5)) == {"own_first": 4, "own_second": 5}
+    some = part.only({"own_first": [3, 1], "own_second": [5]})
+    assert some.deciding() != part.deciding()
+
+    class Quiet:
+        def __call__(self, done: int) -> None: ...
+        def expect(self, total: int) -> None: ...
+
+    whole, few = (one.compute("base", loaded, Quiet()) for one in (part, some))
+    kept = [("own_first", 1), ("own_first", 3), ("own_second", 5)]
+    assert [(item["subtask"], item["index"]) for item in few["samples"]] == kept
+    among = [item for item in whole["samples"] if (item["subtask"], item["index"]) in kept]
+    assert len(whole["samples"]) == 10
+    assert [item["prompt_hash"] for item in among] == [item["prompt_hash"] for item in few["samples"]]
+    assert [item["values"] for item in among] == [item["values"] for item in few["samples"]]

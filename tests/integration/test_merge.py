@@ -19,10 +19,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from selfaug.cli.main import main
+from selfaug.common.weights import weights_hash
 from selfaug.data.prompts import Renderer
 from selfaug.evaluation.merging import Answers, stochastically
 from selfaug.run.folder import RunFolder
-from selfaug.run.manifest import read_manifest, weights_hash, write_manifest
+from selfaug.run.manifest import read_manifest, write_manifest
 from selfaug.run.models import Sides, check_origin
 from tests.models import save_tiny, tiny
 from tests.runs import finished_run

@@ -55,6 +55,14 @@ def test_a_setting_wins_over_the_preset_and_that_over_the_method(
     assert chosen(**given) == expected
 
 
+def test_a_target_takes_the_place_of_alpha() -> None:
+    made = config(align_target=0.05, preset="release")
+    assert (made.alpha, made.alignment_weight, made.aligns, made.compares) == (None, 2.0, True, True)
+    assert config(method="selfaug+dft", align_target=0.05).aligns
+    again = config(align_target=made.align_target, alpha=made.alpha)  # as a resolved configuration is read again
+    assert again.alpha is None
+
+
 def test_only_an_alpha_above_zero_aligns() -> None:
     assert config().aligns
     assert config(alpha=1e-9).aligns
@@ -146,6 +154,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "wrapped packing": ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy='wrapped'"),
     "tokens of ranks": ({"average_tokens_across_devices": False}, "average_tokens_across_devices=False"),
     "sft with alpha": ({"method": "sft", "alpha": 0.5}, "alpha=0.5 has no effect"),
+    "sft with a target": ({"method": "sft", "align_target": 0.05}, "align_target=0.05 has no effect"),
+    "target and alpha": ({"alpha": 2.0, "align_target": 0.05}, "alpha=2.0 fixes the weight"),
+    "target and alpha 0": ({"alpha": 0.0, "align_target": 0.05}, "alpha=0.0 fixes the weight"),
+    "target of 0": ({"align_target": 0.0}, "align_target=0.0 is not a shift"),
+    "target of another divergence": ({"preset": "paper", "align_target": 0.05}, "trains another divergence"),
+    "target and the best loss": (
+        {"align_target": 0.05, "load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
+        "eval_loss of one moment",
+    ),
 }
 
 

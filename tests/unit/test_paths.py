@@ -10,10 +10,11 @@ import pytest
 
 from selfaug.common.fingerprint import file_hash
 from selfaug.common.store import Store
+from selfaug.common.weights import weight_files
 from selfaug.evaluation.results import read_results, read_samples, write_results
 from selfaug.report.training import read_log
 from selfaug.run.folder import RunFolder
-from selfaug.run.manifest import read_manifest, weight_files
+from selfaug.run.manifest import read_manifest
 from tests.made_runs import whole_run
 
 PUBLIC = [

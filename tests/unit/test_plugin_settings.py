@@ -18,7 +18,10 @@ from selfaug.plugins.settings import settings_of
 def test_every_setting_of_attach_is_read_and_nothing_else() -> None:
     named = {n: p.default for n, p in inspect.signature(selfaug.attach).parameters.items() if n != "trainer"}
     given = {f"selfaug_{name}": value for name, value in named.items()}
-    assert settings_of({**given, "learning_rate": 1.0, "alpha": 3.0}) == named
+    set_ = {name: value for name, value in named.items() if value is not None}
+    assert named.keys() - set_.keys() == {"alpha", "align_target"}, "of these, one or neither is given"
+    assert settings_of({**given, "learning_rate": 1.0, "alpha": 3.0}) == set_
+    assert settings_of({"selfaug_align_target": 0.05}) == {"align_target": 0.05}
     assert settings_of({"selfaug_alpha": 1, "selfaug_reference": None}) == {"alpha": 1}
 
 
@@ -31,6 +34,8 @@ def test_every_setting_of_attach_is_read_and_nothing_else() -> None:
         ({"selfaug_check": 1}, "is of type int, where bool is needed"),
         ({"selfaug_reference_slice": True}, "is of type bool, where int is needed"),
         ({"selfaug_alpha": -1}, "is not a weight"),
+        ({"selfaug_alpha": 1.0, "selfaug_align_target": 0.1}, "alpha=1.0 fixes the weight"),
+        ({"selfaug_align_target": "5e-2"}, "is of type str, where float is needed"),
         ({"selfaug_align_fraction": 0.0}, "is not a share"),
         ({"selfaug_align_direction": "base"}, "is not known"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfaug.common import fingerprint
+from selfaug.common import fingerprint, weights
 from selfaug.common.errors import ConfigError
 from selfaug.common.redaction import without_secrets
 from selfaug.run import manifest as provenance
@@ -38,41 +38,41 @@ def test_the_weights_hash_follows_content_names_and_sizes_but_not_the_folder(tmp
         write_safetensors(tmp_path / folder / "model.safetensors", weight=[1.0, 2.0], other=[3.0])
     first = tmp_path / "one" / "model.safetensors"
     second = tmp_path / "two" / "model.safetensors"
-    known = provenance.weights_hash([first], full=full)
+    known = weights.weights_hash([first], full=full)
     assert known.startswith("sha256:" if full else "sampled-sha256:")
-    assert provenance.weights_hash([second], full=full) == known
+    assert weights.weights_hash([second], full=full) == known
     write_safetensors(second, weight=[1.0, 2.5], other=[3.0])
-    assert provenance.weights_hash([second], full=full) != known
+    assert weights.weights_hash([second], full=full) != known
     write_safetensors(second, weight=[1.0, 2.0], another=[3.0])
-    assert provenance.weights_hash([second], full=full) != known
+    assert weights.weights_hash([second], full=full) != known
     renamed = second.rename(second.with_name("other.safetensors"))
-    both = provenance.weights_hash([first, renamed], full=full)
-    assert provenance.weights_hash([renamed, first], full=full) == both
+    both = weights.weights_hash([first, renamed], full=full)
+    assert weights.weights_hash([renamed, first], full=full) == both
 
 
 def test_the_sampled_hash_sees_the_first_and_last_bytes_and_the_full_one_every_byte(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     content = bytearray(64 * 4096 * 4)
     path.write_bytes(content)
-    sampled, full = (provenance.weights_hash([path], full=choice) for choice in (False, True))
+    sampled, full = (weights.weights_hash([path], full=choice) for choice in (False, True))
     for place in (0, len(content) - 1):
         changed = bytearray(content)
         changed[place] = 1
         path.write_bytes(changed)
-        assert provenance.weights_hash([path]) != sampled
+        assert weights.weights_hash([path]) != sampled
     changed = bytearray(content)
     changed[4096 + 5000] = 1  # between the first two sampled blocks
     path.write_bytes(changed)
-    assert provenance.weights_hash([path]) == sampled
-    assert provenance.weights_hash([path], full=True) != full
+    assert weights.weights_hash([path]) == sampled
+    assert weights.weights_hash([path], full=True) != full
 
 
 def test_weight_files_prefer_safetensors(tmp_path: Path) -> None:
-    assert provenance.weight_files(tmp_path) == []
+    assert weights.weight_files(tmp_path) == []
     (tmp_path / "pytorch_model.bin").touch()
-    assert [path.name for path in provenance.weight_files(tmp_path)] == ["pytorch_model.bin"]
+    assert [path.name for path in weights.weight_files(tmp_path)] == ["pytorch_model.bin"]
     (tmp_path / "model.safetensors").touch()
-    assert [path.name for path in provenance.weight_files(tmp_path)] == ["model.safetensors"]
+    assert [path.name for path in weights.weight_files(tmp_path)] == ["model.safetensors"]
 
 
 def tokenizer(text: str = "a b c") -> object:

@@ -2,7 +2,7 @@
 
 Scores are looked up by a hash of a row's tokens, and so are independent of collation, packing and the split over ranks.
 
-Shapes: T tokens of a row, N selected positions, H hidden.
+Shapes: B rows of a batch, T tokens of a row, N selected positions, H hidden.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from selfaug.objective import NLL
 from selfaug.objective.values import row_values
 from selfaug.reference import Reference
 
-__all__ = ["FILE", "BaseScores", "response_places", "score_rows"]
+__all__ = ["FILE", "BaseScores", "PaddedBatch", "padded_batches", "response_places", "score_rows"]
 
 FILE = "base_scores.safetensors"
 _IGNORED = -100
@@ -95,6 +95,61 @@ class BaseScores:
         return scores
 
 
+class PaddedBatch(NamedTuple):
+    """Rows of one pass, padded behind their ends, and the positions that predict their response tokens.
+
+    Args:
+        input_ids: Tokens of each row.
+        targets: Positions of the response tokens of each row.
+        ids_BT: Token ids.
+        mask_BT: Attention mask.
+        index_N: Predicting positions in the flattened batch, row by row.
+        label_N: Tokens that they predict.
+    """
+
+    input_ids: list[list[int]]
+    targets: list[Tensor]
+    ids_BT: Tensor
+    mask_BT: Tensor
+    index_N: Tensor
+    label_N: Tensor
+
+    def hidden(self, model: nn.Module) -> Tensor:
+        """Return the model's final hidden states at the predicting positions (N × H)."""
+        outputs = body_of(model)(input_ids=self.ids_BT, attention_mask=self.mask_BT, use_cache=False)
+        hidden_NH: Tensor = outputs.last_hidden_state.flatten(0, 1)[self.index_N]
+        return hidden_NH
+
+    def split(self, values_N: Tensor) -> tuple[Tensor, ...]:
+        """Return the values of each row, on the CPU."""
+        parts: tuple[Tensor, ...] = values_N.cpu().split([len(target) for target in self.targets])
+        return parts
+
+
+def padded_batches(rows: Iterable[Mapping[str, Any]], batch_tokens: int, device: torch.device) -> Iterator[PaddedBatch]:
+    """Yield batches of rows of similar length, the longest first.
+
+    Args:
+        rows: Rows with ``input_ids`` and ``labels``.
+        batch_tokens: Largest number of tokens of a batch, padding included; a batch has at least one row.
+        device: Device of the tensors.
+    """
+    pending = sorted(((list(r["input_ids"]), list(r["labels"])) for r in rows), key=lambda row: len(row[0]))
+    while pending:
+        longest = len(pending[-1][0])
+        count = min(len(pending), max(1, batch_tokens // max(longest, 1)))
+        batch, pending = pending[-count:], pending[:-count]
+        ids_BT = torch.zeros(count, longest, dtype=torch.int64)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, (ids, _) in enumerate(batch):
+            ids_BT[row, : len(ids)], mask_BT[row, : len(ids)] = torch.tensor(ids), 1
+        targets = [response_places(labels) for _, labels in batch]
+        index_N = torch.cat([row * longest + target - 1 for row, target in enumerate(targets)])
+        label_N = torch.cat([torch.tensor(labels)[target] for (_, labels), target in zip(batch, targets, strict=True)])
+        tensors = (tensor.to(device) for tensor in (ids_BT, mask_BT, index_N, label_N))
+        yield PaddedBatch([ids for ids, _ in batch], targets, *tensors)
+
+
 @torch.no_grad()
 def score_rows(
     model: nn.Module,
@@ -113,28 +168,13 @@ def score_rows(
         batch_tokens: Largest number of tokens in a pass, padding included; a pass has at least one row.
         progress: Function called with the number of rows done.
     """
-    pending = sorted(((list(r["input_ids"]), list(r["labels"])) for r in rows), key=lambda row: len(row[0]))
-    device = next(model.parameters()).device
     scored: list[tuple[list[int], Tensor]] = []
-    while pending:
-        longest = len(pending[-1][0])
-        count = min(len(pending), max(1, batch_tokens // max(longest, 1)))
-        batch, pending = pending[-count:], pending[:-count]
-        ids_BT = torch.zeros(count, longest, dtype=torch.int64)
-        mask_BT = torch.zeros_like(ids_BT)
-        for row, (ids, _) in enumerate(batch):
-            ids_BT[row, : len(ids)], mask_BT[row, : len(ids)] = torch.tensor(ids), 1
-        targets = [response_places(labels) for _, labels in batch]
-        index_N = torch.cat([row * longest + target - 1 for row, target in enumerate(targets)])
-        label_N = torch.cat([torch.tensor(labels)[target] for (_, labels), target in zip(batch, targets, strict=True)])
+    for batch in padded_batches(rows, batch_tokens, next(model.parameters()).device):
         with base.serving(model) as serving:
-            outputs = body_of(serving)(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False)
-        hidden_TH = outputs.last_hidden_state.reshape(count * longest, -1)
+            hidden_NH = batch.hidden(serving)
         head = base.head(model) or head_of(model)
-        nll_N = row_values(hidden_TH[index_N.to(device)], head, (NLL(),), label_N=label_N.to(device))["nll"]
-        for (ids, _), target, nll_n in zip(
-            batch, targets, nll_N.float().cpu().split([len(t) for t in targets]), strict=True
-        ):
+        nll_N = row_values(hidden_NH, head, (NLL(),), label_N=batch.label_N)["nll"]
+        for ids, target, nll_n in zip(batch.input_ids, batch.targets, batch.split(nll_N.float()), strict=True):
             nll_T = torch.full((len(ids),), math.nan)
             nll_T[target] = nll_n
             scored.append((ids, nll_T))

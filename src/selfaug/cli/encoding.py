@@ -173,9 +173,10 @@ def _make_tables(
 
 def _require_aligned(name: str, report: dict[str, Any] | None, settings: Settings) -> None:
     if report is not None and not report["aligned_tokens"]:
+        chosen = settings.training
+        asking = f"alpha={chosen.alpha}" if chosen.align_target is None else f"align_target={chosen.align_target}"
         raise DataError(
-            f"{name} has no aligned token, and alpha={settings.training.alpha} asks for alignment: every prompt is a "
-            "single token",
+            f"{name} has no aligned token, and {asking} asks for alignment: every prompt is a single token",
             "train on rows with prompts, or set --alpha 0.",
         )
 

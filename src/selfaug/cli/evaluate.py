@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfaug.cli.config import Call, Command
-from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, data_format, field_map
+from selfaug.cli.options import DTYPES, OnBadRow, bad_rows, data_format, field_map, track
 from selfaug.cli.outputs import check_writable
 from selfaug.cli.subject import Subject, opened
 from selfaug.common.errors import ConfigError
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
     from selfaug.run.models import Origin
 
-__all__ = ["COMMAND", "Settings", "results_table", "run"]
+__all__ = ["COMMAND", "Measurement", "Settings", "check_settings", "results_table", "run"]
 
 
 @dataclass
-class Settings(Subject):
-    """Settings of `selfaug evaluate`."""
+class Measurement(Subject):
+    """Options of a verb that measures the task and general ability."""
 
     data: list[str] = option(
         [], "Records to answer.", group="The task", metavar="PATH", shown="what the run held out or evaluated on"
@@ -83,17 +83,24 @@ class Settings(Subject):
         None, "Folder or hub name of the base model, if it has moved since training.", metavar="MODEL"
     )
     seed: int = option(0, "Seed of the bootstrap.", group="Results")
+    store: str | None = option(
+        None, "Folder of finished parts; runs with one base can share it.", metavar="FOLDER", shown="RUN/evaluation"
+    )
+
+
+@dataclass
+class Settings(Measurement):
+    """Settings of `selfaug evaluate`."""
+
     output_dir: str | None = option(
         None,
         "Folder of the results of an adapter or model of another trainer.",
         metavar="FOLDER",
         shown="measured-NAME beside it",
     )
-    store: str | None = option(
-        None, "Folder of finished parts; runs with one base can share it.", metavar="FOLDER", shown="RUN/evaluation"
-    )
     fresh: bool = option(False, "Repeat parts that are finished.")
     json: bool = option(False, "Print the results as JSON instead of a table.")
+    track: bool = track()
 
 
 COMMAND = Command(
@@ -114,12 +121,14 @@ def run(call: Call[Settings]) -> int:
     settings = call.settings
     if settings.base is not None:
         settings.base = shipped.resolve(settings.base)
-    _check(settings)
+    check_settings(settings)
     from selfaug.cli.evaluate_parts import all_parts
+    from selfaug.cli.tracking import of_evaluation
     from selfaug.common.store import Store
     from selfaug.evaluation.run import evaluate, kept_parts, write
     from selfaug.run.foreign import describe
     from selfaug.run.models import Sides, check_origin
+    from selfaug.run.trackers import send
 
     folder = opened(settings, output_dir=settings.output_dir)
     check_writable(folder.path, "the run folder" if folder.foreign is None else "output_dir")
@@ -164,11 +173,17 @@ def run(call: Call[Settings]) -> int:
                 f"{unparsed['tuned']}; such as {entry['counts']['judge_replies_not_understood'][:1]}")  # fmt: skip
     emit(json.dumps(results, ensure_ascii=False) if settings.json else results_table(results))
     say(f"written: {folder.results}")
+    if settings.track:
+        send(folder, of_evaluation(results))
     return 0
 
 
-def _check(settings: Settings) -> None:
-    """Check that options are in range and do not contradict each other."""
+def check_settings(settings: Measurement) -> None:
+    """Check that options are in range and do not contradict each other.
+
+    Raises:
+        ConfigError: If they are not.
+    """
     for name in ("max_new_tokens", "max_length", "limit", "general_limit", "max_gen_toks", "batch_size"):
         number = getattr(settings, name)
         if number is not None and number < 1:

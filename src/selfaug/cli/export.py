@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from selfaug.cli.outputs import open_to_others
 from selfaug.common.errors import ConfigError
 from selfaug.common.terminal import is_main, say
+from selfaug.common.weights import weight_files, weights_hash
 from selfaug.data.rag_template import RAG_TEMPLATE, save_rag_template
+from selfaug.model.base import Base
 from selfaug.model.sharding import whole_shape
-from selfaug.run.manifest import weight_files, weights_hash, write_manifest
+from selfaug.run.checkpoint import step_of
+from selfaug.run.manifest import write_manifest
 from selfaug.run.model_card import model_card
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ def export(
         manifest: Manifest of the run; the entry ``finished`` is added.
         result: Result of ``trainer.train``.
     """
+    back = trainer.restored_from
     final = folder.adapter if settings.model.use_peft else folder.model
     partial = folder.path / f".{final.name}.partial"
     main = is_main()
@@ -56,6 +60,8 @@ def export(
         for name in _PICKLES:
             (partial / name).unlink(missing_ok=True)
         renderer.save(partial)
+        base = manifest["model"]
+        Base(base["name"], base.get("commit"), base["weights"]).write(partial)
         if not save_rag_template(renderer, trainer.processing_class, partial):
             say(f"{RAG_TEMPLATE} was not written: no Jinja text gives the trained prompts. Use selfaug.render.")
         card = model_card(manifest, settings.resolved)
@@ -65,10 +71,12 @@ def export(
         partial.replace(final)
         manifest["finished"] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "steps": trainer.state.global_step,
+            "steps": trainer.state.global_step if back is None else step_of(back),
             "weights": weights_hash(weight_files(final), full=True),
             "metrics": result.metrics,
         }
+        if trainer.probe_outcome:
+            manifest["finished"]["probe_limit_broken"] = trainer.probe_outcome
         write_manifest(folder.manifest, manifest)
         if settings.training.push_to_hub:
             _push(trainer, final, settings)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.config import Call, Command
+from selfaug.cli.options import track
 from selfaug.common.errors import ConfigError
 from selfaug.common.files import missing_path
 from selfaug.common.options import REQUIRED, option
@@ -54,6 +55,7 @@ class Settings:
         repeated=True,
     )
     json: bool = option(False, "Print JSON instead of the table.", group="Output")
+    track: bool = track()
 
 
 COMMAND = Command(
@@ -69,6 +71,7 @@ COMMAND = Command(
 
 def run(call: Call[Settings]) -> int:
     """Decide every rule, print the table, and return the exit code."""
+    from selfaug.cli.tracking import of_gate
     from selfaug.evaluation.results import read_results
     from selfaug.report.gate import check, overall, parse_rule
 
@@ -103,6 +106,10 @@ def run(call: Call[Settings]) -> int:
         if one.verdict != "pass":
             say(f"{one.rule}: {one.subject}: {one.reason}.")
     say(_SAID[verdict])
+    if settings.track:
+        from selfaug.run.trackers import send
+
+        send(folder, of_gate(EXIT_CODES[verdict], checks))
     return EXIT_CODES[verdict]
 
 
@@ -150,22 +157,6 @@ def _as_json(folder: Path, verdict: str, checks: Sequence[Check], notes: Sequenc
         "run": str(folder),
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
-        "checks": [
-            {
-                "rule": str(one.rule),
-                "measured": one.subject,
-                "verdict": one.verdict,
-                "reason": one.reason,
-                "gain": one.gain.value,
-                "low": one.gain.low,
-                "high": one.gain.high,
-                "at_least": one.floor,
-                "unit": one.gain.unit,
-                "base": one.gain.base,
-                "items": one.gain.n,
-                "metrics": one.gain.members,
-            }
-            for one in checks
-        ],
+        "checks": [one.as_json() for one in checks],
         "notes": list(notes),
     }

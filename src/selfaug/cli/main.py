@@ -88,6 +88,12 @@ VERBS = {
         "reading the run",
         ("report",),
     ),
+    "scale": Verb(
+        "selfaug.cli.scale",
+        "scale a trained LoRA down until it keeps limits on what was forgotten, without training",
+        "loading the libraries",
+        ("train", "report"),
+    ),
     "demo": Verb(
         "selfaug.cli.demo",
         "see it on a small model that comes along: forgetting with LoRA and with SelfAug",

@@ -130,7 +130,7 @@ def _check_output(out: Path, run: Path, overwrite: bool) -> None:
 
 
 def _check_space(out: Path, base: Path, dtype: str) -> None:
-    from selfaug.run.manifest import weight_files
+    from selfaug.common.weights import weight_files
 
     parent = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
     size = sum(path.stat().st_size for path in weight_files(base))

@@ -14,7 +14,7 @@ from selfaug.training.options import OWN_OPTIONS
 __all__ = [
     "AUTO", "DIFFERENT_DEFAULTS", "DTYPES", "LONGEST", "SHORT_HELP", "TRAIN", "Devices", "DifferentDefault",
     "OftenUsed", "OnBadRow", "RunArguments", "WhatIsTrained", "bad_rows", "data_format", "field_map", "prompt_option",
-    "prompt_settings",
+    "prompt_settings", "track",
 ]  # fmt: skip
 
 AUTO = "auto"
@@ -46,6 +46,11 @@ def bad_rows() -> Any:
         "error",
         "Treatment of a row that cannot be used: 'error' stops, 'skip' leaves it out, counted and listed.",
     )
+
+
+def track() -> Any:
+    """Return the option ``track`` of a verb that measures a run."""
+    return option(True, "Send the numbers, and nothing else, to the trackers that the training reported to.")
 
 
 def prompt_option(group: str | None = None) -> Any:

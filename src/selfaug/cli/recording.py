@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selfaug.before.align_rows import AlignData
+from selfaug.before.probe_rows import probe_path
 from selfaug.common.errors import ConfigError
 from selfaug.common.fingerprint import files_of
 from selfaug.common.terminal import is_main
+from selfaug.common.weights import model_hash
 from selfaug.data.files import data_files
 from selfaug.methods import get_method
 from selfaug.methods.options import paths_in
-from selfaug.run.manifest import build_manifest, differences, weight_files, weights_hash
-from selfaug.run.model_source import model_folder
+from selfaug.run.manifest import build_manifest, differences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,8 +47,6 @@ def run_manifest(
     if not is_main():
         return {}
     name = str(settings.model.model_name_or_path)
-    weights = facts.folder or model_folder(name, settings.model.model_revision)
-    files = weight_files(weights) if weights is not None else []
     return build_manifest(
         command=["selfaug", "train", *argv],
         config=settings.resolved,
@@ -56,7 +55,7 @@ def run_manifest(
             "name": name,
             "revision": settings.model.model_revision,
             "commit": facts.commit,
-            "weights": weights_hash(files, full=settings.run.full_weight_hash) if files else None,
+            "weights": model_hash(name, settings.model.model_revision, full=settings.run.full_weight_hash),
         },
         tokenizer=tokenizer,
         seeds={"seed": settings.training.seed, "data_seed": settings.training.data_seed or settings.training.seed},
@@ -71,6 +70,8 @@ def _data_of_method(settings: Settings) -> dict[str, Any]:
     named = paths_in(classes, cast("dict[str, Any] | None", training.method_options))
     if training.align_data is not None and (texts := AlignData.parse(training.align_data).path) is not None:
         named = {**named, "align_data": texts}
+    if training.probe is not None and (prompts := probe_path(training.probe)) is not None:
+        named = {**named, "probe": prompts}
     return {name: {"name": str(path), "files": files_of(data_files(path))} for name, path in named.items()}
 
 

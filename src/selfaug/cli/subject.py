@@ -119,9 +119,10 @@ def _check_options_of_run(settings: Subject, folder: RunFolder, output_dir: str 
 
 
 def _foreign(settings: Subject) -> Foreign:
+    from selfaug.common.weights import model_hash, weights_hash
     from selfaug.lab import shipped
-    from selfaug.run.foreign import Foreign, adapter_settings, base_weights, located
-    from selfaug.run.manifest import weights_hash
+    from selfaug.model.base import Base
+    from selfaug.run.foreign import Foreign, adapter_settings, located
     from selfaug.run.model_source import check_model
 
     if getattr(settings, "base", None):
@@ -131,15 +132,19 @@ def _foreign(settings: Subject) -> Foreign:
     folder = located(name, settings.adapter_revision, settings.adapter_subfolder, adapter=adapter)
     body, shown = adapter_settings(folder) if adapter else ({}, {})
     written = body.get("base_model_name_or_path")
-    base, revision = settings.model_name_or_path, settings.model_revision
+    base, revision, kept = settings.model_name_or_path, settings.model_revision, Base.read(folder)
     if base is None:
         base, revision = _written_base(name, written, adapter), revision or body.get("revision")
+        if kept is not None and kept.name == base:
+            revision = revision or kept.revision
         _check_written_base(name, base, revision, settings.trust_remote_code)
     else:
         base = shipped.resolve(base)
         check_model(base, revision=revision or "main", trust_remote_code=settings.trust_remote_code)
         if written and written != base:
             say(f"{name} was trained on {written}, as its adapter_config.json says, and is measured against {base}.")
+    if kept is not None:
+        kept.require(base, revision, folder)
     inside = "".join([f"/{settings.adapter_subfolder}" * bool(settings.adapter_subfolder),
                       f"@{settings.adapter_revision}" * bool(settings.adapter_revision)])  # fmt: skip
     found = Foreign(
@@ -149,7 +154,7 @@ def _foreign(settings: Subject) -> Foreign:
         weights="",
         base=str(_absolute(base)),
         base_revision=revision or "main",
-        base_weights=base_weights(base, revision or "main"),
+        base_weights=model_hash(base, revision or "main"),
         trust_remote_code=settings.trust_remote_code,
         tokenizer="",
         trained_on=None,

@@ -6,10 +6,12 @@ the model. Data on stdout is one line, the folder of the finished adapter.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,11 +148,13 @@ def check_reference(settings: Settings) -> None:
     from selfaug.methods.adapters import check_adapter
     from selfaug.reference.checks import check_full_tuning
     from selfaug.run.model_source import check_model
+    from selfaug.training.probe import check_probe_base
 
     training = settings.training
     check_adapter(get_method(training.method), adapter_settings(settings.model))
     if training.compares and not settings.model.use_peft and training.reference_cache is None:
         check_full_tuning(training.reference)
+    check_probe_base(training, adapted=settings.model.use_peft)
     if not training.compares or training.reference in ("base", "initial"):
         return
     try:
@@ -206,11 +210,15 @@ def _train(
     from selfaug.cli.encoding import check_embeddings, encoded_tables
     from selfaug.cli.export import export
     from selfaug.cli.recording import continued, run_manifest
+    from selfaug.cli.tracking import of_training
     from selfaug.generation.store import FOLDER
+    from selfaug.report.about import reached
     from selfaug.run.manifest import read_manifest, write_manifest
-    from selfaug.training.callbacks import ProgressOnStderr, install
+    from selfaug.run.trackers import go_on, remember, send
+    from selfaug.training.callbacks import ProgressOnStderr, RememberTrackers, install
 
     settle_disks(settings, folder)
+    go_on(folder, settings.training, resumed=_resumes(settings))
     tables, data, reports = encoded_tables(settings, tokenizer, renderer)
     check_embeddings(tables, settings, tokenizer, facts.embeddings)
     resumed_from = resumed_checkpoint(settings, folder)
@@ -240,8 +248,10 @@ def _train(
         write_manifest(folder.manifest, manifest)
     trainer.accelerator.wait_for_everyone()
     stop = install(trainer, folder.log)
+    trainer.add_callback(RememberTrackers(partial(remember, folder, trainer.callback_handler.callbacks)))
     try:
-        result = trainer.train(resume_from_checkpoint=None if resumed_from is None else str(resumed_from))
+        with contextlib.redirect_stdout(sys.stderr):  # trackers print, and stdout is for data
+            result = trainer.train(resume_from_checkpoint=None if resumed_from is None else str(resumed_from))
     except (UserError, FloatingPointError) as error:
         has_samples = (folder.checkpoints / FOLDER).is_dir()  # they are kept for the next attempt
         if is_main() and not existed and not has_samples and trainer.state.global_step == 0:
@@ -263,8 +273,12 @@ def _train(
         )
         return stop.exit_code
     final = export(trainer, renderer, folder, settings, manifest, result)
+    shift = reached(result.metrics)
+    if shift is not None:
+        say(f"shift of the prompts: {shift}")
     say(f"finished after {trainer.state.global_step} steps; the run is in {folder.path}")
     if is_main():
+        send(folder, of_training(manifest["finished"]))
         emit(str(final))
     if hasattr(trainer, "end"):
         trainer.end()  # ends trackers and the process group, as `trl sft` does

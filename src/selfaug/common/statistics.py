@@ -21,12 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "CONFIDENCE", "RESAMPLES", "Difference", "Estimate", "Items", "contribution", "difference", "interval", "ratios",
-    "seed_noise", "standard_error", "two_way", "value",
+    "CONFIDENCE", "LOOKS", "RESAMPLES", "Difference", "Estimate", "Items", "contribution", "difference", "interval",
+    "ratios", "seed_noise", "standard_error", "two_way", "value",
 ]  # fmt: skip
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+LOOKS = {1: 0.95, 2: 0.9706, 3: 0.9779, 4: 0.9818, 5: 0.9842}
+"""Confidence of each interval, by the number of equally spaced looks, so that with 95 % all of them hold.
+
+A test that may stop at each look may use these in place of 95 %. Source: Pocock 1977, Biometrika 64 (2), Table 1, whose
+levels are 1 minus these.
+"""
 _BLOCK_DRAWS = 2**19  # draws in memory at once: 4 MiB of indices, and as much for each of the sums
 
 Floats: TypeAlias = NDArray[np.float64]

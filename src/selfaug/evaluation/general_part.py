@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,15 @@ class TextPart:
 
     def deciding(self) -> dict[str, Any]:  # noqa: D102
         return {"windows": self._prompts_hash(), "batch_size": self.batch_size}
+
+    def items(self) -> dict[str, int]:  # noqa: D102
+        return {self.name: len({piece.text for piece in self.pieces})}
+
+    def only(self, places: Mapping[str, Sequence[int]]) -> TextPart:  # noqa: D102
+        measured = sorted({piece.text for piece in self.pieces})
+        new = {measured[place]: n for n, place in enumerate(sorted(places[self.name]))}
+        pieces = [dataclasses.replace(piece, text=new[piece.text]) for piece in self.pieces if piece.text in new]
+        return dataclasses.replace(self, texts=[self.texts[old] for old in new], pieces=pieces)
 
     def look_ahead(self) -> None:
         """Do nothing: the texts have been read already."""
@@ -110,13 +120,21 @@ class GeneralPart:
             "seeds": SEEDS,
         }
 
+    def items(self) -> dict[str, int]:  # noqa: D102
+        return self.harness.items(self.task)
+
+    def only(self, places: Mapping[str, Sequence[int]]) -> GeneralPart:  # noqa: D102
+        items = {name: sorted(chosen) for name, chosen in places.items()}
+        return dataclasses.replace(self, task=dataclasses.replace(self.task, limit=None, items=items))
+
     def look_ahead(self) -> None:
         """Load the task's data and code, and fill its templates with its first item, or each one of a local file.
 
         Raises:
             UserError: If the data is missing or cannot be read, or a package is missing.
         """
-        self.harness.look_ahead(self.task, self.max_length)
+        if self.task.items is None:  # some items of a task that has been looked at
+            self.harness.look_ahead(self.task, self.max_length)
 
     def size(self) -> int | None:
         """Return ``None``: lm_eval reports the number once it has built its requests."""

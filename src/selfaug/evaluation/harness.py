@@ -94,6 +94,26 @@ class Harness:
         path = self._manager.task_index[name].yaml_path
         return {} if path is None else dict(load_yaml(path, resolve_func=False))
 
+    def items(self, task: GeneralTask) -> dict[str, int]:
+        """Return the number of items of a task, or of each task of a group, that :meth:`run` takes.
+
+        Raises:
+            ConfigError: If some items cannot be scored for lack of NLTK's data, so that they have gaps.
+        """
+        with quiet(), translated(task):
+            spec = self._spec(task)
+            usable, _ = self._without_missing_data(spec, task)
+            leaves = self._manager.load([spec])["tasks"]
+            counts = {name: len(leaf.eval_docs) for name, leaf in leaves.items()}
+        if task.limit is not None:
+            counts = {name: min(count, task.limit) for name, count in counts.items()}
+        if usable is not None and {name: len(kept) for name, kept in usable.items()} != counts:
+            raise ConfigError(
+                f"general task {task.task} has items that need data of NLTK (punkt_tab), which is not on this machine",
+                "download it (`python -m nltk.downloader punkt_tab`), or leave the task out.",
+            )
+        return counts
+
     def look_ahead(self, task: GeneralTask, max_length: int | None) -> None:
         """Check everything of a task that needs no model: data, packages, functions and templates.
 
@@ -158,7 +178,8 @@ class Harness:
         with quiet(), translated(task):
             repeatable_language_detection()
             spec = self._spec(task)
-            kept, left_out = self._without_missing_data(spec, task)
+            usable, left_out = self._without_missing_data(spec, task)
+            kept = usable if task.items is None else {name: list(chosen) for name, chosen in task.items.items()}
             if isinstance(model, str):
                 lm: Any = model
             else:

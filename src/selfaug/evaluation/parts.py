@@ -6,7 +6,7 @@ in the results and its lines in the sample log are made, which costs nothing and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,6 +53,12 @@ class Part(Protocol):
         It becomes part of the key under which a payload is stored. If the shape of the payload changes, add or raise a
         version here; otherwise :meth:`finish` receives stored payloads of the old shape.
         """
+
+    def items(self) -> dict[str, int]:
+        """Return the number of items of each subtask; of a part without subtasks, under its own name."""
+
+    def only(self, places: Mapping[str, Sequence[int]]) -> Part:
+        """Return the part with some of its items, one or more of each subtask, and in the same order."""
 
     def look_ahead(self) -> None:
         """Check before any model is loaded that the part can be computed; called only for parts that will be.

@@ -51,6 +51,8 @@ def metric(
     higher_is_better: bool,
     primary: bool = False,
     seed: int = 0,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
     reported: Mapping[str, tuple[float, float | None]] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
@@ -63,6 +65,8 @@ def metric(
         higher_is_better: Whether higher values are better.
         primary: Whether the metric represents its part in averages.
         seed: Seed of the bootstrap.
+        confidence: Confidence of the interval.
+        resamples: Number of resamples of the bootstrap.
         reported: Value and standard error by side, where another program computed them. Where its values are not
             ratios of the items' sums, items cannot be resampled and the difference has no interval.
         more: Further fields of the entry.
@@ -82,11 +86,11 @@ def metric(
             stderr = own[side][1]
         sides[side] = {"value": chosen[side][0], "stderr": stderr, "n": items.count}
     gap: dict[str, Any] = {"value": (chosen["tuned"][0] or 0.0) - (chosen["base"][0] or 0.0)}
-    estimate = difference([(base, tuned)], seed=seed) if agree else None
+    estimate = difference([(base, tuned)], seed=seed, confidence=confidence, resamples=resamples) if agree else None
     gap["stderr"] = None if estimate is None else estimate.stderr
     gap["interval"] = None if estimate is None or estimate.interval is None else list(estimate.interval)
-    gap |= {"confidence": CONFIDENCE, "method": "paired bootstrap over items", "resamples": RESAMPLES, "seed": seed}
-    gap["n"] = min(base.count, tuned.count)
+    gap |= {"confidence": confidence, "method": "paired bootstrap over items", "resamples": resamples}
+    gap |= {"seed": seed, "n": min(base.count, tuned.count)}
     if not agree:
         gap["no_interval_because"] = "the metric is no ratio of sums over items"
     elif estimate is not None and estimate.interval is None:

@@ -45,6 +45,13 @@ class TaskPart:
         """Return a hash of prompts and accepted answers, and the limits."""
         return {"prompts": self._prompts_hash(), "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
 
+    def items(self) -> dict[str, int]:  # noqa: D102
+        return {self.name: len(self.prompts.asked)}
+
+    def only(self, places: Mapping[str, Sequence[int]]) -> TaskPart:  # noqa: D102
+        asked = [self.prompts.asked[i] for i in sorted(places[self.name])]
+        return dataclasses.replace(self, prompts=Prompts(asked))
+
     def look_ahead(self) -> None:
         """Do nothing: the prompts have been rendered already."""
 

@@ -37,8 +37,8 @@ class SelfAug(Method):
 
     def changes(self, config: SelfAugConfig) -> Changes:
         """Return the alignment, if α is above 0."""
-        assert config.alpha is not None
         assert config.align_direction is not None
         if config.alpha == 0:
             return Changes()
-        return Changes(added_terms=(TermOn(ALIGNMENT_TERMS[config.align_direction], "aligned", config.alpha),))
+        term = TermOn(ALIGNMENT_TERMS[config.align_direction], "aligned", config.alignment_weight)
+        return Changes(added_terms=(term,))

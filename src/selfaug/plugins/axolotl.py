@@ -22,6 +22,7 @@ _REFUSED = {
     "process_reward_model": "its loss is not that of supervised fine-tuning, which SelfAug's replaces",
     "kd_trainer": "its loss is not that of supervised fine-tuning, which SelfAug's replaces",
     "use_eaft": "its loss would replace SelfAug's",
+    "use_dft": "its loss would replace SelfAug's",
     "relora": "it merges the adapter into the base again and again, so with the adapter off the model is not the base",
     "train_on_inputs": "it trains on prompts, so that no token is left to align",
     "pretraining_dataset": "its rows have no prompt, so that no token is left to align",

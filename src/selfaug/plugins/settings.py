@@ -32,11 +32,12 @@ def settings_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in given.items():
         if key not in known:
             raise ConfigError(f"{key} is not known.{nearest(key, known)}", f"choose from: {', '.join(known)}.")
-        kinds = (int, float) if isinstance(known[key], float) else (type(known[key]),)
+        kinds = (int, float) if known[key] is None or isinstance(known[key], float) else (type(known[key]),)
+        example = 0.5 if known[key] is None else known[key]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise ConfigError(
                 f"{key}={value!r} is of type {type(value).__name__}, where {kinds[-1].__name__} is needed.",
-                f"write e.g. {key}: {known[key]} (YAML takes 2e-1 for a text, and 2.0e-1 for a number).",
+                f"write e.g. {key}: {example} (YAML takes 2e-1 for a text, and 2.0e-1 for a number).",
             )
     settings = {key.removeprefix(PREFIX): value for key, value in {**known, **given}.items()}
     check_settings(*(settings[name] for name in inspect.signature(check_settings).parameters))

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["Fact", "origins", "plain", "settings_of", "short"]
+__all__ = ["Fact", "origins", "plain", "reached", "settings_of", "short"]
 
 _SETTINGS = (
-    "method", "preset", "alpha", "align_fraction", "align_direction", "align_boundary", "reference", "use_peft",
-    "peft_type", "lora_r", "lora_alpha", "lora_dropout",
+    "method", "preset", "alpha", "align_target", "align_fraction", "align_direction", "align_boundary", "reference",
+    "use_peft", "peft_type", "lora_r", "lora_alpha", "lora_dropout",
     "use_dora", "use_rslora", "lora_target_modules", "lora_modules_to_save", "learning_rate", "lr_scheduler_type",
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
     "packing", "bf16", "load_in_4bit", "load_in_8bit", "seed",
@@ -69,12 +69,14 @@ def origins(manifest: Mapping[str, Any], results: Mapping[str, Any] | None) -> l
         add("revision", " ".join(filter(None, [model.get("revision"), model.get("commit")])))
     add("base weights", model.get("weights"))
     add("tuned weights", finished.get("weights"))
+    add("shift of the prompts", reached(finished.get("metrics") or {}))
     add("tokenizer", manifest.get("tokenizer"))
     add("chat template", manifest.get("chat_template"))
     for split, entry in (manifest.get("data") or {}).items():
         if isinstance(entry, Mapping):
             add(f"data, {split}", _data(entry))
     add("seeds", manifest.get("seeds"))
+    add("probe_limit broken", finished.get("probe_limit_broken"))
     add("resumed", ", ".join(str(entry.get("checkpoint")) for entry in manifest.get("resumed") or ()))
     add("git", _git(manifest.get("git")))
     add("device", _device(manifest.get("device") or {}))
@@ -89,6 +91,18 @@ def origins(manifest: Mapping[str, Any], results: Mapping[str, Any] | None) -> l
         for part, body in results["parts"].items():
             add(f"{part}, prompts", body["prompts"])
     return facts
+
+
+def reached(metrics: Mapping[str, Any]) -> str | None:
+    """Return the shift that a training with ``align_target`` reached, beside the one asked for; ``None`` without one.
+
+    Args:
+        metrics: Metrics of the finished training.
+    """
+    if metrics.get("align_target") is None or metrics.get("shift") is None:
+        return None
+    shift, target, alpha = (metrics[name] for name in ("shift", "align_target", "alpha"))
+    return f"{shift:.3g} nats a token at the end of training, {target:.3g} asked; α {alpha:.3g}"
 
 
 def _data(entry: Mapping[str, Any]) -> str:

@@ -125,7 +125,38 @@ def training(report: Report) -> list[Picture]:
             axes.locator_params(axis="x", integer=True)
             _legend(axes, report.runs)
         pictures.append(picture)
-    return pictures
+    return pictures + _probes(report)
+
+
+def _probes(report: Report) -> list[Picture]:
+    """Draw the probe of general ability over steps, with its interval over items and the limits."""
+    probed = [
+        (place, run, run.training.curves)
+        for place, run in enumerate(report.runs)
+        if run.training is not None and "probe_kl" in run.training.curves
+    ]
+    if not probed:
+        return []
+    description = (
+        "KL(base ‖ tuned) on the base's own answers to general prompts, in nats per token, over training steps, with "
+        "its interval over prompts; a dashed line is a probe_limit."
+    )
+    with drawing("probe", "Probe of general ability", description) as (picture, axes):
+        for place, run, own in probed:
+            look, line = _look(place), _LINES[place % len(_LINES)]
+            curve = own["probe_kl"]
+            axes.plot(curve.steps, curve.values, line, label=run.key, markersize=4.5, **look)
+            low, high = own.get("probe_kl_low"), own.get("probe_kl_high")
+            if low is not None and high is not None:
+                axes.fill_between(low.steps, low.values, high.values, color=look["color"], alpha=0.2, linewidth=0)
+            if run.config.get("probe_limit") is not None:
+                axes.axhline(float(run.config["probe_limit"]), color=look["color"], linestyle="--", linewidth=1)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("step")
+        axes.set_ylabel("KL, nats per token")
+        axes.locator_params(axis="x", integer=True)
+        _legend(axes, [run for _, run, _ in probed] if len(report.runs) > 1 else [])
+    return [picture]
 
 
 def _course(axes: Axes, trained: Curve | None, evaluated: Curve | None, place: int, key: str) -> None:

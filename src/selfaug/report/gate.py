@@ -18,7 +18,7 @@ from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.flips import Flips
 from selfaug.report.gains import POINT_UNITS, Gain, Measured, mean_gain, measured
 
-__all__ = ["Check", "Rule", "Verdict", "check", "decide", "overall", "parse_rule"]
+__all__ = ["Check", "Rule", "Verdict", "check", "concerns", "decide", "overall", "parse_rule"]
 
 Kind = Literal["max-drop", "min-gain", "max-lost"]
 Verdict = Literal["pass", "fail", "undecided"]
@@ -67,6 +67,24 @@ class Check:
     floor: float
     verdict: Verdict
     reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the check as JSON, with the bounds that decided."""
+        gain = self.gain
+        return {
+            "rule": str(self.rule),
+            "measured": self.subject,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "gain": gain.value,
+            "low": gain.low,
+            "high": gain.high,
+            "at_least": self.floor,
+            "unit": gain.unit,
+            "base": gain.base,
+            "items": gain.n,
+            "metrics": gain.members,
+        }
 
 
 def parse_rule(kind: Kind, text: str) -> Rule:
@@ -231,10 +249,29 @@ def _fits(name: str, pattern: str) -> bool:
     return len(pieces) == len(wanted) and all(map(fnmatchcase, pieces, wanted))
 
 
-def _names(one: Measured) -> list[str]:
+def concerns(rule: Rule, part: str, name: str, group: str) -> bool:
+    """Return whether a rule is about a part or a metric of it, as far as names tell before anything is measured.
+
+    Args:
+        rule: Rule.
+        part: Key of the part, such as ``general:arc_challenge``.
+        name: Name of the part, such as ``arc_challenge``.
+        group: ``task`` or ``general``.
+    """
+    if rule.name in _GROUPS:
+        return rule.name == group
+    outer = rule.name.rpartition(":")[0].partition("/")[0]
+    return any(_fits(known, wanted) for known in _part_names(part, name, group) for wanted in (rule.name, outer))
+
+
+def _part_names(part: str, name: str, group: str) -> list[str]:
     # The key of a plain text (`text:news`) does not begin with its group, `general`.
-    own_kind = one.part.partition(":")[0] != one.group
-    parts = dict.fromkeys((one.part, one.name, *([f"{one.group}:{one.name}"] if own_kind else ())))
+    own_kind = part.partition(":")[0] != group
+    return list(dict.fromkeys((part, name, *([f"{group}:{name}"] if own_kind else ()))))
+
+
+def _names(one: Measured) -> list[str]:
+    parts = _part_names(one.part, one.name, one.group)
     if one.subtask is not None:
         return [f"{part}/{one.subtask}:{one.metric}" for part in parts]
     return [*(parts if one.primary else ()), *(f"{part}:{one.metric}" for part in parts)]

@@ -12,7 +12,9 @@ from selfaug.common.files import whole_lines
 
 __all__ = ["CURVES", "Cost", "Curve", "Training", "read_log", "training_of"]
 
-CURVES = ("nll", "alignment", "eval_nll", "eval_alignment", "loss", "eval_loss")
+CURVES = (
+    "nll", "alignment", "eval_nll", "eval_alignment", "loss", "eval_loss", "probe_kl", "probe_kl_low", "probe_kl_high",
+)  # fmt: skip
 """Logged numbers that are drawn; ``loss`` only for a log without ``nll``."""
 
 

@@ -32,7 +32,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 DESCRIPTION = "measured.json"
 """File of a folder of measurements that says of which model of another trainer they are."""
 
-_FILES = (CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, REPORT)
+_FILES = (CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, REPORT, "trackers.json")
 _FOLDERS = ("checkpoints", "adapter", "model", "evaluation")
 
 MAY_DIFFER = frozenset(
@@ -45,7 +45,7 @@ MAY_DIFFER = frozenset(
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
         "dataloader_persistent_workers", "dataset_num_proc", "skip_memory_metrics", "ddp_timeout", "local_rank",
         "objective_memory_mb", "reference_slice", "reference_cache", "use_cpu", "generation_batch_size",
-        "generation_key_env",
+        "generation_key_env", "probe_steps", "probe_limit", "probe_action",
     }
 )  # fmt: skip
 """Settings that a resumed run may change: the length of training (from there on the learning rate follows the schedule
@@ -93,6 +93,11 @@ class RunFolder:
     def log(self) -> Path:
         """File of the log, one JSON object for each event."""
         return self.path / "log.jsonl"
+
+    @property
+    def trackers(self) -> Path:
+        """File of the runs that the training opened in trackers."""
+        return self.path / "trackers.json"
 
     @property
     def checkpoints(self) -> Path:

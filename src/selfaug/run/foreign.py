@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from selfaug.common.errors import ConfigError
 from selfaug.common.files import missing_path, read_json
 from selfaug.common.store import write_whole
+from selfaug.common.weights import weight_files, weights_hash
 from selfaug.data.prompt_files import SETTINGS
 from selfaug.data.prompts import Renderer
 from selfaug.run.folder import ADAPTER_CONFIG, DESCRIPTION
-from selfaug.run.manifest import weight_files, weights_hash
-from selfaug.run.model_source import hub_snapshot, looks_local, model_folder
+from selfaug.run.model_source import hub_snapshot, looks_local
 
 if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Foreign",
     "adapter_settings",
-    "base_weights",
     "check_same",
     "default_folder",
     "describe",
@@ -119,13 +118,6 @@ class Foreign:
             file = self.folder / ADAPTER_WEIGHTS
             return [file] if file.is_file() else []
         return weight_files(self.folder)
-
-
-def base_weights(name: str, revision: str) -> str | None:
-    """Return the hash of a base's weight files; ``None`` where they are not on this machine yet."""
-    folder = model_folder(name, revision)
-    files = weight_files(folder) if folder is not None else []
-    return weights_hash(files) if files else None
 
 
 def describe(run: RunFolder) -> None:

@@ -1,14 +1,7 @@
-"""The manifest: the data, template, tokenizer, weights, settings and versions that made a run.
-
-The prefix of a hash names its kind: ``sha256:`` covers every byte; ``sampled-sha256:`` (base weights, unless the full
-hash is requested) covers each weight file's name, size and header, and 64 blocks of 4 KiB spread evenly over the file.
-It saves reading a model of 70 billion parameters a second time, and still detects another training run, quantisation or
-conversion, which change bytes all over a file. It does not prove that no byte was altered.
-"""
+"""The manifest: the data, template, tokenizer, weights, settings and versions that made a run."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -20,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
 from selfaug.common.files import read_json, write_durably
-from selfaug.common.fingerprint import file_hash, text_hash, tokenizer_hash, versions
+from selfaug.common.fingerprint import text_hash, tokenizer_hash, versions
 from selfaug.common.redaction import redacted, without_secrets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "build_manifest", "config_hash", "device", "differences", "git_state", "read_manifest",
-    "weight_files", "weights_hash", "write_manifest",
+    "build_manifest", "config_hash", "device", "differences", "git_state", "read_manifest", "write_manifest",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -37,47 +29,10 @@ VOLATILE = frozenset({"created", "command", "resumed", "finished", "device", "gi
 DESCRIBING = frozenset({"bad_rows_by_reason"})
 """Keys inside an entry that only describe what its hashes determine; older manifests may lack them."""
 
-_BLOCKS, _BLOCK = 64, 4096
-
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return the hash of settings, independent of their order."""
     return str(text_hash(json.dumps(config, sort_keys=True, default=str)))
-
-
-def weight_files(folder: str | Path) -> list[Path]:
-    """Return the weight files of a model folder, safetensors before older formats; empty where there are none."""
-    folder = Path(folder)
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        files = sorted(folder.glob(pattern))
-        if files:
-            return files
-    return []
-
-
-def weights_hash(files: Sequence[Path], *, full: bool = False) -> str:
-    """Return the hash of weight files, in the order of their names; the module's docstring says what it covers.
-
-    Args:
-        files: Weight files; their folder does not enter the hash.
-        full: Whether every byte is read.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(files, key=lambda file: file.name):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        if full:
-            digest.update(file_hash(path).encode())
-            continue
-        with path.open("rb") as file:
-            if path.suffix == ".safetensors":
-                # Eight bytes hold the length of the header, which names every tensor, its type and shape.
-                length = file.read(8)
-                digest.update(length + file.read(min(int.from_bytes(length, "little"), size)))
-            for block in range(_BLOCKS):
-                file.seek(max(0, size - _BLOCK) * block // (_BLOCKS - 1))
-                digest.update(file.read(_BLOCK))
-    return f"{'sha256' if full else 'sampled-sha256'}:{digest.hexdigest()}"
 
 
 def git_state(folder: str | Path) -> dict[str, Any] | None:

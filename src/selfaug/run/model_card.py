@@ -16,8 +16,8 @@ import yaml
 __all__ = ["escape", "model_card"]
 
 _SETTINGS = (
-    "method", "preset", "alpha", "align_direction", "align_boundary", "align_fraction", "reference", "use_peft",
-    "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora", "load_in_4bit",
+    "method", "preset", "alpha", "align_target", "align_direction", "align_boundary", "align_fraction", "reference",
+    "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora", "load_in_4bit",
     "load_in_8bit", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "num_train_epochs",
     "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing", "bf16", "seed",
 )  # fmt: skip
@@ -74,7 +74,7 @@ def model_card(manifest: Mapping[str, Any], config: Mapping[str, Any], *, measur
 def _what(config: Mapping[str, Any], adapter: bool) -> str:
     made = "Adapter" if adapter else "Model"
     aim = "Answers are learnt from retrieved documents"
-    if config.get("alpha"):
+    if config.get("alpha") or config.get("align_target"):
         aim += " while the next-token distributions over the prompt are held to the base model's"
     return f"{made} trained with the method `{_code(config.get('method', 'selfaug'))}`. {aim}."
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError
 from selfaug.common.files import missing_path, read_json
+from selfaug.common.weights import model_folder, weight_files
 from selfaug.data.vocabulary import embedding_rows
 from selfaug.run.folder import ADAPTER_CONFIG
-from selfaug.run.manifest import weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["ModelFacts", "check_model", "check_weights", "hub_snapshot", "looks_local", "model_folder"]
+__all__ = ["ModelFacts", "check_model", "check_weights", "hub_snapshot", "looks_local"]
 
 _DATA_ENDINGS = (".json", ".jsonl", ".gz", ".bz2", ".tsv", ".csv", ".parquet", ".txt", ".md", ".zip", ".arrow")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -83,16 +83,6 @@ def check_model(name: str | None, *, revision: str = "main", trust_remote_code: 
         values = quantization if isinstance(quantization, dict) else quantization.to_dict()
         quantization = str(values.get("quant_method", "unknown"))
     return ModelFacts(folder, int(context) if context else None, quantization, commit, embedding_rows(config))
-
-
-def model_folder(name: str, revision: str = "main") -> Path | None:
-    """Return the local folder of a model's files, or ``None`` where they are not downloaded."""
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(config).parent if isinstance(config, str) else None
 
 
 def _check_folder(folder: Path) -> None:

@@ -8,8 +8,8 @@ one is in memory, or together where both are needed at once.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from selfaug.common.files import json_of_ours
 from selfaug.common.fingerprint import file_hash
 from selfaug.common.quiet import unwarned
 from selfaug.common.terminal import say
+from selfaug.common.weights import model_hash, weight_files, weights_hash
 from selfaug.run.checkpoint import numbered, step_of, torn_because
 from selfaug.run.fit import (
     check_fit,
@@ -31,8 +32,7 @@ from selfaug.run.fit import (
     probed,
 )
 from selfaug.run.folder import ADAPTER_CONFIG
-from selfaug.run.manifest import weight_files, weights_hash
-from selfaug.run.model_source import check_model, model_folder
+from selfaug.run.model_source import check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -206,9 +206,7 @@ def _base(name: str, revision: str, trust_remote_code: bool, trained_on: str | N
         trained_on: Hash of the weights that were trained on; ``None`` where it is not known.
     """
     facts = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
-    folder = model_folder(name, revision)
-    files = weight_files(folder) if folder is not None else []
-    base_hash = weights_hash(files, full=str(trained_on).startswith("sha256:")) if files else None
+    base_hash = model_hash(name, revision, full=str(trained_on).startswith("sha256:"))
     if trained_on is not None and base_hash is not None and base_hash != trained_on:
         raise ConfigError(
             f"the weights of {name} are not those that the run was trained on ({trained_on} in its manifest, "
@@ -283,6 +281,7 @@ class Sides:
         self.origin, self.dtype, self.together = origin, dtype, together
         self._models: dict[str, PreTrainedModel] = {}  # by side, or "both" where the adapter is switched
         self._peft: Any = None  # PEFT's wrapper of the tuned model, where it has an adapter
+        self._change: Callable[[Any], AbstractContextManager[None]] | None = None
         self.loads = 0
 
     def order(self) -> tuple[str, str]:
@@ -306,8 +305,28 @@ class Sides:
                 self.release()
             self._models[wanted] = self._load(wanted)
         model = self._models[wanted]
-        with torch.no_grad(), adapters_off(model) if name == "base" and wanted == "both" else nullcontext():
+        change: AbstractContextManager[None] = nullcontext()
+        if name == "base" and wanted == "both":
+            change = adapters_off(model)
+        elif name == "tuned" and self._change is not None:
+            change = self._change(self._peft)
+        with torch.no_grad(), change:
             yield model
+
+    @contextmanager
+    def changed(self, tuned_hash: str, change: Callable[[Any], AbstractContextManager[None]]) -> Iterator[None]:
+        """Let the tuned side be other weights inside the block: the adapter's own under a change.
+
+        Args:
+            tuned_hash: Hash of what decides these weights.
+            change: Function from PEFT's wrapper of the tuned model to a context in which it is changed.
+        """
+        own = self.origin, self._change
+        self.origin, self._change = replace(self.origin, tuned_hash=tuned_hash), change
+        try:
+            yield
+        finally:
+            self.origin, self._change = own
 
     def reference(self) -> Reference:
         """Return the reference that computes the base's hidden states beside the tuned model; needs ``together``."""

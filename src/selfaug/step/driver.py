@@ -123,6 +123,9 @@ class StepDriver:
         self._finite_on_host: _HostCopy | None = None
         self._nll: Tensor | None = None
         self._n_response = 0
+        self._shift: Tensor | None = None
+        self._shift_on_host: _HostCopy | None = None
+        self._n_drawn = 0
 
     def take(self, batches: Sequence[Any], step: int) -> Tensor:
         """Plan a step, put each micro-batch's plan into it, and return the step's response tokens over all ranks.
@@ -138,6 +141,7 @@ class StepDriver:
         for batch, passes, micro in zip(batches, self._idle_passes(plan), grouped, strict=True):
             batch[KEY] = self._divided(plan, micro, self.draw, passes)
         self._n_response, self._nll = plan.n_response, None
+        self._n_drawn, self._shift, self._shift_on_host = 0, None, None
         return torch.tensor(plan.n_response)
 
     def loss(self, model: Any, inputs: dict[str, Any], *, accumulated: int) -> StepOutputs:
@@ -175,6 +179,10 @@ class StepDriver:
             self._finite_on_host = _HostCopy(self._finite)
             if "nll" in sums:
                 self._nll = sums["nll"].detach() + (0 if self._nll is None else self._nll)
+            self._n_drawn += micro.counts["aligned_tokens"]
+            if "alignment" in sums:
+                self._shift = sums["alignment"].detach() + (0 if self._shift is None else self._shift)
+                self._shift_on_host = _HostCopy(self._shift)
         return StepOutputs(loss, micro, sums)
 
     def step_nll(self) -> float | None:
@@ -188,6 +196,17 @@ class StepDriver:
         if self._accelerator.num_processes > 1:
             total = self._accelerator.reduce(total.to(self._accelerator.device), reduction="sum")
         return float(total) / self._n_response
+
+    def step_shift(self) -> tuple[float, int]:
+        """Return the step's sum of the alignment (nats) over drawn tokens of all ranks, and the number of these.
+
+        Every rank must call it, after the step's forward passes. The host waits as in :meth:`require_finite`.
+        """
+        nats = 0.0 if self._shift_on_host is None else float(self._shift_on_host.read())
+        totals = torch.tensor([nats, self._n_drawn], dtype=torch.float64)
+        if self._accelerator.num_processes > 1:
+            totals = begin_reduce(totals)()
+        return float(totals[0]), int(totals[1])
 
     def require_finite(self, step: int) -> None:
         """Check, before the optimiser step, that the losses of the step are finite on all ranks.

@@ -95,6 +95,10 @@ class StepObjective:
         self.implementation, self.auxiliary, self.slice_tokens = implementation, auxiliary, slice_tokens
         self.parameter_terms, self.activation_term = tuple(parameter_terms), activation_term
 
+    def reweight(self, name: str, weight: float) -> None:
+        """Give the row term of this name another weight from the next call on."""
+        self.terms = tuple(replace(t, weight=weight) if t.term.name == name else t for t in self.terms)
+
     def __call__(self, model: nn.Module, micro: MicroBatch, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return ``loss`` (with a graph), detached ``sums`` by name, ``auxiliary`` loss, and ``penalties`` by name."""
         if self.inspect is not None:

@@ -1,4 +1,4 @@
-"""The work of methods around each optimiser step: a rate by the loss, constraints, and weights of earlier steps."""
+"""The work around each optimiser step: α for a target, a rate by the loss, constraints, weights of earlier steps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from selfaug.methods.base import Changes
     from selfaug.reference.adapter import InitialReference
     from selfaug.step.driver import StepDriver
+    from selfaug.step.shift_target import ShiftTarget
 
 __all__ = ["AroundSteps"]
 
@@ -27,12 +28,18 @@ class AroundSteps(TrainerCallback):
         changes: Changes of the method.
         driver: Driver of the steps.
         earlier: Copy of the trained weights at an earlier step; ``None`` for none.
+        target: Target of the shift, which sets the weight of the alignment; ``None`` for a fixed weight.
     """
 
     def __init__(
-        self, model: nn.Module, changes: Changes, driver: StepDriver, earlier: InitialReference | None
+        self,
+        model: nn.Module,
+        changes: Changes,
+        driver: StepDriver,
+        earlier: InitialReference | None,
+        target: ShiftTarget | None,
     ) -> None:
-        self._model = model
+        self._model, self._target = model, target
         self._changes, self._driver, self._earlier = changes, driver, earlier
         self._project: list[Callable[[], None]] = []
         self._nll: float | None = None
@@ -50,7 +57,9 @@ class AroundSteps(TrainerCallback):
             self._earlier.renew(self._model)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Multiply the learning rate by the factor of the step's loss."""
+        """Find the weight of the next step's alignment, and multiply the learning rate by the factor of the loss."""
+        if self._target is not None:
+            self._target.follow(self._driver, state.global_step, state.max_steps)
         rate = self._changes.rate
         if rate is None:
             return
@@ -76,12 +85,16 @@ class AroundSteps(TrainerCallback):
         """Return what a checkpoint must hold."""
         kept = {} if self._nll is None else {_NLL: torch.tensor(self._nll, dtype=torch.float64)}
         earlier = {} if self._earlier is None else self._earlier.tensors(self._model)
-        return kept | {_OLD + name: tensor for name, tensor in earlier.items()}
+        target = {} if self._target is None else self._target.tensors()
+        return kept | target | {_OLD + name: tensor for name, tensor in earlier.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore :meth:`tensors` from a checkpoint."""
         if _NLL in tensors:
             self._nll = float(tensors[_NLL])
+        if self._target is not None:
+            self._target.load_tensors(tensors)
+            self._target.apply(self._driver)
         if self._earlier is not None:
             own = {n.removeprefix(_OLD): t for n, t in tensors.items() if n.startswith(_OLD)}
             self._earlier.load_tensors(own, self._model)

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,12 @@ from selfaug.common.terminal import say
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["JsonLog", "ProgressOnStderr", "StopOnSignal", "install", "kept_entries"]
+__all__ = ["JsonLog", "ProgressOnStderr", "RememberTrackers", "StopOnSignal", "install", "kept_entries"]
 
 # Numbers of a log event that fit on a line; `log.jsonl` has all of them.
 _DISPLAYED = (
-    *("loss", "nll", "alignment", "learning_rate", "grad_norm", "tokens_per_second"),
-    *("eval_loss", "eval_nll", "eval_alignment", "eval_mean_token_accuracy", "train_runtime"),
+    *("loss", "nll", "alignment", "alpha", "shift", "learning_rate", "grad_norm", "tokens_per_second"),
+    *("eval_loss", "eval_nll", "eval_alignment", "eval_mean_token_accuracy", "probe_kl", "train_runtime"),
 )
 
 
@@ -170,6 +171,22 @@ def kept_entries(text: str, step: int) -> list[str]:
         if isinstance(entry, dict) and entry.get("step", 0) <= step:
             kept.append(line)
     return kept
+
+
+class RememberTrackers(TrainerCallback):
+    """Calls a function on the first process once the trackers of the training are open; it must come after them.
+
+    Args:
+        remember: Function to call.
+    """
+
+    def __init__(self, remember: Callable[[], None]) -> None:
+        self._remember = remember
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Call the function."""
+        if state.is_world_process_zero:
+            self._remember()
 
 
 class ProgressOnStderr(TrainerCallback):

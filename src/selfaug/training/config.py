@@ -21,15 +21,18 @@ from selfaug.methods.adapters import asks_base
 from selfaug.methods.base import Changes
 from selfaug.methods.options import read_options, resolve_options
 from selfaug.objective import ALIGNMENT_TERMS
+from selfaug.step.shift_target import check_target
 from selfaug.training.options import (
     PRESETS,
     AlignmentOptions,
     GenerationOptions,
     LossOptions,
     MethodOptions,
+    ProbeOptions,
     ReferenceOptions,
     RowOptions,
 )
+from selfaug.training.probe import check_probe
 from selfaug.training.ranges import TRAINING, check_ranges
 
 __all__ = ["PRESETS", "SelfAugConfig"]
@@ -37,12 +40,19 @@ __all__ = ["PRESETS", "SelfAugConfig"]
 
 @dataclass
 class SelfAugConfig(
-    MethodOptions, AlignmentOptions, ReferenceOptions, RowOptions, LossOptions, GenerationOptions, SFTConfig
+    MethodOptions,
+    AlignmentOptions,
+    ReferenceOptions,
+    RowOptions,
+    ProbeOptions,
+    LossOptions,
+    GenerationOptions,
+    SFTConfig,
 ):
     """`trl.SFTConfig` with the settings of methods and alignment, which ``options.py`` documents.
 
-    Settings left at ``None`` take the preset's value, then the method's. After construction none of ``alpha``,
-    ``align_direction`` and ``align_boundary`` is ``None``.
+    Settings left at ``None`` take the preset's value, then the method's. After construction neither ``align_direction``
+    nor ``align_boundary`` is ``None``, and either ``alpha`` or ``align_target`` is.
 
     Raises:
         ConfigError: If a value is out of its range, or settings contradict each other.
@@ -63,6 +73,9 @@ class SelfAugConfig(
             )
         # A method that aligns nothing has its own alpha, whatever the preset.
         chosen = {**method.defaults, **({} if method.defaults.get("alpha") == 0 else PRESETS[self.preset])}
+        if self.align_target is not None:
+            self._check_target(method)
+            chosen = {**chosen, "alpha": None}
         for name, value in {**PRESETS["default"], **chosen}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -77,6 +90,7 @@ class SelfAugConfig(
         for part in method.parts:
             part.check(self)
         self._check_align_data()
+        check_probe(self)
         self._check_generation(method)
         self._check_start(method)
         self._check_combinations()
@@ -90,6 +104,11 @@ class SelfAugConfig(
     def changes(self) -> Changes:
         """The changes that the method makes to plain fine-tuning under these settings."""
         return get_method(self.method).changes(self)
+
+    @property
+    def alignment_weight(self) -> float:
+        """The weight of the alignment in the first step: ``alpha``, or the method's default under ``align_target``."""
+        return float(str(get_method(self.method).defaults["alpha"])) if self.alpha is None else self.alpha
 
     @property
     def aligns(self) -> bool:
@@ -118,8 +137,7 @@ class SelfAugConfig(
         return self.aligns and not self.compares_response and self.changes.activation_term is None
 
     def _check_ranges(self) -> None:
-        assert self.alpha is not None
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise ConfigError(
                 f"alpha={self.alpha} is not a weight: the alignment would be unbounded or push the model away from its "
                 "base.",
@@ -154,6 +172,23 @@ class SelfAugConfig(
             raise ConfigError(
                 f"objective_memory_mb={self.objective_memory_mb} leaves no memory for a row of logits.",
                 "give a number of MiB above 0, or leave it out.",
+            )
+
+    def _check_target(self, method: Method) -> None:
+        assert self.align_target is not None
+        direction = self.align_direction or PRESETS[self.preset]["align_direction"]
+        check_target(self.align_target, self.alpha, direction)
+        if not method.defaults["alpha"]:
+            raise ConfigError(
+                f"align_target={self.align_target} has no effect with method={self.method!r}, which aligns no prompt.",
+                f"use --method selfaug (or a combination, --method selfaug+{self.method}), or leave align_target out.",
+            )
+        if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
+            raise ConfigError(
+                f"align_target={self.align_target} changes the weight of the alignment from step to step, so that "
+                "eval_loss of one moment cannot be compared with that of another, and load_best_model_at_end chooses "
+                "by it.",
+                "choose by --metric_for_best_model eval_nll, or leave load_best_model_at_end out.",
             )
 
     def _check_align_data(self) -> None:
@@ -202,7 +237,7 @@ class SelfAugConfig(
                 "generation_url and generation_model belong together: where the base is served, and its name there.",
                 "give both, or neither.",
             )
-        if not (self.changes.generates or self.aligns_written):
+        if not (self.changes.generates or self.aligns_written or self.probe is not None):
             if self.generation_url is not None:
                 raise ConfigError(
                     f"generation_url has no effect with method={self.method!r}: nothing is written before training.",

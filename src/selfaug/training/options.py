@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from selfaug.common.options import option
 
 __all__ = [
-    "OWN_OPTIONS", "PRESETS", "AlignmentOptions", "GenerationOptions", "LossOptions", "MethodOptions",
+    "OWN_OPTIONS", "PRESETS", "AlignmentOptions", "GenerationOptions", "LossOptions", "MethodOptions", "ProbeOptions",
     "ReferenceOptions", "RowOptions",
 ]  # fmt: skip
 
@@ -58,6 +58,12 @@ class AlignmentOptions:
 
     alpha: float | None = option(
         None, "Weight of the alignment in the loss, 0 or more; 0 trains as `trl sft`. Default 2."
+    )
+    align_target: float | None = option(
+        None,
+        "Shift of the prompts that is wanted, KL(base || tuned) in nats a prompt token, such as 0.05, in place of a "
+        "fixed alpha: the weight is found during training.",
+        metavar="NATS",
     )
     align_direction: str | None = option(
         None,
@@ -159,7 +165,7 @@ class RowOptions:
 class GenerationOptions:
     """Options of texts that the base writes before training."""
 
-    GROUP: ClassVar[str] = "What the base writes before training (align_data self, and methods that let it)"
+    GROUP: ClassVar[str] = "What the base writes before training (align_data self, probe, and methods that let it)"
 
     generation_url: str | None = option(
         None,
@@ -174,6 +180,32 @@ class GenerationOptions:
     generation_length: int = option(512, "Longest text in tokens that the model writes at once before training.")
     generation_batch_size: int = option(
         16, "Texts that the model writes at a time; for an endpoint, requests on their way."
+    )
+
+
+@dataclass
+class ProbeOptions:
+    """Options of the probe of general ability while training."""
+
+    GROUP: ClassVar[str] = "Probe of general ability while training"
+
+    probe: str | None = option(
+        None,
+        "Measure KL(base || tuned) on the base's own answers to prompts while training: 'general' for 64 prompts that "
+        "come along, or a file of prompts, conversations or records.",
+        metavar="general|FILE",
+    )
+    probe_steps: int | None = option(
+        None, "Optimiser steps between probes.", shown="whenever the run evaluates or saves", metavar="N"
+    )
+    probe_limit: float | None = option(
+        None, "Largest KL of the probe in nats a token; beyond it the training ends.", metavar="NATS"
+    )
+    probe_action: str = option(
+        "stop",
+        "What becomes of a run that broke probe_limit: 'stop' keeps the weights of that step, 'restore' goes back to "
+        "the last probe within the limit (a checkpoint is made at each).",
+        choices=["stop", "restore"],
     )
 
 
@@ -194,5 +226,7 @@ class LossOptions:
     )
 
 
-OWN_OPTIONS = (MethodOptions, AlignmentOptions, ReferenceOptions, RowOptions, LossOptions, GenerationOptions)
+OWN_OPTIONS = (
+    MethodOptions, AlignmentOptions, ReferenceOptions, RowOptions, ProbeOptions, LossOptions, GenerationOptions,
+)  # fmt: skip
 """Classes of our options, in the order of the help."""

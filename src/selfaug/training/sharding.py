@@ -76,6 +76,11 @@ def check_sharding(
             "FSDP version 1 hides the adapter from its own switch, so the reference pass would see it switched on.",
             "use FSDP2 (fsdp_version: 2 in the accelerate configuration).",
         )
+    if args.probe is not None:
+        raise ConfigError(
+            f"probe={args.probe!r} runs the whole model between the steps, and FSDP and ZeRO split it up.",
+            "train on one device or with DDP, or leave --probe out and measure checkpoints with `selfaug shift`.",
+        )
     _check_method(kind, args)
     if sharding.own_checkpointing and peft_config is not None:
         raise ConfigError(

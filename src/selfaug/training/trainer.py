@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -26,8 +26,10 @@ from selfaug.before.context import BeforeTraining
 from selfaug.before.fisher import ensure_fisher
 from selfaug.before.generated_rows import check_generation, rows_with_generated
 from selfaug.before.mixing import mixed, rows_of_file
+from selfaug.before.probe_rows import answered_rows
 from selfaug.before.token_weights import scores_of_base, token_weights
 from selfaug.common.errors import ConfigError
+from selfaug.common.terminal import is_main, say
 from selfaug.data.vocabulary import check_table
 from selfaug.methods import get_method
 from selfaug.methods.adapters import asks_base, check_adapter, check_weights
@@ -43,12 +45,15 @@ from selfaug.reference.cache_key import refuse_uncacheable
 from selfaug.reference.cached import CachedReference, ReferenceCache, open_cache
 from selfaug.reference.checks import check_full_tuning, check_peft, check_quantised, check_reference
 from selfaug.reference.passes import can_slice, slices_agree
+from selfaug.run.checkpoint import step_of
 from selfaug.step.driver import Draw, ReadingCollator, StepDriver
 from selfaug.step.forward import StepObjective, inside, install
+from selfaug.step.shift_target import ShiftTarget
 from selfaug.training.around import AroundSteps
 from selfaug.training.checkpoints import Checkpoints
 from selfaug.training.config import SelfAugConfig
 from selfaug.training.metrics import Metrics
+from selfaug.training.probe import Probe, check_probe_base, kl_rows, random_state_kept
 from selfaug.training.rows import (
     check_rows,
     formatted,
@@ -114,7 +119,7 @@ class SelfAugTrainer(SFTTrainer):
             spare_refused_modules(kwargs["peft_config"], model_type(model, args))
             if args.compares:
                 check_peft(kwargs["peft_config"], args.reference)
-            if asks_base(get_method(args.method), args):
+            if asks_base(get_method(args.method), args) or args.probe is not None:
                 check_peft(kwargs["peft_config"], "base")
         self.method = get_method(args.method)
         if isinstance(model, str) or kwargs.get("peft_config") is not None:
@@ -155,6 +160,7 @@ class SelfAugTrainer(SFTTrainer):
         peft_config = self.model.active_peft_config if adapted else None
         self._refuse_unsupported(peft_config)
         check_adapter(self.method, peft_config)
+        check_probe_base(self.args, adapted=adapted)
         layout = ReferenceLayout(
             whole=depends_on_what_follows(self.model.config), concatenate=takes_documents_in_a_row(self.model)
         )
@@ -204,10 +210,27 @@ class SelfAugTrainer(SFTTrainer):
         self._checkpoints = Checkpoints(self.accelerator, args.save_total_limit)
         self._cache_ready = self._fisher_ready = False
         self._resumed_from: Path | None = None
-        self._around = AroundSteps(self.base_model, self.args.changes, self.driver, earlier)
+        target, share = self.args.align_target, self.args.align_fraction * self.args.align_token_fraction
+        self._target = None if target is None else ShiftTarget(target, self.args.alignment_weight, share)
+        self._around = AroundSteps(self.base_model, self.args.changes, self.driver, earlier, self._target)
         self.add_callback(_StopOnNonFinite(self.driver))
         self.add_callback(_Begin(self))
         self.add_callback(self._around)
+        self.restored_from: Path | None = None
+        self._probe_rows: Any = None
+        self._probe: Probe | None = None
+        if self.args.probe is not None:
+            self._probe = Probe(self.args, self._measure_probe, partial(Trainer.log, self))
+            self.add_callback(self._probe)
+
+    @property
+    def probe_outcome(self) -> dict[str, Any]:
+        """Where the probe's limit was broken, and the step that the weights went back to; empty where it holds."""
+        if self._probe is None or self._probe.broken is None:
+            return {}
+        step, kl = self._probe.broken
+        back = None if self.restored_from is None else step_of(self.restored_from)
+        return {"step": step, "probe_kl": kl, "probe_limit": self.args.probe_limit, "restored_step": back}
 
     # ---- checks, and the reference ----------------------------------------------------------------------------
 
@@ -477,6 +500,9 @@ class SelfAugTrainer(SFTTrainer):
         self._ready_fisher()
         if self._start is not None:
             self._start.save()
+        if self.args.probe is not None:
+            with random_state_kept():
+                self._probe_rows = answered_rows(before, self.args.probe)
         folder = self._checkpoints.resume(resume_from_checkpoint, Path(self.args.output_dir))
         self._resumed_from = folder
         if not self.splits_weights:
@@ -485,7 +511,10 @@ class SelfAugTrainer(SFTTrainer):
         if folder is not None:
             self._around.load_tensors(self._checkpoints.method_tensors(folder))
         result = super().train(resume_from_checkpoint=None if folder is None else str(folder), **kwargs)
+        if self._target is not None:
+            result.metrics.update(self._target.logs() | {"align_target": self._target.target})
         if not any(getattr(callback, "signal", 0) for callback in self.callback_handler.callbacks):
+            self._go_back()
             self._settle_start()
             for finish in self.args.changes.finish:
                 finish(self.model)
@@ -568,6 +597,34 @@ class SelfAugTrainer(SFTTrainer):
             ensure_fisher(self._before_training(self.model.active_peft_config, single_rows=False), wanted)
             self._fisher_ready = True
 
+    def _measure_probe(self) -> list[tuple[float, int]]:
+        """Return sum and number of tokens of every item of the probe; each rank measures its share."""
+        share = self._probe_rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        # With a reference model the base is that model, without one the trained model with its adapter off.
+        adapted = self.base_model is not self.model
+        base = BaseReference() if adapted or self.reference is None else self.reference
+        with self.accelerator.autocast():
+            sums = kl_rows(self.base_model, base, share, single_rows=self.driver.layout.whole)
+        return list(gather_object(sums))
+
+    def _go_back(self) -> None:
+        """Load the weights of the last checkpoint within the probe's limit, if the run broke it and is to go back."""
+        if self._probe is None or self._probe.broken is None or not self._probe.restores:
+            return
+        folder = self._probe.best(self.state.log_history, Path(self.args.output_dir))
+        if folder is None:
+            step, kl = self._probe.broken
+            raise ConfigError(
+                f"probe_limit={self.args.probe_limit} was broken at the first probe, after step {step} "
+                f"({kl:.4g} nats a token), so there is no checkpoint within it to go back to.",
+                "probe more often (--probe_steps), lower --learning_rate, raise --alpha, or raise --probe_limit.",
+            )
+        self._load_from_checkpoint(str(folder))
+        self.accelerator.wait_for_everyone()
+        self.restored_from = folder
+        if is_main():
+            say(f"went back to {folder.name}, the last probe within probe_limit {self.args.probe_limit:g}.")
+
     def _settle_start(self) -> None:
         if self._start is None:
             return
@@ -619,8 +676,15 @@ class SelfAugTrainer(SFTTrainer):
                 method=self._around.tensors(),
                 num_tokens=num_tokens,
                 model_only=self.args.save_only_model,
-                best=self.state.best_model_checkpoint,
+                best=self._kept_checkpoint(),
             )
+
+    def _kept_checkpoint(self) -> str | None:
+        """Return the older checkpoint that may be gone back to, which is not deleted with the others."""
+        history, best = self.state.log_history, self.state.best_model_checkpoint
+        if self._probe is not None and self.state.global_step not in self._probe.within(history):
+            best = self._probe.best(history, Path(self.args.output_dir)) or best
+        return None if best is None else str(best)
 
     # ---- the step ---------------------------------------------------------------------------------------------
 
@@ -666,6 +730,7 @@ class SelfAugTrainer(SFTTrainer):
             measured.pop("tokens", None)
             logs.update(measured)
             logs["num_tokens"] = self._checkpoints.num_tokens()
+            logs.update({} if self._target is None else self._target.logs())
         Trainer.log(self, logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

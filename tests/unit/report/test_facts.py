@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.report.about import origins
 from selfaug.report.facts import report_of
 from selfaug.report.page import page
 from selfaug.report.regressions import LONGEST, marked, read_worst
@@ -25,6 +26,14 @@ def test_the_cost_is_that_of_the_log() -> None:
     nothing = training_of([{"step": 1, "loss": 2.0}], resumed=False)
     assert (nothing.cost.tokens, nothing.cost.reference_share) == (None, None)
     assert nothing.curves["loss"].values == (2.0,)
+
+
+def test_the_reached_shift_stands_beside_the_one_that_was_asked_for() -> None:
+    metrics = {"align_target": 0.05, "shift": 0.0512, "alpha": 1.25, "train_loss": 2.0}
+    manifest = {"finished": {"metrics": metrics}}
+    shown = "0.0512 nats a token at the end of training, 0.05 asked; α 1.25"
+    assert ("shift of the prompts", shown) in origins(manifest, None)
+    assert "shift of the prompts" not in dict(origins({"finished": {"metrics": {"train_loss": 2.0}}}, None))
 
 
 def test_curves_leave_out_what_is_not_finite(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class GeneralTask:
         limit: Number of items of each (sub)task, from the first; ``None`` for all.
         primary: Metric that represents the task; ``None`` for the first of a list of common ones.
         suite: Name of the suite that it comes from; ``None`` for a task named on its own.
+        items: Places of the items to run, in ascending order, one or more of each (sub)task; ``None`` for all.
     """
 
     task: str
@@ -42,10 +43,13 @@ class GeneralTask:
     limit: int | None = None
     primary: str | None = None
     suite: str | None = None
+    items: Mapping[str, Sequence[int]] | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON, for the results."""
         row = dataclasses.asdict(self)
+        if self.items is None:
+            del row["items"]  # what was stored before there was a choice stays valid
         return {**row, "data": None if self.data is None else str(self.data), "generation": dict(self.generation)}
 
 
