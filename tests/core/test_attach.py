@@ -190,7 +190,7 @@ def test_a_target_gives_each_step_its_weight_and_resumes_to_the_bit(tmp_path: Pa
         torch.manual_seed(0)
         trainer = make_with(folder, **{**settings, "lr_scheduler_type": "linear"})
         perturb_adapter(trainer.model)
-        selfaug.attach(trainer, align_target=0.15, align_fraction=0.5, check=False)
+        selfaug.attach(trainer, align_target=0.1, align_fraction=0.5, check=False)
         if until < 4:
             trainer.add_callback(StopAfter(until))
         trainer.train(resume_from_checkpoint=resume)
@@ -207,7 +207,7 @@ def test_a_target_gives_each_step_its_weight_and_resumes_to_the_bit(tmp_path: Pa
     torch.manual_seed(0)
     all_drawn = make_with(tmp_path / "all", **settings)
     perturb_adapter(all_drawn.model)
-    selfaug.attach(all_drawn, align_target=0.15, check=False)
+    selfaug.attach(all_drawn, align_target=0.1, check=False)
     all_drawn.train()
     entries = [entry for entry in all_drawn.state.log_history if "nll" in entry]
     used = [2.0, *(entry["alpha"] for entry in entries)]
