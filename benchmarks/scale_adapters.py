@@ -17,6 +17,7 @@ import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from selfaug.cli.evaluate_parts import all_parts
 from selfaug.cli.subject import opened
 from selfaug.common.progress import counting
 from selfaug.common.store import Store
-from selfaug.evaluation.parts import Part
 from selfaug.evaluation.run import evaluate
 from selfaug.report.gate import check, parse_rule
 from selfaug.run.models import Sides, check_origin
@@ -67,7 +67,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for scale in args.scales:
         scales = Scales(f"{scale:g}", dict.fromkeys(modules, scale))
-        with sides.changed(scales.weights_hash(origin.tuned_hash), lambda peft, s=scales: changed(peft, s)):
+        with sides.changed(scales.weights_hash(origin.tuned_hash), partial(changed, scales=scales)):
             for name, entry, samples in evaluate(parts, sides, store, seed=0, bar=counting, say=print):
                 kept = {label: {k: v for k, v in one.items() if k in ("unit", "higher_is_better", "primary")}
                         | {"difference": {}} for label, one in entry["metrics"].items()}  # fmt: skip
@@ -83,7 +83,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def draw(found: Mapping[str, Any], seed: int) -> tuple[list[Stored], list[Stored]]:
     """Half of the items of each subtask for the search, and the rest."""
-    rng, halves = random.Random(seed), ([], [])
+    rng = random.Random(seed)
+    halves: tuple[list[Stored], list[Stored]] = ([], [])
     for name, body in next(iter(found.values())).items():
         by_subtask: dict[str, list[int]] = {}
         for place, sample in enumerate(body["samples"]):
@@ -95,10 +96,9 @@ def draw(found: Mapping[str, Any], seed: int) -> tuple[list[Stored], list[Stored
     return halves
 
 
-def of_items(found: Mapping[str, Any], parts: Sequence[Part], scales: Scales) -> Iterator[tuple[str, Measured]]:
+def of_items(found: Mapping[str, Any], parts: Sequence[Any], scales: Scales) -> Iterator[tuple[str, Measured]]:
     """The stored values of some items at a scale."""
     for part in parts:
-        assert isinstance(part, Stored)
         body = found[scales.label][part.name]
         samples = [body["samples"][place] for of in part.places.values() for place in of]
         yield part.name, Measured(body["entry"], samples)

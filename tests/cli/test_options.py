@@ -241,7 +241,7 @@ def test_help_says_the_defaults_of_the_data_class(name: str, pages: dict[str, st
             if shown is None and default in (None, [], ""):
                 assert "(default:" not in block, block
                 continue
-            text = " ".join(default) if isinstance(default, list) else str(default)
+            text = " ".join(map(str, default)) if isinstance(default, list) else str(default)
             text = text.lower() if isinstance(default, bool) else text
             assert block.endswith(f"(default: {shown or text})"), block
             said += 1

@@ -216,7 +216,6 @@ def test_what_no_factor_leads_back_from_is_refused_before_a_model_is_loaded(
         (["--max_drop", "general=1", "--knobs", "groups"], "begin at the best uniform scale"),
         (["--max_drop", "general=1", "--knobs", "uniform", "group"], "Did you mean 'groups'"),
         (["--max_drop", "general=1", "--no_task"], "nothing to keep the most of"),
-        (["--max_drop", "general=1", "--fresh"], "fresh would repeat"),
         (["--max_drop", "general=1", "--limit", "1"], "task has 1 item of task"),
         (["--max_drop", "general=1", "--output_dir", "checkpoint-4"], "holds the adapter that is scaled"),
     ],

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from selfaug.run.folder import RunFolder
     from selfaug.run.models import Origin
 
-__all__ = ["COMMAND", "Settings", "check_settings", "results_table", "run"]
+__all__ = ["COMMAND", "Measurement", "Settings", "check_settings", "results_table", "run"]
 
 
 @dataclass
-class Settings(Subject):
-    """Settings of `selfaug evaluate`."""
+class Measurement(Subject):
+    """Options of a verb that measures the task and general ability."""
 
     data: list[str] = option(
         [], "Records to answer.", group="The task", metavar="PATH", shown="what the run held out or evaluated on"
@@ -83,14 +83,20 @@ class Settings(Subject):
         None, "Folder or hub name of the base model, if it has moved since training.", metavar="MODEL"
     )
     seed: int = option(0, "Seed of the bootstrap.", group="Results")
+    store: str | None = option(
+        None, "Folder of finished parts; runs with one base can share it.", metavar="FOLDER", shown="RUN/evaluation"
+    )
+
+
+@dataclass
+class Settings(Measurement):
+    """Settings of `selfaug evaluate`."""
+
     output_dir: str | None = option(
         None,
         "Folder of the results of an adapter or model of another trainer.",
         metavar="FOLDER",
         shown="measured-NAME beside it",
-    )
-    store: str | None = option(
-        None, "Folder of finished parts; runs with one base can share it.", metavar="FOLDER", shown="RUN/evaluation"
     )
     fresh: bool = option(False, "Repeat parts that are finished.")
     json: bool = option(False, "Print the results as JSON instead of a table.")
@@ -172,7 +178,7 @@ def run(call: Call[Settings]) -> int:
     return 0
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: Measurement) -> None:
     """Check that options are in range and do not contradict each other.
 
     Raises:

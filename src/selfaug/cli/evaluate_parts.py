@@ -14,7 +14,7 @@ from selfaug.data.vocabulary import check_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from selfaug.cli.evaluate import Settings
+    from selfaug.cli.evaluate import Measurement
     from selfaug.data.forms import Forms
     from selfaug.data.prompts import Renderer
     from selfaug.evaluation.judge import Judge
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["all_parts"]
 
 
-def all_parts(settings: Settings, folder: RunFolder, origin: Origin) -> list[Part]:
+def all_parts(settings: Measurement, folder: RunFolder, origin: Origin) -> list[Part]:
     """Return the parts in the order in which they are measured: task, texts, general tasks."""
     from selfaug.cli.encoding import load_tokenizer
     from selfaug.data.forms import read_forms
@@ -44,7 +44,7 @@ def all_parts(settings: Settings, folder: RunFolder, origin: Origin) -> list[Par
     return parts
 
 
-def _judge(settings: Settings, folder: RunFolder, forms: Forms) -> Judge | None:
+def _judge(settings: Measurement, folder: RunFolder, forms: Forms) -> Judge | None:
     if settings.judge_url is None:
         return None
     from selfaug.evaluation.judge import Judge
@@ -62,7 +62,7 @@ def _judge(settings: Settings, folder: RunFolder, forms: Forms) -> Judge | None:
 
 
 def _tasks(
-    settings: Settings,
+    settings: Measurement,
     folder: RunFolder,
     origin: Origin,
     tokenizer: PreTrainedTokenizerBase,
@@ -154,7 +154,7 @@ def _tasks(
     return parts
 
 
-def _texts(settings: Settings, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+def _texts(settings: Measurement, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
     from selfaug.common.fingerprint import files_of
     from selfaug.evaluation.general_part import TextPart
     from selfaug.evaluation.text import read_texts, windows
@@ -174,7 +174,7 @@ def _texts(settings: Settings, origin: Origin, tokenizer: PreTrainedTokenizerBas
     return list(parts.values())
 
 
-def _general(settings: Settings, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+def _general(settings: Measurement, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
     from selfaug.evaluation.general_part import GeneralPart
     from selfaug.evaluation.harness import Harness, backend_args
     from selfaug.evaluation.suites import chosen

@@ -25,7 +25,6 @@ from selfaug.cli.subject import opened
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.options import option
 from selfaug.common.progress import counting, span
-from selfaug.common.statistics import LOOKS
 from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
@@ -43,13 +42,19 @@ __all__ = ["COMMAND", "run"]
 TRIED = "scale.json"
 KNOBS = ("uniform", "groups", "intruders")
 _GROUPS = 16
-_LEFT_OUT = "scale compares many weights on the same items"
 
 
 @dataclass(kw_only=True)
-class Settings(evaluate.Settings):
+class Settings(evaluate.Measurement):
     """Settings of `selfaug scale`."""
 
+    run: str | None = option(
+        None,
+        "LoRA of any trainer (a folder or a hub name), or the --output_dir of a finished `selfaug train`.",
+        group="Adapter",
+        metavar="ADAPTER",
+        positional=True,
+    )
     max_drop: list[str] = option(
         [],
         "Largest loss allowed, such as general=2pt; NAME and LIMIT as for `selfaug gate`.",
@@ -73,6 +78,7 @@ class Settings(evaluate.Settings):
         None, "Folder of the scaled adapter.", group="Results", metavar="OUT", shown="scaled-NAME beside it"
     )
     overwrite_output_dir: bool = option(False, "Replace the scaled adapter in OUT.")
+    json: bool = option(False, "Print what was tried as JSON instead of a table.")
 
 
 COMMAND = Command(
@@ -169,6 +175,8 @@ def _rules(settings: Settings) -> list[Rule]:
 
 def _check(settings: Settings) -> None:
     """Check options before anything is read."""
+    from selfaug.common.statistics import LOOKS
+
     if not settings.max_drop:
         raise ConfigError("no limit is given that a smaller update would keep", "pass --max-drop general=2pt, say.")
     if settings.no_task:
@@ -177,10 +185,9 @@ def _check(settings: Settings) -> None:
             "pass --data with records of the task, or choose a factor yourself: `selfaug train --method wise-ft`.",
         )
     if settings.backend != "hf":
-        raise ConfigError(f"backend is {settings.backend}, and {_LEFT_OUT} in one loaded model", "leave --backend out.")
-    if settings.fresh:
-        raise ConfigError(f"fresh would repeat the base's half for each trial: {_LEFT_OUT}",
-                          "name an empty folder with --store.")  # fmt: skip
+        raise ConfigError(
+            f"backend is {settings.backend}, and all scales share one loaded model", "leave --backend out."
+        )
     if settings.looks not in LOOKS:
         raise ConfigError(f"looks is {settings.looks}", f"give {min(LOOKS)} to {max(LOOKS)}.")
     wrong = [scale for scale in settings.scales if not 0 < scale <= 1]
@@ -270,6 +277,7 @@ def _other_knobs(
 ) -> None:
     """Try what is not one factor for all modules, where one factor below the largest keeps the limits."""
     from selfaug.cli.encoding import load_tokenizer
+    from selfaug.common.store import key_of
     from selfaug.scaling.groups import grouped
     from selfaug.scaling.probes import Probes
     from selfaug.scaling.scales import intruders_matter
@@ -290,19 +298,23 @@ def _other_knobs(
             known.head["groups"] = [asdict(one) for one in weighed]
             by_groups(bench, probes, weighed, best, grid)
     if "intruders" in settings.knobs:
-        found: list[bool] = []
+        key = key_of({"adapter": sides.origin.tuned_hash, "base": sides.origin.base_hash, "factor": INTRUDERS})
+        found = store.get("intruders", key)
+        if found is None:
+            seen: list[bool] = []
 
-        def look(peft: Any) -> AbstractContextManager[None]:
-            found.append(intruders_matter(peft, INTRUDERS))
-            return nullcontext()
+            def look(peft: Any) -> AbstractContextManager[None]:
+                seen.append(intruders_matter(peft, INTRUDERS))
+                return nullcontext()
 
-        say("looking for singular directions that the base does not have ...")
-        with sides.changed(sides.origin.tuned_hash, look), sides.side("tuned"):
-            pass
-        if found[0]:
+            say("looking for singular directions that the base does not have ...")
+            with sides.changed(sides.origin.tuned_hash, look), sides.side("tuned"):
+                [found] = seen
+            store.put("intruders", key, found)
+        if found:
             without_intruders(bench, best, grid)
         else:
-            say("there are none among the strongest of any module.")
+            say("no module has strong singular directions that its base lacks: there is nothing to shrink.")
 
 
 class _Known:
