@@ -149,3 +149,17 @@ def test_wandb(ran: Ran) -> None:
     found = files_of(ran.folder / "w")
     assert not any(name.endswith("output.log") for name in found), "what the process printed would be uploaded"
     assert_texts_absent(found, "selfaug/task/answer_nll", "selfaug/gate/exit_code", "probe_kl")
+
+
+def test_a_text_in_a_store_would_be_seen(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar(GAIN, 0.1, 1)
+        writer.flush()
+        assert_texts_absent(files_of(tmp_path), GAIN)
+        writer.add_text("answer", "the xylophone", 1)
+    with pytest.raises(AssertionError, match="xylophone"):
+        assert_texts_absent(files_of(tmp_path), GAIN)
+    with pytest.raises(AssertionError, match="not in the store at all"):
+        assert_texts_absent(files_of(tmp_path), EXIT)
