@@ -122,6 +122,31 @@ def pooled(
                 resamples=_RESAMPLES,
             )
             if pool is not None:
-                kept[label] = pool
+                kept[label] = _widened(pool)
         parts[name] = {"group": first["group"], "name": first["name"], "metrics": kept}
     return {"parts": parts}
+
+
+def _widened(entry: dict[str, Any]) -> dict[str, Any]:
+    """Widen the interval of a metric of right and wrong items to that of a score test, which holds for few items.
+
+    With the share g of gained items, the largest drop δ solves ``(δ - drop)² = z² (2 g + δ - δ²) / n``: the variance is
+    that of the drop δ itself. Where few items were lost, as at a first look, that of the items is too small, and a
+    limit would pass too often. Without gained items this is Wilson's interval.
+    """
+    from scipy.stats import norm  # type: ignore[import-untyped,unused-ignore]
+
+    turned, difference = entry.get("flips"), entry["difference"]
+    if turned is None or difference["interval"] is None:
+        return entry
+    n = turned["n"]
+    c = float(norm.ppf((1 + difference["confidence"]) / 2)) ** 2 / n
+
+    def largest(drop: float, back: float) -> float:
+        half = (2 * drop + c) ** 2 - 4 * (1 + c) * (drop**2 - 2 * back * c)
+        return float((2 * drop + c + half**0.5) / (2 * (1 + c)))
+
+    lost, gained = turned["lost"] / n, turned["gained"] / n
+    low, high = difference["interval"]
+    bounds = [min(low, -largest(lost - gained, gained)), max(high, largest(gained - lost, lost))]
+    return {**entry, "difference": {**difference, "interval": bounds}}

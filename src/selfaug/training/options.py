@@ -196,7 +196,7 @@ class ProbeOptions:
         metavar="general|FILE",
     )
     probe_steps: int | None = option(
-        None, "Optimiser steps between probes.", shown="whenever the run evaluates or saves", metavar="N"
+        None, "Optimiser steps between probes; without it, whenever the run evaluates or saves.", metavar="N"
     )
     probe_limit: float | None = option(
         None, "Largest KL of the probe in nats a token; beyond it the training ends.", metavar="NATS"
