@@ -367,7 +367,7 @@ def test_a_target_of_the_shift_is_named_beside_what_was_reached(
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [entry for entry in entries if "nll" in entry][:3]
     assert [entry["step"] for entry in steps] == [1, 2, 3]
-    assert len({entry["alpha"] for entry in steps}) == 3, "the weight moves"
+    assert len({2.0, *(entry["alpha"] for entry in steps)}) > 2, "the weight moves"
     for before, entry in zip([2.0, *(entry["alpha"] for entry in steps)], steps, strict=False):
         assert entry["loss"] == pytest.approx(entry["nll"] + before * entry["alignment"], rel=1e-4)
     assert (metrics["align_target"], metrics["alpha"]) == (0.05, steps[-1]["alpha"])
