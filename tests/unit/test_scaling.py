@@ -344,7 +344,7 @@ def test_a_trial_at_the_limit_passes_seldom_however_often_it_looks() -> None:
 
 
 def test_few_lost_items_do_not_pass_a_limit_that_is_the_truth() -> None:
-    """The exact chance, over the number of lost items of 60, that the first of four looks passes a drop of the limit."""
+    """The exact chance that the first of four looks, at 60 items, passes a true drop of the limit."""
     from scipy.stats import binom
 
     passing = []
