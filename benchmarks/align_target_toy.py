@@ -42,7 +42,7 @@ def train(seed: int, steps: int, share: float, sequences: int) -> tuple[Values, 
     optimizer = torch.optim.AdamW([A, B], lr=RATE, weight_decay=0.0)
 
     def log_p(layer: torch.Tensor) -> torch.Tensor:
-        return (layer.tanh() @ U.T * 2).log_softmax(-1)
+        return torch.log_softmax(layer.tanh() @ U.T * 2, dim=-1)
 
     def tuned(x: torch.Tensor) -> torch.Tensor:
         return log_p(x @ W.T + 2 * (x @ A.mT) @ B.mT)

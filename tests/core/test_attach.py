@@ -61,23 +61,23 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.ran.gradient = {adapter_name(name): p.grad.detach().clone() for name, p in trained.items()}
 
 
-def make(kind: str, folder: Path, *, adapted: bool = True, **settings: Any) -> Any:
+def make(kind: str, folder: Path, *, adapted: bool = True, rows: list[Any] = ROWS, **settings: Any) -> Any:
     model = tiny("llama", dtype=torch.float64)
     if kind == "stock":
         return Trainer(
             get_peft_model(model, lora_config("llama")) if adapted else model,
             TrainingArguments(str(folder), **COMMON, **settings),
-            train_dataset=ROWS,
+            train_dataset=rows,
             data_collator=DataCollatorForSeq2Seq(tiny_tokenizer(), pad_to_multiple_of=8),
         )
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    args = SFTConfig(str(folder), max_length=256, gradient_checkpointing=False, **COMMON, **settings)
+    args = SFTConfig(str(folder), **{"max_length": 256, "gradient_checkpointing": False, **COMMON, **settings})
     return SFTTrainer(
         model,
         args,
-        train_dataset=Dataset.from_list(ROWS),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tiny_tokenizer(),
         peft_config=lora_config("llama"),
     )
@@ -98,18 +98,37 @@ def train(trainer: Any) -> Ran:
     return ran
 
 
-@pytest.mark.parametrize(("size", "accumulated"), [(6, 1), (2, 3)])
+EIGHT = sequences((*SINGLE_TURN, (7, 3), (4, 6)))
+NEEDS_TRL = pytest.mark.skipif(not HAS_TRL, reason="trl is not installed")
+
+
+@pytest.mark.parametrize(("size", "accumulated"), [(8, 1), (2, 4)])
 @pytest.mark.parametrize(
-    "kind", ["stock", pytest.param("sft", marks=pytest.mark.skipif(not HAS_TRL, reason="trl is not installed"))]
+    ("kind", "packing"),
+    [
+        ("stock", {}),
+        pytest.param("sft", {}, marks=NEEDS_TRL),
+        pytest.param("sft", {"packing": True, "max_length": 32}, marks=NEEDS_TRL),
+    ],
+    ids=["stock", "sft", "sft packing"],
 )
-def test_a_step_of_another_trainer_equals_the_oracle(kind: str, size: int, accumulated: int, tmp_path: Path) -> None:
-    assert len(CHOSEN) == size * accumulated, "one step over all sequences"
-    trainer = make(kind, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulated)
+def test_a_step_of_another_trainer_equals_the_oracle(
+    kind: str, packing: dict[str, Any], size: int, accumulated: int, tmp_path: Path
+) -> None:
+    assert len(EIGHT) == size * accumulated, "one step over all sequences"
+    size = 1 if packing and accumulated > 1 else size
+    rows = [{"input_ids": list(ids), "labels": list(labels)} for ids, labels in EIGHT]
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, **packing}
+    trainer = make(kind, tmp_path, rows=rows, **settings)
     assert selfaug.attach(trainer) is trainer
     ran = train(trainer)
     assert len(ran.batches) == accumulated
-    assert any(not batch["attention_mask"].all() for batch in ran.batches), "something is padded"
-    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), CHOSEN)
+    if packing:
+        assert sum(batch["input_ids"].numel() for batch in ran.batches) == sum(len(ids) for ids, _ in EIGHT)
+        assert any(int((batch["position_ids"] == 0).sum()) > 1 for batch in ran.batches), "documents share a row"
+    else:
+        assert any(not batch["attention_mask"].all() for batch in ran.batches), "something is padded"
+    oracle = Step(lambda: tiny("llama", dtype=torch.float64), with_lora(tiny("llama", dtype=torch.float64)), EIGHT)
     loss, gradient = oracle.gradient()
     assert relative_distance(ran.gradient, gradient) < TOLERANCE
     logged = trainer.state.log_history[0]
@@ -171,7 +190,7 @@ def test_a_target_gives_each_step_its_weight_and_resumes_to_the_bit(tmp_path: Pa
         torch.manual_seed(0)
         trainer = make_with(folder, **{**settings, "lr_scheduler_type": "linear"})
         perturb_adapter(trainer.model)
-        selfaug.attach(trainer, align_target=0.15, align_fraction=0.5, check=False)
+        selfaug.attach(trainer, align_target=0.1, align_fraction=0.5, check=False)
         if until < 4:
             trainer.add_callback(StopAfter(until))
         trainer.train(resume_from_checkpoint=resume)
@@ -188,7 +207,7 @@ def test_a_target_gives_each_step_its_weight_and_resumes_to_the_bit(tmp_path: Pa
     torch.manual_seed(0)
     all_drawn = make_with(tmp_path / "all", **settings)
     perturb_adapter(all_drawn.model)
-    selfaug.attach(all_drawn, align_target=0.15, check=False)
+    selfaug.attach(all_drawn, align_target=0.1, check=False)
     all_drawn.train()
     entries = [entry for entry in all_drawn.state.log_history if "nll" in entry]
     used = [2.0, *(entry["alpha"] for entry in entries)]
@@ -288,6 +307,20 @@ def vllm_layers(folder: Path) -> set[str]:
     return layers
 
 
+def test_a_saved_adapter_loads_in_peft_transformers_and_vllms_parser(tmp_path: Path) -> None:
+    base = tiny("llama")
+    trainer = selfaug.attach(make_with(tmp_path, tiny("llama"), **COMMON))
+    perturb_adapter(trainer.model)
+    trainer.save_model(str(tmp_path / "final"))
+    ids = torch.arange(1, 20)[None]
+    tuned = trainer.model.eval()(input_ids=ids).logits
+    assert float((tuned - base(input_ids=ids).logits).abs().max()) > 0.01
+    assert torch.equal(PeftModel.from_pretrained(tiny("llama"), tmp_path / "final")(input_ids=ids).logits, tuned)
+    base.load_adapter(str(tmp_path / "final"))
+    assert torch.equal(base(input_ids=ids).logits, tuned)
+    assert vllm_layers(tmp_path / "final") == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
 def test_the_base_is_kept_beside_the_adapter_and_another_one_is_refused(tmp_path: Path) -> None:
     settings = {**COMMON, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     folder = save_tiny(tmp_path / "base")
@@ -303,17 +336,6 @@ def test_the_base_is_kept_beside_the_adapter_and_another_one_is_refused(tmp_path
     kept = [json.loads((saved / "selfaug_base.json").read_text()) for saved in (checkpoint, tmp_path / "final")]
     assert kept[0] == kept[1]
     assert kept[0]["name"] == str(folder)
-    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "final")
-    AutoModelForCausalLM.from_pretrained(folder).load_adapter(str(tmp_path / "final"))
-    assert vllm_layers(tmp_path / "final") == {
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    }
     resumed = attached(max_steps=2)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.state.global_step == 2
@@ -356,7 +378,7 @@ def test_full_fine_tuning_without_another_reference_is_refused(tmp_path: Path) -
         selfaug.attach(make("stock", tmp_path, adapted=False))
 
 
-@pytest.mark.skipif(not HAS_TRL, reason="trl is not installed")
+@NEEDS_TRL
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

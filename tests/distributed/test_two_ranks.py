@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 SEED = 7
 TARGET: dict[str, Any] = {
-    "align_target": 0.15, "align_fraction": 0.5, "per_device_train_batch_size": 1, "learning_rate": 0.02, "max_steps": 4
+    "align_target": 0.1, "align_fraction": 0.5, "per_device_train_batch_size": 1, "learning_rate": 0.02, "max_steps": 4
 }  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "padding": {"settings": {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 1}},

@@ -156,12 +156,14 @@ def test_beyond_the_limit_training_stops_or_goes_back(tmp_path: Path) -> None:
     assert probe_module.summary(back._measure_probe())["probe_kl"] == watched[2]
 
 
+@pytest.mark.nightly
 def test_without_a_probe_within_the_limit_nothing_is_gone_back_to(tmp_path: Path) -> None:
     limits = {"probe": prompts(tmp_path / "run"), "probe_limit": 1e-9, "probe_action": "restore"}
     with pytest.raises(ConfigError, match="broken at the first probe, after step 3"):
         trained(tmp_path / "run", **limits)
 
 
+@pytest.mark.nightly
 def test_an_adapter_that_breaks_the_limit_before_the_first_step_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

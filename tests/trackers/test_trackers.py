@@ -20,7 +20,7 @@ import yaml
 
 from tests.cli.conftest import save_model, write_rows
 
-pytestmark = [pytest.mark.nightly, pytest.mark.slow]
+pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(3600)]
 for package in ("tensorboard", "trackio", "wandb", "mlflow"):
     pytest.importorskip(package, reason="made by tests/trackers/environment.sh")
 

@@ -12,7 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from selfaug.model.parts import body_of
 from selfaug.model.sharding import assign, exchange, held, is_split, plain_name, trained, whole, whole_shape
+from selfaug.reference.frozen import FrozenReference
+from tests.models import tiny
 
 VALUES = torch.arange(12.0).reshape(4, 3)
 
@@ -55,6 +58,27 @@ def test_an_exchange_and_back_changes_nothing(weight: nn.Parameter) -> None:
 def test_a_whole_value_is_assigned(weight: nn.Parameter) -> None:
     assign(weight, VALUES.flip(0))
     assert torch.equal(whole(weight), VALUES.flip(0))
+
+
+def test_a_frozen_copy_is_in_parts_again_after_a_pass() -> None:
+    """FSDP2 gives up its outermost weights after a backward pass alone, which a frozen model never has."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    frozen = tiny("llama")
+    reference, body = FrozenReference("path", tiny("llama"), loaded=frozen), body_of(frozen)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for module in (*body.layers, body):
+            fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        for _ in range(2):
+            with reference.serving(tiny("llama")) as served:
+                body_of(served)(torch.arange(8)[None])
+                assert not isinstance(body.embed_tokens.weight, DTensor), "nothing was gathered"
+            assert all(isinstance(p, DTensor) for p in body.parameters())
+    finally:
+        dist.destroy_process_group()
 
 
 def test_names_are_those_without_fsdps_wrapper() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selfaug.common.errors import ConfigError
 from selfaug.model.parts import body_of, head_layer, head_of
-from selfaug.model.sharding import is_split, whole_shape
+from selfaug.model.sharding import is_split, reshard, whole_shape
 from selfaug.objective.head import LMHead
 from selfaug.reference.adapter import digest
 
@@ -79,7 +79,10 @@ class FrozenReference:
         if first.device != device and not is_split(first):
             self._model.to(device)
         with torch.no_grad():
-            yield self._model
+            try:
+                yield self._model
+            finally:  # without a backward pass FSDP2 would keep the outermost weights gathered
+                reshard(self._model)
 
     def head(self, model: nn.Module) -> LMHead | None:
         """Return the frozen model's own head."""
