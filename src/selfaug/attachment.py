@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.files import replacing
+from selfaug.common.terminal import say
 from selfaug.model.base import Base
 from selfaug.model.checks import check_documents_apart, check_head, probe_tokens
 from selfaug.model.parts import attends_throughout, depends_on_what_follows, takes_documents_in_a_row
@@ -161,7 +162,7 @@ class _Attached:
         slice_tokens: int,
         check: bool,
     ) -> None:
-        self.trainer, self.target, self._check = trainer, target, check
+        self.trainer, self.target, self._check, self._alpha = trainer, target, check, alpha
         self._tokens = _tokens_of(trainer)
         self._unseen_packing = check and alpha > 0
         self._unseen_step = alpha > 0
@@ -307,6 +308,8 @@ class _Attached:
                     "against another one.",
                     "resume from a checkpoint of a run with the same settings, or begin a new one.",
                 )
+        weight = f"alpha {self._alpha:g}" if self.target is None else f"align_target {self.target.target:g}"
+        say(f"SelfAug is on: {weight}, reference {'none' if self.reference is None else self.reference.name}.")
         if not self._check or any(p.is_meta for p in self.model.parameters()):
             return
 
