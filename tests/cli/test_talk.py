@@ -26,6 +26,7 @@ WORDS = {
     "compare": [["compare", "--output_dir", "out", "--methods", "sft"]],
     "report": [["report", "run"]],
     "gate": [["gate", "run"]],
+    "scale": [["scale", "run", "--max_drop", "general=2pt"]],
     "demo": [["demo"]],
     "lab": [["lab", "make", "--output_dir", "out"], ["lab", "task", "--count", "3"]],
     "merge": [["merge", "run", "--output_dir", "out"]],
