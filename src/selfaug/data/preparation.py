@@ -214,7 +214,8 @@ def _kept(example: Example, left_out: list[str], on_bad_row: str) -> bool:
     name = f"{example.id}: {example.question}" if example.id else example.question
     if on_bad_row == "error":
         raise DataError(
-            f"the corpus has no passage for the record {name[:120]!r}: none shares a word with its question",
+            f"the corpus has no passage for the record {name[:120]!r}: none shares a word with its question, or "
+            "all that do are on the other side of the split",
             "use a larger corpus, give the record documents, or pass --on_bad_row skip to leave it out.",
         )
     left_out.append(name)

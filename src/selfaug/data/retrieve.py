@@ -53,7 +53,7 @@ def retrieve(
 
     Args:
         records: Records.
-        corpus: Ranked of the passages.
+        corpus: Passages to search.
         k: Number of passages for a record without documents; at least 0.
         distractors: Number of misleading passages for each record; at least 0.
         seed: Seed of the order of the documents.
