@@ -93,7 +93,7 @@ def test_the_snippet_of_the_page_answers_the_trained_prompt(trained: Run, model:
     known: dict[str, Any] = {}
     exec(snippet, known)
     documents = [{"title": "Tom", "text": "Tom found 3 red balls."}, {"text": "</s> The cat sleeps."}]
-    tuned, tokenizer = load(trained, model)
+    tuned, tokenizer = load(trained[0], model)
     record = Record(QUESTION, (Document("Tom found 3 red balls.", "Tom"), Document("</s> The cat sleeps.")), ("-",))
     ids = torch.tensor([Renderer.load(trained[0] / "adapter").prompt_ids(tokenizer, record)])
     made = tuned.generate(
