@@ -12,9 +12,10 @@ from typing import Any
 
 from selfaug.common.statistics import difference
 from selfaug.evaluation.results import items_of, primary, read_results, read_samples
+from selfaug.report.training import read_log
 from selfaug.run.folder import RunFolder
 
-__all__ = ["Line", "Score", "answers_text", "lines", "table_text"]
+__all__ = ["Line", "Score", "answers_text", "drift_text", "lines", "table_text"]
 
 _WIDTH = 76
 
@@ -60,6 +61,18 @@ def lines(runs: Mapping[str, Path], documents: int) -> list[Line]:
     means = {name: _general_mean(list(read_samples(RunFolder(path).samples))) for name, path in runs.items()}
     base = next(iter(means.values()))[0]
     return [*scored, Line("general, mean", base, {name: score for name, (_, score) in means.items()}, "mean")]
+
+
+def drift_text(runs: Mapping[str, Path]) -> str | None:
+    """Return how far each run went from the base on the base's own answers; ``None`` without a probe."""
+    found = []
+    for name, path in runs.items():
+        probed = [event for event in read_log(RunFolder(path).log) if "probe_kl" in event]
+        if not probed:
+            return None
+        last = probed[-1]
+        found.append(f"{name} {last['probe_kl']:.3f} [{last['probe_kl_low']:.3f}, {last['probe_kl_high']:.3f}]")
+    return f"KL(base ‖ tuned) on the base's own answers to general prompts, nats a token: {', '.join(found)}"
 
 
 def table_text(measured: Sequence[Line]) -> str:
