@@ -84,7 +84,7 @@ SMOLLM2 = Plan(
     },
     240,
     60,
-    ("--general", "offline", "--general_limit", 60, "--batch_size", 20),
+    ("--general", "offline", "--general_limit", 60, "--max_gen_toks", 96, "--batch_size", 20),
 )
 """With SmolLM2-135M-Instruct: a fast rate, which forgets (docs/real-model.md)."""
 
