@@ -1,6 +1,6 @@
 r"""Does a model forget more the further fine-tuning moves its distribution? And how closely do the two go together?
 
-    python benchmarks/shift_forgetting.py --shared DIR --work FOLDER --document docs/results.md \
+    python benchmarks/shift_forgetting.py --shared DIR --work FOLDER --document docs/results/shift.md \
         --picture docs/images/shift-forgetting.svg
 
 `DIR/models/stories260k`, a language model of children's stories, is tuned on the questions of `DIR/data/mctest` (mc160
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -48,7 +47,7 @@ TRAINING = {
     "use_cpu": "true",
     "prompt": json.dumps(PROMPT),
 }
-_SECTION = "## Shift and forgetting"
+_TITLE = "# Does shift foretell forgetting?"
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ def cell(coefficient: dict[str, Any]) -> str:
     return f"{coefficient['value']:.2f} [{coefficient['low']:.2f}, {coefficient['high']:.2f}]"
 
 
-def section(outputs: list[Path], counts: dict[str, int], picture: str) -> str:
-    """The part of the document, made from what the verbs give."""
+def page(outputs: list[Path], counts: dict[str, int], picture: str) -> str:
+    """The page, made from what the verbs give."""
     whole = related(outputs)
     plain = [path for path, run in zip(outputs, RUNS, strict=True) if run.alpha == 0]
     rows = [
@@ -184,7 +183,7 @@ def section(outputs: list[Path], counts: dict[str, int], picture: str) -> str:
     certain = min(whole["pearson"]["low"], whole["spearman"]["low"]) > 0
     claim = "Runs that moved the model further on the task's prompts forgot more: over" if certain else "Over"
     return "\n".join([
-        _SECTION,
+        _TITLE,
         "",
         f"{claim} {whole['runs']} runs, Pearson's "
         f"coefficient of shift and forgetting is **{cell(whole['pearson'])}** and Spearman's "
@@ -210,20 +209,11 @@ def section(outputs: list[Path], counts: dict[str, int], picture: str) -> str:
         "coefficient over runs that were chosen to differ says that the two go together here, not how closely they "
         "would where task and general text are far apart, nor that one causes the other.",
         "",
-        f"Command: `python benchmarks/shift_forgetting.py --shared DIR --work FOLDER --document docs/results.md "
+        f"Command: `python benchmarks/shift_forgetting.py --shared DIR --work FOLDER --document docs/results/shift.md "
         f"--picture docs/images/{Path(picture).name}`; seeds as in the table, bootstrap seed 0; torch "
         f"{about['torch']}, transformers {about['transformers']}, peft {about['peft']}, float32 on a CPU.",
         "",
     ])  # fmt: skip
-
-
-def write_section(document: Path, text: str) -> None:
-    """Put the section in the place of the one of the same heading, or at the end."""
-    old = (document.read_text(encoding="utf-8") if document.exists() else "") or "# Results\n"
-    pattern = re.compile(rf"^{re.escape(_SECTION)}$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-    new = pattern.sub(lambda _: f"{text}\n", old) if pattern.search(old) else f"{old.rstrip()}\n\n{text}"
-    document.parent.mkdir(parents=True, exist_ok=True)
-    document.write_text(new.rstrip() + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -231,7 +221,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, help="Folder with models/stories260k and data/.")
     parser.add_argument("--work", type=Path, required=True, help="Folder of the runs; finished ones are kept.")
-    parser.add_argument("--document", type=Path, help="Markdown file that gets the section.")
+    parser.add_argument("--document", type=Path, help="Markdown page to write.")
     parser.add_argument("--picture", type=Path, help="SVG or PNG.")
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -242,8 +232,8 @@ def main() -> int:
     print(selfaug("relate", *outputs, "--resamples", RESAMPLES, *drawn))
     if args.document is not None:
         picture = args.picture or args.document.with_name("shift-forgetting.svg")
-        text = section(outputs, counts, os.path.relpath(picture, args.document.parent))
-        write_section(args.document, text)
+        text = page(outputs, counts, os.path.relpath(picture, args.document.parent))
+        args.document.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The rows and texts of the studies on stories260k and in the lab (docs/results.md).
+"""The rows and texts of the studies on stories260k and in the lab (docs/results/).
 
     python benchmarks/study_data.py --shared DIR --data mctest --output DIR
     python benchmarks/study_data.py --data lab --train 1600 --test 500 --output DIR

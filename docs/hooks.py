@@ -20,13 +20,15 @@ _OUTWARD = re.compile(r"(\]\()(?:\.\./)+((?:configs|src|benchmarks|hosts)/[^)#\s
 def on_config(config: Any) -> Any:
     """Put the pages that no one lists by hand into the menu."""
     studies = [f"studies/{path.name}" for path in sorted((ROOT / "docs" / "studies").glob("*.md"))]
+    hosts = [f"hosts/{path.name}" for path in sorted((ROOT / "docs" / "hosts").glob("*.md"))]
     for entry in config.nav:
         if "Results" in entry:
-            entry["Results"].append({"Studies": studies})
+            entry["Results"].append({"Every setting": studies})
         if "Reference" in entry:
-            entry["Reference"][1:1] = [{f"selfaug {verb}": f"reference/{verb}.md"} for verb in VERBS]
+            entry["Reference"].insert(1, {"Options": [{f"selfaug {verb}": f"reference/{verb}.md"} for verb in VERBS]})
         if "Guides" in entry:
-            entry["Guides"] += [f"hosts/{path.name}" for path in sorted((ROOT / "docs" / "hosts").glob("*.md"))]
+            place = next(place for place, page in enumerate(entry["Guides"]) if "Other trainers" in page)
+            entry["Guides"][place] = {"Other trainers": [*entry["Guides"][place].values(), *hosts]}
     return config
 
 
@@ -46,7 +48,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     verbs = "\n".join(f"| [`{name}`]({name}.md) | {verb.help} |" for name, verb in VERBS.items())
     markdown = markdown.replace("<!-- verbs -->", verbs)
     up = "../" * page.file.src_uri.count("/")
-    return _OUTWARD.sub(lambda match: f"{match[1]}{up}{_carried(match[2])}", markdown)
+
+    def led(match: re.Match[str]) -> str:
+        return f"{match[1]}{up}{_carried(match[2])}" if (ROOT / match[2]).is_file() else match[0]
+
+    return _OUTWARD.sub(led, markdown)
 
 
 def _carried(path: str) -> str:

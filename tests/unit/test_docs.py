@@ -5,30 +5,59 @@ from __future__ import annotations
 import ast
 import builtins
 import dataclasses
+import functools
 import importlib
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 import selfaug
+from selfaug.cli import parsing
+from selfaug.cli.config import options_of
+from selfaug.cli.launch import LaunchFlags
 from selfaug.cli.main import VERBS
 from selfaug.cli.parsing import parse
 from selfaug.data.prompts import Renderer
 from selfaug.data.record import Document, Record
 from tests.docs_tables import ROOT, TABLES, between
 
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/README.md"]
-)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
 
 
-@pytest.mark.parametrize("name", list(TABLES))
-def test_tables_are_made_from_the_code(name: str) -> None:
-    page, make = TABLES[name]
-    written = between(name, page.read_text(encoding="utf-8")).group(1)
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of the commands of `selfaug` in the page's blocks, without comments and what the shell does with them."""
+    found: list[str] = []
+    for language, block in re.findall(r"^```([^\n]*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        if language not in ("", "bash"):
+            continue
+        found += re.findall(r"^\s*(?:\w+=\S+ )*(?:bin/)?selfaug ([a-z].*)", block.replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(re.split(r"\s(?:>>|\|\|?|&&)\s", line)[0], comments=True) for line in found]
+
+
+@functools.cache
+def flags(verb: str, part: str) -> frozenset[str]:
+    """Every flag that a verb takes, or its part; of other verbs those that it hands on."""
+    command = importlib.import_module(VERBS[verb].module).COMMAND
+    command = next((each for each in command.parts if each.name == f"{verb} {part}"), command)
+    names = set(options_of(*command.kinds))
+    if command.reads_itself or command.takes_others:
+        names |= {*parsing.options(), *LaunchFlags().names()}
+    switches = {f"no_{one}" for one, option in options_of(*command.kinds).items() if option.is_switch}
+    return frozenset({*names, *switches, "config", "help", "help_all", "verbose"})
+
+
+@pytest.mark.parametrize("table", list(TABLES))
+def test_tables_are_made_from_the_code(table: str) -> None:
+    page, make = TABLES[table]
+    written = between(table, page.read_text(encoding="utf-8")).group(1)
     assert written == make() + "\n", "run: python -m tests.docs_tables"
 
 
@@ -54,7 +83,7 @@ def test_the_papers_recipe_has_the_papers_settings() -> None:
 
 
 def test_the_prompt_settings_of_the_page_are_read_and_used(tmp_path: Path) -> None:
-    page = (ROOT / "docs/train.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/prompt.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- prompt:begin -->\n```yaml\n(.*?)```", page, re.S)
     assert block is not None
     file = tmp_path / "settings.yaml"
@@ -81,28 +110,38 @@ def test_the_prompt_settings_of_the_page_are_read_and_used(tmp_path: Path) -> No
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_commands_use_known_verbs(page: Path) -> None:
-    for verb in re.findall(r"^(?:bin/)?selfaug ([a-z]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_have_known_verbs_and_options(page: Path) -> None:
+    for verb, *words in commands(page.read_text(encoding="utf-8")):
         assert verb in VERBS, verb
+        for word in words:
+            if word.startswith("--"):
+                known = flags(verb, words[0])
+                assert word[2:].partition("=")[0].replace("-", "_") in known, f"selfaug {verb} has no option {word}"
+
+
+def test_the_pages_have_commands_to_look_at() -> None:
+    found = [words for page in PAGES for words in commands(page.read_text(encoding="utf-8"))]
+    assert {words[0] for words in found} >= {*VERBS} - {"relate"}
+    assert sum(word.startswith("--") for words in found for word in words) > 200
 
 
 def test_public_names_are_there() -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"\bselfaug\.(\w+)\(", pages))
     assert "render" in named, "the documentation names nothing to look for"
-    for name in named | set(selfaug.__all__):
-        assert getattr(selfaug, name), name
+    for one in named | set(selfaug.__all__):
+        assert getattr(selfaug, one), one
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_python_examples_use_only_what_they_import_or_make(page: Path) -> None:
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
         tree = ast.parse(block)

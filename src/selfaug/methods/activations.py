@@ -37,7 +37,7 @@ class AlignActivations(Method):
 
     Source: arXiv 2509.03934, Table 2, which compares these with aligning the logits and gives neither the distance nor
     its weight. The mean squared difference of a position, averaged over modules, and the weight are ours: 16 is what
-    one small model needed (docs/results.md, *Logits, or activations inside*). "All layers" is taken to mean all four
+    one small model needed (docs/results/activations.md). "All layers" is taken to mean all four
     projections and the feed-forward block of every layer.
 
     Args:

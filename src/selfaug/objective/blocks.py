@@ -104,7 +104,7 @@ def _rows_per_block(rows: Rows, head: LMHead, device: torch.device, block_bytes:
     projections = head.weight_VH.element_size() * (1 if rows.reference_NH is None else 2)
     copies = 4 * _TERM_COPIES if wide_copies and device.type != "cpu" else 0
     size = max(1, block_bytes // (vocabulary * (projections + copies)))
-    # Whole tiles only (measured on a CPU: docs/results.md).
+    # Whole tiles only (measured on a CPU: docs/results/objective.md).
     tile = next((tile for tile in _TILES if size >= tile and (tile == _TILES[-1] or device.type != "cpu")), 1)
     return size // tile * tile
 

@@ -15,7 +15,9 @@ from selfaug.cli.config import Call, read
 from selfaug.cli.main import VERBS
 from selfaug.report.gate import parse_rule
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "gate.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGE = (DOCS / "gate.md").read_text(encoding="utf-8")
+GUIDE = (DOCS / "guides" / "ci.md").read_text(encoding="utf-8")
 
 
 def commands(text: str) -> list[list[str]]:
@@ -29,7 +31,7 @@ def arguments(words: list[str]) -> Call[Any]:
 
 
 def workflow() -> dict:
-    block = re.search(r"<!-- workflow:begin -->\n```yaml\n(.*?)```\n<!-- workflow:end -->", PAGE, re.DOTALL)
+    block = re.search(r"<!-- workflow:begin -->\n```yaml\n(.*?)```\n<!-- workflow:end -->", GUIDE, re.DOTALL)
     assert block is not None
     return yaml.safe_load(block[1])
 
