@@ -391,8 +391,10 @@ def train(loaded: Loaded, s: Setting, seed: int, recipe: Recipe) -> dict[str, An
     pool = loaded.texts[s.source][: s.pool]
     if s.ewc:
         read = pool[:256] if s.fisher == "texts" else loaded.train[:256]
-        prompts = [[t for t, y in zip(r.input_ids, r.labels, strict=True) if y == IGNORED] or r.input_ids for r in read]
-        sums, tokens = fisher_diagonal(model.get_base_model(), [r.input_ids for r in read] if s.fisher == "texts" else prompts)
+        read_ids = [r.input_ids for r in read]
+        if s.fisher == "prompts":
+            read_ids = [[t for t, y in zip(r.input_ids, r.labels, strict=True) if y == IGNORED] for r in read]
+        sums, tokens = fisher_diagonal(model.get_base_model(), read_ids)
         fisher = [total / tokens for total in sums]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.rate * s.rate, weight_decay=0.0)
