@@ -34,6 +34,7 @@ from small_runs import LORA, PROMPT, Row, fitting, load
 from torch import Tensor
 
 from selfaug.before.fisher import fisher_diagonal
+from selfaug.common.statistics import Items, difference, value
 from selfaug.data.encode import encode
 from selfaug.data.prompts import Renderer
 from selfaug.data.read import read_rows
@@ -60,7 +61,7 @@ class Recipe:
 
 RECIPES = {
     "lab1": Recipe(480, 200, 8, 1, 1e-2),
-    "lab4": Recipe(800, 200, 8, 1, 1e-2),
+    "lab4": Recipe(480, 200, 8, 1, 1e-2),
     "mctest": Recipe(345, 120, 8, 1, 2e-3),
     "squad": Recipe(248, 120, 8, 1, 6.32e-3),
 }
@@ -482,17 +483,13 @@ def right_answers(loaded: Loaded, model: Any) -> list[int]:
     return right
 
 
-def figures(run: dict[str, Any]) -> dict[str, float]:
-    """Task (percent, NLL), general (percent, or minus NLL), and KL of a run."""
-    tokens = sum(t[1] for t in run["task"])
-    exact = sum(t[2] for t in run["task"]) / len(run["task"])
-    general_tokens = sum(g[1] for g in run["general"])
-    nll = sum(g[0] for g in run["general"]) / general_tokens
+def axes_of(run: dict[str, Any]) -> dict[str, Items]:
+    """Task and general as items: percent (or minus NLL, nats a token), more is better; and the KL."""
+    right = run.get("right")
     return {
-        "exact": 100 * exact,
-        "task_nll": sum(t[0] for t in run["task"]) / tokens,
-        "general": 100 * sum(run["right"]) / len(run["right"]) if "right" in run else -nll,
-        "kl": sum(g[2] for g in run["general"]) / general_tokens,
+        "task": Items.of([100.0 * t[2] for t in run["task"]] if right else [[-t[0], t[1]] for t in run["task"]]),
+        "general": Items.of([100.0 * r for r in right] if right else [[-g[0], g[1]] for g in run["general"]]),
+        "kl": Items.of([[g[2], g[1]] for g in run["general"]]),
     }
 
 
@@ -504,6 +501,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", type=Path, required=True, help="JSON lines of finished runs; kept and added to.")
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--against", choices=list(SETTINGS), default="selfaug 2", help="Setting of the differences.")
     args = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
@@ -523,21 +521,33 @@ def main() -> None:
             done.append({"about": about, **run})
             with args.runs.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
-            shown = ", ".join(f"{k} {v:.4g}" for k, v in figures(run).items())
+            shown = ", ".join(f"{what} {value(items):.4g}" for what, items in axes_of(run).items())
             seconds, norm, clipped = (run.get(k, 0.0) for k in ("seconds", "norm", "clipped"))
             print(f"{name}, seed {seed}: {shown}; {seconds:.0f} s; norm {norm:.2g}, clipped {clipped:.0%}", flush=True)
-    show([run for run in done if run["about"][0] == args.world])
+    show([run for run in done if run["about"][0] == args.world], args.against)
 
 
-def show(runs: list[dict[str, Any]]) -> None:
-    """Means over seeds."""
-    names = list(dict.fromkeys(run["about"][1] for run in runs))
+def show(runs: list[dict[str, Any]], against: str) -> None:
+    """Means over seeds, and differences from one setting: the same seeds and items, 95 % intervals."""
+    found: dict[str, dict[int, dict[str, Items]]] = {}
+    for run in runs:
+        _, name, seed = run["about"]
+        found.setdefault(name, {})[seed] = axes_of(run)
     lines = []
-    for name in names:
-        found = [figures(run) for run in runs if run["about"][1] == name]
-        means = {what: sum(f[what] for f in found) / len(found) for what in found[0]}
-        lines.append([name, str(len(found)), *(f"{means[what]:.4g}" for what in means)])
-    print(table(["setting", "seeds", "task, exact %", "task NLL", "general", "KL"], lines))
+    for name, by_seed in found.items():
+        means = [
+            sum(value(a[what]) or 0.0 for a in by_seed.values()) / len(by_seed) for what in ("task", "general", "kl")
+        ]
+        cells = [name, str(len(by_seed)), *(f"{mean:.4g}" for mean in means)]
+        common = [seed for seed in by_seed if seed in found.get(against, {})]
+        for what in ("task", "general"):
+            pairs = [(found[against][seed][what], by_seed[seed][what]) for seed in common]
+            d = difference(pairs, shared_items=True) if pairs and name not in ("base", against) else None
+            cells.append(
+                "" if d is None or d.interval is None else f"{d.value:+.3g} [{d.interval[0]:.3g}, {d.interval[1]:.3g}]"
+            )
+        lines.append(cells)
+    print(table(["setting", "seeds", "task", "general", "KL", f"task - {against}", f"general - {against}"], lines))
 
 
 if __name__ == "__main__":

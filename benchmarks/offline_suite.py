@@ -64,9 +64,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=20)
     args = parser.parse_args()
     quiet()
-    of_both = {"general": ["offline", f"ifeval={args.ifeval}"], "no_task": True}
-    nothing = {"data": [], "general_data": [], "limit": None, "max_new_tokens": 16}
-    found = measured(argparse.Namespace(**vars(args), **of_both, **nothing))
+    args.general, args.no_task = ["offline", f"ifeval={args.ifeval}"], True
+    args.data, args.general_data, args.limit, args.max_new_tokens = [], [], None, 16
+    found = measured(args)
     models = ["base", *found]
     for metric in METRICS:
         both = [values(found, part, metric) for part in PARTS]

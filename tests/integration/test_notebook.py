@@ -51,6 +51,7 @@ def test_its_commands_are_read_by_their_verbs(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(3600)
 def test_it_runs_to_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
