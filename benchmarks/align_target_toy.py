@@ -22,7 +22,7 @@ import torch
 from measure import table
 from numpy.typing import NDArray
 
-from selfaug.step.shift_target import ShiftTarget
+from selfaug.step.shift_target import ShiftTarget, first_weight
 
 TARGETS = (0.02, 0.06, 0.15, 0.3)
 FIXED = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -35,7 +35,7 @@ def train(seed: int, steps: int, share: float, sequences: int) -> tuple[Values, 
     torch.manual_seed(seed)
     W, U = torch.randn(HIDDEN, HIDDEN) / HIDDEN**0.5, 2 * torch.randn(VOCAB, HIDDEN) / HIDDEN**0.5
     centre, wanted = torch.randn(HIDDEN), torch.randn(HIDDEN, HIDDEN) / HIDDEN**0.5
-    controls = [ShiftTarget(target, 2.0, share) for target in TARGETS]
+    controls = [ShiftTarget(target, first_weight(target), share) for target in TARGETS]
     runs = len(FIXED) + len(TARGETS)
     A = (torch.randn(RANK, HIDDEN) / HIDDEN**0.5).repeat(runs, 1, 1).requires_grad_()
     B = torch.zeros(runs, HIDDEN, RANK, requires_grad=True)

@@ -58,7 +58,7 @@ class Stored:
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """By scale and part: the entry, and each item's subtask and values."""
     names = ("run", "adapter", "model_name_or_path", "prompt", "data", "general", "general_data", "limit",
-             "general_limit", "max_new_tokens", "max_gen_toks", "batch_size")  # fmt: skip
+             "general_limit", "max_new_tokens", "max_gen_toks", "batch_size", "no_task")  # fmt: skip
     settings = verb.Settings(**{name: getattr(args, name) for name in names})
     folder = opened(settings)
     origin = check_origin(folder)
@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--scales", type=float, nargs="+", default=list(SCALES))
     parser.add_argument("--seeds", type=int, default=20)
+    parser.set_defaults(no_task=False)
     args = parser.parse_args()
     quiet()
     found = json.loads(args.items.read_text()) if args.items.exists() else {}

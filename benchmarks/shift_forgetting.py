@@ -204,7 +204,7 @@ def page(outputs: list[Path], counts: dict[str, int], picture: str) -> str:
         "|---|---|---|---|---|---|---|",
         *runs,
         "",
-        "What this does not show: the runs differ in α, learning rate, length and seed together, on one small model "
+        "**Not shown**: the runs differ in α, learning rate, length and seed together, on one small model "
         "and one task, and its prompts are themselves children's stories, close to the text whose loss is measured. A "
         "coefficient over runs that were chosen to differ says that the two go together here, not how closely they "
         "would where task and general text are far apart, nor that one causes the other.",

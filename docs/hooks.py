@@ -14,7 +14,9 @@ from selfaug.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 # A link that leaves this folder leads to a file of the repository, which the site carries along.
-_OUTWARD = re.compile(r"(\]\()(?:\.\./)+((?:configs|src|benchmarks|hosts)/[^)#\s]+|[A-Z][A-Z_]+(?:\.md|\.cff)?)")
+_OUTWARD = re.compile(
+    r"(\]\()(?:\.\./)+((?:configs|examples|src|benchmarks|hosts)/[^)#\s]+|[A-Z][A-Z_]+(?:\.md|\.cff)?)"
+)
 
 
 def on_config(config: Any) -> Any:

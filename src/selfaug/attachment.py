@@ -34,7 +34,7 @@ from selfaug.reference.passes import can_slice, slices_agree
 from selfaug.step.driver import KEY, Draw, StepDriver
 from selfaug.step.forward import StepObjective, TermOn, inside, install
 from selfaug.step.meter import Meter
-from selfaug.step.shift_target import ShiftTarget, check_target
+from selfaug.step.shift_target import ShiftTarget, check_target, first_weight
 
 __all__ = ["REFERENCE_FILE", "attach", "check_settings"]
 
@@ -47,7 +47,7 @@ REFERENCE_FILE = "selfaug_reference.safetensors"
 TARGET_FILE = "selfaug_method.safetensors"
 """File of a checkpoint that holds what ``align_target`` must remember; our own trainer uses the same name."""
 ALPHA = 2.0
-"""Default weight of the alignment, and the first one under ``align_target``."""
+"""Default weight of the alignment."""
 
 _TEXT_KEYS = frozenset(
     {
@@ -102,6 +102,8 @@ def attach(
     """
     check_settings(alpha, align_target, align_fraction, align_token_fraction, align_direction)
     weight = ALPHA if alpha is None else alpha
+    if align_target is not None:
+        weight = first_weight(align_target)
     _Attached(
         trainer,
         Draw(

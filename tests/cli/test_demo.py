@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_runs_a_table_three_prompts_and_a_page(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "TRAIN_ROWS", 32)
-    monkeypatch.setattr(demo, "TEST_ROWS", 6)
-    monkeypatch.setattr(demo, "SKILL_ITEMS", 3)
+    general = ("--general", "lab", "--general_limit", 3, "--batch_size", 100)
+    monkeypatch.setattr(demo, "LAB", replace(demo.LAB, train_rows=32, test_rows=6, general=general))
     folder = tmp_path / "shown"
     words = ["demo", "--model_name_or_path", str(model), "--output_dir", str(folder), "--documents", "2", "--seed", "3"]
     assert main(words) == 0
@@ -124,3 +124,37 @@ def test_what_was_lost_is_shown_with_its_prompt(tmp_path: Path) -> None:
     assert "task: Who rules Korland?" in text
     assert "facts: user / What is the river of Asa?" in text
     assert text.count("by lora") == text.count("by selfaug") == 2
+
+
+def test_a_demo_that_was_stopped_goes_on_with_its_own_settings_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run stands finished, the second has a checkpoint: neither is trained anew."""
+    folder = tmp_path / "demo"
+    trained: list[list[object]] = []
+
+    def verb(name: str, words: list[object]) -> None:
+        if name != "train":
+            raise KeyboardInterrupt  # everything that this test is about has happened
+        trained.append(words)
+        run = demo.RunFolder(Path(str(words[words.index("--output_dir") + 1])))
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.config.write_text("{}")
+        if "sft" not in words and len(trained) == 2:
+            raise KeyboardInterrupt
+        run.adapter.mkdir()
+
+    monkeypatch.setattr(demo, "_verb", verb)
+    words = ["demo", "--model_name_or_path", str(model), "--output_dir", str(folder)]
+    assert main(words) == 130
+    assert [each[1] for each in trained] == ["sft", "selfaug"]
+    assert all("--resume_from_checkpoint" not in each for each in trained)
+    monkeypatch.setattr(demo.RunFolder, "has_checkpoint", lambda self: self.path.name == "selfaug")
+    assert main([*words, "--seed", "1"]) == 2
+    assert "holds a demo with other settings that was stopped" in capsys.readouterr().err
+    assert main(words) == 130
+    assert [each[1] for each in trained[2:]] == ["selfaug"]
+    assert "--resume_from_checkpoint" in trained[2]
+    assert main([*words, "--seed", "1", "--overwrite_output_dir"]) == 130
+    assert [each[1] for each in trained[3:]] == ["sft", "selfaug"]
+    assert "--resume_from_checkpoint" not in trained[3]

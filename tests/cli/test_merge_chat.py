@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,26 @@ def test_a_merge_that_changes_the_logits_saves_nothing(
     with pytest.raises(ConfigError, match="nothing was saved"):
         merge.run(read(merge.COMMAND, [str(trained[0]), "--output_dir", str(out)]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_snippet_of_the_page_answers_the_trained_prompt(trained: Run, model: Path) -> None:
+    import torch
+
+    page = (Path(__file__).resolve().parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    known: dict[str, Any] = {}
+    exec(snippet, known)
+    documents = [{"title": "Tom", "text": "Tom found 3 red balls."}, {"text": "</s> The cat sleeps."}]
+    tuned, tokenizer = load(trained[0], model)
+    record = Record(QUESTION, (Document("Tom found 3 red balls.", "Tom"), Document("</s> The cat sleeps.")), ("-",))
+    ids = torch.tensor([Renderer.load(trained[0] / "adapter").prompt_ids(tokenizer, record)])
+    made = tuned.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=128, do_sample=False
+    )[0, ids.shape[1] :]  # fmt: skip
+    wanted = tokenizer.decode(made, skip_special_tokens=True)
+    assert wanted
+    assert known["answer"](trained[0] / "adapter", QUESTION, documents) == wanted
+    assert known["answer"](trained[0] / "adapter", QUESTION, documents[:1]) != wanted  # the documents matter
 
 
 def run_on(trained: Run, model: Path, folder: Path) -> Path:

@@ -24,6 +24,7 @@ WORDS = {
     "shift": [["shift", "run"]],
     "relate": [["relate", "run"]],
     "compare": [["compare", "--output_dir", "out", "--methods", "sft"]],
+    "tune": [["tune", "--output_dir", "out", "--max_drop", "general=2pt"]],
     "report": [["report", "run"]],
     "gate": [["gate", "run"]],
     "scale": [["scale", "run", "--max_drop", "general=2pt"]],

@@ -202,15 +202,16 @@ def test_a_target_gives_each_step_its_weight_and_resumes_to_the_bit(tmp_path: Pa
     logs = [[entry for entry in t.state.log_history if "nll" in entry] for t in (whole, resumed)]
     assert [entry["alpha"] for entry in logs[0]] == [entry["alpha"] for entry in logs[1]]
     assert all(torch.equal(weights[name], again[name]) for name in weights)
-    used = [2.0, *(entry["alpha"] for entry in logs[0])]
-    assert abs(used[2] / 2.0 - 1) > 0.05, "the weight moves before the checkpoint"
+    start = (0.27 / 0.1) ** 1.5
+    used = [start, *(entry["alpha"] for entry in logs[0])]
+    assert abs(used[2] / start - 1) > 0.05, "the weight moves before the checkpoint"
     torch.manual_seed(0)
     all_drawn = make_with(tmp_path / "all", **settings)
     perturb_adapter(all_drawn.model)
     selfaug.attach(all_drawn, align_target=0.1, check=False)
     all_drawn.train()
     entries = [entry for entry in all_drawn.state.log_history if "nll" in entry]
-    used = [2.0, *(entry["alpha"] for entry in entries)]
+    used = [start, *(entry["alpha"] for entry in entries)]
     for alpha, entry in zip(used, entries, strict=False):
         assert entry["loss"] == pytest.approx(entry["nll"] + alpha * entry["alignment"], rel=1e-5)
     (tmp_path / "cut" / "checkpoint-2" / "selfaug_method.safetensors").unlink()

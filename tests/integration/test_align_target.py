@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.oracles.step import positions, relative_distance
 
 CHOSEN = SEQUENCES["single-turn"][:3] + SEQUENCES["multi-turn"][:1]
 SEED, TARGET = 11, 0.1
+START = (0.27 / TARGET) ** 1.5
 
 
 @pytest.mark.parametrize(
@@ -47,8 +49,8 @@ def test_each_step_has_the_weight_that_the_steps_before_gave(
     sums = [sum(nats[i] for i in each) for each in drawn]
     tokens = [float(sum(counts[i] for i in each)) for each in drawn]
     left = [0.75, 0.5, 0.25, 0.0]
-    expected = oracle.alphas(sums, tokens, left, TARGET, 2.0, fraction)
-    assert abs(expected[1] / 2.0 - 1) > 0.1, "the weight moves"
+    expected = oracle.alphas(sums, tokens, left, TARGET, START, fraction)
+    assert abs(expected[1] / START - 1) > 0.1, "the weight moves"
     for step, gradient in enumerate(ran.gradients):
         right = oracle_step(CHOSEN, alpha=expected[step], align_fraction=fraction, drawn=drawn[step]).gradient()[1]
         assert relative_distance(gradient, right) < TOLERANCE[torch.float64]
@@ -57,12 +59,12 @@ def test_each_step_has_the_weight_that_the_steps_before_gave(
     assert [entry["alpha"] for entry in logs[:4]] == pytest.approx(expected[1:], rel=1e-6)
     assert [entry["shift"] for entry in logs[:4]] == pytest.approx(oracle.shifts(sums, tokens, fraction), rel=1e-6)
     if fraction < 1:  # planted: the divisor of the loss, that of all tokens, in the estimate
-        wrong = oracle.alphas(sums, [float(sum(counts))] * 4, left, TARGET, 2.0, fraction)
+        wrong = oracle.alphas(sums, [float(sum(counts))] * 4, left, TARGET, START, fraction)
         assert wrong != pytest.approx(expected, rel=1e-2)
 
 
 def test_a_resumed_training_is_that_without_a_stop_to_the_bit(tmp_path: Path) -> None:
-    changes = {"align_target": 1e-3, "align_fraction": 0.5, "lr_scheduler_type": "linear"}
+    changes = {"align_target": 0.02, "align_fraction": 0.5, "lr_scheduler_type": "linear"}
     whole = make(tmp_path / "whole", "selfaug", **changes)
     whole.train()
     stopped = make(tmp_path / "two", "selfaug", save_strategy="steps", **changes)
@@ -70,7 +72,9 @@ def test_a_resumed_training_is_that_without_a_stop_to_the_bit(tmp_path: Path) ->
     again = make(tmp_path / "two", "selfaug", save_strategy="steps", **changes)
     again.train(resume_from_checkpoint=str(tmp_path / "two" / "checkpoint-3"))
     kept = load_file(tmp_path / "two" / "checkpoint-3" / METHOD_FILE)
-    assert abs(float(kept["shift_target.log_alpha"]) - 0.6931) > 0.01, "the weight has moved by then"
+    assert abs(float(kept["shift_target.log_alpha"]) - 1.5 * math.log(0.27 / 0.02)) > 0.01, (
+        "the weight has moved by then"
+    )
     logs = [[entry["alpha"] for entry in t.state.log_history if "alpha" in entry] for t in (whole, again)]
     assert logs[0] == logs[1]
     assert all(torch.equal(update(again)[name], one) for name, one in update(whole).items())

@@ -17,6 +17,8 @@ from selfaug.evaluation.harness import Harness, backend_args
 from selfaug.evaluation.results import read_results, read_samples
 from selfaug.evaluation.suites import SUITES, GeneralTask, suite
 from selfaug.run.models import check_origin
+from selfaug.scaling.items import drawn
+from tests.chatting import save_chat_model
 from tests.models import save_tiny
 from tests.runs import finished_run
 
@@ -181,3 +183,35 @@ def test_some_items_of_a_group_score_as_they_do_among_all(tmp_path: Path, model:
     assert len(whole["samples"]) == 10
     assert [item["prompt_hash"] for item in among] == [item["prompt_hash"] for item in few["samples"]]
     assert [item["values"] for item in among] == [item["values"] for item in few["samples"]]
+
+
+@pytest.mark.nightly
+def test_the_offline_suite_feeds_flips_gate_and_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_chat_model(tmp_path / "model")
+    run = finished_run(tmp_path / "run", model, perturb=0.3)
+    words = ["--no_task", "--general", "offline", "--general_limit", "24", "--max_gen_toks", "16"]
+    assert main(["evaluate", str(run.path), *words]) == 0
+    part = read_results(run.path / "results.json")["parts"]["general:offline_following"]
+    samples = list(read_samples(run.path / "samples.jsonl"))
+    assert len(samples) == 24
+    assert any(sample["base"]["response"] != sample["tuned"]["response"] for sample in samples)
+    right = {
+        side: [sample[side]["values"]["prompt_level_strict_acc"] for sample in samples] for side in ("base", "tuned")
+    }
+    assert 0 < sum(right["base"]) < 24, "no check decides anything"
+    strict = part["metrics"]["prompt_level_strict_acc"]
+    assert strict["primary"]
+    lost = sum(before > after for before, after in zip(right["base"], right["tuned"], strict=True))
+    assert (strict["flips"]["n"], strict["flips"]["lost"]) == (24, lost)
+    single = part["metrics"]["inst_level_loose_acc"]["base"]
+    asked = sum(len(sample["expected"][0].split(", ")) for sample in samples)
+    assert single["value"] * asked == pytest.approx(
+        sum(sample["base"]["values"]["inst_level_loose_acc"][0] for sample in samples)
+    )
+    assert main(["gate", str(run.path), "--max_lost", f"general={lost}", "--max_drop", "general=100pt"]) in (0, 3)
+    assert "offline_following" in capsys.readouterr().out
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    whole = GeneralPart("general:offline_following", suite("offline")[0], Harness(), tokenizer, 4, 512, False)
+    assert whole.items() == {"offline_following": 368}
+    (batches,) = drawn([whole], 2, 0)[0].values()
+    assert batches.counts == (184, 184)

@@ -1,9 +1,9 @@
 """The weights that `align_target` finds, from the sums and counts of all steps so far, without a class or its state.
 
 shift_t = sum_s k^(t-s) nats_s / sum_s k^(t-s) tokens_s,   k = 1 / (1 + f)
-v_t     = shift_t / (target (1 + left_t^3)) - 1; 0 while nothing was drawn
-e_t     = v_t cut to [-1, 1];   c_t = 1 + 10 (v_t - v_(t-1)) / v_t cut to [0, 1], v_0 = 0
-alpha   = start exp(0.6 e_t + 0.15 sum_{s <= t} left_s c_s e_s), while the sum stays within its bounds
+E       = the last shift with left >= 0.9, at least the target; the target where there is none
+e_t     = log(shift_t / target) - left_t / 0.9 log(E / target) cut to [-1.25, 1.25], for left_t < 0.9; else 0
+alpha   = start exp(1.6 sum_{s <= t} e_s / (s + 1)), while the sum stays within its bounds
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ def alphas(
     nats: Sequence[float], tokens: Sequence[float], left: Sequence[float], target: float, start: float, share: float
 ) -> list[float]:
     """The weight of each step, the first one included, and of the one after the last."""
-    v = np.array(
-        [
-            0.0 if shift is None else shift / (target * (1.0 + part**3)) - 1.0
-            for shift, part in zip(shifts(nats, tokens, share), left, strict=True)
-        ]
-    )
-    e, gone = np.clip(v, -1.0, 1.0), np.diff(v, prepend=0.0)
-    c = np.clip(1.0 + 10.0 * np.divide(gone, v, out=np.zeros_like(v), where=v != 0), 0.0, 1.0)
-    return [start, *(start * np.exp(0.6 * e + 0.15 * np.cumsum(np.asarray(left) * c * e))).tolist()]
+    estimates = shifts(nats, tokens, share)
+    early = [shift for shift, part in zip(estimates, left, strict=True) if part >= 0.9 and shift is not None]
+    rise = np.log(max([target, *early[-1:]]) / target)
+    errors = [
+        np.clip(np.log(max(shift, 1e-9 * target) / target) - part / 0.9 * rise, -1.25, 1.25)
+        if shift is not None and part < 0.9
+        else 0.0
+        for shift, part in zip(estimates, left, strict=True)
+    ]
+    gains = 1.6 / np.arange(1, len(nats) + 1)
+    return [start, *(start * np.exp(np.cumsum(gains * np.array(errors)))).tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import builtins
 import dataclasses
@@ -22,6 +23,7 @@ from selfaug.cli.launch import LaunchFlags
 from selfaug.cli.main import VERBS
 from selfaug.cli.parsing import parse
 from selfaug.data.prompts import Renderer
+from selfaug.data.rag_template import RAG_TEMPLATE
 from selfaug.data.record import Document, Record
 from tests.docs_tables import ROOT, TABLES, between
 
@@ -131,6 +133,27 @@ def test_the_pages_have_commands_to_look_at() -> None:
     found = [words for page in PAGES for words in commands(page.read_text(encoding="utf-8"))]
     assert {words[0] for words in found} >= {*VERBS} - {"relate"}
     assert sum(word.startswith("--") for words in found for word in words) > 200
+
+
+def test_the_command_of_vllm_has_the_flags_that_it_documents() -> None:
+    """vLLM is not installed: these are its `entrypoints/openai/cli_args.py` and `config/lora.py` of 2026."""
+    vllm = argparse.ArgumentParser(exit_on_error=False)
+    vllm.add_argument("model")
+    vllm.add_argument("--enable-lora", action="store_true")
+    vllm.add_argument("--max-lora-rank", type=int, choices=(1, 8, 16, 32, 64, 128, 256, 320, 512))
+    vllm.add_argument("--lora-modules", nargs="+")
+    vllm.add_argument("--chat-template")
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    served = [shlex.split(line) for line in re.findall(r"^vllm serve (.*)$", page, re.M)]
+    assert len(served) == 1
+    given = vllm.parse_args(served[0])
+    assert given.enable_lora
+    (module,) = given.lora_modules
+    _, equals, folder = module.partition("=")
+    assert equals
+    assert given.chat_template == f"{folder}/{RAG_TEMPLATE}"
+    with pytest.raises(argparse.ArgumentError):
+        vllm.parse_args(["BASE", "--max-lora-rank", "24"])
 
 
 def test_public_names_are_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -53,6 +54,19 @@ def test_the_page_lists_every_key_with_its_default() -> None:
     assert {key: yaml.safe_load(value) for key, value in listed.items()} == {
         f"selfaug_{name}": default for name, default in named.items()
     }
+
+
+def test_axolotl_is_told_of_every_key() -> None:
+    """It drops keys without a word that no class of arguments names; importing the class needs axolotl."""
+    source = Path(selfaug.__file__).with_name("plugins") / "axolotl.py"
+    (kind,) = [
+        node
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "Arguments"
+    ]
+    told = {ast.unparse(node.target) for node in kind.body if isinstance(node, ast.AnnAssign)}
+    named = {name for name in inspect.signature(selfaug.attach).parameters if name != "trainer"}
+    assert told == {f"selfaug_{name}" for name in named}
 
 
 def test_the_recipes_of_axolotl_differ_in_the_plugin_alone() -> None:

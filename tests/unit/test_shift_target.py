@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selfaug.common.errors import ConfigError
-from selfaug.step.shift_target import ShiftTarget, check_target
+from selfaug.step.shift_target import ShiftTarget, check_target, first_weight
 from tests.oracles import shift_target as oracle
 
 
@@ -28,11 +28,11 @@ def test_the_weights_are_the_oracles(share: float) -> None:
     assert [*found, control.alpha] == pytest.approx(expected, rel=1e-12)
     assert shifts == pytest.approx(oracle.shifts(nats, tokens, share), rel=1e-12)
     assert max(expected) / min(expected) > 1.5, "the weight moves"
-    # Planted: every step weighs alike whatever it drew; what is left does not count; another filter.
+    # Planted: every step weighs alike whatever it drew; the target asked for from the start; another filter.
     means = [x / n if n else 0.0 for x, n in zip(nats, tokens, strict=True)]
     for wrong in (
         oracle.alphas(means, [1.0] * 40, left, 0.05, 2.0, share),
-        oracle.alphas(nats, tokens, [1.0] * 40, 0.05, 2.0, share),
+        oracle.alphas(nats, tokens, [0.0] * 40, 0.05, 2.0, share),
         oracle.alphas(nats, tokens, left, 0.05, 2.0, share / 2),
     ):
         assert wrong != pytest.approx(expected, rel=1e-2)
@@ -42,8 +42,8 @@ def test_a_divisor_that_forgets_the_fraction_is_seen() -> None:
     """Drawn sums over all tokens of the step: a shift eight times too small at f = 1/8."""
     right, wrong = ShiftTarget(0.05, 2.0, 0.125), ShiftTarget(0.05, 2.0, 0.125)
     for _ in range(50):
-        right.update(0.1 * 100, 100, 1.0)  # twice the target at first
-        wrong.update(0.1 * 100, 800, 1.0)
+        right.update(0.05 * 100, 100, 0.5)
+        wrong.update(0.05 * 100, 800, 0.5)
     assert right.alpha == pytest.approx(2.0, rel=1e-12)
     assert wrong.alpha < 0.1
 
@@ -52,7 +52,7 @@ def test_a_divisor_that_forgets_the_fraction_is_seen() -> None:
 @pytest.mark.parametrize("target", [0.002, 0.02, 0.2])
 def test_the_shift_of_a_lagging_model_comes_to_the_target(target: float, share: float) -> None:
     """A model whose shift goes a twentieth of the way to 0.1 / alpha a step at the full rate, which then falls."""
-    control, shift, steps = ShiftTarget(target, 2.0, share), 0.0, 200
+    control, shift, steps = ShiftTarget(target, first_weight(target), share), 0.0, 200
     draw = np.random.default_rng(0)
     start = control.alpha
     for step in range(steps):
@@ -68,11 +68,11 @@ def test_the_shift_of_a_lagging_model_comes_to_the_target(target: float, share: 
 def test_a_target_out_of_reach_ends_at_a_bound_and_comes_back_at_once(shift: float, bound: float) -> None:
     control = ShiftTarget(0.05, 2.0)
     for _ in range(500):
-        control.update(shift * 100, 100, 1.0)
-    assert control.alpha == pytest.approx(bound * math.exp(0.6 * (1 if shift else -1)))
+        control.update(shift * 100, 100, 0.5)
+    assert control.alpha == pytest.approx(bound)
     before = control.alpha
     for _ in range(10):  # no windup: the weight turns as soon as the shift does
-        control.update((0.2 if not shift else 0.0) * 100, 100, 1.0)
+        control.update((0.2 if not shift else 0.0) * 100, 100, 0.5)
     assert (control.alpha > before) if not shift else (control.alpha < before)
 
 

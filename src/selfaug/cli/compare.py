@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.cli.compare_study import study_of
+from selfaug.cli.compare_study import check_measured, check_run, devices_of, study_of
 from selfaug.cli.config import Call, Command
 from selfaug.cli.outputs import check_writable
 from selfaug.common.errors import ConfigError
@@ -93,14 +93,14 @@ def run(call: Call[Settings]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     say(f"{len(study.points())} settings with {len(study.seeds)} seeds each in {folder}")
     say("how far a run is stands in its runs/*/study.log")
-    failures = run_all(study, folder, devices=_devices(settings.processes), say=say)
+    failures = run_all(study, folder, devices=devices_of(settings.processes), say=say)
     for _ in range(settings.widen):
         wider = study if failures else study.widened(edges(study, folder))
         if wider.points() == study.points():
             break
         say(f"further strengths: {', '.join(s.label for s in wider.points() if s not in study.points())}")
         _check(wider)
-        study, failures = wider, run_all(wider, folder, devices=_devices(settings.processes), say=say)
+        study, failures = wider, run_all(wider, folder, devices=devices_of(settings.processes), say=say)
     show(study, folder, name, failures, other_losses=other_losses)
     return 1 if failures else 0
 
@@ -116,42 +116,10 @@ def train_words(call: Call[Settings]) -> list[str]:
 
 def _check(study: Study) -> list[str]:
     """Check that every setting can be trained, and return the methods that do not minimise the NLL of responses."""
-    from selfaug.cli.parsing import parse
-    from selfaug.cli.train import settle
-    from selfaug.common.files import missing_path
-    from selfaug.run.model_source import check_model, looks_local
-
-    flag = ""
-    for word in study.evaluate:
-        if word.startswith("--"):
-            flag = word.removeprefix("--")
-        elif flag in ("data", "general_data") and looks_local(word) and not Path(word).exists():
-            raise missing_path(flag, word, "check the path.")
+    check_measured(study.evaluate)
     facts: dict[str, Any] = {}
     other_losses: list[str] = []
     for one in study.runs()[: len(study.points())]:
-        arguments = parse([*one.train, "--output_dir", "unused"])
-        values, model = arguments.values, str(arguments.values["model_name_or_path"])
-        data = str(values["dataset_name"])
-        if looks_local(data) and not Path(data).exists():
-            raise missing_path("dataset_name", data, "check the path; a data set of the hub has the form owner/name.")
-        if model not in facts:
-            facts[model] = check_model(values["model_name_or_path"], revision=values["model_revision"],
-                                       trust_remote_code=values["trust_remote_code"])  # fmt: skip
-        try:
-            changes = settle(arguments, facts[model]).training.changes
-        except ConfigError as error:
-            raise ConfigError(f"{one.setting.label}: {error.message}", error.hint) from None
-        if not changes.minimises_nll and one.setting.method not in other_losses:
+        if not check_run(one, facts).minimises_nll and one.setting.method not in other_losses:
             other_losses.append(one.setting.method)
     return other_losses
-
-
-def _devices(processes: int | None) -> list[str | None]:
-    import torch
-
-    if processes is not None and processes < 1:
-        raise ConfigError(f"processes={processes} runs nothing.", "give 1 or more.")
-    gpus = torch.cuda.device_count()
-    count = processes or max(1, gpus)
-    return [str(i % gpus) if gpus else None for i in range(count)]

@@ -10,9 +10,19 @@ from selfaug.common.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from selfaug.cli.compare import Settings
-    from selfaug.study.grid import Study
+    from selfaug.methods.base import Changes
+    from selfaug.study.grid import Run, Study
 
-__all__ = ["MEASURING", "shared_options", "study_of"]
+__all__ = [
+    "MEASURING",
+    "absolute",
+    "check_measured",
+    "check_run",
+    "devices_of",
+    "measuring_words",
+    "shared_options",
+    "study_of",
+]
 
 MEASURING = ("data", "general", "general_data", "general_limit", "max_new_tokens", "batch_size", "limit")
 """Settings that are passed to `selfaug evaluate`."""
@@ -62,14 +72,12 @@ def study_of(settings: Settings, train: Sequence[str]) -> Study:
             "grid: max_length is varied, and runs that are trained without a limit are measured without one",
             "pass --max_length N, at which all of them are measured on the same rows.",
         )
-    measuring = {name: getattr(settings, name) for name in MEASURING}
-    evaluate = [word for name, value in measuring.items() if value not in (None, []) for word in _words(name, value)]
     study = Study(
         methods=tuple(settings.methods),
         seeds=tuple(range(settings.seeds)),
         settings=settings.settings,
-        train=tuple(_absolute(train)),
-        evaluate=tuple(_absolute(evaluate)),
+        train=tuple(absolute(train)),
+        evaluate=measuring_words(settings),
         learning_rate=float(values["learning_rate"]),
         shift=_shift(settings),
         task_metric=settings.task_metric,
@@ -85,6 +93,80 @@ def study_of(settings: Settings, train: Sequence[str]) -> Study:
                 f"grid: two settings would have one folder, runs/{run.name}", "name files whose last two parts differ."
             )
     return study
+
+
+def measuring_words(settings: Any) -> tuple[str, ...]:
+    """Return the arguments of `selfaug evaluate` that the settings of :data:`MEASURING` stand for."""
+    measuring = {name: getattr(settings, name) for name in MEASURING}
+    given = {name: value for name, value in measuring.items() if value not in (None, [])}
+    return tuple(absolute(word for name, value in given.items() for word in _words(name, value)))
+
+
+def check_measured(words: Sequence[str]) -> None:
+    """Check that the files to measure on are there.
+
+    Args:
+        words: Arguments of `selfaug evaluate`.
+
+    Raises:
+        ConfigError: If one is missing.
+    """
+    from selfaug.common.files import missing_path
+    from selfaug.run.model_source import looks_local
+
+    flag = ""
+    for word in words:
+        if word.startswith("--"):
+            flag = word.removeprefix("--")
+        elif flag in ("data", "general_data") and looks_local(word) and not Path(word).exists():
+            raise missing_path(flag, word, "check the path.")
+
+
+def check_run(one: Run, facts: dict[str, Any]) -> Changes:
+    """Check that a run can be trained, and return the changes of its method.
+
+    Args:
+        one: Run.
+        facts: What is known of each model; models that are met for the first time are added.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    from selfaug.cli.parsing import parse
+    from selfaug.cli.train import settle
+    from selfaug.common.files import missing_path
+    from selfaug.run.model_source import check_model, looks_local
+
+    arguments = parse([*one.train, "--output_dir", "unused"])
+    values, model = arguments.values, str(arguments.values["model_name_or_path"])
+    data = str(values["dataset_name"])
+    if looks_local(data) and not Path(data).exists():
+        raise missing_path("dataset_name", data, "check the path; a data set of the hub has the form owner/name.")
+    if model not in facts:
+        facts[model] = check_model(values["model_name_or_path"], revision=values["model_revision"],
+                                   trust_remote_code=values["trust_remote_code"])  # fmt: skip
+    try:
+        return settle(arguments, facts[model]).training.changes
+    except ConfigError as error:
+        raise ConfigError(f"{one.setting.label}: {error.message}", error.hint) from None
+
+
+def devices_of(processes: int | None) -> list[str | None]:
+    """Return the GPU of each simultaneous run, or none on a CPU.
+
+    Args:
+        processes: Number of simultaneous runs; ``None`` for one a GPU, or one.
+
+    Raises:
+        ConfigError: If it is below 1.
+    """
+    import torch
+
+    if processes is not None and processes < 1:
+        raise ConfigError(f"processes={processes} runs nothing.", "give 1 or more.")
+    gpus = torch.cuda.device_count()
+    count = processes or max(1, gpus)
+    return [str(i % gpus) if gpus else None for i in range(count)]
 
 
 def shared_options(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -106,7 +188,7 @@ def _worlds(grid: dict[str, list[Any]], train: Sequence[str]) -> list[str]:
     words = []
     for name in WORLD:
         if name in grid:
-            grid[name] = _absolute([str(value) for value in grid[name]])
+            grid[name] = absolute([str(value) for value in grid[name]])
             if not any(word.partition("=")[0].lstrip("-").replace("-", "_") == name for word in train):
                 words += [f"--{name}", grid[name][0]]
     return words
@@ -129,14 +211,14 @@ def _shift(settings: Settings) -> tuple[str, ...] | None:
         raise ConfigError(
             f"shift is measured on one file, and data names {len(settings.data)}", "name one, or leave --shift out."
         )
-    return ("--layers", "false", *(f"--dataset_name={path}" for path in _absolute(settings.data)))
+    return ("--layers", "false", *(f"--dataset_name={path}" for path in absolute(settings.data)))
 
 
 def _words(name: str, value: Any) -> list[str]:
     return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
 
 
-def _absolute(words: Iterable[str]) -> list[str]:
+def absolute(words: Iterable[str]) -> list[str]:
     """Make paths of files and folders absolute, since a comparison may be resumed from another working directory."""
     paths = [(word, Path(word).expanduser()) for word in words]
     return [str(p.resolve()) if p.is_file() or ("/" in word and p.exists()) else word for word, p in paths]

@@ -23,10 +23,11 @@ from selfaug.cli.yaml_file import read_settings
 from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.options import REQUIRED
 from selfaug.common.quiet import FLAG
+from selfaug.common.terminal import say
 
 __all__ = [
     "ALL", "VERBOSE", "Call", "Command", "Option", "Parser", "build_parser", "options_of", "read", "read_words",
-    "resolved", "take_config",
+    "resolved", "take_config", "under_present_names",
 ]  # fmt: skip
 
 Options = TypeVar("Options")
@@ -355,18 +356,48 @@ def take_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
     return kept, file
 
 
+def _earlier_names(options: Mapping[str, Option]) -> dict[str, str]:
+    """Return the present name of each option that had another one."""
+    return {old: name for name, one in options.items() for old in one.about.get("earlier", ())}
+
+
+def under_present_names(keys: Mapping[str, Any], options: Mapping[str, Option], path: Path | None) -> dict[str, Any]:
+    """Return the keys of a file, with the present names of options that were renamed.
+
+    Raises:
+        ConfigError: If an option stands there under both names.
+    """
+    renamed = _earlier_names(options)
+    present: dict[str, Any] = {}
+    for key, value in keys.items():
+        name = renamed.get(key, key)
+        if name in present:
+            raise ConfigError(
+                f"{path}: {name} is given twice, once under an earlier name", f"leave {name} alone there."
+            )
+        if name != key:
+            say(f"{path}: {key} is now {name}; the earlier name works until version 1.0.")
+        present[name] = value
+    return present
+
+
 def read_words(parser: Parser, options: Mapping[str, Option], words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the typed values by name, and the words that the parser does not know.
 
-    ``--a-b`` means ``--a_b``. Where a verb has positional arguments, a switch takes the next word only if that is true
-    or false.
+    ``--a-b`` means ``--a_b``, and an earlier name of an option the present one. Where a verb has positional arguments,
+    a switch takes the next word only if that is true or false.
     """
     flags = {f"--{name}" for name in options} | {f"--no_{name}" for name, one in options.items() if one.is_switch}
+    renamed = {f"--{before}{old}": f"--{before}{new}" for old, new in _earlier_names(options).items()
+               for before in ("", "no_")}  # fmt: skip
     bare = any(one.about.get("positional") for one in options.values())
     normalised = []
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         known = flag if flag in flags else f"--{flag[2:].replace('-', '_')}"
+        if known not in flags and known in renamed:
+            say(f"{known} is now {renamed[known]}; the earlier name works until version 1.0.")
+            known = renamed[known]
         if not flag.startswith("--") or known not in flags:
             normalised.append(word)
             continue
@@ -400,7 +431,7 @@ def read(command: Command[Options], argv: Sequence[str]) -> Call[Options]:
     options = options_of(*command.kinds)
     words, path = take_config(argv)
     typed, rest = read_words(build_parser(command, options), options, words)
-    file = {} if path is None else read_settings(path)
+    file = {} if path is None else under_present_names(read_settings(path), options, path)
     others = {key: value for key, value in file.items() if key not in options}
     if rest and not command.takes_others:
         _refuse_word(command, options, rest[0])

@@ -12,11 +12,14 @@ from typing import Any
 
 from selfaug.common.statistics import difference
 from selfaug.evaluation.results import items_of, primary, read_results, read_samples
+from selfaug.report.training import read_log
 from selfaug.run.folder import RunFolder
 
-__all__ = ["Line", "Score", "answers_text", "lines", "table_text"]
+__all__ = ["Line", "Score", "answers_text", "drift_text", "lines", "table_text"]
 
 _WIDTH = 76
+_RIGHT = ("acc", "prompt_level_strict_acc")
+"""Metrics that say whether an answer to a general item is right, by the task's."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,23 @@ def lines(runs: Mapping[str, Path], documents: int) -> list[Line]:
             skill = part.rpartition(":")[2].removeprefix("lab_")
             name = f"RAG task, {documents} documents ({metric})" if group == "task" else skill
             scored.append(Line(name, base, scores, group))
+    if sum(line.group == "general" for line in scored) == 1:
+        return scored
     means = {name: _general_mean(list(read_samples(RunFolder(path).samples))) for name, path in runs.items()}
     base = next(iter(means.values()))[0]
     return [*scored, Line("general, mean", base, {name: score for name, (_, score) in means.items()}, "mean")]
+
+
+def drift_text(runs: Mapping[str, Path]) -> str | None:
+    """Return how far each run went from the base on the base's own answers; ``None`` without a probe."""
+    found = []
+    for name, path in runs.items():
+        probed = [event for event in read_log(RunFolder(path).log) if "probe_kl" in event]
+        if not probed:
+            return None
+        last = probed[-1]
+        found.append(f"{name} {last['probe_kl']:.3f} [{last['probe_kl_low']:.3f}, {last['probe_kl_high']:.3f}]")
+    return f"KL(base ‖ tuned) on the base's own answers to general prompts, nats a token: {', '.join(found)}"
 
 
 def table_text(measured: Sequence[Line]) -> str:
@@ -82,35 +99,42 @@ def _score(value: float, change: Mapping[str, Any]) -> Score:
 def _general_mean(samples: Sequence[Mapping[str, Any]]) -> tuple[float, Score]:
     """Return the scores of base and run on all general items; each skill has equally many."""
     general = [sample for sample in samples if sample["part"].startswith("general:")]
-    base, tuned = items_of(general, "acc")
+    base, tuned = items_of(general, _metric(general[0]["base"]))
     change = difference([(base, tuned)], shared_items=True)
     assert change is not None
-    value = sum(sample["base"]["values"]["acc"] for sample in general) / len(general)
+    value = sum(_right(sample["base"]) for sample in general) / len(general)
     return value, Score(value + change.value, change.value, change.interval)
 
 
-def answers_text(runs: Mapping[str, Path]) -> str:
-    """Return three prompts with the answers of all models.
+def _metric(side: Mapping[str, Any]) -> str:
+    return next(name for name in _RIGHT if name in side["values"])
 
-    They are the first item of the task, and of each of the two skills that the first run lost most the first item that
-    the base passes and the run fails.
+
+def _right(side: Mapping[str, Any]) -> float:
+    return float(side["values"][_metric(side)])
+
+
+def answers_text(runs: Mapping[str, Path]) -> str:
+    """Return up to three prompts with the answers of all models.
+
+    They are the first item of the task, and of each of the two skills that the first run lost most (of a single one
+    two) the first item that the base passes and the run fails.
     """
     samples = {
         name: {(s["part"], s["id"]): s for s in read_samples(RunFolder(path).samples)} for name, path in runs.items()
     }
     first, *_ = samples.values()
     losses: dict[str, float] = {}
-    for sample in first.values():
-        if sample["part"].startswith("general:"):
-            lost = sample["base"]["values"]["acc"] - sample["tuned"]["values"]["acc"]
-            losses[sample["part"]] = losses.get(sample["part"], 0.0) + lost
+    lost: dict[str, list[tuple[str, str]]] = {}
+    for key, sample in first.items():
+        if key[0].startswith("general:"):
+            less = _right(sample["base"]) - _right(sample["tuned"])
+            losses[key[0]] = losses.get(key[0], 0.0) + less
+            if less > 0:
+                lost.setdefault(key[0], []).append(key)
+    worst = sorted(losses, key=lambda name: -losses[name])[:2]
     shown = [next(key for key in first if key[0] == "task")]
-    for part in sorted(losses, key=lambda name: -losses[name])[:2]:
-        lost = [
-            key for key, s in first.items()
-            if key[0] == part and s["base"]["values"]["acc"] > s["tuned"]["values"]["acc"]
-        ]  # fmt: skip
-        shown += lost[:1]
+    shown += [key for part in worst for key in lost.get(part, [])[: 3 - len(worst)]]
     blocks = []
     for key in shown:
         sample = first[key]

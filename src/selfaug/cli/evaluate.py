@@ -65,7 +65,7 @@ class Measurement(Subject):
     judge_retries: int = option(4, "Number of retries of one verdict.")
     general: list[str] = option(
         [],
-        "'paper', 'quick', or any task of lm_eval; NAME=FILE takes the task's data from a file.",
+        "'paper', 'quick', 'offline', or any task of lm_eval; NAME=FILE takes the task's data from a file.",
         group="General ability",
         metavar="NAME",
     )

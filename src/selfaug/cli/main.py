@@ -79,6 +79,12 @@ VERBS = {
         "loading the libraries",
         ("train", "report"),
     ),
+    "tune": Verb(
+        "selfaug.cli.tune",
+        "find learning rate, alignment and scale that keep limits on forgetting, by short runs",
+        "loading the libraries",
+        ("train", "report"),
+    ),
     "report": Verb(
         "selfaug.cli.report", "write one page on what runs gained, lost and cost", "reading the runs", ("report",)
     ),

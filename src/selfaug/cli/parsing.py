@@ -15,7 +15,16 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.cli.config import Command, Option, build_parser, options_of, read_words, resolved, take_config
+from selfaug.cli.config import (
+    Command,
+    Option,
+    build_parser,
+    options_of,
+    read_words,
+    resolved,
+    take_config,
+    under_present_names,
+)  # fmt: skip
 from selfaug.cli.launch import LaunchFlags
 from selfaug.cli.options import SHORT_HELP, TRAIN, Devices, RunArguments
 from selfaug.cli.refusal import refused
@@ -122,6 +131,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     # This must precede the import of torch and the hub's client, which read the environment only once.
     os.environ.update(_environment(keys.pop("env", {}), path))
     known = options()
+    keys = under_present_names(keys, known, path)
     launch = LaunchFlags()
     launch_words: list[str] = []
     file: dict[str, Any] = {}

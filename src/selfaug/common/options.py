@@ -25,6 +25,7 @@ def option(
     const: Any = None,
     positional: bool = False,
     repeated: bool = False,
+    earlier: Sequence[str] = (),
 ) -> Any:
     """Define a field of a data class of options; its type hint is the type of the option.
 
@@ -40,10 +41,11 @@ def option(
         const: Value of the flag where none follows it.
         positional: Whether the option is a positional argument, without a flag.
         repeated: Whether a list is typed with the flag before each value.
+        earlier: Names that it had before, which still work (docs/renames.md).
     """
     given = {
         "help": help, "group": group, "metavar": metavar, "choices": choices, "shown": shown, "type": type,
-        "const": const, "positional": positional or None, "repeated": repeated or None,
+        "const": const, "positional": positional or None, "repeated": repeated or None, "earlier": earlier or None,
     }  # fmt: skip
     metadata = {name: value for name, value in given.items() if value is not None}
     if isinstance(default, (list, dict)):

@@ -33,6 +33,7 @@ class Arguments(BaseModel):
     """Keys that the plugin adds to axolotl's configuration; :func:`selfaug.attach` describes them."""
 
     selfaug_alpha: float | None = None
+    selfaug_align_target: float | None = None
     selfaug_align_fraction: float | None = None
     selfaug_align_token_fraction: float | None = None
     selfaug_align_boundary: bool | None = None

@@ -20,54 +20,57 @@ from selfaug.common.errors import ConfigError
 if TYPE_CHECKING:
     from selfaug.step.driver import StepDriver
 
-__all__ = ["ShiftTarget", "check_target"]
+__all__ = ["ShiftTarget", "check_target", "first_weight"]
 
-_INTEGRAL, _PROPORTIONAL, _AHEAD = 0.15, 0.6, 10.0
-"""Gains on log α, per step and at once; steps over which a violation that is going away is not counted."""
+_EARLY = 0.1
+"""Share of the steps in which the weight stays as it began."""
+_GAIN = 1.6
+"""Change of log α for each nat of log shift: at a fixed α the shift of a finished training falls with α^-0.6."""
+_LARGEST = 1.25
+"""Largest error that one step answers to."""
 _LOWEST, _HIGHEST = math.log(1e-3), math.log(1e3)
-"""Bounds of the integral, log α at the target: where the constraint does not bind, α falls to (nearly) nothing."""
+"""Bounds of log α: where the constraint does not bind, α falls to (nearly) nothing."""
 _FILE_KEY = "shift_target."
 
 
 @dataclass
 class _State:
-    """The sums of the estimate (nats, tokens), the last violation, and b."""
+    """The sums of the estimate (nats, tokens), the number of steps, E (0 where not known), and log α."""
 
     nats: float
     tokens: float
-    violation: float
+    steps: float
+    early: float
     log_alpha: float
 
 
 class ShiftTarget:
-    """``log α = b + 0.6 e``, and after each step ``b ← b + 0.15 r c e``, r the share of steps that are left.
+    """``log α ← log α + 1.6 e / n`` after step n, for n beyond the first tenth; e is cut to [-1.25, 1.25].
 
-    ``v = shift / (target (1 + r³)) - 1``; ``e`` is v cut to [-1, 1], ``c = 1 + 10 (v - v_before) / v`` cut to [0, 1].
+    ``e = log(shift / allowed)``, ``allowed = target (E / target)^(r / 0.9)``: r is the share of the steps that are
+    left, E the shift at the end of the first tenth, or the target where that is larger.
 
     - The shift is the ratio ``S / N`` of two decaying sums over steps, micro-batches and ranks: ``S ← k S + Σ_drawn
       kl``, ``N ← k N + n_drawn``. Both have the same chance of a draw, so the ratio needs no divisor, is consistent
       under any draw, weighs a step by the tokens that it drew, and stays where nothing is drawn. With ``k = 1 / (1 +
       f)`` it spans (1 + f) / f steps, two at f = 1 and nine at f = 1/8: one to two steps' worth of tokens.
-    - The proportional part follows the shift as it rises, before b has moved. An integral alone overshoots.
-    - c leaves out of the integral what goes away within ten steps as it is, such as the first steps' excess.
-    - With a falling learning rate the shift of a fixed α falls as well, at first by the noise of large steps. Holding
-      it from the start would need an α that is too high at the end, when little moves any more. So twice the target is
-      allowed at first, 1.125 times half-way, and the integral moves in proportion to r.
+    - At a fixed α the shift rises at once, and falls in about equal ratios as the learning rate falls. So E is
+      measured, and the target is asked for at the end. Asked for from the start, it would need an α that is too high.
+    - The steps' corrections shrink with 1 / n, so that α is nearly fixed: what the first steps move under too weak an
+      α costs task score when a strong one pulls it back.
 
     Errors are relative and α is changed by factors, so that neither the scale of the target nor that of α matters.
-
-    Source: the proportional-integral multiplier of Stooke et al., arXiv 2007.03964, there on the multiplier itself.
-    Differences: its logarithm, c and r, the estimate, and no derivative.
+    Source: stochastic approximation (Robbins and Monro 1951) of the α whose training ends at the target.
 
     Args:
         target: Shift in nats a prompt token, above 0.
-        start: α at the target before anything is known, above 0.
+        start: α of the first tenth, above 0 (:func:`first_weight`).
         share: Probability f in (0, 1] that an aligned token is drawn.
     """
 
     def __init__(self, target: float, start: float, share: float = 1.0) -> None:
         self.target, self._kept = target, 1.0 / (1.0 + share)
-        self._state = _State(0.0, 0.0, 0.0, math.log(start))
+        self._state = _State(0.0, 0.0, 0.0, 0.0, math.log(start))
 
     @property
     def shift(self) -> float | None:
@@ -77,7 +80,7 @@ class ShiftTarget:
     @property
     def alpha(self) -> float:
         """The weight that the next step takes."""
-        return math.exp(self._state.log_alpha + _PROPORTIONAL * _cut(self._state.violation, -1.0, 1.0))
+        return math.exp(self._state.log_alpha)
 
     def follow(self, driver: StepDriver, step: int, steps: int) -> None:
         """Update α by the step that the driver has just computed, for its next one. Every rank must call this.
@@ -102,13 +105,16 @@ class ShiftTarget:
         """Take a step's sum of the KL over drawn tokens of all ranks, their number, and the share of steps left, r."""
         state = self._state
         state.nats, state.tokens = self._kept * state.nats + nats, self._kept * state.tokens + tokens
+        state.steps += 1
         if self.shift is None:
             return
-        before, state.violation = state.violation, self.shift / (self.target * (1.0 + left**3)) - 1.0
-        error = _cut(state.violation, -1.0, 1.0)
-        if error:
-            staying = _cut(1.0 + _AHEAD * (state.violation - before) / state.violation, 0.0, 1.0)
-            state.log_alpha = _cut(state.log_alpha + _INTEGRAL * left * staying * error, _LOWEST, _HIGHEST)
+        if left >= 1.0 - _EARLY:
+            state.early = self.shift
+            return
+        rise = math.log(max(state.early / self.target, 1.0))
+        error = math.log(max(self.shift / self.target, 1e-9)) - rise * left / (1.0 - _EARLY)
+        change = _GAIN / state.steps * _cut(error, -_LARGEST, _LARGEST)
+        state.log_alpha = _cut(state.log_alpha + change, _LOWEST, _HIGHEST)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint must hold."""
@@ -128,6 +134,11 @@ class ShiftTarget:
                 "as another one.",
                 "resume with the same settings, or begin a new run.",
             ) from None
+
+
+def first_weight(target: float) -> float:
+    """``(0.27 / target)^1.5`` within the bounds of α: before anything is known, what ended at the target in the lab."""
+    return math.exp(_cut(1.5 * math.log(0.27 / target), _LOWEST, _HIGHEST))
 
 
 def _cut(value: float, low: float, high: float) -> float:

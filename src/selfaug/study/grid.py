@@ -20,7 +20,7 @@ from typing import Any
 from selfaug.common.errors import ConfigError
 from selfaug.methods import get_method
 
-__all__ = ["WORLD", "Pairs", "Run", "Setting", "Study", "as_typed", "further", "strengths_of", "swept"]
+__all__ = ["WORLD", "Pairs", "Run", "Setting", "Study", "as_typed", "fingerprint", "further", "strengths_of", "swept"]
 
 WORLD = ("model_name_or_path", "dataset_name")
 """Training options that change the base or the task, and so what a setting is compared with."""
@@ -157,10 +157,10 @@ class Study:
     def fingerprints(self, run: Run) -> dict[str, str]:
         """Return hashes of the arguments that a run's weights and each of its results depend on."""
         train = _options(run.train)
-        parts: dict[str, Any] = {"train": train}
+        found = {"train": fingerprint(run.train)}
         for verb in ("evaluate", *(() if self.shift is None else ("shift",))):
-            parts[verb] = [train, _options(self.measuring(run, verb))]
-        return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
+            found[verb] = _hash([train, _options(self.measuring(run, verb))])
+        return found
 
     def measuring(self, run: Run, verb: str) -> tuple[str, ...]:
         """Return arguments of ``evaluate`` or ``shift`` that measure on the same rows whatever the run's max_length."""
@@ -187,6 +187,15 @@ class Study:
         for name, value in setting.also:
             words += [f"--{name}", str(value)]
         return tuple(words)
+
+
+def fingerprint(words: Sequence[str]) -> str:
+    """Return a hash of arguments, whatever their order and spelling."""
+    return _hash(_options(words))
+
+
+def _hash(part: Any) -> str:
+    return hashlib.sha256(json.dumps(part).encode()).hexdigest()
 
 
 def _product(grid: Mapping[str, Sequence[Any]]) -> list[Pairs]:

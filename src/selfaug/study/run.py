@@ -1,4 +1,4 @@
-"""Runs a study, so that it can be stopped at any time and resumed.
+"""Runs a study, or runs that are only trained, so that it can be stopped at any time and resumed.
 
 A run is an ordinary run folder, made by `selfaug train`, `selfaug evaluate` and optionally `selfaug shift` in
 subprocesses. It is finished when it contains its results, and is then never repeated. A run that fails is reported, and
@@ -20,15 +20,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from selfaug.common.errors import ConfigError
 from selfaug.common.files import json_of_ours, write_durably
 from selfaug.common.progress import Estimate
 from selfaug.run.folder import RESULTS, SHIFT, RunFolder
-from selfaug.study.grid import Run, Study
+from selfaug.study.grid import Run
 
-__all__ = ["Failure", "folder_of", "is_finished", "run_all"]
+__all__ = ["Failure", "Trainings", "folder_of", "is_finished", "run_all"]
 
 _STAMP = "study.json"
 _RESULTS = {"evaluate": RESULTS, "shift": SHIFT}
@@ -36,6 +36,19 @@ _LOG = "study.log"
 _LOCK = "study.lock"
 _DYING_SECONDS = 5.0  # a run that was just killed holds the lock until the system has ended it
 _STOPPED = (-2, -15, 130, 143)
+
+
+class Trainings(Protocol):
+    """Runs that belong together, such as those of a study."""
+
+    def runs(self) -> list[Run]:
+        """Return the runs in their order."""
+
+    def fingerprints(self, run: Run) -> dict[str, str]:
+        """Return hashes of what the weights (``train``) and each wanted measurement of a run depend on."""
+
+    def measuring(self, run: Run, verb: str) -> tuple[str, ...]:
+        """Return the arguments of a measuring verb."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,8 @@ def folder_of(study_folder: Path, run: Run) -> Path:
     return study_folder / "runs" / run.name
 
 
-def is_finished(study_folder: Path, study: Study, run: Run) -> bool:
-    """Whether a run has its results.
+def is_finished(study_folder: Path, study: Trainings, run: Run) -> bool:
+    """Whether a run has its weights and its results.
 
     Raises:
         ConfigError: If its folder holds a run with other settings.
@@ -71,6 +84,8 @@ def is_finished(study_folder: Path, study: Study, run: Run) -> bool:
             f"{folder} holds a run with other settings than this comparison has, and runs of two are not mixed.",
             "name another --output_dir, or remove that folder.",
         )
+    if RunFolder(folder).finished is None:
+        return False
     return all(_is_measured(folder, verb, stamp, wanted) for verb in _RESULTS if verb in wanted)
 
 
@@ -79,12 +94,12 @@ def _is_measured(folder: Path, verb: str, stamp: Mapping[str, str], wanted: Mapp
 
 
 def run_all(
-    study: Study, study_folder: Path, *, devices: Sequence[str | None], say: Callable[[str], None]
+    study: Trainings, study_folder: Path, *, devices: Sequence[str | None], say: Callable[[str], None]
 ) -> list[Failure]:
     """Run everything that is not finished, with one process for each device, and return the failures.
 
     Args:
-        study: Study to run.
+        study: Trainings to run.
         study_folder: Folder of the study.
         devices: GPU number of each process that runs in parallel, or ``None``.
         say: Function that receives a line for each run.
@@ -120,7 +135,7 @@ def _locks(file: IO[str]) -> bool:
 
 
 def _run_all(
-    study: Study, study_folder: Path, devices: Sequence[str | None], say: Callable[[str], None], lock: int
+    study: Trainings, study_folder: Path, devices: Sequence[str | None], say: Callable[[str], None], lock: int
 ) -> list[Failure]:
     every = list({run.name: run for run in study.runs()}.values())
     waiting = [run for run in every if not is_finished(study_folder, study, run)]
@@ -159,7 +174,7 @@ def _rounded_up(seconds: float) -> str:
     return str(timedelta(seconds=math.ceil(seconds / step) * step))
 
 
-def _one(study: Study, study_folder: Path, run: Run, device: str | None, lock: int) -> Failure | None:
+def _one(study: Trainings, study_folder: Path, run: Run, device: str | None, lock: int) -> Failure | None:
     folder = folder_of(study_folder, run)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = study.fingerprints(run)

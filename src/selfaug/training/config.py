@@ -21,7 +21,7 @@ from selfaug.methods.adapters import asks_base
 from selfaug.methods.base import Changes
 from selfaug.methods.options import read_options, resolve_options
 from selfaug.objective import ALIGNMENT_TERMS
-from selfaug.step.shift_target import check_target
+from selfaug.step.shift_target import check_target, first_weight
 from selfaug.training.options import (
     PRESETS,
     AlignmentOptions,
@@ -107,8 +107,11 @@ class SelfAugConfig(
 
     @property
     def alignment_weight(self) -> float:
-        """The weight of the alignment in the first step: ``alpha``, or the method's default under ``align_target``."""
-        return float(str(get_method(self.method).defaults["alpha"])) if self.alpha is None else self.alpha
+        """The weight of the alignment in the first step."""
+        if self.align_target is not None:
+            return first_weight(self.align_target)
+        assert self.alpha is not None
+        return self.alpha
 
     @property
     def aligns(self) -> bool:
