@@ -78,7 +78,15 @@ def test_a_visitor_finds_packing_and_nothing_breaks(address: str, size: tuple[in
         tab.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("request", lambda request: asked.append(request.url))
-        for page in ("", "train/", "reference/train/", "reference/python/", "results/", "methods/"):
+        for page in (
+            "",
+            "guides/own-documents/",
+            "train/",
+            "reference/train/",
+            "reference/python/",
+            "results/",
+            "methods/",
+        ):
             tab.goto(f"{address}/{page}")
             wide = tab.evaluate("document.documentElement.scrollWidth")
             assert wide <= size[0], (page, wide)
@@ -87,7 +95,7 @@ def test_a_visitor_finds_packing_and_nothing_breaks(address: str, size: tuple[in
             tab.locator("label[for=__search]").first.click()
         tab.locator("input[name=query]").fill("packing")
         found = tab.locator(".md-search-result__link")
-        found.first.wait_for(timeout=20_000)
+        found.first.wait_for(timeout=60_000)
         assert any("/train/" in (link.get_attribute("href") or "") for link in found.all())
         browser.close()
     assert said == []
