@@ -137,11 +137,30 @@ def _sentences(own: Done, base: Mapping[str, Any]) -> list[str]:
                 f"on the base's answers {kl} nats a token."
             )
     if all(best.values()):
-        one, other = (own[setting] for setting in best.values() if setting is not None)
-        f1 = _told([(items(one, "test", "f1"), items(other, "test", "f1"))], 2)
-        pair = [items(body, "kept", "kl", "ifeval", *QUESTIONS) for body in (one, other)]
-        found.append(f"SelfAug's minus LoRA's: F1 {f1}, KL {_told([(pair[0], pair[1])], 3)}.")
+        one, other = (setting for setting in best.values() if setting is not None)
+        found.append(f"SelfAug's minus LoRA's: {_apart(own[one], own[other])}.")
+    found += [
+        f"At equal settings, {other.name} minus {one.name}: {_apart(own[one], own[other])}."
+        for one, other in _twins(own)
+    ]
     return found
+
+
+def _twins(own: Done) -> list[tuple[Setting, Setting]]:
+    """Each run of plain LoRA with each of SelfAug that shares its rate, epochs and seed."""
+
+    def shared(setting: Setting) -> tuple[float, int, int]:
+        return setting.rate, setting.epochs, setting.seed
+
+    plain = {shared(each): each for each in own if each.method == "sft" and each.scale == 1}
+    return [(plain[shared(each)], each) for each in own if each.method == "selfaug" and shared(each) in plain]
+
+
+def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Differences of two runs on the same items."""
+    f1 = _told([(items(one, "test", "f1"), items(other, "test", "f1"))], 2)
+    kl = _told([(items(one, "kept", "kl", "ifeval", *QUESTIONS), items(other, "kept", "kl", "ifeval", *QUESTIONS))], 3)
+    return f"F1 {f1}, KL {kl}"
 
 
 def draw(done: Done, path: Path, documents: int = 1) -> None:

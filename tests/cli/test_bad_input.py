@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from datasets import Dataset
+from peft import LoraConfig
+
+from selfaug import SelfAugConfig, SelfAugTrainer
+from selfaug.common.errors import ConfigError
 
 from .conftest import ENVIRONMENT, TRAIN, Cli, Result, records, write_rows
 
@@ -183,18 +188,14 @@ def test_unknown_yaml_key(cli: Cli, place: Place) -> None:
     refused(cli, place, config=place.file("lerning_rate: 1\n", "a.yaml"), says=("lerning_rate", "'learning_rate'"))
 
 
-def test_pissa_needs_another_reference(cli: Cli, place: Place) -> None:
+def test_pissa_needs_another_reference(place: Place) -> None:
     """`init_lora_weights` has no flag of trl's own, so the library's door is tried here."""
-    code = (
-        "from peft import LoraConfig\nfrom datasets import Dataset\nfrom selfaug import SelfAugConfig, SelfAugTrainer\n"
-        f"rows = Dataset.from_list([{{'input_ids': [5, 6, 7, 8], 'labels': [-100, -100, 7, 8]}}] * 4)\n"
-        f"SelfAugTrainer({str(place.model)!r}, SelfAugConfig({str(place.folder / 'x')!r}), train_dataset=rows,\n"
-        "    peft_config=LoraConfig(init_lora_weights='pissa', target_modules='all-linear'))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
-    assert "pissa" in done.stderr
-    assert "hint: " in done.stderr
-    assert "ConfigError" in done.stderr
+    rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}] * 4)
+    config = SelfAugConfig(str(place.folder / "x"), use_cpu=True)
+    adapter = LoraConfig(init_lora_weights="pissa", target_modules="all-linear")
+    with pytest.raises(ConfigError, match="pissa") as refused:
+        SelfAugTrainer(str(place.model), config, train_dataset=rows, peft_config=adapter)
+    assert "hint: " in str(refused.value)
 
 
 BAD_MODELS: dict[str, tuple[Callable[[Place], Path | str], tuple[str, ...]]] = {

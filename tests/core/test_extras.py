@@ -98,14 +98,18 @@ def test_a_verb_without_its_extra_says_which_to_install(verb: str, core: Path) -
     assert hint == f"hint: pip install 'selfaug[{','.join(VERBS[verb].extras)}]' (or selfaug[all], for every verb)."
 
 
-def test_the_core_trains_in_a_stock_trainer_without_trl_and_datasets(core: Path) -> None:
+@pytest.mark.parametrize(
+    ("which", "least"),
+    [("oracle and stock or page or resumed or dense", 5), pytest.param("", 20, marks=pytest.mark.nightly)],
+)
+def test_the_core_trains_in_a_stock_trainer_without_trl_and_datasets(core: Path, which: str, least: int) -> None:
     code = (
         "import importlib.util as u; assert not u.find_spec('trl') and not u.find_spec('datasets'); import pytest; "
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-o', 'addopts=', '-o', 'timeout=', *sys.argv[1:]]))"
     )
-    done = python(core, code, "tests/core/test_attach.py", "tests/unit/test_functional.py", folder=ROOT)
+    done = python(core, code, "-k", which, "tests/core/test_attach.py", "tests/unit/test_functional.py", folder=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= 20  # type: ignore[union-attr]
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= least  # type: ignore[union-attr]
 
 
 def test_the_core_is_used_without_the_command_lines_packages(core: Path) -> None:

@@ -105,7 +105,7 @@ def run(call: Call[Settings]) -> int:
     return 1 if failures else 0
 
 
-def train_words(call: Call[Settings]) -> list[str]:
+def train_words(call: Call[Any]) -> list[str]:
     """Return the words for `selfaug train`: keys of the file as flags, then typed flags, which override them."""
     words = []
     for name, value in call.keys.items():

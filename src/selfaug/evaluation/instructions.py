@@ -133,7 +133,7 @@ def _divided(text: str) -> list[str]:
 
 
 def _numbered(text: str) -> list[int]:
-    return [int(number) for number in re.findall(r"^\s*(\d+)[.)]\s+\S", text, re.M)]
+    return [int(number) for number in re.findall(r"^\s*(\d{1,3})[.)]\s+\S", text, re.M)]
 
 
 def _object(text: str) -> Any:

@@ -30,7 +30,11 @@ PLANTED: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["- a\n- b", "Here:\n- a\n* b\nDone - really."],
         ["- a", "- a\n- b\n- c", "-a\n-b", "a - b\nc - d", "**a** b\n**c** d"],
     ),
-    "numbered": ({"n": 2}, ["1. a\n2. b", "So:\n1) a\n2) b"], ["1. a", "1. a\n2. b\n3. c", "2. a\n1. b", "1 a\n2 b"]),
+    "numbered": (
+        {"n": 2},
+        ["1. a\n2. b", "So:\n1) a\n2) b"],
+        ["1. a", "1. a\n2. b\n3. c", "2. a\n1. b", "1 a\n2 b", "9" * 5000 + ". a"],
+    ),
     "json": (
         {"keys": ["tip", "mood"]},
         ['{"tip": "a", "mood": 2}', '```json\n{"mood": [], "tip": {}}\n```'],
