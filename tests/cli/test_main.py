@@ -30,6 +30,13 @@ def test_help_lists_every_verb_without_importing_torch() -> None:
         assert f"\n    {verb} " in done.stdout
 
 
+def test_the_backend_of_a_notebook_does_not_stop_a_picture() -> None:
+    backend = "import os; os.environ['MPLBACKEND'] = 'nothing'; "
+    assert python(f"{backend}import matplotlib").returncode != 0
+    done = python(f"{backend}from selfaug.cli.main import main; main(['gate', 'nowhere']); import matplotlib")
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_verb_of_the_table_has_its_module() -> None:
     for verb in entry.VERBS.values():
         assert importlib.util.find_spec(verb.module) is not None, verb.module

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfaug.cli.main import main
 from selfaug.common.errors import ConfigError
+from selfaug.evaluation import instructions
 from selfaug.evaluation.general_part import GeneralPart
 from selfaug.evaluation.harness import Harness, backend_args
 from selfaug.evaluation.results import read_results, read_samples
@@ -186,7 +187,10 @@ def test_some_items_of_a_group_score_as_they_do_among_all(tmp_path: Path, model:
 
 
 @pytest.mark.nightly
-def test_the_offline_suite_feeds_flips_gate_and_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_offline_suite_feeds_flips_gate_and_halves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(instructions, "LEAST", 1)  # the random model writes few words
     model = save_chat_model(tmp_path / "model")
     run = finished_run(tmp_path / "run", model, perturb=0.3)
     words = ["--no_task", "--general", "offline", "--general_limit", "24", "--max_gen_toks", "16"]

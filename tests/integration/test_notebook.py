@@ -68,12 +68,12 @@ def test_it_runs_to_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     known: dict[str, Any] = {"shell": shell}
     for text in CODE[1:]:
-        text = text.replace("ROWS = 1200", "ROWS = 120").replace("ITEMS = 60", "ITEMS = 4")
+        text = text.replace("ROWS = 1600", "ROWS = 120").replace("ITEMS = 60", "ITEMS = 4")
         exec(re.sub(r"^!(.*)$", r'shell(f"""\1""")', text, flags=re.M), known)
     assert known["ROWS"] == 120
     trained = [json.loads(line) for line in Path("data/train.jsonl").read_text(encoding="utf-8").splitlines()]
     assert 90 < len(trained) < 120
-    assert all(len(row["documents"]) == 3 for row in trained)
+    assert all(len(row["documents"]) == 4 for row in trained)
     results = {name: read_results(Path("runs") / name / "results.json") for name in ("lora", "selfaug")}
     assert [one["run"]["method"] for one in results.values()] == ["sft", "selfaug"]
     for one in results.values():

@@ -126,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Characters outside of the stream's encoding are written as JSON escapes, so that no output fails.
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
             stream.reconfigure(errors=_ESCAPING)
+    # A notebook hands its matplotlib backend on to the commands that it starts, where it may be missing; pictures are
+    # files here, and need none.
+    os.environ.pop("MPLBACKEND", None)
     arguments = take_verbose(sys.argv[1:] if argv is None else argv)
     quieten()
     try:

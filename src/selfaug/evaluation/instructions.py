@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["KINDS", "Instruction", "Kind", "Request", "follows", "follows_loosely", "requests"]
+__all__ = ["KINDS", "LEAST", "Instruction", "Kind", "Request", "follows", "follows_loosely", "requests"]
 
 _REQUESTS = (
     "Write a short note about {}.", "Tell a beginner about {}.", "Give advice to somebody who asks about {}.",
@@ -35,6 +35,8 @@ _COMMON = ("the", "and", "very", "people", "can", "you", "is", "of")
 _OPENINGS = ("To begin with", "My dear friend", "Here we go", "Once more", "As promised", "Without delay")
 _ENDINGS = ("That was all", "See for yourself", "Take care", "More tomorrow", "Back to work", "Until next time")
 _KEYS = ("title", "summary", "place", "reason", "tip", "mood", "season", "name")
+LEAST = 10
+"""Words of an answer. One that only became terse, as models do that are tuned on short answers, follows nothing."""
 _CHOICES = ("yes, no or unsure", "always, sometimes or never", "yes, partly or no", "often, seldom or never")
 
 
@@ -95,18 +97,19 @@ def _request(rng: random.Random, wanted: int, must: str) -> Request:
         instructions.append(Instruction(name, arguments))
         texts = {key: " and ".join(value) if isinstance(value, list) else value for key, value in arguments.items()}
         said.append(rng.choice(KINDS[name].says).format(**texts))
-    task = "Do you like {}?" if must == "choice" else rng.choice(_REQUESTS)
+    task = "Do you like {}?" if must == "choice" else f"{rng.choice(_REQUESTS)} Use {LEAST} words or more."
     return Request(" ".join([task.format(rng.choice(_TOPICS)), *said]), tuple(instructions))
 
 
 def follows(instruction: Instruction, answer: str) -> bool:
-    """Whether an answer follows an instruction; an empty one never does.
+    """Whether an answer follows an instruction; one of fewer than ten words follows only ``choice``.
 
     Raises:
         KeyError: If there is no such kind.
     """
     answer = answer.strip()
-    return bool(answer) and KINDS[instruction.kind].holds(answer, **instruction.arguments)
+    long_enough = len(_words(answer)) >= (1 if instruction.kind == "choice" else LEAST)
+    return long_enough and KINDS[instruction.kind].holds(answer, **instruction.arguments)
 
 
 def follows_loosely(instruction: Instruction, answer: str) -> bool:
@@ -168,7 +171,7 @@ KINDS: Mapping[str, Kind] = {
         lambda text, n: len(_words(text)) >= n,
     ),
     "at_most": _kind(
-        "Use at most {n} words. | Write no more than {n} words.", "length", _n(15, 25, 40),
+        "Use at most {n} words. | Write no more than {n} words.", "length", _n(20, 30, 40),
         lambda text, n: len(_words(text)) <= n,
     ),
     "sentences": _kind(

@@ -71,21 +71,32 @@ PLANTED: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_right_and_wrong_answers_are_told_apart(kind: str) -> None:
     arguments, right, wrong = PLANTED[kind]
+    holds = KINDS[kind].holds
+    assert [answer for answer in right if not holds(answer.strip(), **arguments)] == []
+    assert [answer for answer in wrong if holds(answer.strip(), **arguments)] == []
     one = Instruction(kind, arguments)
-    assert [answer for answer in right if not follows(one, answer)] == []
     assert [answer for answer in (*wrong, "", " \n") if follows(one, answer)] == []
+    # A terse answer follows nothing but a choice.
+    assert {follows(one, answer) for answer in right} == {kind == "choice"}
+
+
+def test_ten_words_are_enough() -> None:
+    small = Instruction("lower", {})
+    assert follows(small, " ten words are one two three four five six seven. ")
+    assert not follows(small, "nine words are one two three four five six.")
 
 
 def test_loosely_an_opening_a_farewell_and_asterisks_do_not_count() -> None:
     shouted = Instruction("upper", {})
-    for answer in ("Sure:\nHELLO", "HELLO\nHope this helps!", "Sure:\nHELLO\nBye!"):
+    hello = "HELLO " * 10
+    for answer in (f"Sure:\n{hello}", f"{hello}\nHope this helps!", f"Sure:\n{hello}\nBye!"):
         assert not follows(shouted, answer)
         assert follows_loosely(shouted, answer)
     ends = Instruction("times", {"word": "river", "n": 2})
-    assert follows_loosely(ends, "river *river*")
-    assert not follows_loosely(shouted, "Sure:\nHello\nBye!")
+    assert follows_loosely(ends, "river *river* and so on to the end of it all")
+    assert not follows_loosely(shouted, f"Sure:\n{hello.lower()}\nBye!")
     assert not follows_loosely(shouted, "Sure")  # nothing is left without its only line
-    assert follows_loosely(Instruction("bold", {"n": 2}), "**a** **b**")  # what is right strictly is right loosely
+    assert follows_loosely(Instruction("bold", {"n": 10}), "**a** " * 10)  # what is right strictly is right loosely
 
 
 def solved(request: Request) -> str:
@@ -94,15 +105,17 @@ def solved(request: Request) -> str:
     if "choice" in given:
         return str(given["choice"]["words"].split(",")[0])
     if "json" in given:
-        return json.dumps(dict.fromkeys(given["json"]["keys"], 1))
+        return json.dumps(dict.fromkeys(given["json"]["keys"], "red " * 9))
     n = {kind: arguments["n"] for kind, arguments in given.items() if "n" in arguments}
     words = [given["begins"]["phrase"]] if "begins" in given else []
     words += given["contains"]["words"] if "contains" in given else []
     words += [given["times"]["word"]] * n["times"] if "times" in given else []
     words += ["**red**"] * n.get("bold", 0) + ["7"] * n.get("digits", 0) + ["red?"] * n.get("questions", 0)
-    words += ["red"] * n.get("at_least", 1)
     shape = next((kind for kind in given if "shape" in KINDS[kind].takes), None)
-    parts = [" ".join(words), *["blue"] * (n.get(shape, 2 if shape == "two_answers" else 1) - 1)]
+    count = n.get(shape, 2 if shape == "two_answers" else 1)
+    others = " ".join([*words, given.get("ends", {"phrase": ""})["phrase"], *["blue"] * (count - 1)])
+    words += ["red"] * max(1, n.get("at_least", 10) - len(others.split()))
+    parts = [" ".join(words), *["blue"] * (count - 1)]
     if shape == "numbered":
         parts = ["blue"] * n["numbered"]
     if "ends" in given:
