@@ -33,12 +33,11 @@ def words(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         texts.append({"text": " ".join(f"w{3 + (i * 11 + j) % 90}" for j in range(15))})
     for name, lines in (("rows", rows), ("texts", texts)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "probe.jsonl").write_text("".join(json.dumps({"prompt": f"w{i} w9"}) + "\n" for i in range(3, 9)))
     return [
         "tune", "--rates", "0.02", "0.2", "--alphas", "2", "0.5", "--budget_steps", "60",
         "--general_data", str(folder / "texts.jsonl"), "--data", str(folder / "rows.jsonl"), "--max_new_tokens", "2",
         "--score", "task:answer_nll", "--model_name_or_path", str(model), "--dataset_name", str(folder / "rows.jsonl"),
-        "--probe", str(folder / "probe.jsonl"), "--per_device_train_batch_size", "4", "--report_to", "none",
+        "--probe", str(folder / "rows.jsonl"), "--per_device_train_batch_size", "4", "--report_to", "none",
         "--use_cpu", "true", "--prompt", PROMPT,
     ]  # fmt: skip
 
