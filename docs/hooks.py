@@ -65,6 +65,8 @@ def _carried(path: str) -> str:
 def _verb(verb: str) -> str:
     command: Command[Any] = importlib.import_module(VERBS[verb].module).COMMAND
     lines = [f"# selfaug {verb}", "", VERBS[verb].help[0].upper() + VERBS[verb].help[1:] + ".", ""]
+    if (ROOT / "docs" / f"{verb}.md").is_file():
+        lines += [f"[What it does, in detail](../{verb}.md).", ""]
     for part in command.parts or (command,):
         lines += [f"## {part.name}", ""] * bool(command.parts)
         lines += [*part.about.strip().splitlines(), "", "```bash", *part.examples, "```", ""]
@@ -84,4 +86,5 @@ def _row(option: Option) -> str:
 
 
 def _text(help_: str) -> str:
-    return help_.replace("%%", "%").replace("<", "&lt;").replace("*", "\\*").replace("[", "\\[")
+    plain = help_.replace("%%", "%").replace("<", "&lt;").replace("*", "\\*").replace("[", "\\[")
+    return re.sub(r"docs/([\w/-]+)\.md", r"[\1](../\1.md)", plain)

@@ -114,6 +114,9 @@ def test_a_limit_that_no_scale_keeps_gives_the_gates_code_and_no_adapter(
     words: list[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     played(monkeypatch, model, breaks=0.2)
+    earlier = tmp_path / "out" / "adapter"
+    earlier.mkdir(parents=True)
+    (earlier / "scale.json").write_text("{}")  # of a call with other limits
     limits = ["--max_drop", "text:texts=3", "--min_gain", "task:answer_nll=50"]
     assert main([*words, *limits, "--output_dir", str(tmp_path / "out")]) == 1
     found = json.loads((tmp_path / "out" / "tune.json").read_text())

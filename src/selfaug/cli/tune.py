@@ -9,6 +9,7 @@ Flags that `tune` does not know are flags of `selfaug train`, the same for all r
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -187,7 +188,9 @@ def _scaled(settings: Settings, run: Path, adapter: Path) -> int:
     """Scale a run until it keeps the limits, as `selfaug scale` would be called, and return its exit code."""
     from selfaug.cli import scale
 
-    words = [str(run), "--output_dir", str(adapter), "--overwrite_output_dir", "true", "--score", settings.score]
+    if (adapter / scale.TRIED).is_file():
+        shutil.rmtree(adapter)  # of an earlier call, whose limits may have been others
+    words = [str(run), "--output_dir", str(adapter), "--score", settings.score]
     for flag, limits in (("--max_drop", settings.max_drop), ("--min_gain", settings.min_gain)):
         words += [word for limit in limits for word in (flag, limit)]
     return scale.run(read(scale.COMMAND, [*words, *measuring_words(settings)]))
