@@ -72,9 +72,9 @@ CASES: tuple[Case, ...] = (
     Case(
         "Is what you want to keep quite\nunlike your prompts?",
         "hold the weights, too",
-        "--method selfaug+ewc, or ewc",
-        ("lab: `ewc` 4 keeps 97 %, task -3.2 points [-6.0, -0.4]", "alpha 2 alone 93 %, task -3.6 [-6.2, -1.1]"),
-        (LAB, ("lab, combined", "../studies/lab-combined.md")),
+        "--method selfaug+ewc",
+        ("small lab: 99 % kept, 92 % without (three seeds)", "lab: `ewc` 4 alone 97 %, task -3.2 points [-6.0, -0.4]"),
+        (("small lab", "../studies/align-data.md"), LAB),
     ),
     Case(
         "Must the training take hardly\nlonger than plain LoRA's?",
