@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from selfaug.common.errors import ConfigError
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.training import probe as probe_module
 from selfaug.training.config import SelfAugConfig
 from selfaug.training.trainer import SelfAugTrainer
@@ -170,6 +170,19 @@ def test_an_adapter_that_breaks_the_limit_before_the_first_step_is_refused(
     monkeypatch.setattr(SelfAugTrainer, "_measure_probe", lambda self: [(3.0, 10), (4.0, 10)])
     with pytest.raises(ConfigError, match="is broken before the first step"):
         trained(tmp_path / "run", draws=False, probe=prompts(tmp_path / "run"), probe_limit=0.2)
+
+
+@pytest.mark.parametrize("prompt", ["w1 w2 w3", [{"role": "user", "content": "w1 w2 w3"}]])
+def test_a_file_of_prompts_alone_asks_what_conversations_ask(tmp_path: Path, prompt: Any) -> None:
+    file = tmp_path / "alone.jsonl"
+    file.write_text(json.dumps({"prompt": prompt}) + "\n")
+    (tmp_path / "run").mkdir()
+    (alone,) = trained(tmp_path / "a", probe=str(file), max_steps=1)._probe_rows
+    first, *_ = trained(tmp_path / "b", probe=prompts(tmp_path / "run"), max_steps=1)._probe_rows
+    assert alone == first
+    file.write_text(json.dumps({"prompt": 3}) + "\n")
+    with pytest.raises(DataError, match="'prompt'"):
+        trained(tmp_path / "c", probe=str(file), max_steps=1)
 
 
 @pytest.mark.nightly

@@ -6,7 +6,7 @@ A row has ``input_ids`` and ``labels``, which are -100 except for the answer.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +17,8 @@ import yaml
 from selfaug.before.generated_rows import writer_of
 from selfaug.common.errors import DataError
 from selfaug.common.terminal import is_main, say
+from selfaug.data.fields import Fields
+from selfaug.data.files import data_files, iter_rows
 from selfaug.data.fit import fit_record
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record
@@ -92,6 +94,9 @@ def _items(path: Path | None) -> list[Any]:
     if path is None:
         text = (files("selfaug.data") / "general_prompts.yaml").read_text(encoding="utf-8")
         return [Conversation(({"role": "user", "content": prompt},)) for prompt in yaml.safe_load(text)]
+    alone = _prompts_alone(path)
+    if alone:
+        return alone
     loaded = read_rows(path, needs_documents=False)
     if loaded.kind == "trl" and any("prompt" not in row for row in loaded.items if isinstance(row, dict)):
         raise DataError(
@@ -99,6 +104,26 @@ def _items(path: Path | None) -> list[Any]:
             'give rows {"prompt": "..."}, conversations (`messages`) or records.',
         )
     return list(loaded.items)
+
+
+def _prompts_alone(path: Path) -> list[Any]:
+    """Return the rows of a file of prompts without completions, which no format of training data is; else none.
+
+    Raises:
+        RowError: If a prompt is neither text nor messages.
+    """
+    found = []
+    for where, row in (entry for file in data_files(path) for entry in iter_rows(file)):
+        if not isinstance(row, Mapping) or "prompt" not in row or "completion" in row:
+            return []
+        fields = Fields(row, where)
+        if isinstance(row["prompt"], list):
+            for message in fields.objects("prompt", "messages") or ():
+                message.text("role"), message.text("content")
+        else:
+            fields.text("prompt")
+        found.append({"prompt": row["prompt"]})
+    return found
 
 
 def _messages(item: Any, writer: Writer) -> list[dict[str, Any]]:
