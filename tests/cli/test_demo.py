@@ -114,7 +114,11 @@ def test_what_was_lost_is_shown_with_its_prompt(tmp_path: Path) -> None:
         return {"response": text, "values": {"acc": right}}
 
     shared = {"id": "0", "base": side("The river of Asa is Belune.", 1.0)}
-    lost = {**shared, "part": "general:lab_facts", "prompt": "<|im_start|>user\nWhat is the river of Asa?<|im_end|>\n"}
+    lost = {
+        **shared,
+        "part": "general:lab_facts",
+        "prompt": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhat is the river of Asa?<|im_end|>\n",
+    }
     task = {**shared, "part": "task", "question": "Who rules Korland?", "prompt": "..."}
     for name, right in (("lora", 0.0), ("selfaug", 1.0)):
         (tmp_path / name).mkdir()

@@ -5,6 +5,7 @@ Everything is read from the run folders, as `selfaug report` does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,7 @@ def answers_text(runs: Mapping[str, Path]) -> str:
 
 def _asked(sample: Mapping[str, Any]) -> str:
     text = str(sample.get("question") or sample["prompt"])  # general tasks have only prompts
+    text = re.sub(r"^<\|im_start\|>system.*?<\|im_end\|>\s*", "", text, flags=re.DOTALL)
     return _one_line(text.replace("<|im_start|>", "").replace("<|im_end|>", ""), 2 * _WIDTH)
 
 
