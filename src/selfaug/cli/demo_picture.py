@@ -25,7 +25,7 @@ def draw(measured: Sequence[Line], path: Path) -> None:
     with mpl.rc_context(
         {"svg.hashsalt": "selfaug", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.05 + 0.35 * max(len(measured), 3)), layout="constrained")
         figure.patch.set_facecolor("white")  # on dark pages the letters would be invisible
         axes = figure.add_subplot()
         places = [-(row + (line.group == "mean") * 0.4 + (row > 0) * 0.4) for row, line in enumerate(measured)]
