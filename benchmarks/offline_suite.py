@@ -9,15 +9,13 @@ Spearman's correlation of the suites' scores over the models, with an interval f
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measure import quiet, table
 from numpy.typing import NDArray
-from scale_adapters import measured
+from scale_adapters import measured, subject
 from scipy.stats import spearmanr  # type: ignore[import-untyped,unused-ignore]
 
 PARTS = ("general:offline_following", "general:ifeval")
@@ -51,13 +49,8 @@ def correlation(of_MI2: NDArray[np.float64], other_MI2: NDArray[np.float64]) -> 
 
 def main() -> None:
     """Measure what is missing, and print scores and correlations."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", help="A run of `selfaug train`; or these three of another adapter:")
-    parser.add_argument("--adapter")
-    parser.add_argument("--model_name_or_path")
-    parser.add_argument("--prompt")
+    parser = subject(__doc__)
     parser.add_argument("--ifeval", required=True, help="IFEval's prompts, as JSONL.")
-    parser.add_argument("--items", type=Path, required=True, help="JSON of all items' values; kept.")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
     parser.add_argument("--general_limit", type=int)
     parser.add_argument("--max_gen_toks", type=int, default=256)

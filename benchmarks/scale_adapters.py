@@ -111,16 +111,22 @@ def gains(found: Mapping[str, Any], parts: Sequence[Any], scale: str, names: Seq
     return [check(parse_rule("min-gain", f"{name}=0"), results)[0][0].gain.value for name in names]
 
 
-def main() -> None:
-    """Measure what is missing, draw, and print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def subject(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the adapter that is scaled, and the file of what was measured of it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="A run of `selfaug train`; or these three of another adapter:")
     parser.add_argument("--adapter")
     parser.add_argument("--model_name_or_path")
     parser.add_argument("--prompt")
+    parser.add_argument("--items", type=Path, required=True, help="JSON of all items' values; kept.")
+    return parser
+
+
+def main() -> None:
+    """Measure what is missing, draw, and print both tables."""
+    parser = subject(__doc__)
     parser.add_argument("--max_drop", required=True)
     parser.add_argument("--score", default="task")
-    parser.add_argument("--items", type=Path, required=True, help="JSON of all items' values; kept.")
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--general", nargs="+", default=[])
     parser.add_argument("--general_data", nargs="+", default=[])

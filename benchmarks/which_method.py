@@ -1,8 +1,8 @@
-r"""The pictures and the table of docs/guides/which-method.md: which method when, each with its figure and its source.
+r"""The picture and the table of docs/guides/which-method.md: which method when, each with its figure and its source.
 
     python benchmarks/which_method.py
 
-A figure is written here once, with the page that measures it; pictures (light and dark) and table are made from it.
+A figure is written here once, with the page that measures it; picture and table are made from it.
 """
 
 from __future__ import annotations
@@ -93,21 +93,8 @@ DEFAULT = Case(
 )
 
 
-@dataclass(frozen=True)
-class Colours:
-    """Colours of a picture."""
-
-    text: str
-    faint: str
-    question: str
-    answer: str
-    default: str
-
-
-THEMES = {
-    "": Colours("#1b1b1b", "#666666", "#eceff5", "#e3f1ea", "#fbe9dd"),
-    "-dark": Colours("#e8e8ea", "#a5a7ad", "#2b2f3a", "#1f3a30", "#46301f"),
-}
+TEXT, FAINT, QUESTION, ANSWER, OTHERWISE = "#1b1b1b", "#666666", "#eceff5", "#e3f1ea", "#fbe9dd"
+"""Colours of words, of what is said beside them, and of boxes."""
 
 
 def box(axes: Axes, left: float, bottom: float, width: float, height: float, colour: str) -> None:
@@ -116,16 +103,16 @@ def box(axes: Axes, left: float, bottom: float, width: float, height: float, col
     axes.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle=shape, facecolor=colour, edgecolor="none"))
 
 
-def answer(axes: Axes, case: Case, top: float, colour: str, colours: Colours) -> None:
+def answer(axes: Axes, case: Case, top: float, colour: str) -> None:
     """What to use, its options and its figures."""
     box(axes, 4.4, top - 1.1, 6.1, 1.1, colour)
-    axes.text(4.6, top - 0.22, case.use, color=colours.text, weight="bold", va="center")
-    axes.text(10.3, top - 0.22, case.flags, color=colours.text, family="monospace", fontsize=8, va="center", ha="right")
+    axes.text(4.6, top - 0.22, case.use, color=TEXT, weight="bold", va="center")
+    axes.text(10.3, top - 0.22, case.flags, color=TEXT, family="monospace", fontsize=8, va="center", ha="right")
     for line, text in enumerate(case.figures):
-        axes.text(4.6, top - 0.55 - 0.28 * line, text.replace("`", ""), color=colours.faint, fontsize=8.5, va="center")
+        axes.text(4.6, top - 0.55 - 0.28 * line, text.replace("`", ""), color=FAINT, fontsize=8.5, va="center")
 
 
-def draw(colours: Colours, path: Path) -> None:
+def draw(path: Path) -> None:
     """Questions from top to bottom; yes leads to the right, no down."""
     step = 1.4
     height = step * len(CASES) + 1.3
@@ -135,17 +122,17 @@ def draw(colours: Colours, path: Path) -> None:
         axes.set_xlim(-0.15, 10.65)
         axes.set_ylim(-0.1, height - 0.1)
         axes.axis("off")
-        arrow = {"arrowstyle": "-|>", "color": colours.faint, "shrinkA": 0, "shrinkB": 0}
+        arrow = {"arrowstyle": "-|>", "color": FAINT, "shrinkA": 0, "shrinkB": 0}
         for number, case in enumerate((*CASES, DEFAULT)):
             top = height - 0.2 - step * number
-            box(axes, 0, top - 1.1, 3.4, 1.1, colours.question)
-            axes.text(1.7, top - 0.55, case.question, color=colours.text, va="center", ha="center")
+            box(axes, 0, top - 1.1, 3.4, 1.1, QUESTION)
+            axes.text(1.7, top - 0.55, case.question, color=TEXT, va="center", ha="center")
             axes.annotate("", (4.35, top - 0.55), (3.45, top - 0.55), arrowprops=arrow)
-            answer(axes, case, top, colours.default if case is DEFAULT else colours.answer, colours)
+            answer(axes, case, top, OTHERWISE if case is DEFAULT else ANSWER)
             if case is not DEFAULT:
-                axes.text(3.88, top - 0.4, "yes", color=colours.faint, fontsize=8.5, ha="center", va="center")
+                axes.text(3.88, top - 0.4, "yes", color=FAINT, fontsize=8.5, ha="center", va="center")
                 axes.annotate("", (1.7, top - 1.38), (1.7, top - 1.12), arrowprops=arrow)
-                axes.text(1.85, top - 1.25, "no", color=colours.faint, fontsize=8.5, va="center")
+                axes.text(1.85, top - 1.25, "no", color=FAINT, fontsize=8.5, va="center")
         figure.savefig(path, metadata={"Date": None}, transparent=True)
 
 
@@ -160,9 +147,8 @@ def table() -> str:
 
 
 def main() -> None:
-    """Write both pictures, and the table between the page's marks."""
-    for theme, colours in THEMES.items():
-        draw(colours, DOCS / "images" / f"which-method{theme}.svg")
+    """Write the picture, and the table between the page's marks."""
+    draw(DOCS / "images" / "which-method.svg")
     before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     PAGE.write_text(f"{before}{MARKS[0]}\n{table()}\n{MARKS[1]}{after}", encoding="utf-8")

@@ -142,3 +142,13 @@ def trained(cli: Cli, model: Path, data: Path, tmp_path_factory: pytest.TempPath
     result = cli("train", *words, *TRAIN)
     assert result.code == 0, result.err
     return run, result
+
+
+def study_files(folder: Path, count: int, words: int) -> tuple[Path, Path]:
+    """Records with a document of so many words, and texts, for verbs that train and measure several runs."""
+    rows, texts = [], []
+    for i in range(count):
+        text = " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(words))
+        rows.append({"id": f"q{i}", "question": f"w{i + 3}", "documents": [{"text": text}], "answer": [f"w{i + 5}"]})
+        texts.append({"text": " ".join(f"w{3 + (i * 11 + j) % 90}" for j in range(15))})
+    return write_rows(folder / "rows.jsonl", rows), write_rows(folder / "texts.jsonl", texts)

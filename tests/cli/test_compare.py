@@ -20,7 +20,7 @@ from selfaug.cli import compare
 from selfaug.cli.compare_study import shared_options, study_of
 from selfaug.cli.config import read
 from selfaug.cli.main import main
-from tests.cli.conftest import ENVIRONMENT, Cli
+from tests.cli.conftest import ENVIRONMENT, Cli, study_files
 from tests.models import save_tiny, tiny
 
 SHORT = 60
@@ -35,17 +35,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def words(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
-    rows = []
-    for i in range(12):
-        text = " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20))
-        rows.append({"id": f"q{i}", "question": f"w{i + 3}", "documents": [{"text": text}], "answer": [f"w{i + 5}"]})
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    texts = [{"text": " ".join(f"w{3 + (i * 11 + j) % 90}" for j in range(15))} for i in range(12)]
-    (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    rows, texts = study_files(folder, 12, 20)
     return [
         "--methods", "selfaug", "dft", "--seeds", "1", "--settings", "1", "--task_metric", "answer_nll",
-        "--data", str(folder / "rows.jsonl"), "--general_data", str(folder / "texts.jsonl"), "--max_new_tokens", "4",
-        "--model_name_or_path", str(model), "--dataset_name", str(folder / "rows.jsonl"), "--max_steps", "3",
+        "--data", str(rows), "--general_data", str(texts), "--max_new_tokens", "4",
+        "--model_name_or_path", str(model), "--dataset_name", str(rows), "--max_steps", "3",
         "--per_device_train_batch_size", "4", "--learning_rate", "0.02", "--report_to", "none", "--use_cpu", "true",
         "--save_steps", "1",
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from selfaug.cli.main import main
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, study_files
 from tests.cli.test_compare import in_forks
 from tests.models import save_tiny
 from tests.runs import finished_run
@@ -26,18 +26,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def words(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
-    rows, texts = [], []
-    for i in range(24):
-        text = " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(12))
-        rows.append({"id": f"q{i}", "question": f"w{i + 3}", "documents": [{"text": text}], "answer": f"w{i + 5}"})
-        texts.append({"text": " ".join(f"w{3 + (i * 11 + j) % 90}" for j in range(15))})
-    for name, lines in (("rows", rows), ("texts", texts)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows, texts = study_files(folder, 24, 12)
     return [
         "tune", "--rates", "0.02", "0.2", "--alphas", "2", "0.5", "--budget_steps", "60",
-        "--general_data", str(folder / "texts.jsonl"), "--data", str(folder / "rows.jsonl"), "--max_new_tokens", "2",
-        "--score", "task:answer_nll", "--model_name_or_path", str(model), "--dataset_name", str(folder / "rows.jsonl"),
-        "--probe", str(folder / "rows.jsonl"), "--per_device_train_batch_size", "4", "--report_to", "none",
+        "--general_data", str(texts), "--data", str(rows), "--max_new_tokens", "2",
+        "--score", "task:answer_nll", "--model_name_or_path", str(model), "--dataset_name", str(rows),
+        "--probe", str(rows), "--per_device_train_batch_size", "4", "--report_to", "none",
         "--use_cpu", "true", "--prompt", PROMPT,
     ]  # fmt: skip
 

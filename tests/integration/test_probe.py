@@ -180,9 +180,28 @@ def test_a_file_of_prompts_alone_asks_what_conversations_ask(tmp_path: Path, pro
     (alone,) = trained(tmp_path / "a", probe=str(file), max_steps=1)._probe_rows
     first, *_ = trained(tmp_path / "b", probe=prompts(tmp_path / "run"), max_steps=1)._probe_rows
     assert alone == first
-    file.write_text(json.dumps({"prompt": 3}) + "\n")
-    with pytest.raises(DataError, match="'prompt'"):
-        trained(tmp_path / "c", probe=str(file), max_steps=1)
+    for wrong in (3, [], [{"role": "user"}]):
+        file.write_text(json.dumps({"prompt": wrong}) + "\n")
+        with pytest.raises(DataError, match=r"field 'prompt"):
+            trained(tmp_path / "c", probe=str(file), max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"question": "w1", "documents": [], "answer": "w2", "prompt": "w3"}, "w1"),
+        ({"prompt": "w3", "chosen": "w4"}, "w3"),
+    ],
+)
+def test_a_prompt_beside_a_known_row_s_own_fields_is_not_what_is_asked(
+    tmp_path: Path, row: dict[str, Any], asked: str
+) -> None:
+    from selfaug.before.probe_rows import _items
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    (item,) = _items(file)
+    assert (item["prompt"] if isinstance(item, dict) else item.question) == asked
 
 
 @pytest.mark.nightly

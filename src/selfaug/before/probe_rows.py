@@ -20,6 +20,7 @@ from selfaug.common.terminal import is_main, say
 from selfaug.data.fields import Fields
 from selfaug.data.files import data_files, iter_rows
 from selfaug.data.fit import fit_record
+from selfaug.data.formats import FORMATS
 from selfaug.data.read import read_rows
 from selfaug.data.record import Conversation, Record
 from selfaug.data.template import ChatTemplate
@@ -114,12 +115,16 @@ def _prompts_alone(path: Path) -> list[Any]:
     """
     found = []
     for where, row in (entry for file in data_files(path) for entry in iter_rows(file)):
-        if not isinstance(row, Mapping) or "prompt" not in row or "completion" in row:
+        if not isinstance(row, Mapping) or "prompt" not in row or any(one.matches(row) for one in FORMATS.values()):
             return []
         fields = Fields(row, where)
         if isinstance(row["prompt"], list):
-            for message in fields.objects("prompt", "messages") or ():
-                message.text("role"), message.text("content")
+            messages = fields.objects("prompt", "messages")
+            if not messages:
+                raise fields.error("prompt", "text, or a list of messages with one at least")
+            for message in messages:
+                message.text("role")
+                message.text("content")
         else:
             fields.text("prompt")
         found.append({"prompt": row["prompt"]})

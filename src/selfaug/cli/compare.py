@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfaug.cli.compare_study import check_measured, check_run, devices_of, study_of
+from selfaug.cli.compare_study import Measuring, check_measured, check_run, devices_of, study_of
 from selfaug.cli.config import Call, Command
 from selfaug.cli.outputs import check_writable
 from selfaug.common.errors import ConfigError
@@ -26,8 +26,8 @@ __all__ = ["COMMAND", "Settings", "run", "train_words"]
 
 
 @dataclass
-class Settings:
-    """Settings of `selfaug compare`."""
+class _Comparison:
+    """What it adds to the settings of measuring."""
 
     output_dir: str = option(REQUIRED, "Folder of the comparison.", group="Comparison", metavar="FOLDER")
     methods: list[str] = option(REQUIRED, "Methods, or combinations a+b; sft is always included.", metavar="NAME")
@@ -55,13 +55,11 @@ class Settings:
         None, "Metric of the task's axis, such as answer_nll.", group="Axes", metavar="NAME", shown="the primary one"
     )
     shift: bool = option(False, "Also measure how far each run moved the model on the prompts of the data.")
-    data: list[str] = option([], "Records to answer.", group="Measuring (as for `selfaug evaluate`)", metavar="PATH")
-    general: list[str] = option([], "General tasks.", metavar="NAME")
-    general_data: list[str] = option([], "Texts for nats per token.", metavar="FILE")
-    general_limit: int | None = option(None, "Number of items of each general task.")
-    max_new_tokens: int | None = option(None, "Longest answer in tokens.")
-    batch_size: int | None = option(None, "Prompts in a batch when measuring.")
-    limit: int | None = option(None, "Number of records of the data, from the first.")
+
+
+@dataclass
+class Settings(Measuring, _Comparison):
+    """Settings of `selfaug compare`."""
 
 
 COMMAND = Command(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError, nearest
+from selfaug.common.options import option
 
 if TYPE_CHECKING:
     from selfaug.cli.compare import Settings
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MEASURING",
+    "Measuring",
     "absolute",
     "check_measured",
     "check_run",
@@ -24,8 +27,27 @@ __all__ = [
     "study_of",
 ]
 
-MEASURING = ("data", "general", "general_data", "general_limit", "max_new_tokens", "batch_size", "limit")
-"""Settings that are passed to `selfaug evaluate`."""
+
+@dataclass
+class Measuring:
+    """Settings that are passed to `selfaug evaluate`."""
+
+    data: list[str] = option(
+        [],
+        "Records to answer.",
+        group="Measuring (as for `selfaug evaluate`)",
+        metavar="PATH",
+        shown="what the runs hold out",
+    )
+    general: list[str] = option([], "General tasks.", metavar="NAME")
+    general_data: list[str] = option([], "Texts for nats per token.", metavar="FILE")
+    general_limit: int | None = option(None, "Number of items of each general task.")
+    max_new_tokens: int | None = option(None, "Longest answer in tokens.")
+    batch_size: int | None = option(None, "Prompts in a batch when measuring.")
+    limit: int | None = option(None, "Number of records of the data, from the first.")
+
+
+MEASURING = tuple(field.name for field in fields(Measuring))
 
 
 def study_of(settings: Settings, train: Sequence[str]) -> Study:
@@ -95,8 +117,8 @@ def study_of(settings: Settings, train: Sequence[str]) -> Study:
     return study
 
 
-def measuring_words(settings: Any) -> tuple[str, ...]:
-    """Return the arguments of `selfaug evaluate` that the settings of :data:`MEASURING` stand for."""
+def measuring_words(settings: Measuring) -> tuple[str, ...]:
+    """Return the arguments of `selfaug evaluate` that the settings stand for."""
     measuring = {name: getattr(settings, name) for name in MEASURING}
     given = {name: value for name, value in measuring.items() if value not in (None, [])}
     return tuple(absolute(word for name, value in given.items() for word in _words(name, value)))

@@ -23,9 +23,10 @@ from selfaug.cli.config import Call, Command, read
 from selfaug.cli.outputs import check_writable
 from selfaug.common.errors import ConfigError
 from selfaug.common.options import option
+from selfaug.common.store import write_whole
 from selfaug.common.terminal import emit, say
 from selfaug.lab.task import Distance
-from selfaug.run.folder import RunFolder
+from selfaug.run.folder import REPORT, RunFolder
 
 __all__ = ["COMMAND", "LAB", "METHODS", "SMOLLM2", "Plan", "run", "train_words"]
 
@@ -121,8 +122,6 @@ def run(call: Call[Settings]) -> int:
     """Make rows, train twice, measure, show the result, and return the exit code."""
     from selfaug.lab import smollm2
     from selfaug.lab.shipped import resolve
-    from selfaug.lab.task import Distance
-    from selfaug.run.folder import REPORT
 
     settings = call.settings
     distance = Distance(documents=settings.documents)  # raises for numbers out of range
@@ -132,7 +131,8 @@ def run(call: Call[Settings]) -> int:
     runs = {name: folder / name for name in METHODS}
     _check_free(folder, settings)
     model = resolve(settings.model_name_or_path)
-    plan = SMOLLM2 if settings.model_name_or_path == smollm2.NAME else LAB
+    fetched = settings.model_name_or_path == smollm2.NAME != model  # no folder of that name
+    plan = SMOLLM2 if fetched else LAB
     if plan is LAB and not (Path(model).expanduser() / "making.json").exists():
         raise ConfigError(
             f"{model!r} is no model of the lab, and the demo's questions are about the lab's world.",
@@ -143,7 +143,7 @@ def run(call: Call[Settings]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     # A demo in a checkout leaves git's status clean, as the caches of pytest and ruff do.
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-    (folder / _STARTED).write_text(json.dumps(_choices(settings)), encoding="utf-8")
+    write_whole(folder / _STARTED, json.dumps(_choices(settings)))
     train, test = _rows(folder, plan, distance, settings.seed)
     for name, method in METHODS.items():
         _train(RunFolder(runs[name]), train_words(method, model, train, settings, plan))

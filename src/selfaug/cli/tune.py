@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfaug.cli.compare import train_words
-from selfaug.cli.compare_study import check_measured, check_run, devices_of, measuring_words
+from selfaug.cli.compare_study import Measuring, check_measured, check_run, devices_of, measuring_words
 from selfaug.cli.config import Call, Command, read
 from selfaug.cli.outputs import check_writable
 from selfaug.common.errors import ConfigError, UserError
@@ -39,8 +39,8 @@ _HELD_OUT, _PROBE = "0.1", "general"
 
 
 @dataclass
-class Settings:
-    """Settings of `selfaug tune`."""
+class _Tuning:
+    """What it adds to the settings of measuring."""
 
     output_dir: str = option(REQUIRED, "Folder of all runs and of the adapter.", group="Tuning", metavar="FOLDER")
     max_drop: list[str] = option(
@@ -61,16 +61,11 @@ class Settings:
         shown=f"the smallest limit in nats, or {_ALLOWED}",
     )
     processes: int | None = option(None, "Number of runs at a time; on GPUs each has one.", shown="one a GPU, or 1")
-    data: list[str] = option(
-        [], "Records to answer.", group="Measuring (as for `selfaug evaluate`)", metavar="PATH",
-        shown="what the runs hold out",
-    )  # fmt: skip
-    general: list[str] = option([], "General tasks.", metavar="NAME")
-    general_data: list[str] = option([], "Texts for nats per token.", metavar="FILE")
-    general_limit: int | None = option(None, "Number of items of each general task.")
-    max_new_tokens: int | None = option(None, "Longest answer in tokens.")
-    batch_size: int | None = option(None, "Prompts in a batch when measuring.")
-    limit: int | None = option(None, "Number of records of the data, from the first.")
+
+
+@dataclass
+class Settings(Measuring, _Tuning):
+    """Settings of `selfaug tune`."""
 
 
 COMMAND = Command(

@@ -81,7 +81,7 @@ def is_finished(study_folder: Path, study: Trainings, run: Run) -> bool:
     stamp, wanted = json_of_ours(folder / _STAMP) or {}, study.fingerprints(run)
     if stamp.get("train", wanted["train"]) != wanted["train"]:
         raise ConfigError(
-            f"{folder} holds a run with other settings than this comparison has, and runs of two are not mixed.",
+            f"{folder} holds a run with other settings, and runs of two calls with different ones are not mixed.",
             "name another --output_dir, or remove that folder.",
         )
     if RunFolder(folder).finished is None:
