@@ -85,6 +85,7 @@ def test_weights_that_do_not_come_along_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("selfaug.lab.shipped.ASSETS", tmp_path / "assets")
+    monkeypatch.chdir(tmp_path)  # a checkout may hold a demo in the default folder
     for verb in (["train", "--dataset_name", "x.jsonl"], ["demo"], ["prepare", "x.jsonl", "--check"]):
         assert main([*verb, "--model_name_or_path", "lab:small"]) == 2
         err = capsys.readouterr().err
