@@ -120,27 +120,39 @@ def rival(method: str, rate: float, epochs: int = 1, **options: float) -> Settin
     return Setting(method, rate, epochs, options=tuple(sorted(options.items())))
 
 
-FAST = (1e-3, 2e-3, 4e-3)
+BEST, AROUND = 2e-3, (1e-3, 4e-3)
+"""The rate at which LoRA and SelfAug both did best on validation rows after one epoch, and its neighbours."""
+
+
+def rivals(rate: float) -> list[Setting]:
+    """Each rival at several strengths, the middle one first."""
+    return [
+        *(rival("kl-response", rate, beta=beta) for beta in (0.5, 2.0, 0.125)),
+        *(rival("replay", rate, replay_ratio=ratio) for ratio in (0.1, 0.3, 0.03)),
+        *(rival("ewc", rate, ewc_weight=weight) for weight in (1.0, 16.0, 256.0)),
+        *(rival("tmkl", rate, mask_weight=weight) for weight in (0.5, 2.0, 0.125)),
+        *(rival("prompt-nll", rate, prompt_weight=weight) for weight in (0.1, 1.0)),
+        *(rival("cfs", rate, cfs_ratio=ratio) for ratio in (0.1, 0.03)),
+    ]
+
+
 STAGES: Mapping[str, Sequence[Setting]] = {
     "base": [BASE],
     "LoRA and SelfAug, one epoch": [each(rate) for rate in RATES for each in (lora, selfaug)],
-    "LoRA scaled down (wise-ft)": [lora(rate, scale=scale) for rate in FAST for scale in (0.5, 0.75, 0.25)],
+    "two more seeds at the best rate": [each(BEST, seed=seed) for seed in (1, 2) for each in (lora, selfaug)],
+    "LoRA scaled down (wise-ft)": [lora(rate, scale=scale) for rate in (BEST, *AROUND) for scale in (0.5, 0.75, 0.25)],
+    "rivals at the best rate": rivals(BEST),
     "LoRA and SelfAug, two epochs": [each(rate, 2) for rate in RATES for each in (lora, selfaug)],
+    "LoRA at low rates, four epochs": [lora(rate, 4) for rate in (5e-4, 2e-4)],
     "SelfAug's other settings": [
-        *(selfaug(rate, fraction=0.125) for rate in RATES),
-        *(selfaug(rate, alpha=alpha) for rate in (4e-3, 1e-3, 2e-3) for alpha in (0.5, 8.0)),
+        *(selfaug(rate, fraction=0.125) for rate in (BEST, *AROUND, 5e-4, 2e-4)),
+        *(selfaug(rate, alpha=alpha) for rate in (BEST, *AROUND) for alpha in (0.5, 8.0)),
     ],
-    "rivals": [
-        *(rival("kl-response", rate, beta=beta) for rate in (4e-3, 1e-3) for beta in (0.5, 2.0, 0.125)),
-        *(rival("replay", rate, replay_ratio=ratio) for rate in (4e-3, 1e-3) for ratio in (0.1, 0.3, 0.03)),
-        *(rival("ewc", rate, ewc_weight=weight) for rate in (4e-3, 1e-3) for weight in (1.0, 16.0, 256.0)),
-        *(rival("tmkl", rate, mask_weight=weight) for rate in (4e-3, 1e-3) for weight in (0.5, 2.0, 0.125)),
-        *(lora(rate, epochs=4) for rate in (2e-4, 5e-4)),  # low-lr with as many epochs as it wants
-    ],
-    "more seeds": [each(rate, seed=seed) for seed in (1, 2) for rate in (4e-3, 1e-3, 2e-3) for each in (lora, selfaug)],
+    "rivals at a gentler rate": rivals(AROUND[0]),
+    "two more seeds around it": [each(r, seed=seed) for seed in (1, 2) for r in AROUND for each in (lora, selfaug)],
     "four documents": [
         Setting("base", documents=4),
-        *(each(rate, documents=4) for rate in (1e-3, 4e-3, 2e-3) for each in (lora, selfaug)),
+        *(each(rate, documents=4) for rate in (BEST, *AROUND) for each in (lora, selfaug)),
     ],
 }
 """Runs by stage, in the order in which they are done; a run that stands in two is done once."""

@@ -192,7 +192,7 @@ def test_the_words_of_each_method_are_words_of_train(study: Any, plan: Any, tmp_
     at = session(study, tmp_path)
     at.model = "model"
     kinds = {tuple(name for name, _ in each.options): each for each in plan.order() if each.method != "base"}
-    assert len(kinds) == 6, "LoRA, SelfAug and four rivals with options of their own"
+    assert len(kinds) == 8, "LoRA, SelfAug and six rivals with options of their own"
     for setting in kinds.values():
         verb, *words = study.train_words(at, setting)
         values = parse([*words, "--output_dir", str(tmp_path / "run")]).values
