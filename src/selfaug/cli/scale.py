@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from selfaug.scaling.scales import Scales
     from selfaug.scaling.search import Bench, Trial
 
-__all__ = ["COMMAND", "run"]
+__all__ = ["COMMAND", "TRIED", "Settings", "check_settings", "rules_of", "run"]
 
 TRIED = "scale.json"
 KNOBS = ("uniform", "groups", "intruders")
@@ -96,8 +96,8 @@ COMMAND = Command(
 def run(call: Call[Settings]) -> int:
     """Search, confirm, write the adapter, print what was tried, and return the exit code."""
     settings = call.settings
-    rules = _rules(settings)
-    _check(settings)
+    rules = rules_of(settings)
+    check_settings(settings)
     from selfaug.cli.evaluate_parts import all_parts
     from selfaug.common.store import Store
     from selfaug.evaluation.run import look_ahead
@@ -164,7 +164,8 @@ def run(call: Call[Settings]) -> int:
     return code
 
 
-def _rules(settings: Settings) -> list[Rule]:
+def rules_of(settings: Settings) -> list[Rule]:
+    """Return the limits."""
     from selfaug.report.gate import parse_rule
 
     return [
@@ -173,7 +174,7 @@ def _rules(settings: Settings) -> list[Rule]:
     ]
 
 
-def _check(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """Check options before anything is read."""
     from selfaug.common.statistics import LOOKS
 
