@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from selfaug.common.errors import ConfigError
 from selfaug.common.store import key_of
 from selfaug.data.prompt_files import SETTINGS, TEMPLATE
+from selfaug.model.base import BASE_FILE
 from selfaug.model.libraries import lora_pairs, reduce_intruders
 from selfaug.run.fit import peft_settings
 from selfaug.run.folder import ADAPTER_CONFIG
@@ -33,8 +34,8 @@ __all__ = ["Scales", "changed", "check_lora", "check_scalable", "intruders_matte
 _TOP, _COSINE = 10, 0.5
 _PREFIX = "base_model.model."
 _BESIDE = (
-    ADAPTER_CONFIG, SETTINGS, TEMPLATE, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "chat_template.jinja", "selfaug_*.jinja",
+    ADAPTER_CONFIG, BASE_FILE, SETTINGS, TEMPLATE, "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "chat_template.jinja", "selfaug_*.jinja",
 )  # fmt: skip
 
 
