@@ -70,7 +70,7 @@ class Settings(evaluate.Measurement):
     knobs: list[str] = option(
         list(KNOBS),
         "What is tried: one factor for all modules; then a factor for each group of modules by what it gains and "
-        "forgets; then singular directions that the base does not have, shrunk.",
+        "forgets; then singular directions that the base does not have, shrunk (not over a quantised base).",
         metavar="KNOB",
     )
     looks: int = option(4, "Number of batches of the choosing half, after each of which a trial may stop.")
@@ -112,12 +112,17 @@ def run(call: Call[Settings]) -> int:
     if out is None:
         out = folder.path.absolute().with_name(f"scaled-{folder.path.name.removeprefix('measured-')}")
     check_writable(folder.path, "the run folder")
+    if settings.store is not None:
+        check_writable(Path(settings.store).expanduser(), "store")
     origin = check_origin(folder, settings.base)
     check_scalable(origin)
     if origin.quantization is not None and "intruders" in settings.knobs:
-        raise ConfigError(
-            "the base is quantised, and intruder directions are found in its weights", "pass --knobs uniform groups."
-        )
+        if "knobs" in call.given:
+            raise ConfigError(
+                "the base is quantised, and intruder directions are found in its weights",
+                "pass --knobs uniform groups.",
+            )
+        settings.knobs.remove("intruders")
     _check_output(out, folder, origin, overwrite=settings.overwrite_output_dir)
     say("reading what is to be measured ...")
     parts = all_parts(settings, folder, origin)
