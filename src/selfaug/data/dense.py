@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfaug.common.endpoint import Endpoint, EndpointError
-from selfaug.common.errors import ConfigError
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.fingerprint import file_hash
 from selfaug.common.processes import chunked
 from selfaug.data.corpus import Corpus, Ranked, passage_text
@@ -88,6 +88,7 @@ class ServedEmbedder:
             rows = sorted(json.loads(raw)["data"], key=lambda row: row["index"])
             found = np.array([row["embedding"] for row in rows], np.float32)
             assert found.shape == (len(texts), found.shape[-1])
+            assert np.isfinite(found).all()
         except (ValueError, KeyError, TypeError, AssertionError, IndexError):
             raise EndpointError(
                 f"{self.endpoint.address('/embeddings')} did not give a vector for each of {len(texts)} texts: "
@@ -182,8 +183,16 @@ class DenseCorpus(Ranked):
 
     def _embed(self, texts: Sequence[str], kind: Kind) -> None:
         new = [text for text in dict.fromkeys(texts) if (kind, text) not in self._known]
-        if new:
-            self._known.update(zip(((kind, text) for text in new), self.embedder.embed(new, kind), strict=True))
+        if not new:
+            return
+        found = self.embedder.embed(new, kind)
+        if found.shape[1] != self.vectors.shape[1]:
+            raise DataError(
+                f"the retriever gives vectors of {found.shape[1]} numbers, and those that are kept of the corpus have "
+                f"{self.vectors.shape[1]}: another model answers under the same name",
+                "serve the model that embedded the corpus, or give the new one another --retriever_model.",
+            )
+        self._known.update(zip(((kind, text) for text in new), found, strict=True))
 
 
 def _best(scores: Vectors, k: int) -> list[int]:
