@@ -31,6 +31,7 @@ _AT_ONCE = 256  # number of texts that are embedded at once
 _CONSTANT = 60.0  # of reciprocal rank fusion
 _DEPTH = 1000  # number of passages of each ranking that are merged
 _VECTORS = "vectors.npy"
+_APART = 0.15  # largest distance of one model's vectors of one text (a cosine of 0.99): number formats change less
 # Weights that are not read: those of other libraries, and pickled ones.
 _OTHER_FORMATS = ["onnx/*", "openvino/*", "*.onnx", "*.bin", "*.pt", "*.h5", "*.ot", "*.msgpack", "*.pkl"]
 
@@ -146,7 +147,16 @@ class DenseCorpus(Ranked):
 
         assert corpus.folder is not None
         folder, _ = find_or_make({"embeddings": 1, "corpus": corpus.folder.name, **embedder.key()}, make)
-        return cls(corpus, np.load(folder / _VECTORS, mmap_mode="r").view(np.ndarray), embedder, hybrid)
+        vectors = np.load(folder / _VECTORS, mmap_mode="r").view(np.ndarray)
+        if isinstance(embedder, ServedEmbedder):  # files decide a local model, but a server may change its own
+            first = embedder.embed([passage_text(corpus.passages[0])], "passage")[0]
+            if first.shape != vectors[0].shape or np.linalg.norm(first - vectors[0]) > _APART:
+                raise DataError(
+                    f"{embedder.endpoint.address('/embeddings')} gives another vector for the first passage of the "
+                    f"corpus than the one that is kept: {embedder.name} is not the model that it was",
+                    f"serve that model, or another name; to embed the corpus anew, remove {str(folder)!r}.",
+                )
+        return cls(corpus, vectors, embedder, hybrid)
 
     def look_ahead(self, records: Sequence[Record], progress: Callable[[int], None] | None = None) -> None:
         """Embed the records' questions and documents, many at once."""
@@ -183,16 +193,8 @@ class DenseCorpus(Ranked):
 
     def _embed(self, texts: Sequence[str], kind: Kind) -> None:
         new = [text for text in dict.fromkeys(texts) if (kind, text) not in self._known]
-        if not new:
-            return
-        found = self.embedder.embed(new, kind)
-        if found.shape[1] != self.vectors.shape[1]:
-            raise DataError(
-                f"the retriever gives vectors of {found.shape[1]} numbers, and those that are kept of the corpus have "
-                f"{self.vectors.shape[1]}: another model answers under the same name",
-                "serve the model that embedded the corpus, or give the new one another --retriever_model.",
-            )
-        self._known.update(zip(((kind, text) for text in new), found, strict=True))
+        if new:
+            self._known.update(zip(((kind, text) for text in new), self.embedder.embed(new, kind), strict=True))
 
 
 def _best(scores: Vectors, k: int) -> list[int]:

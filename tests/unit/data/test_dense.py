@@ -125,16 +125,20 @@ def test_a_served_model_gives_a_vector_for_each_text_or_an_error(server: Server)
             embedder.embed(["a", "b"], "question")
 
 
-def test_another_model_behind_the_same_name_is_refused(corpus_file: Path, server: Server) -> None:
-    size = 3
+@pytest.mark.parametrize("other", [[1.0, 2.0, 2.0, 2.0], [1.0, 2.0, -2.0]])
+def test_another_model_behind_the_same_name_is_refused(corpus_file: Path, server: Server, other: list[float]) -> None:
+    vector = [1.0, 2.0, 2.0]
     server.reply = lambda body, n: (
-        200, json.dumps({"data": [{"index": i, "embedding": [1.0] * size} for i in range(len(body["input"]))]}).encode()
+        200, json.dumps({"data": [{"index": i, "embedding": vector} for i in range(len(body["input"]))]}).encode()
     )  # fmt: skip
     embedder = ServedEmbedder(Endpoint(server.url, retries=0, timeout=5.0), "e5")
-    assert len(DenseCorpus.of(Corpus.load(corpus_file), embedder).search("rain", 5)) == 5
-    size = 4
-    with pytest.raises(DataError, match="vectors of 4 numbers, and those that are kept of the corpus have 3"):
-        DenseCorpus.of(Corpus.load(corpus_file), embedder).search("rain", 5)
+    for _ in range(2):
+        assert len(DenseCorpus.of(Corpus.load(corpus_file), embedder).search("rain", 5)) == 5
+    embedded = [asked["input"] for asked in server.asked if len(asked["input"]) > 1]
+    assert len(embedded) == 1, "the vectors were not kept"
+    vector = other
+    with pytest.raises(DataError, match="e5 is not the model that it was"):
+        DenseCorpus.of(Corpus.load(corpus_file), embedder)
 
 
 @pytest.fixture(scope="module")
