@@ -147,6 +147,8 @@ def test_real_runs_killed_at_the_end_go_on_where_they_were(
         (("--max_drop", "general=3", "--score", "taks"), "--score taks: nothing that is measured"),
         (("--max_drop", "general=3", "--batch_size", "0"), "batch_size is 0"),
         (("--max_drop", "general=3", "--use_peft", "false"), "use_peft=false trains whole models"),
+        (("--max_drop", "general=3", "--resume_from_checkpoint", "true"), "the same command again goes on"),
+        (("--max_drop", "general=3", "--dry_run", "true"), "--dry_run is about one training"),
         (("--max_drop", "general=3", "--use_dora", "true"), "use_dora: DoRA also trains the length"),
         (("--max_drop", "general=3", "--data", "chats.jsonl"), "holds conversations, and answers are scored"),
         (("--max_drop", "general=2pt", "--budget_steps", "59"), "leaves 4 steps"),
@@ -174,3 +176,13 @@ def test_mistakes_are_told_before_any_training(
     assert says in err
     assert "hint:" in err
     assert not (tmp_path / "none").exists()
+
+
+def test_an_adapter_of_somebody_else_is_no_place_for_the_result(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert main([*words, "--max_drop", "general=3", "--output_dir", str(tmp_path)]) == 2
+    assert "holds other files (adapter_config.json), which would be lost" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists(), "told before any training"

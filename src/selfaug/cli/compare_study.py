@@ -160,6 +160,12 @@ def check_run(one: Run, facts: dict[str, Any]) -> Trained:
     from selfaug.run.model_source import check_model, looks_local
 
     arguments = parse([*one.train, "--output_dir", "unused"])
+    for name in ("resume_from_checkpoint", "overwrite_output_dir", "dry_run"):
+        if name in arguments.given:
+            raise ConfigError(
+                f"--{name} is about one training, and here are many, each in a folder of its own",
+                "leave it out: the same command again goes on where it was, and repeats no finished run.",
+            )
     values, model = arguments.values, str(arguments.values["model_name_or_path"])
     data = str(values["dataset_name"])
     if looks_local(data) and not Path(data).exists():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from selfaug.cli.compare import train_words
 from selfaug.cli.compare_study import Measuring, check_measured, check_run, devices_of, measuring_words
 from selfaug.cli.config import Call, Command, read
-from selfaug.cli.outputs import check_writable
+from selfaug.cli.outputs import check_free, check_writable
 from selfaug.common.errors import ConfigError, UserError
 from selfaug.common.options import REQUIRED, option
 from selfaug.common.terminal import emit, say
@@ -60,7 +60,7 @@ class _Tuning:
         None,
         "Shift on the probe's answers, in nats a token, up to which a run is not marked down.",
         metavar="NATS",
-        shown=f"the smallest limit in nats, or {_ALLOWED}",
+        shown=f"the smallest limit on texts in nats, or {_ALLOWED}",
     )
     processes: int | None = option(None, "Number of runs at a time; on GPUs each has one.", shown="one a GPU, or 1")
 
@@ -100,7 +100,7 @@ def run(call: Call[Settings]) -> int:
     first = Rung(left, plan[0][1], words, seed)
     facts: dict[str, Any] = {}
     trained = [check_run(one, facts) for one in first.runs()]
-    allowed = _check_scaling(settings, trained[0])
+    allowed = _check_scaling(settings, folder / "adapter", trained[0])
     folder.mkdir(parents=True, exist_ok=True)
     say(f"runs x steps: {', '.join(f'{count} x {steps}' for count, steps in plan)}; their logs: runs/*/study.log")
     tried = _Tried(folder / TRIED, settings, call.argv, allowed)
@@ -137,7 +137,7 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"allowed_shift={settings.allowed_shift} is no shift", "give nats a token, such as 0.05.")
 
 
-def _check_scaling(settings: Settings, trained: Trained) -> float:
+def _check_scaling(settings: Settings, adapter: Path, trained: Trained) -> float:
     """Check what the scaling would refuse only after the training, and return the shift that costs no score."""
     from selfaug.cli import scale
     from selfaug.cli.evaluate_parts import planned
@@ -146,7 +146,9 @@ def _check_scaling(settings: Settings, trained: Trained) -> float:
     from selfaug.scaling.scales import check_lora
     from selfaug.scaling.search import check_rules
 
-    scaling = _scaling(settings, Path("run"), Path("adapter")).settings
+    if not (adapter / scale.TRIED).is_file():
+        check_free(adapter, ours=(), overwrite=False)
+    scaling = _scaling(settings, Path("run"), adapter).settings
     scale.check_settings(scaling)
     rules = scale.rules_of(scaling)
     config = adapter_settings(trained.model)
