@@ -300,3 +300,11 @@ def test_a_map_is_a_mapping_in_yaml_and_words_on_the_command_line(tmp_path: Path
     words = ["question=query", "documents=ctxs[].text"]
     assert parse(["--config", str(file), "--dataset_name", "d.jsonl"]).values["map"] == words
     assert parse(["--map", *words, "--dataset_name", "d.jsonl"]).values["map"] == words
+
+
+@pytest.mark.parametrize("short", ["--model", "--model_name", "--dataset"])
+def test_the_first_word_of_a_flag_is_answered_with_the_flags_that_begin_so(short: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse([short, "x", "--output_dir", "out"])
+    whole = "--dataset_name" if short == "--dataset" else "--model_name_or_path"
+    assert repr(whole) in str(caught.value)

@@ -53,9 +53,11 @@ class DataError(UserError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` with the known name closest to ``name``, or an empty text."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """Return ``" Did you mean 'x'?"`` with the known names that begin with ``name_``, else the closest one, or ``""``."""
+    known = list(known)
+    begun = sorted(each for each in known if each.startswith(f"{name}_"))
+    close = begun[:3] or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def tidy(error: BaseException) -> str:
