@@ -81,6 +81,17 @@ def test_mistakes(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--overwrite_output_dir"]])
+def test_a_folder_with_files_of_the_users_is_left_alone(
+    more: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (".gitignore", "train.jsonl"):
+        (tmp_path / name).write_text("mine")
+    assert main(["demo", "--model_name_or_path", str(model), "--output_dir", str(tmp_path), *more]) == 2
+    assert "holds no demo but other files (.gitignore, train.jsonl)" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {".gitignore": "mine", "train.jsonl": "mine"}
+
+
 def test_weights_that_do_not_come_along_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfaug.cli.main import main
+from selfaug.common.weights import model_hash
 from selfaug.evaluation.general_part import TextPart
 from selfaug.evaluation.task_part import TaskPart
+from selfaug.model.base import Base
 from tests.models import perturb_adapter, save_tiny
 from tests.runs import finished_run
 
@@ -106,6 +108,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None) -> l
 def test_the_written_adapter_is_the_base_plus_the_factors_times_the_update(
     adapter: Path, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    kept = Base(str(model), None, model_hash(str(model)))
+    kept.write(adapter)
     assert main(words(adapter, model, data, "--max_drop", "text:texts=2.4", "--knobs", "uniform")) == 0
     said = capsys.readouterr()
     out, body = tmp_path / "scaled-checkpoint-4", tried(tmp_path / "measured-checkpoint-4")
@@ -118,6 +122,7 @@ def test_the_written_adapter_is_the_base_plus_the_factors_times_the_update(
     factor = last["scale"]
     assert 0 < factor < 1
     assert tried(out)["chosen"] == body["chosen"]
+    assert Base.read(out) == kept, "another base is still refused"
     base = AutoModelForCausalLM.from_pretrained(model).eval()
     before = logits(base)
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -163,6 +168,30 @@ def test_an_interrupted_search_repeats_nothing_that_was_finished(
         again = counted(patch)
         assert main(line) == 0
         assert again == []
+
+
+def test_over_a_quantised_base_intruders_are_left_out_unless_they_were_asked_for(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, asked = AutoModelForCausalLM.from_pretrained, []
+
+    def load(*words: Any, quantization_config: Any = None, **options: Any) -> Any:
+        asked.append(quantization_config)
+        return own(*words, **options)
+
+    monkeypatch.setattr("selfaug.run.models._quantized", lambda config: "4 bits")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    made = finished_run(tmp_path / "run", model, perturb=0.3)
+    line = ["scale", str(made.path), "--data", str(data / "rows.jsonl"), "--general_data", str(data / "texts.jsonl"),
+            "--score", "task:answer_nll", "--max_new_tokens", "2", "--max_drop", "text:texts=2.4"]  # fmt: skip
+    assert main([*line, "--knobs", "uniform", "intruders"]) == 2
+    assert "pass --knobs uniform groups" in capsys.readouterr().err
+    assert asked.count("4 bits") == 0
+    assert main(line) == 0
+    assert asked.count("4 bits") == 1
+    body = tried(made.path)
+    assert "groups" in body
+    assert all(one["intruders"] == 1 for one in body["tried"])
 
 
 def test_where_no_scale_keeps_the_limits_nothing_is_written_and_the_code_is_the_gates(

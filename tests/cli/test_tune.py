@@ -141,6 +141,16 @@ def test_real_runs_killed_at_the_end_go_on_where_they_were(
     [
         ((), "no limit on forgetting"),
         (("--max_drop", "general"), "does not say what may change"),
+        (("--max_drop", "text:textes=3"), "Did you mean 'text:texts'"),
+        (("--max_drop", "general=2pt"), "text:texts is measured in nats"),
+        (("--max_drop", "general=2pt", "--general", "quik"), "Did you mean 'quick'"),
+        (("--max_drop", "general=3", "--score", "taks"), "--score taks: nothing that is measured"),
+        (("--max_drop", "general=3", "--batch_size", "0"), "batch_size is 0"),
+        (("--max_drop", "general=3", "--use_peft", "false"), "use_peft=false trains whole models"),
+        (("--max_drop", "general=3", "--resume_from_checkpoint", "true"), "the same command again goes on"),
+        (("--max_drop", "general=3", "--dry_run", "true"), "--dry_run is about one training"),
+        (("--max_drop", "general=3", "--use_dora", "true"), "use_dora: DoRA also trains the length"),
+        (("--max_drop", "general=3", "--data", "chats.jsonl"), "holds conversations, and answers are scored"),
         (("--max_drop", "general=2pt", "--budget_steps", "59"), "leaves 4 steps"),
         (("--max_drop", "general=2pt", "--alphas", "0"), "alphas are [0.0]"),
         (("--max_drop", "general=2pt", "--rates", "-1"), "rates are [-1.0]"),
@@ -154,10 +164,25 @@ def test_real_runs_killed_at_the_end_go_on_where_they_were(
     ],
 )
 def test_mistakes_are_told_before_any_training(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, ...], says: str
-) -> None:
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    change: tuple[str, ...], says: str,
+) -> None:  # fmt: skip
+    (tmp_path / "chats.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]}) + "\n"
+    )
+    monkeypatch.chdir(tmp_path)
     assert main([*words, *change, "--output_dir", str(tmp_path / "none")]) == 2
     err = capsys.readouterr().err
     assert says in err
     assert "hint:" in err
     assert not (tmp_path / "none").exists()
+
+
+def test_an_adapter_of_somebody_else_is_no_place_for_the_result(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert main([*words, "--max_drop", "general=3", "--output_dir", str(tmp_path)]) == 2
+    assert "holds other files (adapter_config.json), which would be lost" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists(), "told before any training"

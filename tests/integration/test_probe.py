@@ -143,6 +143,9 @@ def test_beyond_the_limit_training_stops_or_goes_back(tmp_path: Path) -> None:
         "step": 3, "probe_kl": watched[3], "probe_limit": limit, "restored_step": None
     }  # fmt: skip
     assert (tmp_path / "stopped/checkpoint-3").is_dir()
+    resumed = trained(tmp_path / "stopped", **common, resume=str(tmp_path / "stopped/checkpoint-3"))
+    assert resumed.state.global_step == 3, "killed between its last checkpoint and its end, it goes no further"
+    assert resumed.probe_outcome == stopped.probe_outcome
     back = trained(tmp_path / "back", **common, probe_action="restore")
     assert back.probe_outcome["restored_step"] == 2
     assert dict(probes(back)) == {step: watched[step] for step in range(4)}

@@ -94,6 +94,7 @@ def test_foreign_files_are_refused_and_survive_an_overwrite(folder: RunFolder) -
     with_checkpoint(folder)
     (folder.path / "adapter").mkdir()
     folder.log.write_text("{}\n")
+    (folder.path / "scale.json").write_text("{}")
     folder.create({**CONFIG, "alpha": 3}, overwrite=True)
     assert (folder.path / "thesis.txt").read_text() == "mine"
     assert sorted(entry.name for entry in folder.path.iterdir()) == ["checkpoints", "config.yaml", "thesis.txt"]

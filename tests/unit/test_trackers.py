@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from selfaug.cli.tracking import of_evaluation, of_gate, of_training
 from selfaug.evaluation.results import read_results
 from selfaug.report.gate import check, overall, parse_rule
 from selfaug.run.folder import RunFolder
-from selfaug.run.trackers import TRACKERS, remember, send
+from selfaug.run.trackers import TRACKERS, go_on, remember, send
 from tests.made_runs import HOSTILE, whole_run
 
 
@@ -50,7 +51,11 @@ def test_a_verdict_is_its_exit_code(run: RunFolder) -> None:
     results = read_results(run.results)
     checks = [
         one
-        for kind, text in (("max-drop", "general:arc=2pt"), ("min-gain", "task=1pt"))
+        for kind, text in (
+            ("max-drop", "general:arc=2pt"),
+            ("min-gain", "task=1pt"),
+            ("max-drop", "general:*:acc=90pt"),  # a looser limit does not hide that a stricter one is broken
+        )
         for one in check(parse_rule(kind, text), results)[0]  # type: ignore[arg-type]
     ]
     verdict = overall(checks)
@@ -99,3 +104,34 @@ def test_a_run_without_trackers_sends_nothing(tmp_path: Path, capsys: pytest.Cap
     send(folder, {"a": 1.0})
     assert capsys.readouterr() == ("", "")
     assert TRACKERS == ("tensorboard", "trackio", "wandb", "mlflow")
+
+
+KNOWN = {
+    "wandb": {"id": "abc", "project": "rag", "entity": None, "mode": "offline", "dir": "/w"},
+    "mlflow": {"run_id": "r1", "tracking_uri": "sqlite:////there/mlflow.db"},
+}
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run that opened trackers, seen from a shell without their variables but one."""
+    folder = RunFolder(tmp_path)
+    folder.trackers.write_text(json.dumps(KNOWN))
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_"))}
+    monkeypatch.setattr(os, "environ", {**mine, "WANDB_MODE": "online"})
+    return folder
+
+
+def test_a_resumed_training_finds_its_runs_from_any_shell(begun: RunFolder) -> None:
+    go_on(begun, SimpleNamespace(run_name=None), resumed=True)
+    assert (os.environ["WANDB_RUN_ID"], os.environ["WANDB_PROJECT"]) == ("abc", "rag")
+    assert (os.environ["MLFLOW_RUN_ID"], os.environ["MLFLOW_TRACKING_URI"]) == ("r1", "sqlite:////there/mlflow.db")
+    assert "WANDB_ENTITY" not in os.environ
+    assert os.environ["WANDB_MODE"] == "online", "the user's own variable wins"
+
+
+def test_a_training_that_begins_anew_is_not_sent_to_the_runs_of_a_failed_attempt(begun: RunFolder) -> None:
+    begun.create({}, resume=True)
+    assert begun.trackers.is_file()
+    begun.create({})
+    assert not begun.trackers.is_file()

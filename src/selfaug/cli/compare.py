@@ -118,6 +118,6 @@ def _check(study: Study) -> list[str]:
     facts: dict[str, Any] = {}
     other_losses: list[str] = []
     for one in study.runs()[: len(study.points())]:
-        if not check_run(one, facts).minimises_nll and one.setting.method not in other_losses:
+        if not check_run(one, facts).training.changes.minimises_nll and one.setting.method not in other_losses:
             other_losses.append(one.setting.method)
     return other_losses

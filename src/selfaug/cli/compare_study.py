@@ -12,7 +12,7 @@ from selfaug.common.options import option
 
 if TYPE_CHECKING:
     from selfaug.cli.compare import Settings
-    from selfaug.methods.base import Changes
+    from selfaug.cli.parsing import Settings as Trained
     from selfaug.study.grid import Run, Study
 
 __all__ = [
@@ -144,8 +144,8 @@ def check_measured(words: Sequence[str]) -> None:
             raise missing_path(flag, word, "check the path.")
 
 
-def check_run(one: Run, facts: dict[str, Any]) -> Changes:
-    """Check that a run can be trained, and return the changes of its method.
+def check_run(one: Run, facts: dict[str, Any]) -> Trained:
+    """Check that a run can be trained, and return its settings.
 
     Args:
         one: Run.
@@ -160,6 +160,12 @@ def check_run(one: Run, facts: dict[str, Any]) -> Changes:
     from selfaug.run.model_source import check_model, looks_local
 
     arguments = parse([*one.train, "--output_dir", "unused"])
+    for name in ("resume_from_checkpoint", "overwrite_output_dir", "dry_run"):
+        if name in arguments.given:
+            raise ConfigError(
+                f"--{name} is about one training, and here are many, each in a folder of its own",
+                "leave it out: the same command again goes on where it was, and repeats no finished run.",
+            )
     values, model = arguments.values, str(arguments.values["model_name_or_path"])
     data = str(values["dataset_name"])
     if looks_local(data) and not Path(data).exists():
@@ -168,7 +174,7 @@ def check_run(one: Run, facts: dict[str, Any]) -> Changes:
         facts[model] = check_model(values["model_name_or_path"], revision=values["model_revision"],
                                    trust_remote_code=values["trust_remote_code"])  # fmt: skip
     try:
-        return settle(arguments, facts[model]).training.changes
+        return settle(arguments, facts[model])
     except ConfigError as error:
         raise ConfigError(f"{one.setting.label}: {error.message}", error.hint) from None
 

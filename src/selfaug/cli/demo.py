@@ -141,9 +141,9 @@ def run(call: Call[Settings]) -> int:
     check_writable(folder)
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / _STARTED, json.dumps(_choices(settings)))
     # A demo in a checkout leaves git's status clean, as the caches of pytest and ruff do.
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-    write_whole(folder / _STARTED, json.dumps(_choices(settings)))
     train, test = _rows(folder, plan, distance, settings.seed)
     for name, method in METHODS.items():
         _train(RunFolder(runs[name]), train_words(method, model, train, settings, plan))
@@ -173,19 +173,26 @@ def _choices(settings: Settings) -> dict[str, object]:
 
 
 def _check_free(folder: Path, settings: Settings) -> None:
-    """Check that the folder holds no demo but one with the same settings that was stopped.
+    """Check that the folder holds nothing but a demo with the same settings that was stopped, or that may be replaced.
 
     Raises:
-        ConfigError: If it holds another.
+        ConfigError: If it does.
     """
-    if settings.overwrite_output_dir:
-        for run in (RunFolder(folder / name) for name in METHODS):
-            if run.config.exists():
-                shutil.rmtree(run.path)
-        return
     started = folder / _STARTED
+    runs = [run for name in METHODS if (run := RunFolder(folder / name)).config.exists()]
+    others = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if others and not runs and not started.exists():
+        raise ConfigError(
+            f"output_dir {str(folder)!r} holds no demo but other files ({', '.join(others[:3])}), and some might be "
+            "overwritten.",
+            "name a folder that is new or empty.",
+        )
+    if settings.overwrite_output_dir:
+        for run in runs:
+            shutil.rmtree(run.path)
+        return
     if not started.exists():
-        if any(RunFolder(folder / name).config.exists() for name in METHODS):
+        if runs:
             raise ConfigError(
                 f"output_dir {str(folder)!r} holds a demo already.",
                 "name another folder, or pass --overwrite_output_dir.",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.progress import counting
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from selfaug.cli.evaluate import Measurement
     from selfaug.data.forms import Forms
     from selfaug.data.prompts import Renderer
+    from selfaug.evaluation.harness import Harness
     from selfaug.evaluation.judge import Judge
     from selfaug.evaluation.parts import Part
+    from selfaug.evaluation.suites import GeneralTask
     from selfaug.run.folder import RunFolder
     from selfaug.run.models import Origin
 
-__all__ = ["all_parts"]
+__all__ = ["all_parts", "planned"]
 
 
 def all_parts(settings: Measurement, folder: RunFolder, origin: Origin) -> list[Part]:
@@ -41,6 +44,31 @@ def all_parts(settings: Measurement, folder: RunFolder, origin: Origin) -> list[
         parts = [*_texts(settings, origin, tokenizer), *parts]
     if not settings.no_task:
         parts = [*_tasks(settings, folder, origin, tokenizer, folder.load_renderer(), judge, forms), *parts]
+    return parts
+
+
+def planned(settings: Measurement, config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return name and group of each part that a run will be measured on, by the part's key, before there is the run.
+
+    Args:
+        settings: What is to be measured, the task with it.
+        config: Settings that the run will have.
+
+    Raises:
+        UserError: If data or texts cannot be read or used, or a task is not known or not allowed.
+    """
+    from selfaug.evaluation.data import task_data
+    from selfaug.evaluation.text import read_texts
+
+    parts = {}
+    if settings.general:
+        parts = {f"general:{task.task}": (task.task, "general") for task in _tasks_of_lm_eval(settings)[1]}
+    for path in settings.general_data:
+        read_texts(path)
+        parts[f"text:{Path(path).stem}"] = Path(path).stem, "general"
+    for one in task_data(settings.data, config, {}, form=settings.format, mapping=settings.map,
+                         on_bad_row=settings.on_bad_row):  # fmt: skip
+        parts[one.name] = one.name.partition(":")[2] or one.name, "task"
     return parts
 
 
@@ -176,13 +204,9 @@ def _texts(settings: Measurement, origin: Origin, tokenizer: PreTrainedTokenizer
 
 def _general(settings: Measurement, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
     from selfaug.evaluation.general_part import GeneralPart
-    from selfaug.evaluation.harness import Harness, backend_args
-    from selfaug.evaluation.suites import chosen
+    from selfaug.evaluation.harness import backend_args
 
-    harness = Harness(settings.include_path)
-    tasks = chosen(settings.general, harness.known(), limit=settings.general_limit, max_gen_toks=settings.max_gen_toks)
-    for task in tasks:
-        harness.check(task, allow_code_execution=settings.allow_code_execution)
+    harness, tasks = _tasks_of_lm_eval(settings)
     return [
         GeneralPart(
             f"general:{task.task}",
@@ -197,3 +221,14 @@ def _general(settings: Measurement, origin: Origin, tokenizer: PreTrainedTokeniz
         )
         for task in tasks
     ]
+
+
+def _tasks_of_lm_eval(settings: Measurement) -> tuple[Harness, list[GeneralTask]]:
+    from selfaug.evaluation.harness import Harness
+    from selfaug.evaluation.suites import chosen
+
+    harness = Harness(settings.include_path)
+    tasks = chosen(settings.general, harness.known(), limit=settings.general_limit, max_gen_toks=settings.max_gen_toks)
+    for task in tasks:
+        harness.check(task, allow_code_execution=settings.allow_code_execution)
+    return harness, tasks

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from selfaug.scaling.scales import Scales
     from selfaug.scaling.search import Bench, Trial
 
-__all__ = ["COMMAND", "run"]
+__all__ = ["COMMAND", "TRIED", "Settings", "check_settings", "rules_of", "run"]
 
 TRIED = "scale.json"
 KNOBS = ("uniform", "groups", "intruders")
@@ -70,7 +70,7 @@ class Settings(evaluate.Measurement):
     knobs: list[str] = option(
         list(KNOBS),
         "What is tried: one factor for all modules; then a factor for each group of modules by what it gains and "
-        "forgets; then singular directions that the base does not have, shrunk.",
+        "forgets; then singular directions that the base does not have, shrunk (not over a quantised base).",
         metavar="KNOB",
     )
     looks: int = option(4, "Number of batches of the choosing half, after each of which a trial may stop.")
@@ -96,8 +96,8 @@ COMMAND = Command(
 def run(call: Call[Settings]) -> int:
     """Search, confirm, write the adapter, print what was tried, and return the exit code."""
     settings = call.settings
-    rules = _rules(settings)
-    _check(settings)
+    rules = rules_of(settings)
+    check_settings(settings)
     from selfaug.cli.evaluate_parts import all_parts
     from selfaug.common.store import Store
     from selfaug.evaluation.run import look_ahead
@@ -112,12 +112,17 @@ def run(call: Call[Settings]) -> int:
     if out is None:
         out = folder.path.absolute().with_name(f"scaled-{folder.path.name.removeprefix('measured-')}")
     check_writable(folder.path, "the run folder")
+    if settings.store is not None:
+        check_writable(Path(settings.store).expanduser(), "store")
     origin = check_origin(folder, settings.base)
     check_scalable(origin)
     if origin.quantization is not None and "intruders" in settings.knobs:
-        raise ConfigError(
-            "the base is quantised, and intruder directions are found in its weights", "pass --knobs uniform groups."
-        )
+        if "knobs" in call.given:
+            raise ConfigError(
+                "the base is quantised, and intruder directions are found in its weights",
+                "pass --knobs uniform groups.",
+            )
+        settings.knobs.remove("intruders")
     _check_output(out, folder, origin, overwrite=settings.overwrite_output_dir)
     say("reading what is to be measured ...")
     parts = all_parts(settings, folder, origin)
@@ -164,7 +169,8 @@ def run(call: Call[Settings]) -> int:
     return code
 
 
-def _rules(settings: Settings) -> list[Rule]:
+def rules_of(settings: Settings) -> list[Rule]:
+    """Return the limits."""
     from selfaug.report.gate import parse_rule
 
     return [
@@ -173,7 +179,7 @@ def _rules(settings: Settings) -> list[Rule]:
     ]
 
 
-def _check(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """Check options before anything is read."""
     from selfaug.common.statistics import LOOKS
 

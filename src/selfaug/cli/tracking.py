@@ -28,11 +28,14 @@ def of_evaluation(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def of_gate(exit_code: int, checks: Sequence[Check]) -> dict[str, float]:
-    """Return the exit code (0 passed, 1 failed, 3 undecided), and of each check gain, bounds, floor and its code."""
+    """Return the exit code (0 passed, 1 failed, 3 undecided), and of each check gain, bounds, floor and its code.
+
+    Of two limits of one kind on one metric, such as by a group and by a pattern, the stricter one counts.
+    """
     from selfaug.cli.gate import EXIT_CODES
 
     numbers: dict[str, float] = {"gate/exit_code": exit_code}
-    for one in checks:
+    for one in sorted(checks, key=lambda check: check.floor):
         named = {"exit_code": EXIT_CODES[one.verdict], "gain": one.gain.value, "gain_low": one.gain.low}
         named |= {"gain_high": one.gain.high, "at_least": one.floor}
         numbers |= _present(f"gate/{one.rule.kind}/{one.subject}", named)

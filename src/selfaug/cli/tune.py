@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from selfaug.cli.compare import train_words
 from selfaug.cli.compare_study import Measuring, check_measured, check_run, devices_of, measuring_words
 from selfaug.cli.config import Call, Command, read
-from selfaug.cli.outputs import check_writable
+from selfaug.cli.outputs import check_free, check_writable
 from selfaug.common.errors import ConfigError, UserError
 from selfaug.common.options import REQUIRED, option
 from selfaug.common.terminal import emit, say
 
 if TYPE_CHECKING:
+    from selfaug.cli import scale
+    from selfaug.cli.parsing import Settings as Trained
     from selfaug.study.ladder import Candidate, Found, Rung
 
 __all__ = ["COMMAND", "Settings", "run"]
@@ -58,7 +60,7 @@ class _Tuning:
         None,
         "Shift on the probe's answers, in nats a token, up to which a run is not marked down.",
         metavar="NATS",
-        shown=f"the smallest limit in nats, or {_ALLOWED}",
+        shown=f"the smallest limit on texts in nats, or {_ALLOWED}",
     )
     processes: int | None = option(None, "Number of runs at a time; on GPUs each has one.", shown="one a GPU, or 1")
 
@@ -85,20 +87,20 @@ COMMAND = Command(
 def run(call: Call[Settings]) -> int:
     """Check everything, train round by round, scale the last run, show what was tried, and return the exit code."""
     settings = call.settings
-    allowed = _check(settings)
+    _check(settings)
     words, seed, rates = _train(settings, train_words(call))
     from selfaug.study.ladder import Rung, best, candidates, rungs
     from selfaug.study.run import folder_of, run_all
 
     folder = Path(settings.output_dir).expanduser().resolve()
     check_writable(folder)
+    devices = devices_of(settings.processes)
     left = candidates(rates, settings.alphas)
     plan = rungs(len(left), settings.budget_steps)
     first = Rung(left, plan[0][1], words, seed)
     facts: dict[str, Any] = {}
-    for one in first.runs():
-        check_run(one, facts)
-    devices = devices_of(settings.processes)
+    trained = [check_run(one, facts) for one in first.runs()]
+    allowed = _check_scaling(settings, folder / "adapter", trained[0])
     folder.mkdir(parents=True, exist_ok=True)
     say(f"runs x steps: {', '.join(f'{count} x {steps}' for count, steps in plan)}; their logs: runs/*/study.log")
     tried = _Tried(folder / TRIED, settings, call.argv, allowed)
@@ -120,14 +122,9 @@ def run(call: Call[Settings]) -> int:
     return code
 
 
-def _check(settings: Settings) -> float:
-    """Check options before anything is read, and return the shift that costs no score."""
-    from selfaug.report.gate import parse_rule
-
-    rules = [parse_rule("max-drop", text) for text in settings.max_drop]
-    for text in settings.min_gain:
-        parse_rule("min-gain", text)
-    if not rules:
+def _check(settings: Settings) -> None:
+    """Check options before anything is read."""
+    if not settings.max_drop:
         raise ConfigError("no limit on forgetting is given that a run could keep", "pass --max_drop general=2pt, say.")
     if not settings.general and not settings.general_data:
         raise ConfigError("nothing general is measured, and limits are about it", "pass --general or --general_data.")
@@ -138,7 +135,37 @@ def _check(settings: Settings) -> float:
             raise ConfigError(f"{name} are {values}: {wrong[0] if wrong else 'none is given'}", "give numbers above 0.")
     if settings.allowed_shift is not None and not settings.allowed_shift > 0:
         raise ConfigError(f"allowed_shift={settings.allowed_shift} is no shift", "give nats a token, such as 0.05.")
-    in_nats = [float(rule.limit) for rule in rules if not rule.scale and rule.limit > 0]
+
+
+def _check_scaling(settings: Settings, adapter: Path, trained: Trained) -> float:
+    """Check what the scaling would refuse only after the training, and return the shift that costs no score."""
+    from selfaug.cli import scale
+    from selfaug.cli.evaluate_parts import planned
+    from selfaug.cli.rehearsal import adapter_settings
+    from selfaug.report.gate import concerns
+    from selfaug.scaling.scales import check_lora
+    from selfaug.scaling.search import check_rules
+
+    if not (adapter / scale.TRIED).is_file():
+        check_free(adapter, ours=(), overwrite=False)
+    scaling = _scaling(settings, Path("run"), adapter).settings
+    scale.check_settings(scaling)
+    rules = scale.rules_of(scaling)
+    config = adapter_settings(trained.model)
+    if config is None:
+        raise ConfigError(
+            "use_peft=false trains whole models, and only the update of a LoRA can be scaled", "leave --use_peft out."
+        )
+    check_lora(config, "the adapter")
+    parts = planned(scaling, trained.resolved)
+    check_rules(rules, settings.score, parts)
+    texts = {part: about for part, about in parts.items() if part.startswith("text:")}
+    in_nats = [
+        float(rule.limit)
+        for rule in rules
+        if rule.kind == "max-drop" and not rule.scale and rule.limit > 0
+        and any(concerns(rule, part, *about) for part, about in texts.items())
+    ]  # fmt: skip
     return settings.allowed_shift or min(in_nats, default=_ALLOWED)
 
 
@@ -179,16 +206,23 @@ def _found(rung: Rung, folder: Path) -> dict[Candidate, Found]:
     return found
 
 
+def _scaling(settings: Settings, run: Path, adapter: Path) -> Call[scale.Settings]:
+    """Return the call of `selfaug scale` for a run."""
+    from selfaug.cli import scale
+
+    words = [str(run), "--output_dir", str(adapter), "--score", settings.score]
+    for flag, limits in (("--max_drop", settings.max_drop), ("--min_gain", settings.min_gain)):
+        words += [word for limit in limits for word in (flag, limit)]
+    return read(scale.COMMAND, [*words, *measuring_words(settings)])
+
+
 def _scaled(settings: Settings, run: Path, adapter: Path) -> int:
-    """Scale a run until it keeps the limits, as `selfaug scale` would be called, and return its exit code."""
+    """Scale a run until it keeps the limits, and return the exit code."""
     from selfaug.cli import scale
 
     if (adapter / scale.TRIED).is_file():
         shutil.rmtree(adapter)  # of an earlier call, whose limits may have been others
-    words = [str(run), "--output_dir", str(adapter), "--score", settings.score]
-    for flag, limits in (("--max_drop", settings.max_drop), ("--min_gain", settings.min_gain)):
-        words += [word for limit in limits for word in (flag, limit)]
-    return scale.run(read(scale.COMMAND, [*words, *measuring_words(settings)]))
+    return scale.run(_scaling(settings, run, adapter))
 
 
 class _Tried:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfaug.common.endpoint import Endpoint, EndpointError
-from selfaug.common.errors import ConfigError
+from selfaug.common.errors import ConfigError, DataError
 from selfaug.common.fingerprint import file_hash
 from selfaug.common.processes import chunked
 from selfaug.data.corpus import Corpus, Ranked, passage_text
@@ -31,6 +31,7 @@ _AT_ONCE = 256  # number of texts that are embedded at once
 _CONSTANT = 60.0  # of reciprocal rank fusion
 _DEPTH = 1000  # number of passages of each ranking that are merged
 _VECTORS = "vectors.npy"
+_APART = 0.15  # largest distance of one model's vectors of one text (a cosine of 0.99): number formats change less
 # Weights that are not read: those of other libraries, and pickled ones.
 _OTHER_FORMATS = ["onnx/*", "openvino/*", "*.onnx", "*.bin", "*.pt", "*.h5", "*.ot", "*.msgpack", "*.pkl"]
 
@@ -88,6 +89,7 @@ class ServedEmbedder:
             rows = sorted(json.loads(raw)["data"], key=lambda row: row["index"])
             found = np.array([row["embedding"] for row in rows], np.float32)
             assert found.shape == (len(texts), found.shape[-1])
+            assert np.isfinite(found).all()
         except (ValueError, KeyError, TypeError, AssertionError, IndexError):
             raise EndpointError(
                 f"{self.endpoint.address('/embeddings')} did not give a vector for each of {len(texts)} texts: "
@@ -145,7 +147,16 @@ class DenseCorpus(Ranked):
 
         assert corpus.folder is not None
         folder, _ = find_or_make({"embeddings": 1, "corpus": corpus.folder.name, **embedder.key()}, make)
-        return cls(corpus, np.load(folder / _VECTORS, mmap_mode="r").view(np.ndarray), embedder, hybrid)
+        vectors = np.load(folder / _VECTORS, mmap_mode="r").view(np.ndarray)
+        if isinstance(embedder, ServedEmbedder):  # files decide a local model, but a server may change its own
+            first = embedder.embed([passage_text(corpus.passages[0])], "passage")[0]
+            if first.shape != vectors[0].shape or np.linalg.norm(first - vectors[0]) > _APART:
+                raise DataError(
+                    f"{embedder.endpoint.address('/embeddings')} gives another vector for the first passage of the "
+                    f"corpus than the one that is kept: {embedder.name} is not the model that it was",
+                    f"serve that model, or another name; to embed the corpus anew, remove {str(folder)!r}.",
+                )
+        return cls(corpus, vectors, embedder, hybrid)
 
     def look_ahead(self, records: Sequence[Record], progress: Callable[[int], None] | None = None) -> None:
         """Embed the records' questions and documents, many at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from selfaug.common.errors import ConfigError, DataError, nearest
@@ -85,7 +86,7 @@ def document(value: Document | Mapping[str, Any] | str) -> Document:
     """Return the document of a text, or of an object with ``text`` and optionally ``title``, ``id`` and ``score``.
 
     Raises:
-        DataError: If it has no text.
+        DataError: If it has no text, or a title or score of another type: scores in texts would be sorted as words.
     """
     if isinstance(value, Document):
         return value
@@ -93,6 +94,9 @@ def document(value: Document | Mapping[str, Any] | str) -> Document:
     text = row.get("text") if isinstance(row, Mapping) else None
     if not isinstance(text, str):
         raise DataError(f"document {value!r:.80} has no text", "give texts, or objects with a 'text'.")
+    for name, kind, wanted in (("title", str, "text"), ("score", Real, "number")):
+        if row.get(name) is not None and not isinstance(row[name], kind):
+            raise DataError(f"document {value!r:.80} has a {name} that is no {wanted}", f"give a {wanted}, or none.")
     return Document(text, row.get("title"), row.get("id"), row.get("score"))
 
 

@@ -48,7 +48,11 @@ _DOCUMENTS = """
     {{- raise_exception('document ' ~ loop.index ~ " has no 'text'") -}}
   {%- endif -%}
   {%- set selfaug.documents = selfaug.documents + [item] -%}
-  {%- if item.score is not defined or item.score is none -%}{%- set selfaug.scored = false -%}{%- endif -%}
+  {%- if item.score is not defined or item.score is none -%}
+    {%- set selfaug.scored = false -%}
+  {%- elif item.score is not number -%}
+    {{- raise_exception('the score of document ' ~ loop.index ~ ' is no number') -}}
+  {%- endif -%}
 {%- endfor -%}"""
 _ORDER = {
     "given": "",

@@ -41,7 +41,7 @@ def read_texts(path: str | Path, setting: str = "general_data") -> list[str]:
         setting: Name of the setting that holds the path, for messages.
 
     Raises:
-        DataError: If the file does not exist, is not a text file, or holds no text.
+        DataError: If the file does not exist, is not a text file, or holds no text or one that UTF-8 cannot write.
     """
     suffix = Path(path).suffix.lower()
     texts: Any
@@ -56,6 +56,14 @@ def read_texts(path: str | Path, setting: str = "general_data") -> list[str]:
             f"{setting} {str(path)!r} holds something else than texts",
             'give a .txt file, a .json list of texts, or .jsonl rows {"text": "..."}.',
         )
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{setting} {str(path)!r}: text {number} holds half of a surrogate pair, which is no character",
+                "mend it.",
+            ) from None
     kept = [text for text in texts if text.strip()]
     if not kept:
         raise DataError(f"{setting} {str(path)!r} holds no text", "give a file with text in it.")

@@ -32,7 +32,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 DESCRIPTION = "measured.json"
 """File of a folder of measurements that says of which model of another trainer they are."""
 
-_FILES = (CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, REPORT, "trackers.json")
+_FILES = (
+    CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, REPORT, "trackers.json", "scale.json",
+)  # fmt: skip
 _FOLDERS = ("checkpoints", "adapter", "model", "evaluation")
 
 MAY_DIFFER = frozenset(
@@ -302,9 +304,10 @@ class RunFolder:
     def create(self, config: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False) -> None:
         """Make the folder and write ``config.yaml``; with ``overwrite`` an older run in it is removed first.
 
-        Only files of a run are removed; files of the user stay. A run that starts anew removes torn checkpoints, as
-        :meth:`check_free` has ensured that none is whole. Results from before the first step that record what made
-        them (the base's samples and scores) stay, to be used again.
+        Only files of a run are removed; files of the user stay. A run that starts anew forgets the trackers of an
+        attempt without a checkpoint, and removes torn checkpoints, as :meth:`check_free` has ensured that none is
+        whole. Results from before the first step that record what made them (the base's samples and scores) stay, to
+        be used again.
         """
         if overwrite:
             for name in _FILES:
@@ -312,6 +315,7 @@ class RunFolder:
             for name in _FOLDERS:
                 shutil.rmtree(self.path / name, ignore_errors=True)
         elif not resume:
+            self.trackers.unlink(missing_ok=True)
             for torn in numbered(self.checkpoints):
                 shutil.rmtree(torn, ignore_errors=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)

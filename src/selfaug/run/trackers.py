@@ -152,10 +152,14 @@ def go_on(folder: RunFolder, training: Any, *, resumed: bool) -> None:
     if "tensorboard" in known:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.path / known["tensorboard"]["logging_dir"]))
     if "wandb" in known:
-        os.environ.setdefault("WANDB_RUN_ID", known["wandb"]["id"])
-        os.environ.setdefault("WANDB_RESUME", "allow")
+        wandb = known["wandb"]
+        also = {"WANDB_PROJECT": wandb["project"], "WANDB_ENTITY": wandb["entity"], "WANDB_MODE": wandb["mode"]}
+        for name, value in {"WANDB_RUN_ID": wandb["id"], "WANDB_RESUME": "allow", **also}.items():
+            if value is not None:
+                os.environ.setdefault(name, value)
     if "mlflow" in known:
         os.environ.setdefault("MLFLOW_RUN_ID", known["mlflow"]["run_id"])
+        os.environ.setdefault("MLFLOW_TRACKING_URI", known["mlflow"]["tracking_uri"])
     if "trackio" in known and training.run_name is None:
         training.run_name = known["trackio"]["name"]
 

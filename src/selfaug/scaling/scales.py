@@ -16,24 +16,26 @@ from typing import TYPE_CHECKING, Any
 from selfaug.common.errors import ConfigError
 from selfaug.common.store import key_of
 from selfaug.data.prompt_files import SETTINGS, TEMPLATE
+from selfaug.model.base import BASE_FILE
 from selfaug.model.libraries import lora_pairs, reduce_intruders
 from selfaug.run.fit import peft_settings
 from selfaug.run.folder import ADAPTER_CONFIG
 from selfaug.run.foreign import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from torch import Tensor, nn
 
     from selfaug.run.models import Origin
 
-__all__ = ["Scales", "changed", "check_scalable", "intruders_matter", "modules_of", "write_adapter"]
+__all__ = ["Scales", "changed", "check_lora", "check_scalable", "intruders_matter", "modules_of", "write_adapter"]
 
 # The directions that count as intruders, as the method `intruder` takes them by default.
 _TOP, _COSINE = 10, 0.5
 _PREFIX = "base_model.model."
 _BESIDE = (
-    ADAPTER_CONFIG, SETTINGS, TEMPLATE, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "chat_template.jinja", "selfaug_*.jinja",
+    ADAPTER_CONFIG, BASE_FILE, SETTINGS, TEMPLATE, "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "chat_template.jinja", "selfaug_*.jinja",
 )  # fmt: skip
 
 
@@ -83,11 +85,30 @@ def check_scalable(origin: Origin) -> None:
             f"{name} holds a whole model, and only the update of a LoRA can be scaled without training",
             "interpolate the weights of base and tuned model with a tool such as mergekit.",
         )
-    config = peft_settings(origin.final)
+    check_lora(peft_settings(origin.final), f"adapter {name!r}")
+    origin.require_plain_head()
+    if not origin.switchable:
+        raise ConfigError(
+            f"adapter {name!r} rewrote or trained weights of its base (init_lora_weights, bias or layer_replication in "
+            f"its {ADAPTER_CONFIG}), so no factor on its update leads back to its base",
+            "convert it to a plain LoRA first (PEFT: `path_initial_model_for_weight_conversion`), or train anew.",
+        )
+
+
+def check_lora(config: PeftConfig, name: str) -> None:
+    """Refuse settings of adapters whose update cannot be scaled to 0; what rewrites the base is not looked at.
+
+    Args:
+        config: Settings of the adapter.
+        name: What the message calls it.
+
+    Raises:
+        ConfigError: With the reason.
+    """
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
         raise ConfigError(
-            f"adapter {name!r} is of peft_type {kind}, and a factor on it is no factor on an update B·A",
+            f"{name} is of peft_type {kind}, and a factor on it is no factor on an update B·A",
             "pass a LoRA.",
         )
     reasons = {
@@ -103,16 +124,9 @@ def check_scalable(origin: Origin) -> None:
     for setting, why in reasons.items():
         if getattr(config, setting, None):
             raise ConfigError(
-                f"adapter {name!r} has {setting}: {why}, so no factor leads back to its base",
+                f"{name} has {setting}: {why}, so no factor leads back to its base",
                 "train with a plain LoRA, or hold it nearer its base while training (`selfaug train`).",
             )
-    origin.require_plain_head()
-    if not origin.switchable:
-        raise ConfigError(
-            f"adapter {name!r} rewrote or trained weights of its base (init_lora_weights, bias or layer_replication in "
-            f"its {ADAPTER_CONFIG}), so no factor on its update leads back to its base",
-            "convert it to a plain LoRA first (PEFT: `path_initial_model_for_weight_conversion`), or train anew.",
-        )
 
 
 def modules_of(adapter: Path) -> list[str]:

@@ -83,13 +83,19 @@ def check_rules(rules: Sequence[Rule], score: str, parts: Mapping[str, tuple[str
         parts: Name and group of each part, by its key.
 
     Raises:
-        ConfigError: If not, or no rule limits a drop.
+        ConfigError: If not, or no rule limits a drop, or one in points is about nothing but texts.
     """
     if not any(rule.kind == "max-drop" for rule in rules):
         raise ConfigError("no limit is given that a smaller update would keep", "pass --max-drop general=2pt, say.")
     known = ["task", "general", *parts, *(name for name, _ in parts.values())]
     for rule in (*rules, parse_rule("min-gain", f"{score}=0")):
-        if any(concerns(rule, part, *about) for part, about in parts.items()):
+        named = [part for part, about in parts.items() if concerns(rule, part, *about)]
+        if named:
+            if rule.scale == "pt" and all(part.startswith("text:") for part in named):
+                raise ConfigError(
+                    f"{rule}: {', '.join(named)} is measured in nats a token, and not in points",
+                    f"give nats, such as {rule.name}=0.05, or name tasks with --general.",
+                )
             continue
         said = str(rule) if rule in rules else f"--score {score}"
         if rule.name == "general":

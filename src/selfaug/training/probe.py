@@ -195,6 +195,14 @@ class Probe(TrainerCallback):
         """Whether the run goes back to an earlier checkpoint where the limit is broken."""
         return self._config.probe_action == "restore"
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """End at once where the resumed checkpoint is beyond the limit: the run was killed as it ended."""
+        limit = self._config.probe_limit
+        last = next((entry for entry in reversed(state.log_history) if "probe_kl" in entry), {"step": -1})
+        if limit is not None and last["step"] == state.global_step > 0 and not last["probe_kl"] <= limit:
+            self._break(state, control, last["probe_kl"], limit)
+        return control
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure before the first step.
 
@@ -231,12 +239,15 @@ class Probe(TrainerCallback):
         if kl <= limit:
             control.should_save |= self.restores
             return control
+        control.should_save |= not self.restores
+        self._break(state, control, kl, limit)
+        return control
+
+    def _break(self, state: Any, control: Any, kl: float, limit: float) -> None:
         self.broken = state.global_step, kl
         control.should_training_stop = True
-        control.should_save |= not self.restores
         if is_main():
             say(f"probe_limit {limit:g} is broken after step {state.global_step}: {kl:.4g} nats a token from the base.")
-        return control
 
     def _look(self, state: Any, control: Any) -> float:
         self._last = state.global_step

@@ -645,7 +645,7 @@ class SelfAugTrainer(SFTTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers checks for the end only after a step, so a run that was stopped after its last checkpoint and
         # resumed would get one step too many.
-        if self.state.global_step >= self.state.max_steps:
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from selfaug.cli.main import main
 from selfaug.common.endpoint import Endpoint, EndpointError
+from selfaug.common.errors import DataError
 from selfaug.data.corpus import Corpus
 from selfaug.data.dense import DenseCorpus, ServedEmbedder
 from selfaug.data.record import Document
@@ -117,10 +118,27 @@ def test_a_served_model_gives_a_vector_for_each_text_or_an_error(server: Server)
     assert embedder.embed(["a", "b"], "passage").tolist() == [pytest.approx([0.6, 0.8]), pytest.approx([0.0, 1.0])]
     assert server.asked[0] == {"model": "e5", "input": ["a", "b"]}
     assert server.headers[0]["path"] == "/v1/embeddings"
-    for wrong in ({"data": rows[:1]}, {"data": []}, {"choices": []}, [], "x"):
+    nothing = {"data": [rows[0], {"index": 0, "embedding": [math.nan, 1.0]}]}
+    for wrong in ({"data": rows[:1]}, {"data": []}, {"choices": []}, [], "x", nothing):
         server.reply = lambda body, n, wrong=wrong: (200, json.dumps(wrong).encode())  # type: ignore[misc]
         with pytest.raises(EndpointError, match="did not give a vector for each of 2 texts"):
             embedder.embed(["a", "b"], "question")
+
+
+@pytest.mark.parametrize("other", [[1.0, 2.0, 2.0, 2.0], [1.0, 2.0, -2.0]])
+def test_another_model_behind_the_same_name_is_refused(corpus_file: Path, server: Server, other: list[float]) -> None:
+    vector = [1.0, 2.0, 2.0]
+    server.reply = lambda body, n: (
+        200, json.dumps({"data": [{"index": i, "embedding": vector} for i in range(len(body["input"]))]}).encode()
+    )  # fmt: skip
+    embedder = ServedEmbedder(Endpoint(server.url, retries=0, timeout=5.0), "e5")
+    for _ in range(2):
+        assert len(DenseCorpus.of(Corpus.load(corpus_file), embedder).search("rain", 5)) == 5
+    embedded = [asked["input"] for asked in server.asked if len(asked["input"]) > 1]
+    assert len(embedded) == 1, "the vectors were not kept"
+    vector = other
+    with pytest.raises(DataError, match="e5 is not the model that it was"):
+        DenseCorpus.of(Corpus.load(corpus_file), embedder)
 
 
 @pytest.fixture(scope="module")

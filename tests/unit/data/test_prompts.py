@@ -101,6 +101,9 @@ def test_render_for_serving_gives_the_trained_prompt(tmp_path):
     assert render(tmp_path / "plain", RECORD.question, list(DOCUMENTS)) == plain.plain_text(RECORD)
     with pytest.raises(DataError, match="has no text"):
         render(tmp_path / "plain", "Who?", [{"title": "x"}])
+    for wrong in ({"score": "0.5"}, {"title": 5}):  # scores in texts would be sorted as words: "10" before "9"
+        with pytest.raises(DataError, match=r"has a (score that is no number|title that is no text)"):
+            render(tmp_path / "plain", "Who?", [{"text": "x", **wrong}])
 
 
 def test_damaged_files_are_refused_by_name(tmp_path):

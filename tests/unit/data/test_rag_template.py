@@ -131,6 +131,9 @@ def test_texts_in_parts_as_a_server_gets_them_and_what_is_no_text() -> None:
         served(tokenizer, template, [{"role": "user", "content": [{"type": "image"}]}], [{"text": "Ann."}])
     with pytest.raises(jinja2.TemplateError, match="document 2 has no 'text'"):
         served(tokenizer, template, [{"role": "user", "content": "Who?"}], [{"text": "Ann."}, {"contents": "Bob."}])
+    scored = [{"text": "Ann.", "score": 1.0}, {"text": "Bob.", "score": "10.5"}]  # as text it would be less than "9"
+    with pytest.raises(jinja2.TemplateError, match="the score of document 2 is no number"):
+        served(tokenizer, template, [{"role": "user", "content": "Who?"}], scored)
 
 
 @pytest.mark.parametrize("bos", [True, False])

@@ -64,6 +64,7 @@ def test_files(tmp_path: Path) -> None:
         ("x.json", b"{", "line 1, cannot be read: it is no JSON"),
         ("x.json", b'{"a": 1}', "something else than texts"),
         ("x.jsonl", b'{"body": "one"}', "something else than texts"),
+        ("x.jsonl", b'{"text": "one"}\n{"text": "\\ud800"}', "text 2 holds half of a surrogate pair"),
     ],
 )
 def test_bad_files_are_told(tmp_path: Path, name: str, raw: bytes, said: str) -> None:
