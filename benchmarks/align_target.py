@@ -46,7 +46,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft"},
     **{f"alpha {alpha:g}": {"alpha": alpha} for alpha in FIXED},
     **{f"target {target:g}": {"align_target": target} for target in TARGETS},
-    **{f"target {target:g}, 1/8": {"align_target": target, "align_fraction": 0.125} for target in TARGETS},
 }
 
 
@@ -59,7 +58,7 @@ class Recipe(NamedTuple):
     rate: float
 
 
-RECIPES = {"lab": Recipe(240, 100, 4, 1e-2), "mctest": Recipe(80, 30, 2, 2e-3)}
+RECIPES = {"lab": Recipe(240, 400, 4, 1e-2), "mctest": Recipe(80, 30, 2, 2e-3)}
 
 
 def _lab_small(recipe: Recipe) -> Data:
@@ -183,26 +182,25 @@ def shown(done: Sequence[dict[str, Any]], data: str) -> Iterator[str]:
         ])  # fmt: skip
     head = ["setting", "seeds", "shift, held out", "shift, last steps", "last α", "task, %", "answer NLL"]
     yield f"{data}\n\n{table(head, lines)}\n"
-    for suffix in ("", ", 1/8"):
-        pairs: dict[float, dict[int, NDArray[np.float64]]] = {}
-        for seed in seeds:
-            fixed = [runs[f"alpha {alpha:g}", seed] for alpha in FIXED if (f"alpha {alpha:g}", seed) in runs]
-            for target in TARGETS:
-                one = runs.get((f"target {target:g}{suffix}", seed))
-                pair = None if one is None else at_equal_shift(one, fixed, data)
-                if pair is not None:
-                    pairs.setdefault(target, {})[seed] = pair
-        whole = [seed for seed in seeds if pairs and all(seed in each for each in pairs.values())]
-        if not whole:
-            continue
-        differences = np.array([[each[seed] for each in pairs.values()] for seed in whole])
-        parts = {f"{target:g}": differences[:, [place]] for place, target in enumerate(pairs)} | {"all": differences}
-        lines = [
-            [name, *(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in intervals(part))]
-            for name, part in parts.items()
-        ]
-        yield f"target less fixed α at equal shift{suffix}, {len(whole)} seeds\n"
-        yield table(["target", "task, points", "answer NLL, nats"], lines) + "\n"
+    pairs: dict[float, dict[int, NDArray[np.float64]]] = {}
+    for seed in seeds:
+        fixed = [runs[f"alpha {alpha:g}", seed] for alpha in FIXED if (f"alpha {alpha:g}", seed) in runs]
+        for target in TARGETS:
+            one = runs.get((f"target {target:g}", seed))
+            pair = None if one is None else at_equal_shift(one, fixed, data)
+            if pair is not None:
+                pairs.setdefault(target, {})[seed] = pair
+    whole = [seed for seed in seeds if pairs and all(seed in each for each in pairs.values())]
+    if not whole:
+        return
+    differences = np.array([[each[seed] for each in pairs.values()] for seed in whole])
+    parts = {f"{target:g}": differences[:, [place]] for place, target in enumerate(pairs)} | {"all": differences}
+    lines = [
+        [name, *(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in intervals(part))]
+        for name, part in parts.items()
+    ]
+    yield f"target less fixed α at equal shift, {len(whole)} seeds\n"
+    yield table(["target", "task, points", "answer NLL, nats"], lines) + "\n"
 
 
 def main() -> None:

@@ -139,8 +139,10 @@ def rivals(rate: float) -> list[Setting]:
 STAGES: Mapping[str, Sequence[Setting]] = {
     "base": [BASE],
     "LoRA and SelfAug, one epoch": [each(rate) for rate in RATES for each in (lora, selfaug)],
+    "LoRA scaled down (wise-ft)": [
+        lora(rate, scale=scale) for rate in (4e-3, BEST, 1e-3) for scale in (0.5, 0.25, 0.75)
+    ],
     "two more seeds at the best rate": [each(BEST, seed=seed) for seed in (1, 2) for each in (lora, selfaug)],
-    "LoRA scaled down (wise-ft)": [lora(rate, scale=scale) for rate in (BEST, *AROUND) for scale in (0.5, 0.75, 0.25)],
     "rivals at the best rate": rivals(BEST),
     "LoRA and SelfAug, two epochs": [each(rate, 2) for rate in RATES for each in (lora, selfaug)],
     "LoRA at low rates, four epochs": [lora(rate, 4) for rate in (5e-4, 2e-4)],

@@ -167,7 +167,7 @@ def draw(done: Done, path: Path, documents: int = 1) -> None:
     """F1 on test rows against KL on the base's answers, a curve over learning rates for each method and epoch count."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     own = {setting: body for setting, body in done.items() if setting.documents == documents}
     curves: dict[tuple[str, int], list[list[Setting]]] = {}
@@ -191,8 +191,9 @@ def draw(done: Done, path: Path, documents: int = 1) -> None:
                     f"{group[0].rate:g}", point, textcoords="offset points", xytext=(5, -8), fontsize=7, color=colour
                 )
         axes.set_xscale("log")
-        for of in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            of(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("KL(base ‖ tuned) on the base's own answers, nats a token")
         axes.set_ylabel("F1 on test questions")
         axes.grid(alpha=0.25, linewidth=0.6)

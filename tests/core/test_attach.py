@@ -622,6 +622,23 @@ def test_rows_without_a_prompt_are_said_once(tmp_path: Path, caplog: pytest.LogC
     assert [record.message for record in caplog.records if "no token of the first step is aligned" in record.message]
 
 
+@pytest.mark.parametrize(
+    ("fraction", "accumulated", "said"),
+    [(0.125, 1, "aligns 0.5 of the 4 sequences"), (0.25, 2, None), (0.25, 1, "Give 0.5"), (1.0, 1, None)],
+)
+def test_too_few_aligned_sequences_a_step_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fraction: float, accumulated: int, said: str | None
+) -> None:
+    rows = (ROWS * 8)[:8]
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": accumulated}
+    trainer = packing(tmp_path, DataCollatorForSeq2Seq(tiny_tokenizer()), rows, **settings)
+    selfaug.attach(trainer, align_fraction=fraction)
+    trainer.train()
+    found = [record.message for record in caplog.records if "align_fraction=" in record.message]
+    assert len(found) == (said is not None)
+    assert all(str(said) in each for each in found)
+
+
 def test_a_trainer_is_attached_once(tmp_path: Path) -> None:
     trainer = selfaug.attach(make("stock", tmp_path))
     with pytest.raises(ConfigError, match="attached to this trainer already"):

@@ -53,7 +53,7 @@ class DataError(UserError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` with the known names that begin with ``name_``, else the closest one, or ``""``."""
+    """Return ``" Did you mean 'x'?"`` with known names that begin with ``name_``, else the closest one, or ``""``."""
     known = list(known)
     begun = sorted(each for each in known if each.startswith(f"{name}_"))
     close = begun[:3] or difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -7,6 +7,7 @@ methods in which a trainer sees the micro-batches of a whole step (`get_batch_sa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,8 @@ from selfaug.planning.reference_batch import ReferenceLayout
 from selfaug.reference.cached import ReferenceCache
 from selfaug.step.forward import StepObjective
 from selfaug.step.micro_batch import MicroBatch, micro_batch
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["KEY", "Draw", "ReadingCollator", "StepDriver", "StepOutputs"]
 
@@ -126,6 +129,7 @@ class StepDriver:
         self._shift: Tensor | None = None
         self._shift_on_host: _HostCopy | None = None
         self._n_drawn = 0
+        self._counted = False
 
     def take(self, batches: Sequence[Any], step: int) -> Tensor:
         """Plan a step, put each micro-batch's plan into it, and return the step's response tokens over all ranks.
@@ -133,7 +137,11 @@ class StepDriver:
         The counts of the ranks are added up while the micro-batches are put together. Nothing waits for the device
         where a :class:`ReadingCollator` made the micro-batches; else they are copied to the CPU, all at once.
         """
-        plan = self._plan(batches, self.draw, step, self.weigh)
+        positions = self._positions(batches, self.draw)
+        if not self._counted:
+            self._counted = True
+            _tell_few(positions, self.draw, self._accelerator)
+        plan = self._plan(batches, positions, self.draw, step, self.weigh)
         total = begin_reduce(plan.counts()) if self._accelerator.num_processes > 1 else None
         grouped = [self._grouped(micro) for micro in plan.micro]
         if total is not None:
@@ -156,7 +164,7 @@ class StepDriver:
         """
         if not isinstance(inputs.get(KEY), MicroBatch):
             whole = replace(self.draw, align_fraction=1.0, align_token_fraction=1.0)
-            plan = self._plan([inputs], whole, 0, None)
+            plan = self._plan([inputs], self._positions([inputs], whole), whole, 0, None)
             # Ranks do not exchange plans in evaluation, so every rank runs a reference pass.
             plan = replace(plan, anywhere=(True,))
             inputs[KEY] = self._divided(plan, self._grouped(plan.micro[0]), whole, self._idle_passes(plan)[0])
@@ -224,7 +232,9 @@ class StepDriver:
         if not finite:
             raise FloatingPointError(f"the loss of step {step} is not finite; the weights are as they were before it")
 
-    def _plan(self, batches: Sequence[Any], draw: Draw, step: int, weigh: Any) -> StepPlan:
+    def _plan(
+        self, batches: Sequence[Any], positions: list[BatchPositions], draw: Draw, step: int, weigh: Any
+    ) -> StepPlan:
         return plan_step(
             batches,
             seed=draw.seed,
@@ -238,7 +248,7 @@ class StepDriver:
             use_reference=draw.use_reference,
             weigh=weigh,
             pad_token_id=draw.pad_token_id,
-            positions=self._positions(batches, draw),
+            positions=positions,
         )
 
     def _positions(self, batches: Sequence[Any], draw: Draw) -> list[BatchPositions]:
@@ -268,6 +278,20 @@ class StepDriver:
             compared_divisor=draw.align_fraction * plan.n_response,
             idle_passes=idle_passes,
         )
+
+
+def _tell_few(positions: Sequence[BatchPositions], draw: Draw, accelerator: Any) -> None:
+    """Warn where fewer than two sequences of a step are aligned in the mean, by the sequences of the first one."""
+    if not draw.align or draw.align_fraction == 1 or not accelerator.is_main_process:
+        return
+    own = sum(bool(each.aligned_BT[row, start:end].any()) for each in positions for row, start, end in each.bounds)
+    sequences = own * accelerator.num_processes
+    if 0 < draw.align_fraction * sequences < 2:
+        logger.warning(
+            "align_fraction=%g aligns %.2g of the %d sequences of a step in the mean; with fewer than two, less is "
+            "retained, and far less below one. Give %.2g, or more sequences a step (batch size, accumulation, ranks).",
+            draw.align_fraction, draw.align_fraction * sequences, sequences, min(1.0, 2 / sequences),
+        )  # fmt: skip
 
 
 def _on_host(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
