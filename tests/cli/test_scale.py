@@ -194,6 +194,17 @@ def test_over_a_quantised_base_intruders_are_left_out_unless_they_were_asked_for
     assert all(one["intruders"] == 1 for one in body["tried"])
 
 
+def test_a_base_that_is_stored_quantised_is_seen(
+    adapter: Path, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = tmp_path / "quantised"
+    shutil.copytree(model, stored)
+    config = json.loads((stored / "config.json").read_text())
+    (stored / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    assert main(words(adapter, stored, data, "--max_drop", "general=1", "--knobs", "uniform", "intruders")) == 2
+    assert "the base is quantised, and intruder directions are found in its weights" in capsys.readouterr().err
+
+
 def test_where_no_scale_keeps_the_limits_nothing_is_written_and_the_code_is_the_gates(
     adapter: Path, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,3 +135,21 @@ def test_a_training_that_begins_anew_is_not_sent_to_the_runs_of_a_failed_attempt
     assert begun.trackers.is_file()
     begun.create({})
     assert not begun.trackers.is_file()
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+def test_a_run_that_was_switched_off_is_not_opened_later(
+    disabled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WandbCallback:
+        pass
+
+    opened = SimpleNamespace(id="abc", project="rag", entity="", offline=not disabled, disabled=disabled,
+                             settings=SimpleNamespace(root_dir="w"))  # fmt: skip
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=opened))
+    monkeypatch.chdir(tmp_path)
+    remember(RunFolder(tmp_path), [WandbCallback()])
+    assert RunFolder(tmp_path).trackers.is_file() is not disabled
+    if not disabled:
+        known = json.loads(RunFolder(tmp_path).trackers.read_text())["wandb"]
+        assert (known["mode"], known["dir"]) == ("offline", str(tmp_path / "w")), "found from another folder"

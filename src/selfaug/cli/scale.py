@@ -102,6 +102,7 @@ def run(call: Call[Settings]) -> int:
     from selfaug.common.store import Store
     from selfaug.evaluation.run import look_ahead
     from selfaug.run.foreign import describe
+    from selfaug.run.model_source import check_model
     from selfaug.run.models import Sides, check_origin
     from selfaug.scaling.items import drawn
     from selfaug.scaling.scales import check_scalable, modules_of
@@ -116,7 +117,8 @@ def run(call: Call[Settings]) -> int:
         check_writable(Path(settings.store).expanduser(), "store")
     origin = check_origin(folder, settings.base)
     check_scalable(origin)
-    if origin.quantization is not None and "intruders" in settings.knobs:
+    facts = check_model(origin.base, revision=origin.revision, trust_remote_code=origin.trust_remote_code)
+    if "intruders" in settings.knobs and (origin.quantization is not None or facts.quantization is not None):
         if "knobs" in call.given:
             raise ConfigError(
                 "the base is quantised, and intruder directions are found in its weights",

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from selfaug.common.endpoint import Endpoint, EndpointError
 from selfaug.common.errors import ConfigError, DataError
+from selfaug.common.files import missing_path
 from selfaug.common.fingerprint import file_hash
 from selfaug.common.processes import chunked
+from selfaug.common.terminal import warn
 from selfaug.data.corpus import Corpus, Ranked, passage_text
 from selfaug.data.record import Document, Record
 from selfaug.data.stored import find_or_make
@@ -205,6 +207,11 @@ def _best(scores: Vectors, k: int) -> list[int]:
 
 
 def _loaded(name: str) -> tuple[Path, SentenceTransformer]:
+    folder, hint = Path(name).expanduser(), "name the folder of an embedding model, or a hub name."
+    if folder.is_file():
+        raise ConfigError(f"--retriever {name} is a file", hint)
+    if not folder.exists() and (folder.is_absolute() or name.startswith(".")):
+        raise missing_path("--retriever", name, hint)
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -214,10 +221,15 @@ def _loaded(name: str) -> tuple[Path, SentenceTransformer]:
         ) from None
     from huggingface_hub import snapshot_download
 
-    folder = Path(name).expanduser()
     try:
         if not folder.is_dir():
             folder = Path(snapshot_download(name, ignore_patterns=_OTHER_FORMATS))
+        if not (folder / "modules.json").is_file():
+            warn(
+                f"--retriever {name} has no modules.json of sentence-transformers, which would say how its vectors are "
+                "made, so they are the means of its last hidden states.",
+                "a language model that was not trained for retrieval ranks badly; name an embedding model.",
+            )
         return folder, SentenceTransformer(str(folder), model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from selfaug.common.errors import ConfigError
 from selfaug.common.fingerprint import file_hash
+from selfaug.common.store import writing
 
 __all__ = ["NAME", "fetch"]
 
@@ -36,15 +38,17 @@ def fetch(folder: str | Path | None = None) -> Path:
 
     Raises:
         ConfigError: If the package cannot be downloaded or is not the expected one, or `gguf` is not installed.
+        DiskError: If the folder cannot be written.
     """
     cache = Path(os.environ.get("SELFAUG_CACHE") or "~/.cache/selfaug")
     target = Path(folder or cache / "models" / "smollm2-135m-instruct").expanduser()
     if (target / "model.safetensors").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if find_spec("gguf") is None:
+        raise ConfigError("the package gguf is not installed: it reads the weights", "pip install gguf.")
     # The model is converted in a temporary folder and then moved, so that an interrupted or a parallel fetch leaves no
     # incomplete one.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
+    with writing(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
         gguf = _download(Path(work))
         converted = _convert(gguf, Path(work) / "converted")
         try:
@@ -80,10 +84,6 @@ def _download(work: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> Path:
-    try:
-        import gguf as _  # noqa: F401
-    except ImportError:
-        raise ConfigError("the package gguf is not installed: it reads the weights", "pip install gguf.") from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -49,14 +49,16 @@ def _trackio_run(callback: Any, folder: Path) -> _Entry:
     return {"project": run.project, "name": run.name, "space_id": variables.current_space_id.get()}
 
 
-def _wandb_run(callback: Any, folder: Path) -> _Entry:
+def _wandb_run(callback: Any, folder: Path) -> _Entry | None:
     run = _package("wandb").run
+    if run.disabled:  # by WANDB_MODE; what is measured later must not open a run in its place
+        return None
     return {
         "id": run.id,
         "project": run.project,
         "entity": run.entity or None,
         "mode": "offline" if run.offline else None,
-        "dir": run.settings.root_dir,
+        "dir": str(Path(run.settings.root_dir).resolve()),
     }
 
 
@@ -104,7 +106,7 @@ def _to_mlflow(entry: _Entry, folder: Path, numbers: Mapping[str, float], step: 
         client.log_metric(entry["run_id"], re.sub(r"[^\w\-. :/]", "_", name), number, step=step)
 
 
-_OPENED: Mapping[str, tuple[str, Callable[[Any, Path], _Entry]]] = {
+_OPENED: Mapping[str, tuple[str, Callable[[Any, Path], _Entry | None]]] = {
     "tensorboard": ("TensorBoardCallback", _tensorboard_run),
     "trackio": ("TrackioCallback", _trackio_run),
     "wandb": ("WandbCallback", _wandb_run),
@@ -130,8 +132,9 @@ def remember(folder: RunFolder, callbacks: Sequence[Any]) -> None:
     known = json_of_ours(folder.trackers) or {}
     for name, (kind, run_of) in _OPENED.items():
         callback = next((one for one in callbacks if type(one).__name__ == kind), None)
-        if callback is not None:
-            known[name] = run_of(callback, folder.path)
+        entry = None if callback is None else run_of(callback, folder.path)
+        if entry is not None:
+            known[name] = entry
     if known:
         write_durably(folder.trackers, json.dumps(known, indent=2) + "\n")
 

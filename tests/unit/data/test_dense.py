@@ -17,7 +17,7 @@ from selfaug.cli.main import main
 from selfaug.common.endpoint import Endpoint, EndpointError
 from selfaug.common.errors import DataError
 from selfaug.data.corpus import Corpus
-from selfaug.data.dense import DenseCorpus, ServedEmbedder
+from selfaug.data.dense import DenseCorpus, LocalEmbedder, ServedEmbedder
 from selfaug.data.record import Document
 from tests.server import Server
 
@@ -188,6 +188,14 @@ def test_prepare_retrieves_as_the_model_ranks(
             assert found == pytest.approx(dict(list(best.items())[:3]), abs=1e-5)
 
 
+@pytest.mark.nightly  # its libraries take ten seconds to import
+def test_a_model_that_was_not_made_for_retrieval_is_told(real_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LocalEmbedder(str(real_model))
+    assert "modules.json" not in capsys.readouterr().err
+    LocalEmbedder(str(real_model.parent / "bert"))
+    assert "bert has no modules.json of sentence-transformers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -196,6 +204,8 @@ def test_prepare_retrieves_as_the_model_ranks(
         (["--retriever_model", "m"], "given together"),
         (["--retriever", "m", "--retriever_url", "http://x/v1", "--retriever_model", "m"], "both name"),
         (["--retriever_url", "x", "--retriever_model", "m"], "no http address"),
+        (["--retriever", "./no-such"], "--retriever './no-such' does not exist"),
+        (["--retriever", __file__], "is a file"),
         pytest.param(["--retriever", "no/such-model"], "no embedding model could be loaded", marks=pytest.mark.nightly),
     ],
 )
