@@ -297,7 +297,7 @@ def test_the_search_does_not_rely_on_a_gain_that_grows_with_the_scale() -> None:
 
 
 def test_limits_that_name_nothing_are_refused() -> None:
-    parts = {"task": ("task", "task"), "text:news": ("news", "general")}
+    parts = {"task": ("task", "task"), "text:news": ("news", "general"), "general:quick": ("quick", "general")}
     rule = parse_rule("max-drop", "general=2pt")
     check_rules([rule, parse_rule("max-drop", "text:news=0.1"), parse_rule("min-gain", "task:f1=0")], "task:f1", parts)
     with pytest.raises(ConfigError, match="no limit"):
@@ -308,6 +308,8 @@ def test_limits_that_name_nothing_are_refused() -> None:
         check_rules([rule], "task", {"task": ("task", "task")})
     with pytest.raises(ConfigError, match="--score taks:f1: nothing"):
         check_rules([rule], "taks:f1", parts)
+    with pytest.raises(ConfigError, match=r"general=2pt: text:news is measured in nats a token, and not in points"):
+        check_rules([rule], "task", {name: parts[name] for name in ("task", "text:news")})
 
 
 # --- the error of the test that stops early --------------------------------------------------------------------------
