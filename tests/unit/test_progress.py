@@ -147,9 +147,13 @@ def test_a_terminal_gets_a_bar_with_the_time_left_and_colours_only_if_wanted(
     assert bool(re.search(r"\x1b\[[0-9;]*3\d", text)) is (no_color is None)
 
 
-def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("JPY_PARENT_PID", "1")])
+def test_a_dumb_terminal_and_a_notebook_get_lines(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    assert Screen().bars is not None
+    monkeypatch.setenv(name, value)
     assert Screen().bars is None
 
 

@@ -1,7 +1,7 @@
 """Progress on stderr: the share of work that is done, and an estimate of the remaining time.
 
-On a terminal it is a bar, elsewhere plain lines. The first line follows the first unit of work that took noticeable
-time, later ones come at growing intervals, so that a log of days has some hundred lines.
+On a terminal it is a bar, elsewhere and in notebooks plain lines. The first line follows the first unit of work that
+took noticeable time, later ones come at growing intervals, so that a log of days has some hundred lines.
 """
 
 from __future__ import annotations
@@ -161,7 +161,9 @@ class Screen:
     def __init__(self, *, wants_bars: bool = True, transient: bool = True, clock: Clock = time.monotonic) -> None:
         self.clock = clock
         stream = talk()
-        drawn = wants_bars and is_main() and stream.isatty() and os.environ.get("TERM") != "dumb"
+        # A notebook gives `!command` a pseudo-terminal, and keeps every bar that is drawn as a line of output.
+        plain = os.environ.get("TERM") == "dumb" or "JPY_PARENT_PID" in os.environ
+        drawn = wants_bars and is_main() and stream.isatty() and not plain
         self.bars: Progress | None = _bars(stream, transient) if drawn else None
 
     def start(self) -> None:
