@@ -26,6 +26,7 @@ from selfaug.common.errors import ConfigError, nearest
 from selfaug.common.options import option
 from selfaug.common.progress import counting, span
 from selfaug.common.terminal import emit, say
+from selfaug.run.folder import SCALE
 
 if TYPE_CHECKING:
     from selfaug.common.store import Store
@@ -37,9 +38,8 @@ if TYPE_CHECKING:
     from selfaug.scaling.scales import Scales
     from selfaug.scaling.search import Bench, Trial
 
-__all__ = ["COMMAND", "TRIED", "Settings", "check_settings", "rules_of", "run"]
+__all__ = ["COMMAND", "Settings", "check_settings", "rules_of", "run"]
 
-TRIED = "scale.json"
 KNOBS = ("uniform", "groups", "intruders")
 _GROUPS = 16
 
@@ -139,7 +139,7 @@ def run(call: Call[Settings]) -> int:
     modules = modules_of(origin.final)
     grid = sorted(set(settings.scales), reverse=True)
     known = _Known(
-        folder.path / TRIED, _head(settings, rules, origin, batches, looks, call.argv), _most_trials(settings, grid)
+        folder.path / SCALE, _head(settings, rules, origin, batches, looks, call.argv), _most_trials(settings, grid)
     )
     bench = Bench(
         partial(_measured, sides, store, settings), batches, rules, settings.score, looks, settings.seed, known.add
@@ -237,7 +237,7 @@ def _check_output(out: Path, folder: RunFolder, origin: Origin, *, overwrite: bo
     own = (folder.path.resolve(), origin.final.resolve())
     if any(one == out.resolve() or one.is_relative_to(out.resolve()) for one in own):
         raise ConfigError(f"output_dir {out} holds the adapter that is scaled", "name another folder.")
-    ours = [path.name for path in out.iterdir()] if (out / TRIED).is_file() and (out / ADAPTER_CONFIG).is_file() else []
+    ours = [path.name for path in out.iterdir()] if (out / SCALE).is_file() and (out / ADAPTER_CONFIG).is_file() else []
     check_free(out, ours=ours, overwrite=overwrite)
 
 
@@ -417,7 +417,7 @@ def _write(sides: Sides, scales: Scales, out: Path, tried: Path) -> None:
         tolerance = (0.02 if model.dtype.itemsize == 2 else 1e-4) * float(wanted.abs().max())
         if not distance <= tolerance:
             raise AssertionError(f"the adapter as read back is not the one measured: logits differ by {distance:.3g}")
-        shutil.copyfile(tried, folder / TRIED)
+        shutil.copyfile(tried, folder / SCALE)
         open_to_others(folder)
 
 

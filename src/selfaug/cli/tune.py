@@ -23,6 +23,7 @@ from selfaug.cli.outputs import check_free, check_writable
 from selfaug.common.errors import ConfigError, UserError
 from selfaug.common.options import REQUIRED, option
 from selfaug.common.terminal import emit, say
+from selfaug.run.folder import SCALE
 
 if TYPE_CHECKING:
     from selfaug.cli import scale
@@ -146,7 +147,7 @@ def _check_scaling(settings: Settings, adapter: Path, trained: Trained) -> float
     from selfaug.scaling.scales import check_lora
     from selfaug.scaling.search import check_rules
 
-    if not (adapter / scale.TRIED).is_file():
+    if not (adapter / SCALE).is_file():
         check_free(adapter, ours=(), overwrite=False)
     scaling = _scaling(settings, Path("run"), adapter).settings
     scale.check_settings(scaling)
@@ -220,7 +221,7 @@ def _scaled(settings: Settings, run: Path, adapter: Path) -> int:
     """Scale a run until it keeps the limits, and return the exit code."""
     from selfaug.cli import scale
 
-    if (adapter / scale.TRIED).is_file():
+    if (adapter / SCALE).is_file():
         shutil.rmtree(adapter)  # of an earlier call, whose limits may have been others
     return scale.run(_scaling(settings, run, adapter))
 

@@ -22,19 +22,17 @@ if TYPE_CHECKING:
     from selfaug.run.foreign import Foreign
 
 __all__ = [
-    "ADAPTER_CONFIG", "CONFIG", "DESCRIPTION", "MAY_DIFFER", "REPORT", "RESULTS", "SHIFT", "RunFolder",
+    "ADAPTER_CONFIG", "CONFIG", "DESCRIPTION", "MAY_DIFFER", "REPORT", "RESULTS", "SCALE", "SHIFT", "RunFolder",
     "config_differences",
 ]  # fmt: skip
 
-CONFIG, RESULTS, SHIFT, REPORT = "config.yaml", "results.json", "shift.json", "report.html"
+CONFIG, RESULTS, SHIFT, SCALE, REPORT = "config.yaml", "results.json", "shift.json", "scale.json", "report.html"
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's name of the file with an adapter's settings."""
 DESCRIPTION = "measured.json"
 """File of a folder of measurements that says of which model of another trainer they are."""
 
-_FILES = (
-    CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, REPORT, "trackers.json", "scale.json",
-)  # fmt: skip
+_FILES = (CONFIG, "manifest.json", "log.jsonl", RESULTS, "samples.jsonl", SHIFT, SCALE, REPORT, "trackers.json")
 _FOLDERS = ("checkpoints", "adapter", "model", "evaluation")
 
 MAY_DIFFER = frozenset(
