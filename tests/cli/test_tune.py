@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from selfaug.cli.main import main
+from selfaug.common.errors import ConfigError
 from tests.cli.conftest import Cli, study_files
 from tests.cli.test_compare import in_forks
 from tests.models import save_tiny
@@ -176,6 +177,31 @@ def test_mistakes_are_told_before_any_training(
     assert says in err
     assert "hint:" in err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "allowed"),
+    [
+        (("--max_drop", "text:texts=3", "--max_drop", "general=0.5"), 0.5),
+        (("--max_drop", "text:texts=3", "--max_drop", "task:answer_nll=0.01"), 3.0),
+        (("--max_drop", "text:texts=3", "--min_gain", "task:answer_nll=0.01"), 3.0),
+        (("--max_drop", "text:texts=50%"), 0.05),
+        (("--max_drop", "text:texts=3", "--allowed_shift", "0.2"), 0.2),
+    ],
+)
+def test_limits_on_texts_in_nats_alone_say_which_shift_is_allowed(
+    words: list[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: list[str], allowed: float
+) -> None:
+    given: list[float] = []
+
+    def best(found: Any, count: int, shift: float) -> Any:
+        given.append(shift)
+        raise ConfigError("enough", "none")
+
+    played(monkeypatch, model)
+    monkeypatch.setattr("selfaug.study.ladder.best", best)
+    assert main([*words, *limits, "--output_dir", str(tmp_path / "out")]) == 2
+    assert given == [allowed]
 
 
 def test_an_adapter_of_somebody_else_is_no_place_for_the_result(
